@@ -1,0 +1,34 @@
+# Each target makes the virtual environment that it needs, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/ready-demo
+	$(BIN)/python pipelines_examples/demo.py
+
+test: $(VENV)/ready-test lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready-test
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+$(VENV)/ready-demo: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[training]' scikit-learn
+	touch $@
+
+$(VENV)/ready-test: $(VENV)/ready-demo
+	$(PIP) --editable '.[training,likelihood,test,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output

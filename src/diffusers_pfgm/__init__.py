@@ -1,0 +1,43 @@
+"""Poisson flow generative models (PFGM, PFGM++) for diffusers."""
+
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers loads schedulers only from where it is
+
+from .losses import FieldObjective, LossOutput, PerturbationObjective
+from .physics import (
+    ChargeField,
+    Charges,
+    Hyperparameters,
+    Parameterization,
+    PoissonKernel,
+    normalized_field,
+    perturb,
+    posterior_mean,
+    recommend_hyperparameters,
+)
+from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
+from .scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
+
+__version__ = "0.1.0"
+
+# Published models name this module, not the file in it, so that moving a file breaks none of them.
+PoissonFlowScheduler.__module__ = __name__
+
+__all__ = [
+    "ChargeField",
+    "Charges",
+    "FieldObjective",
+    "Hyperparameters",
+    "LossOutput",
+    "PFGMPipeline",
+    "PFGMPipelineOutput",
+    "Parameterization",
+    "PerturbationObjective",
+    "PoissonFlowScheduler",
+    "PoissonFlowSchedulerOutput",
+    "PoissonKernel",
+    "SchedulerMixin",
+    "normalized_field",
+    "perturb",
+    "posterior_mean",
+    "recommend_hyperparameters",
+]

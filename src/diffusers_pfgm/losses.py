@@ -1,0 +1,156 @@
+r"""Training objectives: what a Poisson flow network learns, as objects that take a model and a batch.
+
+- `FieldObjective`, PFGM (arXiv 2209.11178, Algorithm 1): perturbed points regress the normalised field of a larger batch of
+  charges. Its target is almost free of noise, but needs those charges, and D = 1.
+- `PerturbationObjective`, PFGM++ (arXiv 2302.04265, eq. 10): each point regresses its own origin, for any D including ∞
+  (denoising score matching). No charges, a noisier target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .physics.charges import Charges, check_finite
+from .physics.field import normalized_field
+from .physics.hyperparameters import Hyperparameters, perturb
+from .physics.kernel import Generators, PoissonKernel, draw
+from .physics.parameterization import Parameterization
+
+BAND_EDGES = (0.01, 0.1, 1.0, 10.0)  # of σ, in data units: a factor of ten each
+
+
+@dataclass
+class LossOutput:
+    """A loss, and what there is to log about it.
+
+    Attributes:
+        loss: (), the batch's mean, to call `backward` on.
+        per_sample: (B,), detached.
+        sigma: (B,), the height of each sample, in data units.
+    """
+
+    loss: torch.Tensor
+    per_sample: torch.Tensor
+    sigma: torch.Tensor
+
+    def bands(self) -> dict[str, float]:
+        """Mean loss by band of σ, such as {"loss/sigma_0.1_1": 0.02}; bands without a sample are left out.
+
+        Reads from the device, so call it only when you log.
+        """
+        index = torch.bucketize(self.sigma.float().cpu(), torch.tensor(BAND_EDGES))
+        losses, edges = self.per_sample.float().cpu(), ("0", *map(str, BAND_EDGES), "inf")
+        return {
+            f"loss/sigma_{edges[band]}_{edges[band + 1]}": losses[index == band].mean().item()
+            for band in index.unique().tolist()
+        }
+
+
+def _mean_squares(error: torch.Tensor, sigma: torch.Tensor) -> LossOutput:
+    per_sample = error.flatten(1).square().mean(1)
+    return LossOutput(per_sample.mean(), per_sample.detach(), sigma)
+
+
+class FieldObjective:
+    """The paper's objective: mean squared error to the normalised field of the charges, at D = 1.
+
+    Args:
+        hyperparameters: of the perturbation, from `recommend_hyperparameters`.
+        gamma: γ of the normalised field, in data units.
+
+    Example:
+        >>> data = torch.rand(16, 1, 4, 4)
+        >>> objective = FieldObjective(recommend_hyperparameters(data_norm=2.3, data_dim=16))
+        >>> model = ChargeField(data)  # the exact field, which the objective must find flawless
+        >>> float(objective(model, data[:4], charges=data).loss) < 1e-10
+        True
+    """
+
+    def __init__(self, hyperparameters: Hyperparameters, gamma: float = 5.0) -> None:
+        self.hyperparameters = hyperparameters
+        self.parameterization = Parameterization("field", gamma)
+
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        clean: torch.Tensor,
+        charges: torch.Tensor | Charges | None = None,
+        generator: Generators = None,
+        **model_kwargs: Any,
+    ) -> LossOutput:
+        """Loss of `model` on a batch.
+
+        Args:
+            model: called as `model(x, z, **model_kwargs).sample`, returns C + 1 channels.
+            clean: (B, C, *), the points to perturb.
+            charges: (K, C, *) with K ≥ B as a rule, the larger batch whose field is learned; `clean` by default.
+            generator: one generator, or a list of B of them.
+
+        Raises:
+            ValueError: if `clean` or `charges` hold NaN or infinity (by index), or the output has the wrong shape.
+        """
+        check_finite("clean", clean)
+        x, z = perturb(clean, self.hyperparameters, generator=generator)
+        target = normalized_field(x, z, clean if charges is None else charges, self.parameterization.gamma)
+        output = model(x, z, **model_kwargs).sample
+        self.parameterization.check_output(output, clean)
+        v_x, v_z = output[:, :-1].flatten(1), output[:, -1:].flatten(1).mean(1, keepdim=True)
+        return _mean_squares(torch.cat([v_x, v_z], dim=1).float() - target, z)
+
+
+class PerturbationObjective:
+    """The perturbation objective of PFGM++ for any D: regress the clean point from its perturbation.
+
+    σ is log-normal as in EDM (arXiv 2206.00364, table 1), whose hyper-parameters carry over by r = σ√D. The error is taken in
+    the network's own output, which with `sigma_data` is EDM's weighting.
+
+    Args:
+        parameterization: any but "field", whose target one point alone does not make.
+        aug_dim: D; None for ∞.
+        p_mean: mean of ln σ.
+        p_std: standard deviation of ln σ.
+
+    Raises:
+        ValueError: for "field".
+    """
+
+    def __init__(
+        self,
+        parameterization: Parameterization,
+        aug_dim: float | None = 1.0,
+        p_mean: float = -1.2,
+        p_std: float = 1.2,
+    ) -> None:
+        if parameterization.prediction_type == "field":
+            raise ValueError(
+                "prediction_type 'field' needs the field of many charges: use `FieldObjective`, or another type here."
+            )
+        self.parameterization, self.kernel = parameterization, PoissonKernel(aug_dim)
+        self.p_mean, self.p_std = p_mean, p_std
+
+    def __call__(
+        self, model: Callable[..., Any], clean: torch.Tensor, generator: Generators = None, **model_kwargs: Any
+    ) -> LossOutput:
+        """Loss of `model`, called as `model(c_in x, c_noise, **model_kwargs).sample`, on `clean` (B, C, *).
+
+        Raises:
+            ValueError: if `clean` holds NaN or infinity (by index), or the output has the wrong shape.
+        """
+        check_finite("clean", clean)
+        normal = draw(
+            lambda shape, gen, device: torch.randn(shape, generator=gen, device=device),
+            (clean.shape[0],),
+            generator,
+            clean.device,
+        )
+        sigma = (self.p_mean + self.p_std * normal).exp()
+        height = sigma.view(-1, *[1] * (clean.ndim - 1))
+        x = clean + self.kernel.sample(clean.shape, sigma, generator, clean.device, clean.dtype)
+        form = self.parameterization
+        output = model(form.input_scale(height) * x, form.label(sigma), **model_kwargs).sample
+        form.check_output(output, clean)
+        return _mean_squares(output.float() - form.target(clean, x, height), sigma)

@@ -1,0 +1,22 @@
+"""The physics of Poisson flow models on tensors (B, *): torch only, readable without knowing diffusers."""
+
+from .charges import Charges
+from .field import ChargeField, normalized_field, posterior_mean
+from .hyperparameters import Hyperparameters, perturb, recommend_hyperparameters
+from .kernel import PoissonKernel
+from .parameterization import Parameterization
+from .solvers import Step, plan
+
+__all__ = [
+    "ChargeField",
+    "Charges",
+    "Hyperparameters",
+    "Parameterization",
+    "PoissonKernel",
+    "Step",
+    "normalized_field",
+    "perturb",
+    "plan",
+    "posterior_mean",
+    "recommend_hyperparameters",
+]

@@ -1,0 +1,175 @@
+r"""The exact Poisson field of point charges: the training target, and a model that needs no training.
+
+Charges y_i on the plane z = 0 of R^(N+1) make at (x, z) a field along (x − x̂, z), with x̂ the posterior mean of
+`charges.py`. PFGM (arXiv 2209.11178, section 3.2) learns it normalised and reversed, as it is followed towards the data:
+
+    v = √N (x̂ − x, −z) / (‖(x̂ − x, z)‖ + γ).
+
+For large N and γ = 0 each component is of order one; γ > 0 tames the directions close to the charges.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Literal
+
+import torch
+
+from .charges import Charges, check_finite, pull
+from .kernel import check_aug_dim, working_dtype
+
+
+def posterior_mean(
+    x: torch.Tensor,
+    sigma: float | torch.Tensor,
+    charges: torch.Tensor | Charges,
+    aug_dim: float | None = 1.0,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """x̂ = E[y | x, σ], the mean of the charges weighed by their kernels at x.
+
+    Args:
+        x: (B, *), points in data units.
+        sigma: the height σ = r/√D, a number or (B,).
+        charges: (K, *), or `Charges` where they stay the same between calls.
+        aug_dim: D; None for ∞.
+        chunk_size: charges per chunk; by default as many as a budget of 32 MiB holds.
+
+    Returns:
+        x̂ of x's shape and dtype.
+
+    Raises:
+        ValueError: if shapes do not fit, or `x` or `charges` hold NaN or infinity (the index is named).
+
+    Example:
+        >>> charges = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+        >>> posterior_mean(torch.tensor([[0.0, 7.0]]), 0.5, charges)
+        tensor([[0., 0.]])
+    """
+    check_finite("x", x)
+    flat = x.flatten(1)
+    return (flat + pull(flat, _heights(sigma, x), charges, aug_dim, chunk_size)).to(x.dtype).view_as(x)
+
+
+def normalized_field(
+    x: torch.Tensor,
+    z: float | torch.Tensor,
+    charges: torch.Tensor | Charges,
+    gamma: float = 5.0,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """The paper's training target v (arXiv 2209.11178, Algorithm 1), at D = 1.
+
+    Args:
+        x: (B, *), points in data units.
+        z: their heights, a number or (B,).
+        charges: (K, *), or `Charges` where they stay the same between calls.
+        gamma: γ, in data units.
+        chunk_size: charges per chunk; by default as many as a budget of 32 MiB holds.
+
+    Returns:
+        (B, N + 1), the last column along z, in x's dtype.
+
+    Raises:
+        ValueError: if shapes do not fit, or `x` or `charges` hold NaN or infinity (the index is named).
+    """
+    check_finite("x", x)
+    height = _heights(z, x)
+    return _normalize(pull(x.flatten(1), height, charges, 1.0, chunk_size), height, gamma).to(x.dtype)
+
+
+def _heights(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A number, () or (B,) as (B,), beside x and in the working dtype."""
+    return torch.as_tensor(sigma, device=x.device, dtype=working_dtype(x.device)).expand(x.shape[0])
+
+
+def _normalize(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
+    """v from x̂ − x (B, N) and z (B,), in the offset's dtype."""
+    field = torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1)
+    length = (torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma).clamp(min=torch.finfo(field.dtype).tiny)
+    return field * (math.sqrt(offset.shape[1]) / length)
+
+
+@dataclass
+class FieldOutput:
+    """What `ChargeField` returns: `sample`, shaped as a network's output."""
+
+    sample: torch.Tensor
+
+
+class ChargeField(torch.nn.Module):
+    """The exact field of charges, called like `UNet2DModel`: generation without training, and the bench for solvers.
+
+    Args:
+        charges: (K, C, *), for instance images (K, C, H, W) in [-1, 1], or points (K, N).
+        aug_dim: D; None for ∞.
+        prediction_type: what it returns: "field" (C + 1 channels, D = 1 only), "sample" (x̂) or "epsilon" ((x − x̂)/σ).
+        gamma: γ of the normalised field.
+
+    Raises:
+        ValueError: if the charges are empty or not finite, or the options do not fit.
+
+    Example:
+        >>> field = ChargeField(torch.rand(5, 1, 8, 8), prediction_type="sample")
+        >>> field(torch.randn(2, 1, 8, 8), timestep=0.5).sample.shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        charges: torch.Tensor,
+        aug_dim: float | None = 1.0,
+        prediction_type: Literal["field", "sample", "epsilon"] = "field",
+        gamma: float = 5.0,
+    ) -> None:
+        super().__init__()
+        if prediction_type not in ("field", "sample", "epsilon"):
+            raise ValueError(f"`prediction_type` must be 'field', 'sample' or 'epsilon', but is {prediction_type!r}.")
+        if prediction_type == "field" and check_aug_dim(aug_dim) != 1:
+            raise ValueError(
+                f"prediction_type 'field' is the paper's, at `aug_dim` = 1, but `aug_dim` is {aug_dim}. "
+                "Use prediction_type='sample' with another D."
+            )
+        self.aug_dim, self.prediction_type, self.gamma = aug_dim, prediction_type, gamma
+        self.charges = Charges(charges)
+        channels = charges.shape[1]
+        self.config = SimpleNamespace(
+            in_channels=channels,
+            out_channels=channels + (prediction_type == "field"),
+            sample_size=tuple(charges.shape[2:]),
+        )
+        # An empty buffer follows .to() and tells device and dtype; the charges keep their precision.
+        self.register_buffer("_anchor", charges.new_empty(0), persistent=False)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        self.charges = self.charges.to(self._anchor.device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self._anchor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._anchor.dtype
+
+    def forward(
+        self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = True
+    ) -> FieldOutput | tuple[torch.Tensor]:
+        """The field at `sample` (B, C, *) and the height σ = `timestep`, a number, () or (B,)."""
+        flat = sample.flatten(1)
+        sigma = _heights(timestep, sample)
+        offset = pull(flat, sigma, self.charges, self.aug_dim)
+        if self.prediction_type == "field":
+            v = _normalize(offset, sigma, self.gamma)
+            v_z = v[:, -1].view(-1, *[1] * (sample.ndim - 1)).expand(-1, 1, *sample.shape[2:])
+            output = torch.cat([v[:, :-1].view_as(sample), v_z], dim=1)
+        elif self.prediction_type == "sample":
+            output = (flat + offset).view_as(sample)
+        else:
+            output = (-offset / sigma.to(offset.dtype).unsqueeze(1)).view_as(sample)
+        output = output.to(sample.dtype)
+        return FieldOutput(output) if return_dict else (output,)

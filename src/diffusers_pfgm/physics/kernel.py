@@ -1,0 +1,159 @@
+r"""The Poisson kernel: the density that one charge makes on the plane at distance r from the data.
+
+A charge at y in R^N, seen at height r = σ√D in D augmented dimensions, makes the density (PFGM++, arXiv 2302.04265,
+eq. 3)
+
+    p_σ(x | y) ∝ (‖x − y‖² + D σ²)^(−(N+D)/2),
+
+which is the multivariate Student-t with D degrees of freedom and scale σ. Hence a Gaussian scale mixture,
+
+    x = y + σ g √(D / χ²_D),        g ~ N(0, I_N),
+
+exact for any real D > 0 and Gaussian at D = ∞. At D = 1 it is σ g / |ξ| with ξ ~ N(0, 1): the direction of (g, |ξ|) is
+uniform on the hemisphere of R^(N+1), and dividing by |ξ| projects it along its ray onto the plane z = σ. That is the
+prior of PFGM (arXiv 2209.11178, section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def check_aug_dim(aug_dim: float | None) -> float:
+    """D as a float, where None stands for ∞ (a config keeps strict JSON). Raises ValueError unless D > 0."""
+    value = math.inf if aug_dim is None else float(aug_dim)
+    if not value > 0:
+        raise ValueError(
+            f"`aug_dim` must be a number > 0, or None for infinity, but is {aug_dim}. Use 1.0 for PFGM, "
+            "a larger number for PFGM++ and None for a diffusion model."
+        )
+    return value
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on MPS, which has no wider type."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def draw(
+    sampler: Callable[[tuple[int, ...], torch.Generator | None, torch.device], torch.Tensor],
+    shape: tuple[int, ...],
+    generator: Generators,
+    device: torch.device,
+) -> torch.Tensor:
+    """Call `sampler(shape, generator, device)`, once per row for a list of generators.
+
+    As in diffusers, a CPU generator draws on the CPU wherever the result goes, and MPS always draws on the CPU, so that a
+    seed means the same numbers everywhere.
+
+    Raises:
+        ValueError: if a list of generators has another length than the batch.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        source = torch.device("cpu") if source.type == "mps" else source
+        return sampler(shape, generator, source).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(
+            f"`generator` is a list of {len(generator)}, but the batch has {shape[0]} samples. "
+            "Pass one generator, or one for each sample."
+        )
+    return torch.cat([draw(sampler, (1, *shape[1:]), one, device) for one in generator])
+
+
+class PoissonKernel:
+    """The Student-t kernel of a charge in D augmented dimensions.
+
+    Args:
+        aug_dim: D, any real number > 0; None or `math.inf` for the Gaussian limit.
+
+    Raises:
+        ValueError: if D is not positive.
+
+    Reference:
+        Xu et al., PFGM++: Unlocking the Potential of Physics-Inspired Generative Models, arXiv 2302.04265, eq. 3.
+
+    Example:
+        >>> kernel = PoissonKernel(aug_dim=1.0)
+        >>> noise = kernel.sample((4, 3, 8, 8), sigma=40.0, generator=torch.Generator().manual_seed(0))
+        >>> noise.shape, kernel.log_prob(noise, 40.0).shape
+        (torch.Size([4, 3, 8, 8]), torch.Size([4]))
+    """
+
+    def __init__(self, aug_dim: float | None = 1.0) -> None:
+        self.aug_dim = check_aug_dim(aug_dim)
+
+    def __repr__(self) -> str:
+        return f"PoissonKernel(aug_dim={self.aug_dim})"
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        sigma: float | torch.Tensor = 1.0,
+        generator: Generators = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """Draw x − y, in the units of the data.
+
+        Args:
+            shape: (B, *), one independent radius for each of the B rows.
+            sigma: the scale σ = r/√D, a number or (B,).
+            generator: one generator, or a list of B of them.
+            device: where the result lies.
+            dtype: of the result. Draws are made in float32, or in `dtype` if that is wider.
+
+        Returns:
+            Tensor of `shape`. Draws beyond `dtype`'s largest number (they exist for small D) are clamped to it.
+
+        Raises:
+            ValueError: if a list of generators has another length than B.
+        """
+        shape, device, dtype = tuple(shape), torch.device(device or "cpu"), dtype or torch.get_default_dtype()
+        wide = torch.promote_types(dtype, torch.float32)
+
+        def mixture(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+            gaussian = torch.randn(shape, generator=generator, device=device, dtype=wide)
+            if math.isinf(self.aug_dim):
+                return gaussian
+            half = torch.full((shape[0], *[1] * (len(shape) - 1)), self.aug_dim / 2, device=device, dtype=wide)
+            chi2 = 2 * torch._standard_gamma(half, generator=generator)
+            return gaussian * (self.aug_dim / chi2.clamp(min=torch.finfo(wide).tiny)).sqrt()
+
+        if isinstance(sigma, torch.Tensor):
+            sigma = sigma.to(device, wide).reshape(-1, *[1] * (len(shape) - 1))
+        limit = torch.finfo(dtype).max
+        return (sigma * draw(mixture, shape, generator, device)).clamp(-limit, limit).to(dtype)
+
+    def log_prob(self, x: torch.Tensor, sigma: float | torch.Tensor = 1.0) -> torch.Tensor:
+        """Log-density of x − y in nats, normalised over R^N.
+
+        Args:
+            x: (B, *), the displacement from the charge.
+            sigma: the scale, a number or (B,).
+
+        Returns:
+            (B,), computed in float64 where the device has it, in x's dtype.
+        """
+        flat = x.flatten(1).to(working_dtype(x.device))
+        scale = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device)
+        dim, squares = flat.shape[1], flat.square().sum(1) / scale.square()
+        if math.isinf(self.aug_dim):
+            log_density = -squares / 2 - dim / 2 * math.log(2 * math.pi)
+        else:
+            log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * torch.log1p(squares / self.aug_dim)
+        return (log_density - dim * scale.log()).to(x.dtype)
+
+    def _log_constant(self, dim: int) -> float:
+        """log Γ((N+D)/2) − log Γ(D/2) − (N/2) log(Dπ)."""
+        a, h = self.aug_dim / 2, dim / 2
+        if a < 1e4:
+            return math.lgamma(a + h) - math.lgamma(a) - h * math.log(2 * a * math.pi)
+        # Stirling's series for the difference: two log Γ of this size would cancel to nothing as D → ∞.
+        ratio = (a + h - 0.5) * math.log1p(h / a) - h + (1 / (a + h) - 1 / a) / 12
+        return ratio - h * math.log(2 * math.pi)

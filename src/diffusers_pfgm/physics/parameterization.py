@@ -1,0 +1,141 @@
+r"""What a network predicts, and the posterior mean x̂ that it stands for.
+
+Whatever follows a network (solver, loss, likelihood) works on x̂ = E[y | x, σ] alone; here is the one place where x̂ is read
+from an output F, and where an output's target is made. With σ the height, at D = 1 the paper's z:
+
+    field           F = √N (x̂ − x, −z) / (‖(x̂ − x, z)‖ + γ), C + 1 channels       PFGM, arXiv 2209.11178, section 3.2
+    sample          x̂ = F
+    epsilon         x̂ = x − σ F, so that F = dx/dσ
+    v_prediction    x̂ = x / (1 + σ²) − σ F / √(1 + σ²)                             arXiv 2202.00512, appendix D
+
+Plain, a network sees x and σ. With `sigma_data` it is preconditioned as in EDM (arXiv 2206.00364, table 1), which PFGM++
+(arXiv 2302.04265, section 4) carries over to any D by r = σ√D: it sees x / √(σ² + σ_d²) and ln(σ) / 4, and
+
+    epsilon         x̂ = σ_d² x / (σ² + σ_d²) + σ σ_d F / √(σ² + σ_d²)              v_prediction: the same with −F
+
+The field's x̂. Away from the plane the direction tells it, x̂ = x − z F_x / F_z. Near the plane F_z is too small to divide
+by, but the length remains: with p = ‖F_x‖/√N, the distance a = ‖x̂ − x‖ solves a = p (√(a² + z²) + γ), so
+
+    a = p (γ + √(γ² p² + z² (1 − p²))) / (1 − p²),        x̂ = x + a F_x / ‖F_x‖.
+
+The reference approximates this (its Appendix B.2.3); both agree on an exact field.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+PREDICTION_TYPES = ("field", "sample", "epsilon", "v_prediction")
+
+Scalar = TypeVar("Scalar", float, torch.Tensor)  # a number, or a tensor that broadcasts against x
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """Reads x̂ from a network's output, and makes the target that a network learns.
+
+    Args:
+        prediction_type: "field", "sample", "epsilon" or "v_prediction".
+        gamma: γ of the field, in data units.
+        sigma_data: EDM's preconditioning for data of this standard deviation; None for a plain network.
+
+    Raises:
+        ValueError: if an argument is not one of these.
+    """
+
+    prediction_type: str = "field"
+    gamma: float = 5.0
+    sigma_data: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, but is {self.prediction_type!r}.")
+        if not self.gamma >= 0:
+            raise ValueError(f"`gamma` must be a number >= 0, but is {self.gamma}.")
+        if self.sigma_data is not None and not self.sigma_data > 0:
+            raise ValueError(f"`sigma_data` must be a number > 0 or None, but is {self.sigma_data}.")
+
+    def output_channels(self, channels: int) -> int:
+        """Channels that a network must return for data of `channels`: one more for the field's z."""
+        return channels + 1 if self.prediction_type == "field" else channels
+
+    def check_output(self, output: torch.Tensor, x: torch.Tensor) -> None:
+        """Raise a ValueError that says what is wrong if `output` cannot belong to `x`."""
+        expected = (x.shape[0], self.output_channels(x.shape[1]), *x.shape[2:])
+        if output.shape != expected:
+            raise ValueError(
+                f"`model_output` must have the shape {expected} for prediction_type {self.prediction_type!r}, but has "
+                f"{tuple(output.shape)}. A network for 'field' returns one channel more than the data, for any other "
+                "type as many: set `out_channels` of the network or `prediction_type` of the scheduler."
+            )
+
+    def input_scale(self, sigma: Scalar) -> Scalar | float:
+        """c_in: a network sees c_in x."""
+        return 1.0 if self.sigma_data is None else (sigma**2 + self.sigma_data**2) ** -0.5
+
+    def label(self, sigma: Scalar) -> Scalar | float:
+        """c_noise: the timestep that a network sees."""
+        if self.sigma_data is None:
+            return sigma
+        return (sigma.log() if isinstance(sigma, torch.Tensor) else math.log(sigma)) / 4
+
+    def sigma(self, label: Scalar) -> Scalar | float:
+        """The inverse of `label`."""
+        if self.sigma_data is None:
+            return label
+        return (4 * label).exp() if isinstance(label, torch.Tensor) else math.exp(4 * label)
+
+    def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        """x̂ from a network's output.
+
+        Args:
+            output: (B, C', *), see `output_channels`.
+            x: (B, C, *), in data units (not scaled by `input_scale`).
+            sigma: the height, a number or (B, 1, ...), broadcast against x.
+
+        Returns:
+            x̂ (B, C, *).
+        """
+        if self.prediction_type == "field":
+            return self._denoised_field(output[:, :-1], output[:, -1:], x, sigma)
+        c_skip, c_out = self._coefficients(sigma)
+        return c_out * output if self.prediction_type == "sample" else c_skip * x + c_out * output
+
+    def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The output F that stands for x̂ = `denoised`; all but "field", whose target is `normalized_field`."""
+        c_skip, c_out = self._coefficients(sigma)
+        return (denoised - c_skip * x) / c_out
+
+    def _coefficients(self, sigma: Scalar) -> tuple[Scalar | float, Scalar | float]:
+        """c_skip and c_out in x̂ = c_skip x + c_out F."""
+        if self.prediction_type == "sample":
+            return 0.0, 1.0
+        sign = 1.0 if self.prediction_type == "epsilon" else -1.0
+        if self.sigma_data is not None:
+            total = sigma**2 + self.sigma_data**2
+            return self.sigma_data**2 / total, sign * self.sigma_data * sigma / total**0.5
+        if self.prediction_type == "epsilon":
+            return 1.0, -sigma
+        return 1 / (1 + sigma**2), -sigma / (1 + sigma**2) ** 0.5
+
+    def _denoised_field(
+        self, v_x: torch.Tensor, v_z: torch.Tensor, x: torch.Tensor, z: float | torch.Tensor
+    ) -> torch.Tensor:
+        dims, root_n = tuple(range(1, x.ndim)), math.sqrt(v_x[0].numel())
+
+        def far() -> torch.Tensor:
+            # The bounds here and in near() only keep a poor network's x̂ finite: a field within 1e5 z never meets them.
+            return -z / v_z.mean(dims, keepdim=True).clamp(max=-1e-5 * root_n)
+
+        def near() -> torch.Tensor:
+            p_squared = v_x.square().mean(dims, keepdim=True).clamp(max=1 - 1e-6)
+            rest = 1 - p_squared
+            return (self.gamma + (self.gamma**2 * p_squared + z**2 * rest).sqrt()) / (root_n * rest)
+
+        if isinstance(z, torch.Tensor):
+            return x + v_x * torch.where(z < self.gamma, near(), far())
+        return x + v_x * (near() if z < self.gamma else far())

@@ -1,0 +1,117 @@
+r"""Solvers of the backward ODE, anchored in z, as tables of coefficients.
+
+Along a field line dx/dσ = (x − x̂)/σ (PFGM, arXiv 2209.11178, eq. 6; PFGM++, arXiv 2302.04265, eq. 8). In λ = −log σ
+this is dx/dλ = x̂ − x, linear but for x̂, and solved over a step h = λ' − λ by
+
+    x' = e^(−h) x + ∫₀^h e^(s−h) x̂(λ + s) ds,        e^(−h) = σ'/σ.
+
+Every solver here replaces x̂ by what it has seen of it, so that each network call ends in one linear combination,
+
+    x' = keep · x + Σ_j weights[j] · x̂_j,        j = 0 the newest x̂,
+
+whose numbers depend on the σ's alone and are known before the run.
+
+- **euler**: x̂ constant; equal to Euler's method in σ.
+- **heun**: the trapezoid rule in σ (EDM, arXiv 2206.00364, algorithm 1), two calls a step, one for the last.
+- **multistep**: x̂ a polynomial in λ through the latest `order` values (exponential Adams-Bashforth; at D = ∞ and
+  order 2 DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the step that led here is redone through the x̂ that has
+  just been computed (exponential Adams-Moulton, as in UniPC, arXiv 2302.04867), without a further call and with one
+  more order of accuracy. As both share e^(−h) x, redoing it adds only multiples of known x̂'s.
+
+The last step, to σ = 0, is x' = x̂ for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+SOLVERS = ("multistep", "heun", "euler")
+MAX_ORDER = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network call at height `sigma`, and the combination that follows it."""
+
+    sigma: float
+    keep: float
+    weights: tuple[float, ...]
+
+    def __call__(self, x: torch.Tensor, denoised: Sequence[torch.Tensor]) -> torch.Tensor:
+        """x' from x and the x̂'s so far, newest first."""
+        x = self.keep * x if self.keep else 0.0
+        for weight, value in zip(self.weights, denoised, strict=False):
+            x = x + weight * value
+        return x
+
+
+def plan(
+    sigmas: Sequence[float], solver: str = "multistep", order: int = MAX_ORDER, use_corrector: bool = True
+) -> list[Step]:
+    """The steps of a run, one for each network call.
+
+    Args:
+        sigmas: σ_0 > σ_1 > ... > σ_n ≥ 0, the heights to pass, n ≥ 1.
+        solver: "multistep", "heun" or "euler".
+        order: of "multistep", 1 to 3; lower for the first steps, which have no past.
+        use_corrector: of "multistep".
+
+    Returns:
+        n steps, or 2n − 1 for "heun" (2n if σ_n > 0).
+    """
+    if solver == "heun":
+        return [step for pair in zip(sigmas[:-1], sigmas[1:], strict=True) for step in _heun(*pair)]
+    if solver == "euler":
+        order, use_corrector = 1, False
+    lambdas = [-math.log(sigma) if sigma else math.inf for sigma in sigmas]
+    return [_multistep(sigmas[i], lambdas, i, order, use_corrector) for i in range(len(sigmas) - 1)]
+
+
+def _heun(sigma: float, target: float) -> list[Step]:
+    euler = Step(sigma, target / sigma, (1 - target / sigma,))
+    if target == 0:
+        return [euler]
+    # From the Euler point x_e: x_e + (σ' − σ)/2 · (dx/dσ(x_e) − dx/dσ(x)), where (x − x̂)/σ = (x_e − x̂)/σ'.
+    half = (sigma - target) / (2 * target)
+    return [euler, Step(target, 1.0, (half, -half))]
+
+
+def _multistep(sigma: float, lambdas: Sequence[float], i: int, order: int, use_corrector: bool) -> Step:
+    keep = math.exp(lambdas[i] - lambdas[i + 1])
+    if keep == 0:
+        return Step(sigma, 0.0, (1.0,))
+    weights = [0.0] * (order + 1)
+    for j, weight in enumerate(_adams(lambdas, i, range(i, max(i - order, -1), -1))):
+        weights[j] += weight
+    # Order 3 always redoes its first step: Euler's error there, O(h²), would remain and make the whole run second order.
+    if i > 0 and (use_corrector or (order == 3 and i == 1)):
+        predictor = range(i - 1, max(i - 1 - order, -1), -1)
+        corrector = range(i, max(i - 1 - order, -1), -1)
+        for j, weight in enumerate(_adams(lambdas, i - 1, corrector)):
+            weights[j] += keep * weight
+        for j, weight in enumerate(_adams(lambdas, i - 1, predictor), start=1):
+            weights[j] -= keep * weight
+    return Step(sigma, keep, tuple(weights[: i + 1]))
+
+
+def _adams(lambdas: Sequence[float], i: int, nodes: range) -> list[float]:
+    """∫₀^h e^(s−h) ℓ_j(s) ds from λ_i to λ_{i+1}, ℓ_j the Lagrange polynomials of the nodes."""
+    h = lambdas[i + 1] - lambdas[i]
+    moments = [-math.expm1(-h)]  # ∫₀^h e^(s−h) s^p ds
+    for p in range(1, len(nodes)):
+        moments.append(h**p - p * moments[-1])
+    times = [lambdas[node] - lambdas[i] for node in nodes]
+    weights = []
+    for j, time in enumerate(times):
+        polynomial = [1.0]  # Π_{k≠j} (s − s_k) / (s_j − s_k), lowest power first
+        for k, other in enumerate(times):
+            if k != j:
+                shifted = [0.0, *polynomial]
+                scaled = [other * c for c in polynomial] + [0.0]
+                polynomial = [(a - b) / (time - other) for a, b in zip(shifted, scaled, strict=True)]
+        weights.append(math.fsum(c * m for c, m in zip(polynomial, moments, strict=True)))
+    return weights

@@ -1,0 +1,73 @@
+"""Pictures of the physics. Needs matplotlib, of the extra `training`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from .physics import Charges, plan, posterior_mean
+
+
+def field_lines(starts: torch.Tensor, charges: torch.Tensor, num_steps: int = 200) -> torch.Tensor:
+    """Follow field lines from points above the plane down to the charges, each from its own height.
+
+    Args:
+        starts: (B, N + 1), z > 0 last, in data units.
+        charges: (K, N).
+        num_steps: steps of the solver.
+
+    Returns:
+        (num_steps + 1, B, N + 1), the lines from `starts` to z = 0.
+
+    Reference:
+        PFGM, arXiv 2209.11178, eq. 6. In λ = −log z a step depends on the ratio of its heights only, so lines from many
+        heights share one plan.
+    """
+    x, heights = starts[:, :-1], starts[:, -1]
+    ratios = torch.logspace(0, -4, num_steps, dtype=torch.float64).tolist()
+    prepared, points, seen = Charges(charges), [starts], []
+    for step, ratio in zip(plan([*ratios, 0.0]), [*ratios[1:], 0.0], strict=True):
+        seen.insert(0, posterior_mean(x, heights * step.sigma, prepared))
+        x = step(x, seen)
+        points.append(torch.cat([x, heights.unsqueeze(1) * ratio], dim=1))
+    return torch.stack(points)
+
+
+def plot_field_lines(line_charges: torch.Tensor, plane_charges: torch.Tensor) -> Figure:
+    """The paper's idea in one picture: lines that start uniformly on a hemisphere end where the charges are.
+
+    Args:
+        line_charges: (K, 1), data on a line, drawn in the half plane (x, z).
+        plane_charges: (K, 2), data in a plane, drawn in space.
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    flat = figure.add_subplot(1, 2, 1)
+    solid = figure.add_subplot(1, 2, 2, projection="3d")
+    colors = colormaps["twilight"]
+
+    radius = 3 * line_charges.abs().max().item()
+    angles = (torch.arange(60, dtype=torch.float64) + 0.5) * math.pi / 60
+    arc = radius * torch.stack([angles.cos(), angles.sin()], dim=1)
+    for line, angle in zip(field_lines(arc, line_charges).unbind(1), angles, strict=True):
+        flat.plot(line[:, 0], line[:, 1], color=colors(angle.item() / math.pi), linewidth=0.8)
+    flat.plot(arc[:, 0], arc[:, 1], color="gray", linestyle=":")
+    flat.scatter(line_charges[:, 0], torch.zeros(len(line_charges)), color="black", zorder=3)
+    flat.set(xlabel="x", ylabel="z", aspect="equal", title="N = 1: from a half circle to charges on a line")
+
+    # A Fibonacci lattice is as even on the hemisphere as points can be.
+    index = torch.arange(150, dtype=torch.float64)
+    z, turn = (index + 0.5) / len(index), index * math.pi * (3 - math.sqrt(5))
+    ring = (1 - z.square()).sqrt()
+    radius = 2.5 * plane_charges.abs().max().item()
+    dome = radius * torch.stack([ring * turn.cos(), ring * turn.sin(), z], dim=1)
+    for line, angle in zip(field_lines(dome, plane_charges).unbind(1), turn, strict=True):
+        color = colors(angle.item() % (2 * math.pi) / (2 * math.pi))
+        solid.plot(line[:, 0], line[:, 1], line[:, 2], color=color, linewidth=0.6)
+    solid.scatter(dome[:, 0], dome[:, 1], dome[:, 2], color="gray", s=3)
+    solid.scatter(plane_charges[:, 0], plane_charges[:, 1], torch.zeros(len(plane_charges)), color="black", s=8)
+    solid.set(xlabel="x₁", ylabel="x₂", zlabel="z", box_aspect=(1, 1, 0.5))
+    solid.set_title("N = 2: from a hemisphere to charges in a plane")
+    return figure

@@ -1,0 +1,227 @@
+"""What a training script needs beside its loop: images as tensors, a network for their size, a safe output folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+CACHE_BYTES = 2**30  # decoded images are kept in memory up to this size
+NORM_IMAGES = 10_000  # the mean data norm is taken from at most so many images
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+
+
+def load_image_dataset(
+    name: str | None = None,
+    config_name: str | None = None,
+    data_dir: str | None = None,
+    cache_dir: str | None = None,
+) -> datasets.Dataset:
+    """The "train" split of a data set of images.
+
+    Args:
+        name: a Hub id, a parquet file, a folder written by `save_to_disk`, or any folder that `load_dataset` reads.
+        config_name: configuration of a Hub data set.
+        data_dir: a folder of image files, in place of `name`.
+        cache_dir: where `datasets` keeps its files.
+
+    Raises:
+        ValueError: if not exactly one source is given, or it is empty or missing.
+    """
+    if (name is None) == (data_dir is None):
+        raise ValueError(
+            f"Pass exactly one of `--dataset_name` and `--train_data_dir`, but got {name!r} and {data_dir!r}."
+        )
+    source = Path(data_dir if name is None else name)
+    if data_dir is not None:
+        if not source.is_dir() or not any(path.is_file() for path in source.rglob("*")):
+            raise ValueError(f"`--train_data_dir` {data_dir!r} is missing or holds no files. Put image files there.")
+        try:
+            return datasets.load_dataset("imagefolder", data_dir=data_dir, cache_dir=cache_dir, split="train")
+        except (datasets.exceptions.DatasetGenerationError, FileNotFoundError, ValueError) as error:
+            raise ValueError(f"`--train_data_dir` {data_dir!r} holds no images that can be read: {error}") from error
+    if source.suffix == ".parquet" and not source.is_file():
+        raise ValueError(f"`--dataset_name` {name!r} is no file. Check the path.")
+    if source.is_file():
+        return datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, split="train")
+    if (source / "state.json").is_file() or (source / "dataset_dict.json").is_file():
+        loaded = datasets.load_from_disk(name)
+        return loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
+    return datasets.load_dataset(name, config_name, cache_dir=cache_dir, split="train")
+
+
+class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
+    """A data set's images as float tensors (C, R, R) in [-1, 1], resized and cropped as in diffusers' examples.
+
+    The shorter side is resized to R, bilinear, and the longer cropped; all are converted to one mode. Decoded images are
+    kept in memory if all of them fit into 1 GiB, so that the large field batch of each step costs no decoding.
+
+    Args:
+        dataset: with a column of images.
+        resolution: R, in pixels.
+        image_column: its name; the first column of images by default.
+        mode: "L", "RGB" or "RGBA"; by default "L" where the first hundred images are all gray, else "RGB".
+        center_crop: crop the middle rather than anywhere.
+        random_flip: mirror each image with probability 1/2, each time anew.
+        cache: keep decoded images, best without loader processes.
+
+    Raises:
+        ValueError: if the data set is empty or has no such column.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        resolution: int,
+        image_column: str | None = None,
+        mode: str | None = None,
+        center_crop: bool = False,
+        random_flip: bool = False,
+        cache: bool = True,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("The data set is empty. Training needs at least one image.")
+        features: dict[str, Any] = dataset.features
+        columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+        column = image_column or (columns[0] if columns else None)
+        if column not in columns:
+            raise ValueError(
+                f"`--image_column` is {image_column!r}, but the data set's columns of images are {columns} "
+                f"(all columns: {list(features)})."
+            )
+        self.column: str = column
+        self.files = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        self.resolution, self.center_crop, self.random_flip = resolution, center_crop, random_flip
+        if mode is None:
+            gray = all(self._open(i).mode in ("1", "L", "LA") for i in range(min(100, len(self.files))))
+            mode = "L" if gray else "RGB"
+        self.mode, self.channels = mode, len(Image.new(mode, (1, 1)).getbands())
+        shape = (len(self.files), self.channels, resolution, resolution)
+        fits = cache and np.prod(shape) <= CACHE_BYTES
+        self._cache = torch.empty(shape, dtype=torch.uint8) if fits else None
+        self._cached = torch.zeros(len(self.files), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+        """Images (len(indices), C, R, R); called by the loader once a batch."""
+        if self._cache is None:
+            pixels = torch.stack([self._pixels(index)[0] for index in indices])
+        else:
+            order = torch.as_tensor(indices)
+            pixels = self._cache[order]
+            for row in (~self._cached[order]).nonzero().flatten().tolist():
+                pixels[row], whole = self._pixels(indices[row])
+                if whole:
+                    self._cache[indices[row]] = pixels[row]
+                    self._cached[indices[row]] = True
+        images = pixels.float() / 127.5 - 1
+        if self.random_flip:
+            flip = torch.rand(len(images)) < 0.5
+            images[flip] = images[flip].flip(-1)
+        return images
+
+    def mean_norm(self) -> float:
+        """Mean Euclidean norm of an image, over at most 10,000 of them, evenly spaced."""
+        count = min(len(self), NORM_IMAGES)
+        indices = torch.linspace(0, len(self) - 1, count).round().long().tolist()
+        parts = [self.__getitems__(indices[i : i + 512]) for i in range(0, count, 512)]
+        return torch.cat([part.flatten(1).norm(dim=1) for part in parts]).double().mean().item()
+
+    def _pixels(self, index: int) -> tuple[torch.Tensor, bool]:
+        """uint8 (C, R, R), and whether that is the whole image, so that it may be cached despite random crops."""
+        image, size = self._open(index).convert(self.mode), self.resolution
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - size) // 2, (height - size) // 2
+        if not self.center_crop:
+            left, top = (int(torch.randint(side - size + 1, ())) for side in (width, height))
+        array = np.array(image.crop((left, top, left + size, top + size)))
+        pixels = torch.from_numpy(array).view(size, size, self.channels).permute(2, 0, 1)
+        return pixels, self.center_crop or width == height
+
+    def _open(self, index: int) -> Image.Image:
+        entry = self.files[index][self.column]
+        where = f"Image {index} of the data set" + (f" ({entry['path']})" if entry["path"] else "")
+        try:
+            image = Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"])
+            image = ImageOps.exif_transpose(image)
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"{where} cannot be read: {error}. Repair or remove it.") from error
+        if image.mode not in EIGHT_BIT_MODES:
+            raise ValueError(f"{where} has pixels of mode {image.mode!r}. Convert it to 8 bits per channel first.")
+        return image
+
+
+def make_unet(resolution: int, in_channels: int, out_channels: int, config: str | None = None) -> UNet2DModel:
+    """A fresh network: as the configuration says, or one that suits the resolution.
+
+    Args:
+        resolution: in pixels.
+        in_channels: of the data.
+        out_channels: one more for prediction_type "field".
+        config: file, folder or Hub id of a `UNet2DModel` configuration. By default 0.65 M parameters up to 12 pixels,
+            6.5 M up to 32, and beyond the 114 M of diffusers' train_unconditional.py.
+
+    Raises:
+        ValueError: if the channels of `config` do not fit, or the resolution cannot be halved as often as needed.
+    """
+    if config is not None:
+        unet = UNet2DModel.from_config(UNet2DModel.load_config(config))
+        found = unet.config.in_channels, unet.config.out_channels
+        if found != (in_channels, out_channels):
+            raise ValueError(
+                f"`--model_config_name_or_path` {config!r} has (in_channels, out_channels) = {found}, but data and "
+                f"objective need {(in_channels, out_channels)}."
+            )
+        return unet
+    if resolution <= 12:
+        channels, attention, layers = (32, 64), (False, False), 1
+    elif resolution <= 32:
+        channels, attention, layers = (64, 128, 128), (False, False, True), 2
+    else:
+        channels, attention, layers = (128, 128, 256, 256, 512, 512), (False, False, False, False, True, False), 2
+    factor = 2 ** (len(channels) - 1)
+    if resolution % factor:
+        raise ValueError(
+            f"`--resolution` {resolution} is not a multiple of {factor}, as the default network needs it. "
+            "Choose one that is, or describe your own network by `--model_config_name_or_path`."
+        )
+    return UNet2DModel(
+        sample_size=resolution,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        layers_per_block=layers,
+        block_out_channels=channels,
+        down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attention),
+        up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attention)),
+        norm_num_groups=16,
+    )
+
+
+def check_output_dir(path: str | Path, allowed: bool) -> None:
+    """Refuse a folder that is not empty, unless `allowed`.
+
+    Raises:
+        ValueError: so that no model is overwritten unasked.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise ValueError(f"`--output_dir` {str(path)!r} is a file. Name a folder.")
+    if not allowed and path.is_dir() and any(path.iterdir()):
+        raise ValueError(
+            f"`--output_dir` {str(path)!r} is not empty and may hold another model. Choose a new folder, or pass "
+            "`--resume_from_checkpoint latest` to go on, or `--overwrite_output_dir` to write over it."
+        )

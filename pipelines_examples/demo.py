@@ -41,7 +41,7 @@ def write_parquet(images: torch.Tensor, path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("demo-output"))
-    parser.add_argument("--max_train_steps", type=int, default=1000)
+    parser.add_argument("--max_train_steps", type=int, default=1500)
     args = parser.parse_args(argv)
     folder: Path = args.output_dir
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python pipelines_examples/generate_without_training.py --images photos --resolution 32
 
-The field of finitely many charges ends on the charges, so this recalls images rather than inventing them. It shows what a
-network is trained to follow, and is the limit that its solver is measured against.
+The field of finitely many charges ends on the charges, so this recalls images rather than inventing them. It shows
+what a network is trained to follow, and is the limit that its solver is measured against.
 """
 
 from __future__ import annotations

@@ -169,15 +169,22 @@ def main(args: argparse.Namespace) -> None:
     model.train()
     batches = endless(loader)
     progress_bar = tqdm(
-        total=max_steps, initial=first_step, desc="Steps", disable=not accelerator.is_local_main_process
+        total=max_steps,
+        initial=first_step,
+        desc="Steps",
+        mininterval=1,
+        disable=not accelerator.is_local_main_process,
     )
     for step in range(first_step + 1, max_steps + 1):
         started = time.perf_counter()
         for _ in range(args.gradient_accumulation_steps):
             batch = next(batches)
-            charges = {"charges": batch} if isinstance(objective, FieldObjective) else {}
+            clean = batch[: args.train_batch_size]
             with accelerator.accumulate(model):
-                result = objective(model, batch[: args.train_batch_size], **charges)
+                if isinstance(objective, FieldObjective):
+                    result = objective(model, clean, charges=batch)
+                else:
+                    result = objective(model, clean)
                 accelerator.backward(result.loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)

@@ -1,7 +1,7 @@
 r"""Training objectives: what a Poisson flow network learns, as objects that take a model and a batch.
 
-- `FieldObjective`, PFGM (arXiv 2209.11178, Algorithm 1): perturbed points regress the normalised field of a larger batch of
-  charges. Its target is almost free of noise, but needs those charges, and D = 1.
+- `FieldObjective`, PFGM (arXiv 2209.11178, Algorithm 1): perturbed points regress the normalised field of a larger
+  batch of charges. Its target is almost free of noise, but needs those charges, and D = 1.
 - `PerturbationObjective`, PFGM++ (arXiv 2302.04265, eq. 10): each point regresses its own origin, for any D including ∞
   (denoising score matching). No charges, a noisier target.
 """
@@ -105,8 +105,8 @@ class FieldObjective:
 class PerturbationObjective:
     """The perturbation objective of PFGM++ for any D: regress the clean point from its perturbation.
 
-    σ is log-normal as in EDM (arXiv 2206.00364, table 1), whose hyper-parameters carry over by r = σ√D. The error is taken in
-    the network's own output, which with `sigma_data` is EDM's weighting.
+    σ is log-normal as in EDM (arXiv 2206.00364, table 1), whose hyper-parameters carry over by r = σ√D. The error is
+    taken in the network's own output, which with `sigma_data` is EDM's weighting.
 
     Args:
         parameterization: any but "field", whose target one point alone does not make.

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.utils import BaseOutput
-from PIL import Image
 
 from .physics.kernel import Generators
 from .scheduling_poisson_flow import PoissonFlowScheduler
@@ -25,7 +23,7 @@ class PFGMPipelineOutput(BaseOutput):
         nfe: number of network calls (of the whole batch).
     """
 
-    images: list[Image.Image] | np.ndarray | torch.Tensor
+    images: Any
     nfe: int
 
 
@@ -69,12 +67,12 @@ class PFGMPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[PFGMPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         sigmas: Sequence[float] | None = None,
-    ) -> PFGMPipelineOutput | tuple[Any, int]:
+    ) -> PFGMPipelineOutput:
         """Draw images.
 
         Args:
             batch_size: number of images, 1 by default; as many as `latents` if they are given.
-            num_inference_steps: steps of the solver, 20 by default. "multistep" and "euler" call the network once a step.
+            num_inference_steps: steps of the solver, 20 by default; one network call each for "multistep" and "euler".
             generator: one generator, or a list of one for each image, which makes an image the same in any batch.
             latents: (B, C, H, W), points of the prior at σ_max (`scheduler.sample_prior`) to start from.
             output_type: "pil", "np" or "pt".

@@ -28,7 +28,8 @@ def field_lines(starts: torch.Tensor, charges: torch.Tensor, num_steps: int = 20
     """
     x, heights = starts[:, :-1], starts[:, -1]
     ratios = torch.logspace(0, -4, num_steps, dtype=torch.float64).tolist()
-    prepared, points, seen = Charges(charges), [starts], []
+    prepared, points = Charges(charges), [starts]
+    seen: list[torch.Tensor] = []
     for step, ratio in zip(plan([*ratios, 0.0]), [*ratios[1:], 0.0], strict=True):
         seen.insert(0, posterior_mean(x, heights * step.sigma, prepared))
         x = step(x, seen)
@@ -46,7 +47,7 @@ def plot_field_lines(line_charges: torch.Tensor, plane_charges: torch.Tensor) ->
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     flat = figure.add_subplot(1, 2, 1)
     solid = figure.add_subplot(1, 2, 2, projection="3d")
-    colors = colormaps["twilight"]
+    colors = colormaps["hsv"]
 
     radius = 3 * line_charges.abs().max().item()
     angles = (torch.arange(60, dtype=torch.float64) + 0.5) * math.pi / 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         self.kernel = PoissonKernel(aug_dim)
         self.parameterization = Parameterization(prediction_type, gamma, sigma_data)
         self.num_inference_steps: int | None = None
+        self._begin_index: int | None = None
+        self._step_index: int | None = None
+        self._denoised: list[torch.Tensor] = []  # x̂ of the latest calls, newest first
         self._set_sigmas([sigma_max], device=None)
 
     @property
@@ -119,7 +123,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at `timesteps[begin_index]`, as image-to-image pipelines do."""
-        self._begin_index = begin_index
+        self._begin_index = int(begin_index)
 
     # Noise and prior
 
@@ -130,7 +134,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Unit-scale kernel noise of `shape` (B, *): `add_noise` is x + σ · noise. Student-t with D degrees of freedom."""
+        """Unit-scale kernel noise (B, *), Student-t with D degrees of freedom; `add_noise` is x + σ · noise."""
         return self.kernel.sample(shape, 1.0, generator, device, dtype)
 
     def sample_prior(
@@ -179,9 +183,9 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x + σ · noise, with `noise` from `sample_noise` and `timesteps` () or (B,) as in `self.timesteps`."""
-        sigma = self.parameterization.sigma(timesteps.to(original_samples.device, torch.float32))
-        sigma = sigma.to(original_samples.dtype).reshape(-1, *[1] * (original_samples.ndim - 1))
-        return original_samples + sigma * noise
+        labels = timesteps.to(original_samples.device, torch.float32).reshape(-1, *[1] * (original_samples.ndim - 1))
+        sigma = torch.as_tensor(self.parameterization.sigma(labels))
+        return original_samples + sigma.to(original_samples.dtype) * noise
 
     # The run
 
@@ -215,12 +219,13 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"`num_inference_steps` must be a whole number >= 1, but is {num_inference_steps}.")
             values = self._spaced_sigmas(num_inference_steps)
         elif sigmas is not None:
-            values = _as_list(sigmas)
+            values = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
         else:
-            values = [self.parameterization.sigma(label) for label in _as_list(timesteps)]
+            labels = torch.as_tensor(timesteps, dtype=torch.float64).tolist()
+            values = [float(self.parameterization.sigma(label)) for label in labels]
         if len(values) > 1 and values[-1] == 0:
             values = values[:-1]
-        falling = all(a > b for a, b in zip(values, values[1:], strict=False))
+        falling = all(a > b for a, b in itertools.pairwise(values))
         if not (values and falling and values[-1] > 0 and math.isfinite(values[0])):
             name = "timesteps" if timesteps is not None else "sigmas"
             raise ValueError(f"`{name}` must fall strictly and stay positive (a last 0 aside), but are {values}.")
@@ -241,9 +246,8 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         self._labels: list[float] = labels.tolist()
         self.timesteps = labels.to(device)
         self.sigmas = torch.tensor([*calls, 0.0], dtype=torch.float32)
-        self._begin_index: int | None = None
-        self._step_index: int | None = None
-        self._denoised: list[torch.Tensor] = []
+        self._begin_index = self._step_index = None
+        self._denoised = []
 
     def _planned(self, sigmas: list[float]) -> list[Step]:
         return plan(sigmas, self.config.solver, self.config.solver_order, self.config.use_corrector)
@@ -252,26 +256,35 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         """Index of a timestep in `timesteps`; 0 for one that is not there. An element of `timesteps` costs no sync."""
         if isinstance(timestep, torch.Tensor):
             if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
-                return timestep.storage_offset()
+                return int(timestep.storage_offset())
             timestep = timestep.item()
         return self._labels.index(timestep) if timestep in self._labels else 0
 
-    def _start(self, timestep: float | torch.Tensor) -> None:
+    def _current_index(self, timestep: float | torch.Tensor) -> int:
+        if self.num_inference_steps is None:
+            raise ValueError("`step` was called before `set_timesteps`. Call `scheduler.set_timesteps(20)` first.")
+        if self._step_index is None:
+            self._step_index = self._start(timestep)
+        if self._step_index >= len(self._plan):
+            raise ValueError(
+                f"`step` was called after the last of {len(self._plan)} timesteps. Call `set_timesteps` to start again."
+            )
+        return self._step_index
+
+    def _start(self, timestep: float | torch.Tensor) -> int:
         begin = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
         if begin:  # no past to extrapolate from
             steps = self._planned(self._sigmas[math.ceil(begin / self.order) :])
             if begin % self.order:  # the second call of a Heun step, whose first was left out: stay, then begin
                 steps.insert(0, Step(steps[0].sigma, 1.0, (0.0,)))
             self._plan[begin:] = steps
-        self._step_index = begin
+        return begin
 
-    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
         """The input that the network sees: `sample` itself, or c_in · `sample` with `sigma_data`."""
         if self.config.sigma_data is None:
             return sample
-        if self._step_index is None:
-            self._start(timestep)
-        return sample * self.parameterization.input_scale(self._plan[self._step_index].sigma)
+        return sample * self.parameterization.input_scale(self._plan[self._current_index(timestep)].sigma)
 
     def step(
         self,
@@ -299,25 +312,14 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         Reference:
             PFGM, arXiv 2209.11178, eq. 6; PFGM++, arXiv 2302.04265, eq. 8.
         """
-        if self.num_inference_steps is None:
-            raise ValueError("`step` was called before `set_timesteps`. Call `scheduler.set_timesteps(20)` first.")
-        if self._step_index is None:
-            self._start(timestep)
-        if self._step_index >= len(self._plan):
-            raise ValueError(
-                f"`step` was called after the last of {len(self._plan)} timesteps. Call `set_timesteps` to start again."
-            )
+        index = self._current_index(timestep)
+        step = self._plan[index]
         self.parameterization.check_output(model_output, sample)
-        step = self._plan[self._step_index]
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
         denoised = self.parameterization.denoised(model_output.to(dtype), x, step.sigma)
         self._denoised = [denoised, *self._denoised[:MAX_ORDER]]
         prev_sample = step(x, self._denoised).to(sample.dtype)
-        self._step_index += 1
+        self._step_index = index + 1
         output = PoissonFlowSchedulerOutput(prev_sample, denoised.to(sample.dtype))
         return output if return_dict else output.to_tuple()
-
-
-def _as_list(values: Sequence[float] | torch.Tensor) -> list[float]:
-    return torch.as_tensor(values, dtype=torch.float64).tolist()

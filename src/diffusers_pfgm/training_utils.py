@@ -39,14 +39,15 @@ def load_image_dataset(
         raise ValueError(
             f"Pass exactly one of `--dataset_name` and `--train_data_dir`, but got {name!r} and {data_dir!r}."
         )
-    source = Path(data_dir if name is None else name)
-    if data_dir is not None:
+    if name is None:
+        source = Path(str(data_dir))
         if not source.is_dir() or not any(path.is_file() for path in source.rglob("*")):
             raise ValueError(f"`--train_data_dir` {data_dir!r} is missing or holds no files. Put image files there.")
         try:
             return datasets.load_dataset("imagefolder", data_dir=data_dir, cache_dir=cache_dir, split="train")
         except (datasets.exceptions.DatasetGenerationError, FileNotFoundError, ValueError) as error:
             raise ValueError(f"`--train_data_dir` {data_dir!r} holds no images that can be read: {error}") from error
+    source = Path(name)
     if source.suffix == ".parquet" and not source.is_file():
         raise ValueError(f"`--dataset_name` {name!r} is no file. Check the path.")
     if source.is_file():
@@ -60,8 +61,8 @@ def load_image_dataset(
 class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
     """A data set's images as float tensors (C, R, R) in [-1, 1], resized and cropped as in diffusers' examples.
 
-    The shorter side is resized to R, bilinear, and the longer cropped; all are converted to one mode. Decoded images are
-    kept in memory if all of them fit into 1 GiB, so that the large field batch of each step costs no decoding.
+    The shorter side is resized to R, bilinear, and the longer cropped; all are converted to one mode. Decoded images
+    are kept in memory if all of them fit into 1 GiB, so that the large field batch of each step costs no decoding.
 
     Args:
         dataset: with a column of images.
@@ -156,8 +157,8 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         entry = self.files[index][self.column]
         where = f"Image {index} of the data set" + (f" ({entry['path']})" if entry["path"] else "")
         try:
-            image = Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"])
-            image = ImageOps.exif_transpose(image)
+            file = Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"])
+            image = ImageOps.exif_transpose(file)
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise ValueError(f"{where} cannot be read: {error}. Repair or remove it.") from error
         if image.mode not in EIGHT_BIT_MODES:
@@ -187,26 +188,28 @@ def make_unet(resolution: int, in_channels: int, out_channels: int, config: str 
                 f"objective need {(in_channels, out_channels)}."
             )
         return unet
+    channels: tuple[int, ...]
     if resolution <= 12:
-        channels, attention, layers = (32, 64), (False, False), 1
+        channels, layers, attend = (32, 64), 1, None
     elif resolution <= 32:
-        channels, attention, layers = (64, 128, 128), (False, False, True), 2
+        channels, layers, attend = (64, 128, 128), 2, 2
     else:
-        channels, attention, layers = (128, 128, 256, 256, 512, 512), (False, False, False, False, True, False), 2
+        channels, layers, attend = (128, 128, 256, 256, 512, 512), 2, 4
     factor = 2 ** (len(channels) - 1)
     if resolution % factor:
         raise ValueError(
             f"`--resolution` {resolution} is not a multiple of {factor}, as the default network needs it. "
             "Choose one that is, or describe your own network by `--model_config_name_or_path`."
         )
+    levels = range(len(channels))
     return UNet2DModel(
         sample_size=resolution,
         in_channels=in_channels,
         out_channels=out_channels,
         layers_per_block=layers,
         block_out_channels=channels,
-        down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attention),
-        up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attention)),
+        down_block_types=tuple("AttnDownBlock2D" if level == attend else "DownBlock2D" for level in levels),
+        up_block_types=tuple("AttnUpBlock2D" if level == attend else "UpBlock2D" for level in reversed(levels)),
         norm_num_groups=16,
     )
 

@@ -1,7 +1,7 @@
 r"""The exact Poisson field of point charges: the training target, and a model that needs no training.
 
 Charges y_i on the plane z = 0 of R^(N+1) make at (x, z) a field along (x − x̂, z), with x̂ the posterior mean of
-`charges.py`. PFGM (arXiv 2209.11178, section 3.2) learns it normalised and reversed, as it is followed towards the data:
+`charges.py`. PFGM (arXiv 2209.11178, section 3.2) learns it normalised and reversed, as followed towards the data:
 
     v = √N (x̂ − x, −z) / (‖(x̂ − x, z)‖ + γ).
 
@@ -11,11 +11,13 @@ For large N and γ = 0 each component is of order one; γ > 0 tames the directio
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
 
 import torch
+from typing_extensions import Self
 
 from .charges import Charges, check_finite, pull
 from .kernel import check_aug_dim, working_dtype
@@ -141,9 +143,10 @@ class ChargeField(torch.nn.Module):
             sample_size=tuple(charges.shape[2:]),
         )
         # An empty buffer follows .to() and tells device and dtype; the charges keep their precision.
-        self.register_buffer("_anchor", charges.new_empty(0), persistent=False)
+        self._anchor: torch.Tensor
+        self.register_buffer("_anchor", torch.empty(0, device=charges.device), persistent=False)
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self.charges = self.charges.to(self._anchor.device)
         return self

@@ -1,7 +1,7 @@
 r"""The paper's training perturbation, and the hyper-parameters that it takes from the data.
 
-PFGM (arXiv 2209.11178), Algorithm 2 and Appendix B.1. With ε_x ~ N(0, σ² I_N), ε_z ~ N(0, σ²), m ~ U[0, M] and u uniform
-on the unit sphere of R^N, a data point y is lifted to
+PFGM (arXiv 2209.11178), Algorithm 2 and Appendix B.1. With ε_x ~ N(0, σ² I_N), ε_z ~ N(0, σ²), m ~ U[0, M] and u
+uniform on the unit sphere of R^N, a data point y is lifted to
 
     x = y + ‖ε_x‖ (1 + τ)^m u,        z = |ε_z| (1 + τ)^m,
 

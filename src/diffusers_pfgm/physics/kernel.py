@@ -48,8 +48,8 @@ def draw(
 ) -> torch.Tensor:
     """Call `sampler(shape, generator, device)`, once per row for a list of generators.
 
-    As in diffusers, a CPU generator draws on the CPU wherever the result goes, and MPS always draws on the CPU, so that a
-    seed means the same numbers everywhere.
+    As in diffusers, a CPU generator draws on the CPU wherever the result goes, and MPS always draws on the CPU, so that
+    a seed means the same numbers everywhere.
 
     Raises:
         ValueError: if a list of generators has another length than the batch.

@@ -1,20 +1,20 @@
 r"""What a network predicts, and the posterior mean x̂ that it stands for.
 
-Whatever follows a network (solver, loss, likelihood) works on x̂ = E[y | x, σ] alone; here is the one place where x̂ is read
-from an output F, and where an output's target is made. With σ the height, at D = 1 the paper's z:
+Whatever follows a network (solver, loss, likelihood) works on x̂ = E[y | x, σ] alone; here is the one place where x̂ is
+read from an output F, and where an output's target is made. With σ the height, at D = 1 the paper's z:
 
     field           F = √N (x̂ − x, −z) / (‖(x̂ − x, z)‖ + γ), C + 1 channels       PFGM, arXiv 2209.11178, section 3.2
     sample          x̂ = F
     epsilon         x̂ = x − σ F, so that F = dx/dσ
     v_prediction    x̂ = x / (1 + σ²) − σ F / √(1 + σ²)                             arXiv 2202.00512, appendix D
 
-Plain, a network sees x and σ. With `sigma_data` it is preconditioned as in EDM (arXiv 2206.00364, table 1), which PFGM++
-(arXiv 2302.04265, section 4) carries over to any D by r = σ√D: it sees x / √(σ² + σ_d²) and ln(σ) / 4, and
+Plain, a network sees x and σ. With `sigma_data` it is preconditioned as in EDM (arXiv 2206.00364, table 1), which
+PFGM++ (arXiv 2302.04265, section 4) carries over to any D by r = σ√D: it sees x / √(σ² + σ_d²) and ln(σ) / 4, and
 
     epsilon         x̂ = σ_d² x / (σ² + σ_d²) + σ σ_d F / √(σ² + σ_d²)              v_prediction: the same with −F
 
-The field's x̂. Away from the plane the direction tells it, x̂ = x − z F_x / F_z. Near the plane F_z is too small to divide
-by, but the length remains: with p = ‖F_x‖/√N, the distance a = ‖x̂ − x‖ solves a = p (√(a² + z²) + γ), so
+The field's x̂. Away from the plane the direction tells it, x̂ = x − z F_x / F_z. Near the plane F_z is too small to
+divide by, but the length remains: with p = ‖F_x‖/√N, the distance a = ‖x̂ − x‖ solves a = p (√(a² + z²) + γ), so
 
     a = p (γ + √(γ² p² + z² (1 − p²))) / (1 − p²),        x̂ = x + a F_x / ‖F_x‖.
 
@@ -25,13 +25,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
 PREDICTION_TYPES = ("field", "sample", "epsilon", "v_prediction")
 
-Scalar = TypeVar("Scalar", float, torch.Tensor)  # a number, or a tensor that broadcasts against x
+Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
 
 
 @dataclass(frozen=True)
@@ -73,23 +72,23 @@ class Parameterization:
                 "type as many: set `out_channels` of the network or `prediction_type` of the scheduler."
             )
 
-    def input_scale(self, sigma: Scalar) -> Scalar | float:
+    def input_scale(self, sigma: Scalar) -> Scalar:
         """c_in: a network sees c_in x."""
         return 1.0 if self.sigma_data is None else (sigma**2 + self.sigma_data**2) ** -0.5
 
-    def label(self, sigma: Scalar) -> Scalar | float:
+    def label(self, sigma: Scalar) -> Scalar:
         """c_noise: the timestep that a network sees."""
         if self.sigma_data is None:
             return sigma
         return (sigma.log() if isinstance(sigma, torch.Tensor) else math.log(sigma)) / 4
 
-    def sigma(self, label: Scalar) -> Scalar | float:
+    def sigma(self, label: Scalar) -> Scalar:
         """The inverse of `label`."""
         if self.sigma_data is None:
             return label
         return (4 * label).exp() if isinstance(label, torch.Tensor) else math.exp(4 * label)
 
-    def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+    def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
         """x̂ from a network's output.
 
         Args:
@@ -110,7 +109,7 @@ class Parameterization:
         c_skip, c_out = self._coefficients(sigma)
         return (denoised - c_skip * x) / c_out
 
-    def _coefficients(self, sigma: Scalar) -> tuple[Scalar | float, Scalar | float]:
+    def _coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
         """c_skip and c_out in x̂ = c_skip x + c_out F."""
         if self.prediction_type == "sample":
             return 0.0, 1.0

@@ -14,8 +14,8 @@ whose numbers depend on the σ's alone and are known before the run.
 - **euler**: x̂ constant; equal to Euler's method in σ.
 - **heun**: the trapezoid rule in σ (EDM, arXiv 2206.00364, algorithm 1), two calls a step, one for the last.
 - **multistep**: x̂ a polynomial in λ through the latest `order` values (exponential Adams-Bashforth; at D = ∞ and
-  order 2 DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the step that led here is redone through the x̂ that has
-  just been computed (exponential Adams-Moulton, as in UniPC, arXiv 2302.04867), without a further call and with one
+  order 2 DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the step that led here is redone through the x̂ that
+  has just been computed (exponential Adams-Moulton, as in UniPC, arXiv 2302.04867), without a further call and with one
   more order of accuracy. As both share e^(−h) x, redoing it adds only multiples of known x̂'s.
 
 The last step, to σ = 0, is x' = x̂ for all of them.
@@ -23,6 +23,7 @@ The last step, to σ = 0, is x' = x̂ for all of them.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,10 +44,8 @@ class Step:
 
     def __call__(self, x: torch.Tensor, denoised: Sequence[torch.Tensor]) -> torch.Tensor:
         """x' from x and the x̂'s so far, newest first."""
-        x = self.keep * x if self.keep else 0.0
-        for weight, value in zip(self.weights, denoised, strict=False):
-            x = x + weight * value
-        return x
+        terms = [weight * value for weight, value in zip(self.weights, denoised, strict=False)]
+        return sum(terms[1:], self.keep * x + terms[0]) if self.keep else terms[0]
 
 
 def plan(
@@ -64,7 +63,7 @@ def plan(
         n steps, or 2n − 1 for "heun" (2n if σ_n > 0).
     """
     if solver == "heun":
-        return [step for pair in zip(sigmas[:-1], sigmas[1:], strict=True) for step in _heun(*pair)]
+        return [step for pair in itertools.pairwise(sigmas) for step in _heun(*pair)]
     if solver == "euler":
         order, use_corrector = 1, False
     lambdas = [-math.log(sigma) if sigma else math.inf for sigma in sigmas]
@@ -87,7 +86,7 @@ def _multistep(sigma: float, lambdas: Sequence[float], i: int, order: int, use_c
     weights = [0.0] * (order + 1)
     for j, weight in enumerate(_adams(lambdas, i, range(i, max(i - order, -1), -1))):
         weights[j] += weight
-    # Order 3 always redoes its first step: Euler's error there, O(h²), would remain and make the whole run second order.
+    # Order 3 always redoes its first step: Euler's error there, O(h²), would make the whole run second order.
     if i > 0 and (use_corrector or (order == 3 and i == 1)):
         predictor = range(i - 1, max(i - 1 - order, -1), -1)
         corrector = range(i, max(i - 1 - order, -1), -1)

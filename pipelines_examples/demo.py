@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         started = time.perf_counter()
         output = pipe(HELD_OUT, steps, torch.Generator().manual_seed(0), output_type="pt")
         seconds = time.perf_counter() - started
-        image_grid(output.images[:64], scale=6).save(folder / name)
+        image_grid(output.images[:64], scale=8).save(folder / name)
         distance = sliced_wasserstein(output.images * 2 - 1, held_out)
         return f"{distance:.3f} (real digits {real:.3f}), {output.nfe} network calls, {seconds:.1f} s: {folder / name}"
 

@@ -11,6 +11,7 @@ from .physics import (
     PoissonKernel,
     normalized_field,
     perturb,
+    plan,
     posterior_mean,
     recommend_hyperparameters,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "SchedulerMixin",
     "normalized_field",
     "perturb",
+    "plan",
     "posterior_mean",
     "recommend_hyperparameters",
 ]

@@ -63,6 +63,7 @@ class FieldObjective:
         gamma: γ of the normalised field, in data units.
 
     Example:
+        >>> from diffusers_pfgm import ChargeField, recommend_hyperparameters
         >>> data = torch.rand(16, 1, 4, 4)
         >>> objective = FieldObjective(recommend_hyperparameters(data_norm=2.3, data_dim=16))
         >>> model = ChargeField(data)  # the exact field, which the objective must find flawless

@@ -258,7 +258,8 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
                 return int(timestep.storage_offset())
             timestep = timestep.item()
-        return self._labels.index(timestep) if timestep in self._labels else 0
+        # Heun calls twice at a height; the second time begins a step, as in diffusers.
+        return max((i for i, label in enumerate(self._labels) if label == timestep), default=0)
 
     def _current_index(self, timestep: float | torch.Tensor) -> int:
         if self.num_inference_steps is None:

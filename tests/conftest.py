@@ -1,0 +1,66 @@
+"""Shared data: scikit-learn's digits and the authors' numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from sklearn.datasets import load_digits
+
+from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def digits() -> torch.Tensor:
+    """1,797 digits (B, 1, 8, 8) in [-1, 1], float64."""
+    return torch.tensor(load_digits().images / 8 - 1).unsqueeze(1)
+
+
+@pytest.fixture(scope="session")
+def statistics() -> dict[str, Any]:
+    return json.loads((FIXTURES / "statistics.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def field_targets() -> dict[str, np.ndarray]:
+    return dict(np.load(FIXTURES / "field_targets.npz"))
+
+
+@pytest.fixture(scope="session")
+def endpoints() -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in np.load(FIXTURES / "sampler_endpoints.npz").items()}
+
+
+def make_tiny_unet(in_channels: int = 1, out_channels: int = 2, sample_size: int | tuple[int, int] = 8) -> UNet2DModel:
+    """A network of random weights, the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet2DModel(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+        ).eval()
+
+
+def make_tiny_pipeline(
+    channels: int = 1, sample_size: int | tuple[int, int] = 8, prediction_type: str = "field"
+) -> PFGMPipeline:
+    out_channels = channels + (prediction_type == "field")
+    scheduler = PoissonFlowScheduler(prediction_type=prediction_type, max_norm=300.0)
+    pipe = PFGMPipeline(make_tiny_unet(channels, out_channels, sample_size), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

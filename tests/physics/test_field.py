@@ -1,0 +1,169 @@
+"""The field of charges against the authors' targets, naive formulas, limits and derivatives."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_pfgm import ChargeField, Charges, Parameterization, PoissonKernel, normalized_field, posterior_mean
+from diffusers_pfgm.physics.charges import pull
+from tests.conftest import seeded
+
+MIDWAY = 1  # the row of the authors' targets that lies almost on the plane between two charges
+
+
+def naive_posterior_mean(x: torch.Tensor, sigma: float, charges: torch.Tensor, aug_dim: float) -> torch.Tensor:
+    squares = (x[:, None] - charges[None]).square().sum(-1)
+    if math.isinf(aug_dim):
+        weights = torch.softmax(-squares / (2 * sigma**2), dim=1)
+    else:
+        weights = torch.softmax(-(x.shape[1] + aug_dim) / 2 * (squares + aug_dim * sigma**2).log(), dim=1)
+    return weights @ charges
+
+
+@pytest.mark.parametrize("gamma", [0, 5])
+@pytest.mark.parametrize("name", ["n2", "n64", "n768", "n3072"])
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_target_is_the_authors(
+    field_targets: dict[str, np.ndarray], name: str, gamma: int, chunk_size: int | None
+) -> None:
+    perturbed, charges, target = (
+        torch.tensor(field_targets[f"{name}__{part}"]) for part in ("perturbed", "data", f"gamma{gamma}__target")
+    )
+    field = normalized_field(perturbed[:, :-1], perturbed[:, -1], charges, gamma, chunk_size)
+    error = (field - target).norm(dim=1) / target.norm(dim=1)
+    assert error.max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["n2", "n64", "n768", "n3072"])
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_float32_route_is_as_accurate_as_it_says(
+    field_targets: dict[str, np.ndarray], name: str, chunk_size: int | None
+) -> None:
+    perturbed, points, target = (
+        torch.tensor(field_targets[f"{name}__{part}"]) for part in ("perturbed", "data", "gamma5__target")
+    )
+    x, z = perturbed[:, :-1], perturbed[:, -1]
+    charges = Charges(points, dtype=torch.float32)
+    field = normalized_field(x, z, charges, 5.0, chunk_size)
+    error = (field - target).norm(dim=1) / target.norm(dim=1)
+    error[MIDWAY] = 0
+    assert error.max() < 5e-6
+    # Midway, x̂ jumps from one charge to the other: measured against the distance of the two.
+    exact = posterior_mean(x.double(), z.double(), points.double())[MIDWAY]
+    found = posterior_mean(x, z, charges, chunk_size=chunk_size)[MIDWAY]
+    assert (found - exact).norm() < 1e-5 * torch.cdist(points, points).max()
+
+
+@pytest.mark.parametrize("aug_dim", [0.3, 1.0, 2.5, 64.0, math.inf])
+@pytest.mark.parametrize("chunk_size", [None, 1, 5])
+def test_posterior_mean_is_the_naive_one(aug_dim: float, chunk_size: int | None) -> None:
+    charges = torch.randn(12, 6, generator=seeded(0), dtype=torch.float64)
+    x = 2 * torch.randn(9, 6, generator=seeded(1), dtype=torch.float64)
+    for sigma in (0.05, 0.7, 30.0):
+        found = posterior_mean(x, sigma, charges, aug_dim, chunk_size)
+        assert torch.allclose(found, naive_posterior_mean(x, sigma, charges, aug_dim), rtol=0, atol=1e-12)
+
+
+def test_posterior_mean_is_the_score_of_the_mixture() -> None:
+    # Tweedie's formula at D = ∞: x̂ = x + σ² ∇ log p, p the mean of the kernels.
+    charges = torch.randn(8, 5, generator=seeded(0), dtype=torch.float64)
+    x = torch.randn(4, 5, generator=seeded(1), dtype=torch.float64, requires_grad=True)
+    kernel, sigma = PoissonKernel(math.inf), 0.8
+    log_p = torch.stack([kernel.log_prob(x - charge, sigma) for charge in charges]).logsumexp(0)
+    (score,) = torch.autograd.grad(log_p.sum(), x)
+    assert torch.allclose(posterior_mean(x.detach(), sigma, charges, None), x + sigma**2 * score, atol=1e-12)
+
+
+def test_large_aug_dim_tends_to_the_gaussian() -> None:
+    charges = torch.randn(12, 6, generator=seeded(0), dtype=torch.float64)
+    x = torch.randn(9, 6, generator=seeded(1), dtype=torch.float64)
+    limit = posterior_mean(x, 0.7, charges, math.inf)
+    errors = [(posterior_mean(x, 0.7, charges, aug_dim) - limit).norm().item() for aug_dim in (1e4, 1e6, 1e8)]
+    assert errors[0] < 1e-2 and errors[2] < 1e-6 and errors[0] > 50 * errors[1] > 2500 * errors[2]
+
+
+def test_a_single_charge_attracts_from_everywhere() -> None:
+    charge = torch.randn(1, 3, 4, generator=seeded(0))
+    x = 100 * torch.randn(5, 3, 4, generator=seeded(1))
+    assert torch.allclose(posterior_mean(x, 0.1, charge), charge.expand(5, 3, 4), atol=1e-5)
+
+
+def test_on_a_charge_at_height_zero_the_field_is_finite() -> None:
+    charges = torch.randn(4, 6, generator=seeded(0))
+    field = normalized_field(charges[:2], 0.0, charges)
+    assert torch.equal(field, torch.zeros(2, 7))
+
+
+def test_prepared_charges_give_the_same_on_any_shape() -> None:
+    charges = torch.randn(30, 2, 3, 3, generator=seeded(0))
+    x = torch.randn(7, 2, 3, 3, generator=seeded(1))
+    z = torch.rand(7, generator=seeded(2))
+    assert torch.equal(normalized_field(x, z, charges), normalized_field(x, z, Charges(charges)))
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, math.inf])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_derivatives_are_those_of_the_naive_formula(aug_dim: float, chunk_size: int | None) -> None:
+    charges = torch.randn(7, 4, generator=seeded(0), dtype=torch.float64)
+    prepared = Charges(charges)
+    x = torch.randn(4, generator=seeded(1), dtype=torch.float64)
+    sigma = torch.tensor([0.6], dtype=torch.float64)
+
+    def fast(x: torch.Tensor) -> torch.Tensor:
+        return x + pull(x.unsqueeze(0), sigma, prepared, aug_dim, chunk_size)[0]
+
+    def naive(x: torch.Tensor) -> torch.Tensor:
+        return naive_posterior_mean(x.unsqueeze(0), 0.6, charges, aug_dim)[0]
+
+    expected = torch.autograd.functional.jacobian(naive, x)
+    assert torch.allclose(torch.autograd.functional.jacobian(fast, x), expected, atol=1e-12)
+    assert torch.allclose(torch.func.jacfwd(fast)(x), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
+def test_charge_field_says_what_the_parameterization_reads(prediction_type: str) -> None:
+    charges = torch.rand(20, 2, 4, 3, generator=seeded(0), dtype=torch.float64)
+    field = ChargeField(charges, prediction_type=prediction_type)
+    x = charges[:6] + torch.randn(6, 2, 4, 3, generator=seeded(1), dtype=torch.float64)
+    for sigma in (0.01, 1.0, 4.99, 5.01, 40.0):  # near and far from the plane: γ = 5 divides them
+        output = field(x, torch.tensor(sigma, dtype=torch.float64)).sample
+        found = Parameterization(prediction_type).denoised(output, x, sigma)
+        assert torch.allclose(found, posterior_mean(x, sigma, charges), rtol=0, atol=1e-9)
+
+
+def test_charge_field_moves_and_keeps_its_charges_precise() -> None:
+    charges = torch.rand(20, 1, 4, 4, generator=seeded(0))
+    field = ChargeField(charges).to(torch.float16)
+    assert field.dtype == torch.float16 and field.charges.points.dtype == torch.float64
+    x = torch.randn(3, 1, 4, 4, generator=seeded(1))
+    assert torch.allclose(field(x, 2.0).sample, ChargeField(charges)(x, 2.0).sample)
+    assert torch.equal(field(x, 2.0, return_dict=False)[0], field(x, 2.0).sample)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_charges_that_are_not_finite_are_named(value: float) -> None:
+    charges = torch.zeros(30, 4)
+    charges[17, 2] = value
+    with pytest.raises(ValueError, match="`charges` must be finite, but index 17 holds NaN or infinity"):
+        ChargeField(charges)
+    with pytest.raises(ValueError, match="index 17 "):  # in a later chunk
+        posterior_mean(torch.zeros(2, 4), 1.0, charges, chunk_size=7)
+    with pytest.raises(ValueError, match="`x` must be finite, but index 17 "):
+        normalized_field(charges, 1.0, torch.zeros(2, 4))
+
+
+def test_bad_input_is_explained() -> None:
+    with pytest.raises(ValueError, match=r"at least one charge, but has \(0, 4\)"):
+        ChargeField(torch.zeros(0, 4))
+    with pytest.raises(ValueError, match="but a sample in `x` has 3 elements"):
+        posterior_mean(torch.zeros(2, 3), 1.0, torch.zeros(5, 4))
+    with pytest.raises(ValueError, match="`chunk_size` must be at least 1, but is 0"):
+        posterior_mean(torch.zeros(2, 4), 1.0, torch.zeros(5, 4), chunk_size=0)
+    with pytest.raises(ValueError, match="`aug_dim` must be a number > 0"):
+        posterior_mean(torch.zeros(2, 4), 1.0, torch.zeros(5, 4), aug_dim=-1)
+    with pytest.raises(ValueError, match="`prediction_type` must be 'field', 'sample' or 'epsilon', but is 'score'"):
+        ChargeField(torch.zeros(5, 4), prediction_type="score")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"at `aug_dim` = 1, but `aug_dim` is 2\.0"):
+        ChargeField(torch.zeros(5, 4), aug_dim=2.0)

@@ -1,0 +1,66 @@
+"""Hyper-parameters and perturbation against what the authors' code prints and draws."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from diffusers_pfgm import Hyperparameters, perturb, recommend_hyperparameters
+from tests.conftest import seeded
+
+CIFAR = Hyperparameters(M=291, z_max=40.0, upper_norm=3000.0)
+
+
+def test_recommendations_are_the_authors(statistics: dict[str, Any]) -> None:
+    cases = statistics["hyper_parameters"]
+    assert len(cases) == 8
+    for case in cases:
+        found = recommend_hyperparameters(case["data_norm"], case["data_dim"], case["sigma"], case["tau"])
+        assert found.M == case["M"]
+        assert found.z_max == pytest.approx(case["z_max"], rel=1e-12)
+        assert found.upper_norm == pytest.approx(case["upper_norm"], rel=1e-12)
+
+
+@pytest.mark.parametrize("dim", [64, 3072])
+def test_perturbation_has_the_authors_quantiles(statistics: dict[str, Any], dim: int) -> None:
+    expected = statistics["perturbation"][f"n{dim}"]
+    drawn = [perturb(torch.zeros(5000, dim), CIFAR, generator=seeded(seed)) for seed in range(5)]
+    log_radius = torch.cat([x.norm(dim=1) for x, _ in drawn]).log()
+    log_z = torch.cat([z for _, z in drawn]).log()
+    # 25,000 draws against 100,000: standard deviation of a probability at most 0.0035.
+    for name, values in (("log_radius", log_radius), ("log_z", log_z)):
+        for probability, quantile in expected[name].items():
+            assert (values < quantile).double().mean().item() == pytest.approx(float(probability), abs=0.012)
+    correlation = torch.corrcoef(torch.stack([log_radius, log_z]))[0, 1].item()
+    assert correlation == pytest.approx(expected["corr_log_radius_log_z"], abs=0.01)
+
+
+def test_without_restriction_small_heights_go_as_far_as_others() -> None:
+    def largest_near_plane(restrict: bool) -> float:
+        x, z = perturb(torch.zeros(100_000, 2), CIFAR, restrict_small_z=restrict, generator=seeded())
+        return x.norm(dim=1)[z < 0.01].max().item()
+
+    assert largest_near_plane(False) > 5 * largest_near_plane(True)
+
+
+def test_perturbation_is_centred_on_the_data_in_its_shape() -> None:
+    data = torch.randn(3, 2, 4, 5, generator=seeded(3))
+    still = Hyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=1e-6)
+    x, z = perturb(data, still, generator=[seeded(i) for i in range(3)])
+    assert x.shape == data.shape and z.shape == (3,) and torch.allclose(x, data, atol=1e-4)
+    alone, _ = perturb(data[1:2], still, generator=[seeded(1)])
+    assert torch.equal(alone[0], x[1])
+
+
+@pytest.mark.parametrize("name", ["data_norm", "data_dim", "sigma", "tau"])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
+def test_arguments_must_be_positive(name: str, value: float) -> None:
+    arguments = {"data_norm": 30.0, "data_dim": 64, name: value}
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number > 0, but is {value}"):
+        recommend_hyperparameters(**arguments)
+
+
+def test_data_smaller_than_sigma_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`sigma` = 0\.01 already covers data of mean norm 0\.001"):
+        recommend_hyperparameters(1e-3, 64)

@@ -1,0 +1,105 @@
+"""The kernel is a density, its draws follow it, and at D = 1 they are the paper's prior."""
+
+import math
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+
+from diffusers_pfgm import PoissonKernel
+from tests.conftest import seeded
+
+DIMS = [0.5, 1.0, 2.5, 64.0, math.inf]
+
+
+@pytest.mark.parametrize("aug_dim", DIMS)
+@pytest.mark.parametrize("sigma", [0.3, 4.0])
+def test_density_integrates_to_one_on_a_line(aug_dim: float, sigma: float) -> None:
+    # Substituting x = tan(t) makes the infinite line finite; the heavy tail of D = 0.5 needs it.
+    t = torch.linspace(-math.pi / 2, math.pi / 2, 200_002, dtype=torch.float64)[1:-1]
+    x, jacobian = t.tan(), 1 / t.cos().square()
+    density = PoissonKernel(aug_dim).log_prob(x.unsqueeze(1), sigma).exp() * jacobian
+    # D < 1 leaves an integrable singularity at the ends of t, which the trapezoid rule sees to 1e-2 only.
+    assert torch.trapezoid(density, t).item() == pytest.approx(1, abs=1e-2 if aug_dim < 1 else 1e-4)
+
+
+@pytest.mark.parametrize("dim", [1, 5, 64])
+@pytest.mark.parametrize("aug_dim", [0.5, 1.0, 2.5, 64.0])
+def test_log_prob_is_the_multivariate_t(dim: int, aug_dim: float) -> None:
+    x = 3 * torch.randn(20, dim, generator=seeded(), dtype=torch.float64)
+    expected = scipy.stats.multivariate_t.logpdf(x.numpy(), shape=0.49, df=aug_dim, loc=[0.0] * dim)
+    assert PoissonKernel(aug_dim).log_prob(x, 0.7).numpy() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("aug_dim", [1e7, 1e12, math.inf])
+def test_large_aug_dim_is_gaussian(aug_dim: float) -> None:
+    x = torch.randn(20, 30, generator=seeded(), dtype=torch.float64)
+    expected = scipy.stats.norm.logpdf(x.numpy(), scale=2.0).sum(1)
+    # The difference is O(N² / D) = 1e-4 at D = 1e7.
+    assert PoissonKernel(aug_dim).log_prob(x, 2.0).numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_log_prob_is_continuous_where_its_constant_changes_method() -> None:
+    x = torch.randn(4, 100, generator=seeded(), dtype=torch.float64)
+    below, above = PoissonKernel(2e4 - 1e-6).log_prob(x), PoissonKernel(2e4 + 1e-6).log_prob(x)
+    assert torch.allclose(below, above, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("aug_dim", DIMS)
+@pytest.mark.parametrize("dim", [1, 7])
+def test_draws_follow_the_density(aug_dim: float, dim: int) -> None:
+    x = PoissonKernel(aug_dim).sample((20_000, dim), 2.0, seeded(1), dtype=torch.float64)
+    squares = (x / 2).square().sum(1).numpy()
+    if math.isinf(aug_dim):
+        radius_test = scipy.stats.kstest(squares, scipy.stats.chi2(dim).cdf)
+    else:
+        radius_test = scipy.stats.kstest(squares / dim, scipy.stats.f(dim, aug_dim).cdf)
+    assert radius_test.pvalue > 0.01
+    assert scipy.stats.binomtest(int((x[:, 0] > 0).sum()), len(x)).pvalue > 0.01
+
+
+def test_prior_is_uniform_on_the_hemisphere() -> None:
+    z, dim = 40.0, 6
+    x = PoissonKernel(1.0).sample((20_000, dim), z, seeded(2), dtype=torch.float64)
+    points = torch.nn.functional.normalize(torch.cat([x, torch.full((len(x), 1), z)], dim=1), dim=1)
+    # A squared coordinate of a uniform direction in R^(N+1) is Beta(1/2, N/2).
+    for axis in (0, 3, dim):
+        assert scipy.stats.kstest(points[:, axis].square().numpy(), scipy.stats.beta(0.5, dim / 2).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("dim", "draws"), [(64, 40_000), (3072, 20_000)])
+def test_prior_radius_has_the_authors_quantiles(statistics: dict[str, Any], dim: int, draws: int) -> None:
+    radius = PoissonKernel(1.0).sample((draws, dim), 40.0, seeded(0)).norm(dim=1)
+    for probability, quantile in statistics["prior_radius"][f"n{dim}_z40_unclipped"]["quantiles"].items():
+        assert (radius < quantile).double().mean().item() == pytest.approx(float(probability), abs=0.01)
+
+
+def test_a_list_of_generators_makes_each_row_its_own() -> None:
+    kernel = PoissonKernel(1.0)
+    whole = kernel.sample((3, 2, 4), 2.0, [seeded(i) for i in range(3)])
+    for i in range(3):
+        assert torch.equal(whole[i : i + 1], kernel.sample((1, 2, 4), 2.0, seeded(i)))
+
+
+def test_draws_leave_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    PoissonKernel(1.0).sample((3, 5), 1.0, seeded())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_draws_are_finite_in_every_dtype(dtype: torch.dtype) -> None:
+    x = PoissonKernel(0.05).sample((1000, 3), 40.0, seeded(), dtype=dtype)
+    assert x.dtype == dtype and x.isfinite().all()
+
+
+@pytest.mark.parametrize("aug_dim", [0, -1.0, math.nan])
+def test_aug_dim_must_be_positive(aug_dim: float) -> None:
+    with pytest.raises(ValueError, match="`aug_dim` must be a number > 0"):
+        PoissonKernel(aug_dim)
+
+
+def test_a_list_of_generators_must_fit_the_batch() -> None:
+    with pytest.raises(ValueError, match="list of 2, but the batch has 3"):
+        PoissonKernel(1.0).sample((3, 2), 1.0, [seeded(), seeded()])

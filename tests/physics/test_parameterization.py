@@ -1,0 +1,94 @@
+"""One converter for every prediction type: inverse of its target, equal to diffusers', exact for the field."""
+
+import math
+
+import pytest
+import torch
+from diffusers import EDMEulerScheduler
+
+from diffusers_pfgm import Parameterization
+from tests.conftest import seeded
+
+X = 3 * torch.randn(6, 2, 4, 3, generator=seeded(0), dtype=torch.float64)
+DENOISED = torch.randn(6, 2, 4, 3, generator=seeded(1), dtype=torch.float64)
+SIGMA = torch.tensor([0.002, 0.1, 1.0, 4.9, 5.1, 80.0], dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
+@pytest.mark.parametrize("sigma_data", [None, 0.5])
+def test_reading_inverts_the_target(prediction_type: str, sigma_data: float | None) -> None:
+    form = Parameterization(prediction_type, sigma_data=sigma_data)
+    output = form.target(DENOISED, X, SIGMA)
+    assert torch.allclose(form.denoised(output, X, SIGMA), DENOISED, atol=1e-12)
+    assert torch.allclose(form.denoised(output[3:4], X[3:4], SIGMA[3].item()), DENOISED[3:4], atol=1e-12)
+
+
+def field_towards(denoised: torch.Tensor, x: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
+    """The paper's v for a known x̂, as C + 1 channels."""
+    offset = (denoised - x).flatten(1)
+    length = (offset.square().sum(1) + z.flatten().square()).sqrt() + gamma
+    scale = (math.sqrt(offset.shape[1]) / length).view(-1, 1, 1, 1)
+    v_z = (-z * scale).expand(-1, 1, *x.shape[2:])
+    return torch.cat([(denoised - x) * scale, v_z], dim=1)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 5.0])
+def test_field_tells_the_posterior_mean_near_and_far(gamma: float) -> None:
+    form = Parameterization("field", gamma)
+    output = field_towards(DENOISED, X, SIGMA, gamma)
+    # The far formula divides by v_z, at σ = 0.002 a thousandth of v.
+    assert torch.allclose(form.denoised(output, X, SIGMA), DENOISED, atol=1e-9)
+    for i, sigma in enumerate(SIGMA.flatten().tolist()):
+        found = form.denoised(output[i : i + 1], X[i : i + 1], sigma)
+        assert torch.allclose(found, DENOISED[i : i + 1], atol=1e-9)
+
+
+def test_only_the_mean_of_the_last_channel_counts() -> None:
+    output = field_towards(DENOISED, X, SIGMA, 5.0)
+    noise = torch.randn(6, 1, 4, 3, generator=seeded(2), dtype=torch.float64)
+    output[:, -1:] += noise - noise.mean((1, 2, 3), keepdim=True)
+    assert torch.allclose(Parameterization("field").denoised(output, X, SIGMA), DENOISED, atol=1e-9)
+
+
+def test_near_the_plane_the_last_channel_does_not_count() -> None:
+    output = field_towards(DENOISED, X, SIGMA, 5.0)
+    output[:, -1] = 123.0
+    found = Parameterization("field").denoised(output, X, SIGMA)
+    near = SIGMA.flatten() < 5
+    assert torch.allclose(found[near], DENOISED[near], atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
+def test_any_network_output_gives_a_finite_mean(scale: float) -> None:
+    output = scale * torch.randn(6, 3, 4, 3, generator=seeded(4), dtype=torch.float64).abs()
+    assert Parameterization("field").denoised(output, X, SIGMA).isfinite().all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_preconditioning_is_diffusers(prediction_type: str) -> None:
+    form = Parameterization(prediction_type, sigma_data=0.7)
+    edm = EDMEulerScheduler(sigma_data=0.7, prediction_type=prediction_type)
+    for sigma in SIGMA.flatten():
+        expected = edm.precondition_outputs(X, DENOISED, sigma)
+        assert torch.allclose(form.denoised(DENOISED, X, sigma.item()), expected, atol=1e-12)
+        assert torch.allclose(form.input_scale(sigma) * X, edm.precondition_inputs(X, sigma), atol=1e-12)
+        assert torch.allclose(torch.as_tensor(form.label(sigma)), edm.precondition_noise(sigma))
+        assert form.sigma(form.label(sigma.item())) == pytest.approx(sigma.item())
+
+
+def test_velocity_is_that_of_variance_preserving_diffusion() -> None:
+    # v = α ε − s y with the state (y + σ ε) / √(1 + σ²), α = 1/√(1 + σ²), s = σ α (arXiv 2202.00512).
+    epsilon, alpha = (X - DENOISED) / SIGMA, (1 + SIGMA**2) ** -0.5
+    target = Parameterization("v_prediction").target(DENOISED, X, SIGMA)
+    assert torch.allclose(target, alpha * epsilon - SIGMA * alpha * DENOISED, atol=1e-9)
+
+
+def test_bad_input_is_explained() -> None:
+    with pytest.raises(ValueError, match="`prediction_type` must be one of .* but is 'score'"):
+        Parameterization("score")
+    with pytest.raises(ValueError, match="`gamma` must be a number >= 0, but is -1"):
+        Parameterization("field", gamma=-1)
+    with pytest.raises(ValueError, match="`sigma_data` must be a number > 0 or None, but is 0"):
+        Parameterization("epsilon", sigma_data=0)
+    with pytest.raises(ValueError, match=r"must have the shape \(6, 3, 4, 3\) for prediction_type 'field'"):
+        Parameterization("field").check_output(X, X)

@@ -1,0 +1,155 @@
+"""The pipeline keeps diffusers' contract, travels through folders and processes, and says what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
+from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
+
+
+def test_exact_field_draws_its_charges(digits: torch.Tensor) -> None:
+    charges = digits[:20].float()
+    pipe = PFGMPipeline(ChargeField(charges), PoissonFlowScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(64, 40, seeded(), output_type="pt").images * 2 - 1
+    nearest = torch.cdist(images.flatten(1), charges.flatten(1)).min(1)
+    assert nearest.values.max() < 0.01 and len(nearest.indices.unique()) > 12
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("sample_size", [8, (8, 12)])
+def test_any_channels_and_sizes(channels: int, sample_size: int | tuple[int, int]) -> None:
+    pipe = make_tiny_pipeline(channels, sample_size)
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    pil = pipe(2, 3, seeded())
+    assert pil.nfe == 3 and all(image.size == (width, height) for image in pil.images)
+    array = pipe(2, 3, seeded(), output_type="np").images
+    tensor = pipe(2, 3, seeded(), output_type="pt").images
+    assert array.shape == (2, height, width, channels) and tensor.shape == (2, channels, height, width)
+    assert np.allclose(array, tensor.permute(0, 2, 3, 1).numpy()) and 0 <= array.min() and array.max() <= 1
+    assert np.array_equal(np.asarray(pil.images[0]), (array[0] * 255).round().astype("uint8").squeeze())
+
+
+@pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon", "v_prediction"])
+def test_every_prediction_type_runs(prediction_type: str) -> None:
+    assert make_tiny_pipeline(prediction_type=prediction_type)(2, 3, seeded(), output_type="pt").images.isfinite().all()
+
+
+def test_each_generator_makes_its_image_in_any_batch() -> None:
+    pipe, before = make_tiny_pipeline(), torch.get_rng_state()
+    whole = pipe(4, 5, [seeded(i) for i in range(4)], output_type="pt").images
+    for first, last in ((0, 1), (1, 3), (3, 4)):
+        part = pipe(last - first, 5, [seeded(i) for i in range(first, last)], output_type="pt").images
+        assert torch.allclose(part, whole[first:last], atol=1e-5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_latents_replace_the_prior() -> None:
+    pipe = make_tiny_pipeline()
+    latents = pipe.scheduler.sample_prior((3, 1, 8, 8), seeded(5))
+    given = pipe(latents=latents, num_inference_steps=4, output_type="pt")
+    assert torch.equal(given.images, pipe(3, 4, seeded(5), output_type="pt").images)
+
+
+def test_own_heights_and_tuples() -> None:
+    pipe = make_tiny_pipeline()
+    images, nfe = pipe(2, generator=seeded(), sigmas=[40.0, 4.0, 0.4], output_type="pt", return_dict=False)
+    assert nfe == 3 and images.shape == (2, 1, 8, 8)
+
+
+def test_callback_sees_each_step_and_may_change_it() -> None:
+    pipe, seen = make_tiny_pipeline(), []
+
+    def zero(pipe: PFGMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append((step, timestep.item(), sorted(tensors)))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
+
+    images = pipe(
+        2,
+        4,
+        seeded(),
+        output_type="pt",
+        callback_on_step_end=zero,
+        callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
+    ).images
+    assert [step for step, *_ in seen] == [0, 1, 2, 3] and seen[0][1:] == (40.0, ["latents", "pred_original_sample"])
+    assert torch.equal(images, torch.full_like(images, 0.5))
+
+
+def test_progress_bar_counts_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = make_tiny_pipeline()
+    pipe.set_progress_bar_config()
+    pipe(1, 7, seeded())
+    assert "7/7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_from_a_folder(tmp_path: Path, dtype: torch.dtype) -> None:
+    make_tiny_pipeline().save_pretrained(tmp_path)
+    pipe = PFGMPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.dtype == dtype
+    images = pipe(2, 5, seeded(), output_type="pt").images
+    full = make_tiny_pipeline()(2, 5, seeded(), output_type="pt").images
+    # The network alone is in half precision: its rounding, not the state's, is what remains.
+    assert images.dtype == torch.float32 and (images - full).abs().mean() < 0.05
+
+
+def test_fresh_process_draws_the_same_bits(tmp_path: Path) -> None:
+    pipe = make_tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    here = pipe(3, 6, seeded(11), output_type="pt").images
+    script = f"""
+import torch
+from diffusers_pfgm import PFGMPipeline
+pipe = PFGMPipeline.from_pretrained({str(tmp_path / "model")!r})
+images = pipe(3, 6, torch.Generator().manual_seed(11), output_type="pt").images
+torch.save(images, {str(tmp_path / "images.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "images.pt", weights_only=True), here)
+
+
+def test_saved_folder_names_the_package_and_holds_safetensors(tmp_path: Path) -> None:
+    make_tiny_pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers_pfgm", "PoissonFlowScheduler"]
+    assert index["_class_name"] == "PFGMPipeline"
+    weights = [path.name for path in (tmp_path / "unet").iterdir() if path.suffix != ".json"]
+    assert weights == ["diffusion_pytorch_model.safetensors"]
+    assert type(PFGMPipeline.from_pretrained(tmp_path).scheduler) is PoissonFlowScheduler
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be a whole number >= 1, but is 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number >= 1, but is 0"),
+        ({"num_inference_steps": 4, "sigmas": [2.0, 1.0]}, "exactly one of"),
+        ({"output_type": "latent"}, "`output_type` must be 'pil', 'np' or 'pt', but is 'latent'"),
+        ({"generator": [seeded()], "batch_size": 2}, "list of 1, but the batch has 2"),
+        ({"latents": torch.zeros(2, 1, 8, 9)}, r"`latents` must have the shape \(2, 1, 8, 8\) .* but have \(2, 1, 8, 9\)"),
+        ({"latents": torch.zeros(2, 1, 8, 8), "batch_size": 3}, r"shape \(3, 1, 8, 8\)"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"must be among .* but has \['noise'\]"),
+    ],
+)
+def test_bad_arguments_are_explained(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_tiny_pipeline()(**arguments)
+
+
+def test_a_network_of_the_wrong_kind_is_explained() -> None:
+    pipe = PFGMPipeline(make_tiny_unet(1, 1), PoissonFlowScheduler())
+    with pytest.raises(ValueError, match="`unet` returns 1 channels for 1, but prediction_type 'field' .* needs 2"):
+        pipe()
+    with pytest.raises(ValueError, match="output_type 'pil' cannot show 5 channels"):
+        make_tiny_pipeline(channels=5)()
+    assert isinstance(make_tiny_pipeline(channels=3)(1, 2).images[0], Image.Image)

@@ -1,0 +1,276 @@
+"""The scheduler keeps diffusers' contract and solves the backward ODE as the pure solvers do."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+
+from diffusers_pfgm import ChargeField, PoissonFlowScheduler
+from tests.conftest import seeded
+
+
+def run(scheduler: PoissonFlowScheduler, model: Any, x: torch.Tensor) -> torch.Tensor:
+    for t in scheduler.timesteps:
+        x = scheduler.step(model(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+    return x
+
+
+@pytest.fixture(scope="module")
+def charges() -> torch.Tensor:
+    return torch.randn(5, 1, 4, 4, generator=seeded(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
+@pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
+def test_authors_end_points(endpoints: dict[str, torch.Tensor], solver: str, prediction_type: str) -> None:
+    steps = {"multistep": 15, "heun": 50, "euler": 100}[solver]
+    charges = endpoints["charges"].float()
+    scheduler = PoissonFlowScheduler(sigma_min=1e-3, prediction_type=prediction_type, solver=solver)
+    scheduler.set_timesteps(steps)
+    field = ChargeField(charges.view(-1, 1, 4, 4), prediction_type=prediction_type)
+    end = run(scheduler, field, endpoints["x_init"]).flatten(1)
+    expected = torch.cdist(endpoints["rk45"].flatten(1), charges).argmin(1)
+    assert torch.equal(torch.cdist(end, charges).argmin(1), expected)
+
+
+def test_every_prediction_type_gives_the_same_flow(charges: torch.Tensor) -> None:
+    x = PoissonFlowScheduler().sample_prior((6, 1, 4, 4), seeded(1), dtype=torch.float64)
+    ends = []
+    for prediction_type in ("field", "sample", "epsilon"):
+        scheduler = PoissonFlowScheduler(prediction_type=prediction_type)
+        scheduler.set_timesteps(12)
+        ends.append(run(scheduler, ChargeField(charges, prediction_type=prediction_type), x))
+    assert torch.allclose(ends[0], ends[1], atol=1e-6) and torch.allclose(ends[1], ends[2], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"solver": "euler"}, EDMEulerScheduler),
+        ({"solver_order": 2, "use_corrector": False}, EDMDPMSolverMultistepScheduler),
+    ],
+)
+def test_at_infinite_aug_dim_it_is_edm(ours: dict[str, Any], theirs: Any) -> None:
+    edm = theirs(sigma_data=0.5, **({"solver_type": "heun"} if "solver_order" in ours else {}))
+    # Below 15 steps diffusers also lowers the order of the last but one step.
+    edm.set_timesteps(20)
+    scheduler = PoissonFlowScheduler(None, 0.002, 80.0, "epsilon", sigma_data=0.5, **ours)
+    scheduler.set_timesteps(sigmas=edm.sigmas)
+    assert torch.allclose(scheduler.timesteps, edm.timesteps, atol=1e-6)
+    x = y = 80 * torch.randn(4, 3, 8, 8, generator=seeded())
+    for t in edm.timesteps:
+        x_in, y_in = scheduler.scale_model_input(x, t), edm.scale_model_input(y, t)
+        # Any function of input and time will do in place of a network.
+        x = scheduler.step(torch.sin(3 * x_in + t), t, x).prev_sample
+        y = edm.step(torch.sin(3 * y_in + t), t, y).prev_sample
+    assert (x - y).norm() < 1e-4 * y.norm()
+
+
+@pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
+def test_set_timesteps_forgets_the_last_run(charges: torch.Tensor, solver: str) -> None:
+    scheduler = PoissonFlowScheduler(solver=solver)
+    x = scheduler.sample_prior((3, 1, 4, 4), seeded(1))
+    ends = []
+    for interrupted in (False, True, False):
+        scheduler.set_timesteps(7)
+        if interrupted:
+            scheduler.step(torch.ones(3, 2, 4, 4), scheduler.timesteps[0], x)
+            scheduler.set_timesteps(7)
+        ends.append(run(scheduler, ChargeField(charges), x))
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize(("solver", "calls"), [("multistep", 9), ("heun", 17), ("euler", 9)])
+def test_timesteps_are_the_calls_and_their_heights(solver: str, calls: int) -> None:
+    scheduler = PoissonFlowScheduler(solver=solver)
+    scheduler.set_timesteps(9)
+    assert len(scheduler.timesteps) == calls and len(scheduler.sigmas) == calls + 1
+    assert scheduler.timesteps[0] == 40 and scheduler.timesteps[-1] == pytest.approx(0.01)
+    assert scheduler.init_noise_sigma == 40 and scheduler.sigmas[-1] == 0
+    ratios = scheduler.timesteps.unique().diff(prepend=torch.tensor([math.nan])) / scheduler.timesteps.unique()
+    assert torch.allclose(ratios[1:], ratios[1], atol=1e-4)
+
+
+def test_own_heights_replace_the_number_of_steps() -> None:
+    scheduler = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
+    sigmas = [30.0, 3.0, 0.3]
+    scheduler.set_timesteps(sigmas=sigmas)
+    by_sigmas = scheduler.timesteps
+    scheduler.set_timesteps(sigmas=torch.tensor([*sigmas, 0.0]))
+    assert torch.equal(scheduler.timesteps, by_sigmas)
+    scheduler.set_timesteps(timesteps=by_sigmas)
+    assert torch.allclose(scheduler.sigmas, torch.tensor([*sigmas, 0.0]))
+    assert scheduler.num_inference_steps == 3
+
+
+@pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
+def test_a_late_start_is_a_run_of_its_own(charges: torch.Tensor, solver: str) -> None:
+    scheduler = PoissonFlowScheduler(solver=solver)
+    scheduler.set_timesteps(8)
+    heights = scheduler.timesteps.unique().flip(0).tolist()
+    begin = 3 * scheduler.order
+    late = scheduler.timesteps[begin:]
+    x = charges[:3] + 0.3
+    model = ChargeField(charges)
+
+    scheduler.set_timesteps(sigmas=heights[3:])
+    expected = run(scheduler, model, x)
+    for by_index in (True, False):
+        scheduler.set_timesteps(8)
+        if by_index:
+            scheduler.set_begin_index(begin)
+        y = x
+        for t in late if by_index else scheduler.timesteps[begin:]:
+            y = scheduler.step(model(y, t).sample, t if by_index else t.item(), y).prev_sample
+        assert torch.equal(y, expected)
+
+
+def test_heun_that_starts_between_two_calls_stays_there_first(charges: torch.Tensor) -> None:
+    scheduler, x = PoissonFlowScheduler(solver="heun"), charges[:3] + 0.3
+    scheduler.set_timesteps(8)
+    scheduler.set_begin_index(5)
+    t = scheduler.timesteps[5]
+    assert torch.equal(scheduler.step(ChargeField(charges)(x, t).sample, t, x).prev_sample, x)
+
+
+def test_prior_stays_within_its_limit_by_redrawing() -> None:
+    limited = PoissonFlowScheduler(max_norm=500.0).sample_prior((20_000, 1, 8, 8), seeded())
+    free = PoissonFlowScheduler().sample_prior((40_000, 1, 8, 8), seeded(1))
+    radius, expected = (x.flatten(1).norm(dim=1) for x in (limited, free))
+    assert radius.max() <= 500
+    expected = expected[expected <= 500]
+    # No shell: the largest tenth of radii spreads as the unlimited prior does below the limit.
+    for probability in (0.1, 0.5, 0.9, 0.99):
+        assert radius.quantile(probability).item() == pytest.approx(expected.quantile(probability).item(), rel=0.03)
+
+
+def test_prior_of_each_generator_is_its_own() -> None:
+    scheduler, before = PoissonFlowScheduler(max_norm=400.0), torch.get_rng_state()
+    whole = scheduler.sample_prior((5, 1, 8, 8), [seeded(i) for i in range(5)])
+    for i in range(5):
+        assert torch.equal(whole[i : i + 1], scheduler.sample_prior((1, 1, 8, 8), seeded(i)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_add_noise_scales_the_kernel() -> None:
+    x, scheduler = torch.randn(3, 2, 4, generator=seeded()), PoissonFlowScheduler()
+    noise = scheduler.sample_noise(x.shape, seeded(1))
+    found = scheduler.add_noise(x, noise, torch.tensor([0.5, 2.0, 40.0]))
+    assert torch.allclose(found, x + torch.tensor([0.5, 2.0, 40.0]).view(3, 1, 1) * noise)
+    edm = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
+    edm.set_timesteps(3)
+    assert torch.allclose(edm.add_noise(x, noise, edm.timesteps[:1]), x + 40 * noise, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_state_keeps_its_dtype(charges: torch.Tensor, dtype: torch.dtype) -> None:
+    scheduler = PoissonFlowScheduler()
+    scheduler.set_timesteps(3)
+    x = torch.ones(2, 1, 4, 4, dtype=dtype)
+    output = scheduler.step(torch.ones(2, 2, 4, 4, dtype=dtype), scheduler.timesteps[0], x)
+    assert output.prev_sample.dtype == output.pred_original_sample.dtype == dtype
+    as_tuple = PoissonFlowScheduler()
+    as_tuple.set_timesteps(3)
+    other = as_tuple.step(torch.ones(2, 2, 4, 4, dtype=dtype), as_tuple.timesteps[0], x, return_dict=False)
+    assert torch.equal(other[0], output.prev_sample) and torch.equal(other[1], output.pred_original_sample)
+
+
+def test_step_changes_no_input() -> None:
+    scheduler = PoissonFlowScheduler()
+    scheduler.set_timesteps(4)
+    x, output = torch.ones(2, 1, 4, 4), torch.ones(2, 2, 4, 4)
+    for t in scheduler.timesteps:
+        scheduler.step(output, t, x)
+    assert torch.equal(x, torch.ones_like(x)) and torch.equal(output, torch.ones_like(output))
+
+
+def test_step_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading a value is what makes the host wait for a device; on any device it passes through here.
+    scheduler = PoissonFlowScheduler(prediction_type="field")
+    scheduler.set_timesteps(5)
+    x, output = torch.ones(2, 1, 4, 4), torch.ones(2, 2, 4, 4)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the step reads a tensor's value")
+
+    for name in ("item", "__float__", "__int__", "__bool__", "tolist", "cpu", "numpy", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    for t in scheduler.timesteps:
+        x = scheduler.step(output, t, scheduler.scale_model_input(x, t)).prev_sample
+
+
+def test_config_survives_a_round_trip(tmp_path: Any) -> None:
+    scheduler = PoissonFlowScheduler(aug_dim=None, prediction_type="sample", sigma_max=9.0, solver="heun", max_norm=3.0)
+    scheduler.save_pretrained(tmp_path)
+    text = (tmp_path / "scheduler_config.json").read_text()
+    assert "Infinity" not in text and '"aug_dim": null' in text
+    loaded = PoissonFlowScheduler.from_pretrained(tmp_path)
+    ignored = {"_use_default_values"}
+    assert {k: v for k, v in loaded.config.items() if k not in ignored} == {
+        k: v for k, v in scheduler.config.items() if k not in ignored
+    }
+    assert PoissonFlowScheduler.from_config(scheduler.config, solver="euler").config.sigma_max == 9.0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"aug_dim": 0}, "`aug_dim` must be a number > 0, or None for infinity, but is 0"),
+        ({"aug_dim": -3.0}, "`aug_dim` must be"),
+        ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max < inf, but are 0.0 and 40.0"),
+        ({"sigma_min": 50.0}, "but are 50.0 and 40.0"),
+        ({"prediction_type": "flow"}, "`prediction_type` must be one of .* but is 'flow'"),
+        ({"solver": "rk45"}, "`solver` must be one of .* but is 'rk45'"),
+        ({"solver_order": 4}, "`solver_order` must be 1, 2 or 3, but is 4"),
+        ({"gamma": -1.0}, "`gamma` must be a number >= 0, but is -1.0"),
+        ({"sigma_data": 0.0}, "`sigma_data` must be a number > 0 or None, but is 0.0"),
+        ({"max_norm": 0.0}, "`max_norm` must be a number > 0 or None, but is 0.0"),
+    ],
+)
+def test_bad_configs_are_explained(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PoissonFlowScheduler(**config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of `num_inference_steps`, `sigmas` and `timesteps`"),
+        ({"num_inference_steps": 5, "sigmas": [2.0, 1.0]}, "exactly one of"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number >= 1, but is 0"),
+        ({"num_inference_steps": -3}, "whole number >= 1, but is -3"),
+        ({"num_inference_steps": 2.5}, "whole number >= 1, but is 2.5"),
+        ({"sigmas": [1.0, 2.0]}, r"`sigmas` must fall strictly .* but are \[1.0, 2.0\]"),
+        ({"sigmas": [2.0, 2.0]}, "must fall strictly"),
+        ({"sigmas": [2.0, -1.0]}, "stay positive"),
+        ({"sigmas": []}, "must fall strictly"),
+        ({"sigmas": [math.nan, 1.0]}, "must fall strictly"),
+        ({"sigmas": [math.inf, 1.0]}, "must fall strictly"),
+        ({"timesteps": [1.0, 2.0]}, "`timesteps` must fall strictly"),
+    ],
+)
+def test_bad_timesteps_are_explained(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PoissonFlowScheduler().set_timesteps(**arguments)
+
+
+def test_steps_out_of_turn_are_explained() -> None:
+    scheduler, x, output = PoissonFlowScheduler(), torch.ones(1, 1, 4, 4), torch.ones(1, 2, 4, 4)
+    with pytest.raises(ValueError, match="before `set_timesteps`"):
+        scheduler.step(output, 1.0, x)
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match=r"`model_output` must have the shape \(1, 2, 4, 4\) for prediction_type 'field'"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+    for t in scheduler.timesteps:
+        scheduler.step(output, t, x)
+    with pytest.raises(ValueError, match="after the last of 2 timesteps"):
+        scheduler.step(output, scheduler.timesteps[-1], x)
+
+
+def test_a_limit_out_of_reach_is_explained() -> None:
+    with pytest.raises(ValueError, match="`max_norm` = 1.0 is out of reach"):
+        PoissonFlowScheduler(max_norm=1.0).sample_prior((2, 3, 8, 8), seeded())
+    with pytest.raises(ValueError, match="list of 1, but the batch has 2"):
+        PoissonFlowScheduler(max_norm=500.0).sample_prior((2, 1, 8, 8), [seeded()])

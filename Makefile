@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/ready-demo
-	$(BIN)/python pipelines_examples/demo.py
+	$(BIN)/python -u pipelines_examples/demo.py
 
 test: $(VENV)/ready-test lint
 	$(BIN)/python -m pytest

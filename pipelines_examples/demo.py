@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     free = PFGMPipeline(unet=ChargeField(train), scheduler=PoissonFlowScheduler())
     print("   distance", draw(free, 20, "training-free.png"))
 
-    strokes = (train[0, 0] > 0).nonzero().double()  # one digit's pixels as charges in a plane
+    strokes = (train[5, 0] > 0).nonzero().double()  # one digit's pixels as charges in a plane
     plane = (strokes - 3.5)[:, [1, 0]] * torch.tensor([1.0, -1.0], dtype=torch.float64)
     line = torch.tensor([[-1.0], [-0.8], [0.1], [0.9], [1.0]], dtype=torch.float64)
     plot_field_lines(line, plane).savefig(folder / "field-lines.png", dpi=110)
@@ -94,12 +94,13 @@ def main(argv: list[str] | None = None) -> None:
     trained = PFGMPipeline.from_pretrained(folder / "model")
     for steps in (20, 10):
         print("   distance", draw(trained, steps, f"trained-{steps}-calls.png"))
+    python = os.path.relpath(sys.executable)
     print(f"""
 The pipeline is in {folder / "model"}, its samples over time in {folder / "model" / "samples"}. What to try next:
-   python pipelines_examples/generate.py --model {folder / "model"} --num_inference_steps 5
-   python pipelines_examples/swap_solver.py --model {folder / "model"}
-   python pipelines_examples/generate_without_training.py --images YOUR_FOLDER
-   accelerate launch training/train_pfgm.py --train_data_dir YOUR_FOLDER --resolution 32 --center_crop""")
+   {python} pipelines_examples/generate.py --model {folder / "model"} --num_inference_steps 5
+   {python} pipelines_examples/swap_solver.py --model {folder / "model"}
+   {python} pipelines_examples/generate_without_training.py --images YOUR_FOLDER
+   {python} -m accelerate.commands.launch training/train_pfgm.py --train_data_dir YOUR_FOLDER --resolution 32""")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ def test_bands_average_to_the_loss(digits: torch.Tensor) -> None:
     data = digits[:64].float()
     result = FieldObjective(HYPERPARAMETERS)(make_tiny_unet(), data, generator=seeded())
     bands = result.bands()
-    assert set(bands) <= {f"loss/sigma_{a}_{b}" for a, b in zip(["0", 0.01, 0.1, 1.0, 10.0], [0.01, 0.1, 1.0, 10.0, "inf"])}
+    assert set(bands) <= {
+        f"loss/sigma_{a}_{b}" for a, b in zip(["0", 0.01, 0.1, 1.0, 10.0], [0.01, 0.1, 1.0, 10.0, "inf"])
+    }
     inside = (result.sigma > 0.1) & (result.sigma <= 1.0)
     assert bands["loss/sigma_0.1_1.0"] == pytest.approx(result.per_sample[inside].mean().item())
     assert result.loss.item() == pytest.approx(result.per_sample.mean().item())

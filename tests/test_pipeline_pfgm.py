@@ -136,7 +136,10 @@ def test_saved_folder_names_the_package_and_holds_safetensors(tmp_path: Path) ->
         ({"num_inference_steps": 4, "sigmas": [2.0, 1.0]}, "exactly one of"),
         ({"output_type": "latent"}, "`output_type` must be 'pil', 'np' or 'pt', but is 'latent'"),
         ({"generator": [seeded()], "batch_size": 2}, "list of 1, but the batch has 2"),
-        ({"latents": torch.zeros(2, 1, 8, 9)}, r"`latents` must have the shape \(2, 1, 8, 8\) .* but have \(2, 1, 8, 9\)"),
+        (
+            {"latents": torch.zeros(2, 1, 8, 9)},
+            r"`latents` must have the shape \(2, 1, 8, 8\) .* but have \(2, 1, 8, 9\)",
+        ),
         ({"latents": torch.zeros(2, 1, 8, 8), "batch_size": 3}, r"shape \(3, 1, 8, 8\)"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"must be among .* but has \['noise'\]"),
     ],

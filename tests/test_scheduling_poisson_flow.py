@@ -261,7 +261,9 @@ def test_steps_out_of_turn_are_explained() -> None:
     with pytest.raises(ValueError, match="before `set_timesteps`"):
         scheduler.step(output, 1.0, x)
     scheduler.set_timesteps(2)
-    with pytest.raises(ValueError, match=r"`model_output` must have the shape \(1, 2, 4, 4\) for prediction_type 'field'"):
+    with pytest.raises(
+        ValueError, match=r"`model_output` must have the shape \(1, 2, 4, 4\) for prediction_type 'field'"
+    ):
         scheduler.step(x, scheduler.timesteps[0], x)
     for t in scheduler.timesteps:
         scheduler.step(output, t, x)

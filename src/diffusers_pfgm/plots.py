@@ -44,9 +44,9 @@ def plot_field_lines(line_charges: torch.Tensor, plane_charges: torch.Tensor) ->
         line_charges: (K, 1), data on a line, drawn in the half plane (x, z).
         plane_charges: (K, 2), data in a plane, drawn in space.
     """
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     flat = figure.add_subplot(1, 2, 1)
-    solid = figure.add_subplot(1, 2, 2, projection="3d")
+    solid = figure.add_subplot(1, 2, 2, projection="3d", computed_zorder=False)
     colors = colormaps["hsv"]
 
     radius = 3 * line_charges.abs().max().item()
@@ -56,19 +56,21 @@ def plot_field_lines(line_charges: torch.Tensor, plane_charges: torch.Tensor) ->
         flat.plot(line[:, 0], line[:, 1], color=colors(angle.item() / math.pi), linewidth=0.8)
     flat.plot(arc[:, 0], arc[:, 1], color="gray", linestyle=":")
     flat.scatter(line_charges[:, 0], torch.zeros(len(line_charges)), color="black", zorder=3)
-    flat.set(xlabel="x", ylabel="z", aspect="equal", title="N = 1: from a half circle to charges on a line")
+    flat.set(xlabel="x", ylabel="z", aspect="equal", title="N = 1: charges on a line")
 
     # A Fibonacci lattice is as even on the hemisphere as points can be.
-    index = torch.arange(150, dtype=torch.float64)
+    index = torch.arange(200, dtype=torch.float64)
     z, turn = (index + 0.5) / len(index), index * math.pi * (3 - math.sqrt(5))
     ring = (1 - z.square()).sqrt()
-    radius = 2.5 * plane_charges.abs().max().item()
+    radius = 2 * plane_charges.norm(dim=1).max().item()
     dome = radius * torch.stack([ring * turn.cos(), ring * turn.sin(), z], dim=1)
     for line, angle in zip(field_lines(dome, plane_charges).unbind(1), turn, strict=True):
         color = colors(angle.item() % (2 * math.pi) / (2 * math.pi))
-        solid.plot(line[:, 0], line[:, 1], line[:, 2], color=color, linewidth=0.6)
+        solid.plot(line[:, 0], line[:, 1], line[:, 2], color=color, linewidth=0.7, alpha=0.8)
     solid.scatter(dome[:, 0], dome[:, 1], dome[:, 2], color="gray", s=3)
-    solid.scatter(plane_charges[:, 0], plane_charges[:, 1], torch.zeros(len(plane_charges)), color="black", s=8)
-    solid.set(xlabel="x₁", ylabel="x₂", zlabel="z", box_aspect=(1, 1, 0.5))
-    solid.set_title("N = 2: from a hemisphere to charges in a plane")
+    solid.scatter(plane_charges[:, 0], plane_charges[:, 1], 0, color="black", s=12, zorder=3)
+    solid.set_box_aspect((1, 1, 0.5), zoom=1.25)
+    solid.view_init(elev=28, azim=-70)
+    solid.set(xlabel="$x_1$", ylabel="$x_2$", title="N = 2: charges in a plane, a hemisphere above")
+    solid.tick_params(labelsize=7)
     return figure

@@ -22,7 +22,9 @@ def exact_mean(charges: torch.Tensor, aug_dim: float, scale: float = 1.0) -> Cal
     return lambda x, sigma: x + pull(x, torch.full((len(x),), sigma / scale).double(), prepared, aug_dim)
 
 
-def integrate(x: torch.Tensor, mean: Callable[..., torch.Tensor], sigmas: Sequence[float], *solver: object) -> torch.Tensor:
+def integrate(
+    x: torch.Tensor, mean: Callable[..., torch.Tensor], sigmas: Sequence[float], *solver: object
+) -> torch.Tensor:
     seen: list[torch.Tensor] = []
     for step in plan(sigmas, *solver):  # type: ignore[arg-type]
         seen.insert(0, mean(x, step.sigma))

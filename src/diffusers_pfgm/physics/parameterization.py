@@ -131,10 +131,11 @@ class Parameterization:
             return -z / v_z.mean(dims, keepdim=True).clamp(max=-1e-5 * root_n)
 
         def near() -> torch.Tensor:
-            p_squared = v_x.square().mean(dims, keepdim=True).clamp(max=1 - 1e-6)
+            length = torch.linalg.vector_norm(v_x, dim=dims, keepdim=True)
+            p_squared = (length / root_n).square().clamp(max=1 - 1e-6)
             rest = 1 - p_squared
             return (self.gamma + (self.gamma**2 * p_squared + z**2 * rest).sqrt()) / (root_n * rest)
 
         if isinstance(z, torch.Tensor):
-            return x + v_x * torch.where(z < self.gamma, near(), far())
-        return x + v_x * (near() if z < self.gamma else far())
+            return torch.addcmul(x, v_x, torch.where(z < self.gamma, near(), far()))
+        return torch.addcmul(x, v_x, near() if z < self.gamma else far())

@@ -44,8 +44,10 @@ class Step:
 
     def __call__(self, x: torch.Tensor, denoised: Sequence[torch.Tensor]) -> torch.Tensor:
         """x' from x and the x̂'s so far, newest first."""
-        terms = [weight * value for weight, value in zip(self.weights, denoised, strict=False)]
-        return sum(terms[1:], self.keep * x + terms[0]) if self.keep else terms[0]
+        x = self.keep * x if self.keep else torch.zeros_like(x)
+        for weight, value in zip(self.weights, denoised, strict=False):
+            x = torch.add(x, value, alpha=weight)
+        return x
 
 
 def plan(

@@ -1,0 +1,81 @@
+"""The field target against the naive formulation and against its two matrix products, in one run."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from diffusers_pfgm import normalized_field
+from tests.conftest import seeded
+
+
+def seconds(*functions: Callable[[], object], rounds: int) -> list[float]:
+    """Median time of each, measured in turns so that all see the same machine."""
+    taken: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 2):
+        for function, times in zip(functions, taken, strict=True):
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+    return [median(times[2:]) for times in taken]
+
+
+def naive_target(x: torch.Tensor, z: torch.Tensor, charges: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
+    """The formulation over (B, L, N + 1) tensors."""
+    samples = torch.cat([x, z.unsqueeze(1)], dim=1)
+    points = torch.cat([charges, charges.new_zeros(len(charges), 1)], dim=1)
+    differences = samples.unsqueeze(1) - points.unsqueeze(0)
+    distances = differences.square().sum(-1).sqrt()
+    ratios = distances.amin(1, keepdim=True) / (distances + 1e-7)
+    weights = ratios ** samples.shape[1]
+    weights = weights / weights.sum(1, keepdim=True)
+    field = -(weights.unsqueeze(-1) * differences).sum(1)
+    return field * samples.shape[1] ** 0.5 / (field.norm(dim=1, keepdim=True) + gamma)
+
+
+def test_speed() -> None:
+    x, charges = torch.randn(64, 3072, generator=seeded(0)), torch.randn(1024, 3072, generator=seeded(1))
+    z, weights = 10 * torch.rand(64, generator=seeded(2)), torch.rand(64, 1024, generator=seeded(3))
+    naive, _ = seconds(lambda: naive_target(x, z, charges), lambda: None, rounds=3)
+    ours, products = seconds(
+        lambda: normalized_field(x, z, charges), lambda: (x @ charges.T, weights @ charges), rounds=30
+    )
+    print(
+        f"\nfield target, 64 x 1,024 x 3,072: {naive / ours:.0f} times faster than naive, "
+        f"{ours / products:.2f} times its two float32 matrix products"
+    )
+    assert naive / ours >= 50 and ours / products <= 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory from Linux's /proc")
+@pytest.mark.parametrize("sizes", [(128, 4096, 3072), (128, 60_000, 784)])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_memory(sizes: tuple[int, int, int], prepared: bool) -> None:
+    # A process of its own, because freed memory of this one would be used again unseen.
+    script = f"""
+import re, torch
+from pathlib import Path
+from diffusers_pfgm import Charges, normalized_field
+
+def kilobytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+B, L, N = {sizes}
+x, z, charges = torch.randn(B, N), torch.rand(B), torch.rand(L, N)
+normalized_field(x[:2], z[:2], charges[:50])  # the libraries' own buffers
+charges = Charges(charges) if {prepared} else charges
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+before = kilobytes("VmRSS")
+normalized_field(x, z, charges)
+print(kilobytes("VmHWM") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    megabytes = int(done.stdout) / 1000
+    shown = " x ".join(f"{size:,}" for size in sizes)
+    print(f"\nfield target, {shown}, prepared={prepared}: {megabytes:.0f} MB beyond inputs")
+    assert 0 < megabytes <= 200

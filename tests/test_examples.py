@@ -1,0 +1,80 @@
+"""Every example runs, shows its help, and does what it says."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from demo import split_digits, write_parquet
+from PIL import Image
+
+from tests.conftest import make_tiny_pipeline
+from tests.test_training_utils import write_images
+
+EXAMPLES = sorted(path.stem for path in (Path(__file__).parents[1] / "pipelines_examples").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example = importlib.import_module(name)
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--help"])
+    assert stop.value.code == 0 and example.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+def test_generate(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "generated.png"
+    importlib.import_module("generate").main(
+        [
+            "--model",
+            model,
+            "--batch_size",
+            "5",
+            "--num_inference_steps",
+            "3",
+            "--device",
+            "cpu",
+            "--output",
+            str(output),
+        ]
+    )
+    assert "5 images from 3 network calls" in capsys.readouterr().out
+    assert Image.open(output).size == (3 * 36, 2 * 36)
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_generate_without_training(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, images = tmp_path / "generated.png", tmp_path / "images"
+    if source == "folder":
+        write_images(images, count=7)
+    else:
+        images = tmp_path / "digits.parquet"
+        write_parquet(split_digits()[0][:7], images)
+    importlib.import_module("generate_without_training").main(
+        ["--images", str(images), "--resolution", "8", "--batch_size", "4", "--output", str(output), "--device", "cpu"]
+    )
+    assert "4 images from the field of 7 charges, 20 calls" in capsys.readouterr().out
+    assert Image.open(output).mode == ("RGB" if source == "folder" else "L")
+
+
+def test_swap_solver(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "solvers.png"
+    importlib.import_module("swap_solver").main(["--model", model, "--calls", "5", "--output", str(output)])
+    table = capsys.readouterr().out.splitlines()[1:5]
+    assert [line.split()[-2] for line in table] == ["200", "5", "5", "5"]
+    assert Image.open(output).size == (8 * 36, 4 * 36)
+
+
+def test_demo_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("demo").main(["--output_dir", str(tmp_path), "--max_train_steps", "3"])
+    printed = capfd.readouterr().out
+    assert printed.count("network calls") == 3 and "M = 261" in printed
+    for name in ("training-free.png", "field-lines.png", "trained-20-calls.png", "trained-10-calls.png"):
+        assert str(tmp_path / name) in printed and Image.open(tmp_path / name).width > 200
+    assert (tmp_path / "model" / "model_index.json").exists()

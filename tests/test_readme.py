@@ -1,0 +1,28 @@
+"""The README's example runs as it stands, and its files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert capsys.readouterr().out == "20\n" and (tmp_path / "digit.png").exists()
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+
+
+def test_files_that_it_names_exist() -> None:
+    for path in re.findall(r"(?:training|pipelines_examples|tests)/[\w./-]+\.\w+", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_commands_that_it_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", README):
+        assert f"\n{target}:" in makefile

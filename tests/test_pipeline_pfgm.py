@@ -34,7 +34,7 @@ def test_any_channels_and_sizes(channels: int, sample_size: int | tuple[int, int
     array = pipe(2, 3, seeded(), output_type="np").images
     tensor = pipe(2, 3, seeded(), output_type="pt").images
     assert array.shape == (2, height, width, channels) and tensor.shape == (2, channels, height, width)
-    assert np.allclose(array, tensor.permute(0, 2, 3, 1).numpy()) and 0 <= array.min() and array.max() <= 1
+    assert np.allclose(array, tensor.permute(0, 2, 3, 1).numpy()) and array.min() >= 0 and array.max() <= 1
     assert np.array_equal(np.asarray(pil.images[0]), (array[0] * 255).round().astype("uint8").squeeze())
 
 
@@ -151,7 +151,7 @@ def test_bad_arguments_are_explained(arguments: dict[str, Any], message: str) ->
 
 def test_a_network_of_the_wrong_kind_is_explained() -> None:
     pipe = PFGMPipeline(make_tiny_unet(1, 1), PoissonFlowScheduler())
-    with pytest.raises(ValueError, match="`unet` returns 1 channels for 1, but prediction_type 'field' .* needs 2"):
+    with pytest.raises(ValueError, match=r"`unet` returns 1 channels for 1, but prediction_type 'field' .* needs 2"):
         pipe()
     with pytest.raises(ValueError, match="output_type 'pil' cannot show 5 channels"):
         make_tiny_pipeline(channels=5)()

@@ -272,7 +272,7 @@ def test_steps_out_of_turn_are_explained() -> None:
 
 
 def test_a_limit_out_of_reach_is_explained() -> None:
-    with pytest.raises(ValueError, match="`max_norm` = 1.0 is out of reach"):
+    with pytest.raises(ValueError, match=r"`max_norm` = 1\.0 is out of reach"):
         PoissonFlowScheduler(max_norm=1.0).sample_prior((2, 3, 8, 8), seeded())
     with pytest.raises(ValueError, match="list of 1, but the batch has 2"):
         PoissonFlowScheduler(max_norm=500.0).sample_prior((2, 1, 8, 8), [seeded()])

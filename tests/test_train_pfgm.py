@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from demo import split_digits, write_parquet
 
 from diffusers_pfgm import PFGMPipeline

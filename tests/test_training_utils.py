@@ -136,7 +136,7 @@ def test_a_used_output_folder_is_refused(tmp_path: Path) -> None:
     check_output_dir(tmp_path, allowed=False)
     (tmp_path / "model_index.json").write_text("{}")
     check_output_dir(tmp_path, allowed=True)
-    with pytest.raises(ValueError, match="is not empty and may hold another model.*`--overwrite_output_dir`"):
+    with pytest.raises(ValueError, match=r"is not empty and may hold another model.*`--overwrite_output_dir`"):
         check_output_dir(tmp_path, allowed=False)
     with pytest.raises(ValueError, match="is a file"):
         check_output_dir(tmp_path / "model_index.json", allowed=True)

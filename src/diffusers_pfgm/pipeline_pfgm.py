@@ -1,7 +1,5 @@
 """Generation by a Poisson flow: from the hemisphere along field lines to images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +49,7 @@ class PFGMPipeline(DiffusionPipeline):
     unet: UNet2DModel
     scheduler: PoissonFlowScheduler
 
+    # diffusers reads these annotations as types, so this file does not import them from __future__.
     def __init__(self, unet: UNet2DModel, scheduler: PoissonFlowScheduler) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -64,7 +63,7 @@ class PFGMPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[PFGMPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         sigmas: Sequence[float] | None = None,
     ) -> PFGMPipelineOutput:

@@ -40,7 +40,7 @@ def write_parquet(images: torch.Tensor, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("demo-output"))
+    parser.add_argument("--output_dir", type=Path, default=Path("demo-output"), help="a model there is replaced")
     parser.add_argument("--max_train_steps", type=int, default=1500)
     args = parser.parse_args(argv)
     folder: Path = args.output_dir
@@ -71,7 +71,6 @@ def main(argv: list[str] | None = None) -> None:
     print(f"   field lines from the hemisphere to charges: {folder / 'field-lines.png'}\n")
 
     print("2. Training a network on the field, by the paper's method")
-    write_parquet(train, folder / "digits.parquet")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
     launch.append(f"--num_cpu_threads_per_process={os.cpu_count()}")
     options = [
@@ -79,7 +78,6 @@ def main(argv: list[str] | None = None) -> None:
         f"--dataset_name={folder / 'digits.parquet'}",
         "--resolution=8",
         f"--output_dir={folder / 'model'}",
-        "--overwrite_output_dir",
         "--train_batch_size=128",
         f"--max_train_steps={args.max_train_steps}",
         "--learning_rate=1e-3",
@@ -87,6 +85,9 @@ def main(argv: list[str] | None = None) -> None:
         "--eval_batch_size=64",
         "--seed=0",
     ]
+    if (folder / "digits.parquet").exists():  # made by an earlier demo, and so was the model
+        options.append("--overwrite_output_dir")
+    write_parquet(train, folder / "digits.parquet")
     print("   accelerate launch", " ".join(options), flush=True)
     subprocess.run([*launch, *options], check=True)
 

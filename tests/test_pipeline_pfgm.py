@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from diffusers import DDPMScheduler
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
@@ -141,6 +141,7 @@ def test_saved_folder_names_the_package_and_holds_safetensors(tmp_path: Path) ->
             r"`latents` must have the shape \(2, 1, 8, 8\) .* but have \(2, 1, 8, 9\)",
         ),
         ({"latents": torch.zeros(2, 1, 8, 8), "batch_size": 3}, r"shape \(3, 1, 8, 8\)"),
+        ({"latents": torch.full((1, 1, 8, 8), np.nan)}, "`latents` must be finite, but index 0 holds"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"must be among .* but has \['noise'\]"),
     ],
 )
@@ -149,10 +150,44 @@ def test_bad_arguments_are_explained(arguments: dict[str, Any], message: str) ->
         make_tiny_pipeline()(**arguments)
 
 
-def test_a_network_of_the_wrong_kind_is_explained() -> None:
+def test_own_heights_start_from_a_prior_of_theirs() -> None:
+    # One charge in four is apart: started too far in for its height, it would draw more than its share.
+    charges = torch.tensor([[-1.0, 0.0], [-1.0, 0.1], [-1.0, -0.1], [1.0, 0.0]]).view(4, 2, 1, 1)
+    pipe = PFGMPipeline(ChargeField(charges), PoissonFlowScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    sigmas = np.geomspace(20, 0.01, 40).tolist()
+    images = pipe(20_000, generator=seeded(), sigmas=sigmas, output_type="pt").images
+    assert (images[:, 0] > 0.5).float().mean().item() == pytest.approx(0.25, abs=0.015)
+    latents = pipe.scheduler.sample_prior((20_000, 2, 1, 1), seeded())
+    assert latents.flatten(1).norm(dim=1).median().item() == pytest.approx(20 * 3**0.5, rel=0.05)
+
+
+def test_a_network_without_a_size_takes_it_from_the_latents() -> None:
+    pipe = make_tiny_pipeline()
+    pipe.unet.register_to_config(sample_size=None)
+    assert pipe(latents=torch.randn(2, 1, 16, 8), num_inference_steps=2, output_type="pt").images.shape == (2, 1, 16, 8)
+    with pytest.raises(ValueError, match="`unet` has no `sample_size`, so pass `latents`"):
+        pipe()
+
+
+def test_points_come_out_as_tensors_only() -> None:
+    pipe = PFGMPipeline(ChargeField(torch.randn(9, 5)), PoissonFlowScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(4, output_type="pt").images.shape == (4, 5)
+    with pytest.raises(ValueError, match=r"output_type 'np' is for images \(B, C, H, W\), not \(4, 5\)"):
+        pipe(4, output_type="np")
+
+
+def test_a_network_of_the_wrong_kind_is_explained(tmp_path: Path) -> None:
     pipe = PFGMPipeline(make_tiny_unet(1, 1), PoissonFlowScheduler())
     with pytest.raises(ValueError, match=r"`unet` returns 1 channels for 1, but prediction_type 'field' .* needs 2"):
         pipe()
     with pytest.raises(ValueError, match="output_type 'pil' cannot show 5 channels"):
         make_tiny_pipeline(channels=5)()
-    assert isinstance(make_tiny_pipeline(channels=3)(1, 2).images[0], Image.Image)
+    for field in (ChargeField(torch.zeros(2, 1, 4, 4), gamma=1.0), ChargeField(torch.zeros(2, 1, 4, 4), aug_dim=2.0)):
+        with pytest.raises(ValueError, match=r"of the field, but .* of the scheduler"):
+            PFGMPipeline(field, PoissonFlowScheduler())()
+    with pytest.raises(ValueError, match="`scheduler` must be a PoissonFlowScheduler, but is a DDPMScheduler"):
+        PFGMPipeline(make_tiny_unet(), DDPMScheduler())()
+    with pytest.raises(ValueError, match="ChargeField, which has nothing to save"):
+        PFGMPipeline(ChargeField(torch.zeros(2, 1, 4, 4)), PoissonFlowScheduler()).save_pretrained(tmp_path)

@@ -201,6 +201,24 @@ def test_step_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch
         x = scheduler.step(output, t, scheduler.scale_model_input(x, t)).prev_sample
 
 
+def test_infinite_aug_dim_is_saved_as_null(tmp_path: Any) -> None:
+    PoissonFlowScheduler(aug_dim=math.inf).save_pretrained(tmp_path)
+    assert '"aug_dim": null' in (tmp_path / "scheduler_config.json").read_text()
+    assert PoissonFlowScheduler.from_pretrained(tmp_path).kernel.aug_dim == math.inf
+
+
+def test_no_more_history_is_kept_than_the_next_step_needs() -> None:
+    x, output = torch.ones(2, 1, 4, 4), torch.ones(2, 2, 4, 4)
+    for solver, most in (("multistep", 3), ("heun", 1), ("euler", 0)):
+        scheduler = PoissonFlowScheduler(solver=solver)
+        scheduler.set_timesteps(8)
+        kept = []
+        for t in scheduler.timesteps:
+            scheduler.step(output, t, x)
+            kept.append(len(scheduler._denoised))
+        assert max(kept) == most and kept[-1] == 0
+
+
 def test_config_survives_a_round_trip(tmp_path: Any) -> None:
     scheduler = PoissonFlowScheduler(aug_dim=None, prediction_type="sample", sigma_max=9.0, solver="heun", max_norm=3.0)
     scheduler.save_pretrained(tmp_path)
@@ -224,9 +242,12 @@ def test_config_survives_a_round_trip(tmp_path: Any) -> None:
         ({"prediction_type": "flow"}, "`prediction_type` must be one of .* but is 'flow'"),
         ({"solver": "rk45"}, "`solver` must be one of .* but is 'rk45'"),
         ({"solver_order": 4}, "`solver_order` must be 1, 2 or 3, but is 4"),
-        ({"gamma": -1.0}, "`gamma` must be a number >= 0, but is -1.0"),
+        ({"solver_order": 2.0}, "`solver_order` must be 1, 2 or 3, but is 2.0"),
+        ({"max_norm": math.inf}, "`max_norm` must be a finite number > 0 or None, but is inf"),
+        ({"gamma": math.inf}, "`gamma` must be a finite number >= 0, but is inf"),
+        ({"gamma": -1.0}, "`gamma` must be a finite number >= 0, but is -1.0"),
         ({"sigma_data": 0.0}, "`sigma_data` must be a number > 0 or None, but is 0.0"),
-        ({"max_norm": 0.0}, "`max_norm` must be a number > 0 or None, but is 0.0"),
+        ({"max_norm": 0.0}, "`max_norm` must be a finite number > 0 or None, but is 0.0"),
     ],
 )
 def test_bad_configs_are_explained(config: dict[str, Any], message: str) -> None:
@@ -242,13 +263,18 @@ def test_bad_configs_are_explained(config: dict[str, Any], message: str) -> None
         ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number >= 1, but is 0"),
         ({"num_inference_steps": -3}, "whole number >= 1, but is -3"),
         ({"num_inference_steps": 2.5}, "whole number >= 1, but is 2.5"),
-        ({"sigmas": [1.0, 2.0]}, r"`sigmas` must fall strictly .* but are \[1.0, 2.0\]"),
-        ({"sigmas": [2.0, 2.0]}, "must fall strictly"),
-        ({"sigmas": [2.0, -1.0]}, "stay positive"),
-        ({"sigmas": []}, "must fall strictly"),
-        ({"sigmas": [math.nan, 1.0]}, "must fall strictly"),
-        ({"sigmas": [math.inf, 1.0]}, "must fall strictly"),
-        ({"timesteps": [1.0, 2.0]}, "`timesteps` must fall strictly"),
+        ({"sigmas": [1.0, 2.0]}, r"`sigmas` must be a list that falls strictly .* but is \[1.0, 2.0\]"),
+        ({"sigmas": [2.0, 2.0]}, "falls strictly"),
+        ({"sigmas": [2.0, -1.0]}, "stays positive"),
+        ({"sigmas": []}, "falls strictly"),
+        ({"sigmas": [math.nan, 1.0]}, "falls strictly"),
+        ({"sigmas": [1.0, 0.999999999, 0.5]}, "in float32"),
+        ({"sigmas": [1.0, 1e-50, 0.0]}, "in float32"),
+        ({"sigmas": 3.0}, "must be a list"),
+        ({"sigmas": [[3.0, 2.0]]}, "must be a list"),
+        ({"num_inference_steps": math.nan}, "whole number >= 1, but is nan"),
+        ({"sigmas": [math.inf, 1.0]}, "falls strictly"),
+        ({"timesteps": [1.0, 2.0]}, "`timesteps` must be a list that falls strictly"),
     ],
 )
 def test_bad_timesteps_are_explained(arguments: dict[str, Any], message: str) -> None:
@@ -258,7 +284,7 @@ def test_bad_timesteps_are_explained(arguments: dict[str, Any], message: str) ->
 
 def test_steps_out_of_turn_are_explained() -> None:
     scheduler, x, output = PoissonFlowScheduler(), torch.ones(1, 1, 4, 4), torch.ones(1, 2, 4, 4)
-    with pytest.raises(ValueError, match="before `set_timesteps`"):
+    with pytest.raises(ValueError, match="used before `set_timesteps`"):
         scheduler.step(output, 1.0, x)
     scheduler.set_timesteps(2)
     with pytest.raises(
@@ -269,6 +295,9 @@ def test_steps_out_of_turn_are_explained() -> None:
         scheduler.step(output, t, x)
     with pytest.raises(ValueError, match="after the last of 2 timesteps"):
         scheduler.step(output, scheduler.timesteps[-1], x)
+    for begin in (-1, 2):
+        with pytest.raises(ValueError, match=f"`begin_index` must be from 0 to 1, but is {begin}"):
+            scheduler.set_begin_index(begin)
 
 
 def test_a_limit_out_of_reach_is_explained() -> None:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from arguments import parse_args
 from demo import split_digits, write_parquet
 
 from diffusers_pfgm import PFGMPipeline
@@ -107,3 +109,40 @@ def test_perturbation_objective_trains_any_aug_dim(data: Path, tmp_path: Path) -
 def test_a_missing_checkpoint_is_explained(data: Path, tmp_path: Path, option: str, message: str) -> None:
     done = launch(data, tmp_path / "model", "--max_train_steps=2", option)
     assert done.returncode != 0 and message in done.stderr
+
+
+def test_accumulated_steps_are_optimiser_steps(data: Path, tmp_path: Path) -> None:
+    # One loader batch is an epoch here, which must not end an accumulation.
+    done = launch(
+        data,
+        tmp_path / "model",
+        "--max_train_steps=3",
+        "--gradient_accumulation_steps=4",
+        "--logger=none",
+        "--checkpointing_steps=3",
+    )
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "model" / "checkpoint-3" / "optimizer.bin", weights_only=True)
+    assert {int(entry["step"]) for entry in state["state"].values()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--aug_dim=64"], "--aug_dim belongs to --objective perturbation, but --objective is field"),
+        (["--objective=perturbation", "--gamma=1"], "--gamma belongs to --objective field"),
+        (["--max_train_steps=0"], "--max_train_steps: must be a whole number >= 1, but is 0"),
+        (["--checkpointing_steps=-1"], "--checkpointing_steps: must be a whole number >= 1"),
+    ],
+)
+def test_options_that_cannot_serve_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(None, options)
+    assert message in capsys.readouterr().err
+
+
+def test_options_default_by_objective() -> None:
+    assert parse_args(None, []).gamma == 5.0 and parse_args(None, []).field_batch_size == 2048
+    assert parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]).aug_dim == float("inf")

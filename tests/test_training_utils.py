@@ -105,11 +105,23 @@ def test_data_that_cannot_serve_are_refused(tmp_path: Path) -> None:
         (lambda: load_image_dataset(data_dir=str(tmp_path / "none")), "'.*none' is missing or holds no files"),
         (lambda: load_image_dataset(name=str(tmp_path / "none.parquet")), "is no file"),
         (lambda: ImageTensors(as_dataset([]), 8), "The data set is empty"),
+        (lambda: ImageTensors(as_dataset([None]), 8), "Image 0 of the data set is missing"),
+        (lambda: ImageTensors(as_dataset([deep]), 0), "`--resolution` must be at least 1, but is 0"),
         (lambda: ImageTensors(as_dataset([deep]), 8), "Image 0 .* has pixels of mode 'I;16'"),
         (lambda: ImageTensors(as_dataset([deep]), 8, "label"), r"`--image_column` is 'label', but .* are \['image'\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+    late = as_dataset([Image.new("L", (8, 8))] * 100 + [Image.new("RGB", (8, 8))])
+    with pytest.raises(ValueError, match="Image 100 of the data set is in colour, unlike the first ones"):
+        ImageTensors(late, 8)[100]
+    assert ImageTensors(late, 8, mode="L")[100].shape == (1, 8, 8)
+    (tmp_path / "broken.parquet").write_text("no parquet")
+    datasets.DatasetDict({"test": late}).save_to_disk(tmp_path / "untrained")
+    with pytest.raises(ValueError, match="cannot be read as parquet"):
+        load_image_dataset(name=str(tmp_path / "broken.parquet"))
+    with pytest.raises(ValueError, match=r"has no split 'train', but \['test'\]"):
+        load_image_dataset(name=str(tmp_path / "untrained"))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("no images here")
     with pytest.raises(ValueError, match="holds no images that can be read"):
@@ -132,11 +144,15 @@ def test_own_network_must_fit(tmp_path: Path) -> None:
 
 
 def test_a_used_output_folder_is_refused(tmp_path: Path) -> None:
-    check_output_dir(tmp_path / "new", allowed=False)
-    check_output_dir(tmp_path, allowed=False)
+    check_output_dir(tmp_path / "new")
+    check_output_dir(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
-    check_output_dir(tmp_path, allowed=True)
+    check_output_dir(tmp_path, overwrite=True)
+    check_output_dir(tmp_path, resume_from="latest")
+    check_output_dir(tmp_path, resume_from=str(tmp_path / "checkpoint-3"))
     with pytest.raises(ValueError, match=r"is not empty and may hold another model.*`--overwrite_output_dir`"):
-        check_output_dir(tmp_path, allowed=False)
+        check_output_dir(tmp_path)
+    with pytest.raises(ValueError, match="is not empty"):  # another run's checkpoint
+        check_output_dir(tmp_path, resume_from=str(tmp_path / "other" / "checkpoint-3"))
     with pytest.raises(ValueError, match="is a file"):
-        check_output_dir(tmp_path / "model_index.json", allowed=True)
+        check_output_dir(tmp_path / "model_index.json", overwrite=True)

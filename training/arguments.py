@@ -4,6 +4,19 @@ from __future__ import annotations
 
 import argparse
 
+OBJECTIVE_DEFAULTS = {
+    "field": {"field_batch_size": 2048, "gamma": 5.0},
+    "perturbation": {"aug_dim": 1.0, "prediction_type": "epsilon", "sigma_data": 0.5},
+}
+
+
+def positive(text: str) -> int:
+    """A whole number >= 1; argparse names the option in its error."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, but is {text}")
+    return number
+
 
 def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -15,7 +28,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     data("--cache_dir", help="where datasets keeps its files")
     data("--image_column", help="column of images; the first by default")
     data("--image_mode", choices=["L", "RGB", "RGBA"], help="by default L for gray data, else RGB")
-    data("--resolution", type=int, default=64, help="images are resized and cropped to this many pixels")
+    data("--resolution", type=positive, default=64, help="images are resized and cropped to this many pixels")
     data("--center_crop", action="store_true", help="crop the middle; without it a random part")
     data("--random_flip", action="store_true", help="mirror images at random")
     data("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0 caches decoded images")
@@ -23,20 +36,20 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     model = parser.add_argument_group("model and objective").add_argument
     model("--model_config_name_or_path", help="configuration of a UNet2DModel; chosen by the resolution by default")
     model("--objective", choices=["field", "perturbation"], default="field", help="PFGM's, or PFGM++'s for any D")
-    model("--field_batch_size", type=int, default=2048, help="images that make the field of a step (per process)")
-    model("--gamma", type=float, default=5.0, help="gamma of the normalized field")
-    model("--aug_dim", type=float, default=1.0, help="D of the perturbation objective; inf for diffusion")
-    model("--prediction_type", choices=["epsilon", "v_prediction", "sample"], default="epsilon", help="of perturbation")
-    model("--sigma_data", type=float, default=0.5, help="standard deviation of the data, for perturbation")
+    model("--field_batch_size", type=positive, help="field: images that make the field of a step, 2048 (per process)")
+    model("--gamma", type=float, help="field: gamma of the normalized field, 5")
+    model("--aug_dim", type=float, help="perturbation: D, 1; inf for diffusion")
+    model("--prediction_type", choices=["epsilon", "v_prediction", "sample"], help="perturbation: epsilon")
+    model("--sigma_data", type=float, help="perturbation: standard deviation of the data, 0.5")
 
     train = parser.add_argument_group("training").add_argument
     train("--output_dir", default="pfgm-model", help="where the pipeline, checkpoints, samples and logs are written")
     train("--overwrite_output_dir", action="store_true", help="write into a folder that is not empty")
     train("--seed", type=int, help="makes a run repeatable")
-    train("--train_batch_size", type=int, default=16, help="perturbed images of a step (per process)")
-    train("--num_epochs", type=int, default=100, help="an epoch perturbs as many images as the data set has")
-    train("--max_train_steps", type=int, help="in place of --num_epochs")
-    train("--gradient_accumulation_steps", type=int, default=1)
+    train("--train_batch_size", type=positive, default=16, help="perturbed images of a step (per process)")
+    train("--num_epochs", type=positive, default=100, help="an epoch perturbs as many images as the data set has")
+    train("--max_train_steps", type=positive, help="in place of --num_epochs")
+    train("--gradient_accumulation_steps", type=positive, default=1)
     train("--mixed_precision", choices=["no", "fp16", "bf16"], help="by default as accelerate is configured")
     train("--learning_rate", type=float, default=1e-4)
     train("--lr_scheduler", default="cosine", help="a name that diffusers.optimization.get_scheduler knows")
@@ -46,6 +59,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     train("--adam_weight_decay", type=float, default=1e-6)
     train("--adam_epsilon", type=float, default=1e-8)
     train("--max_grad_norm", type=float, default=1.0)
+    train("--use_ema", action="store_true", help="accepted as in diffusers; the average is always kept")
     train("--ema_max_decay", type=float, default=0.9999, help="0 keeps no average of the weights")
     train("--ema_inv_gamma", type=float, default=1.0)
     train("--ema_power", type=float, default=0.75)
@@ -53,12 +67,19 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     record = parser.add_argument_group("records").add_argument
     record("--logger", choices=["tensorboard", "wandb", "none"], default="tensorboard")
     record("--logging_dir", default="logs", help="inside --output_dir")
-    record("--logging_steps", type=int, default=10, help="steps between records of the loss and its bands")
-    record("--save_images_epochs", type=int, default=10, help="epochs between sample grids")
-    record("--eval_batch_size", type=int, default=16, help="images in a sample grid")
-    record("--num_inference_steps", type=int, default=20, help="network calls for a sample grid")
-    record("--save_model_epochs", type=int, default=10, help="epochs between saved pipelines")
-    record("--checkpointing_steps", type=int, default=500, help="steps between checkpoints to resume from")
-    record("--checkpoints_total_limit", type=int, help="older checkpoints are removed")
+    record("--logging_steps", type=positive, default=10, help="steps between records of the loss and its bands")
+    record("--save_images_epochs", type=positive, default=10, help="epochs between sample grids")
+    record("--eval_batch_size", type=positive, default=16, help="images in a sample grid")
+    record("--num_inference_steps", type=positive, default=20, help="network calls for a sample grid")
+    record("--save_model_epochs", type=positive, default=10, help="epochs between saved pipelines")
+    record("--checkpointing_steps", type=positive, default=500, help="steps between checkpoints to resume from")
+    record("--checkpoints_total_limit", type=positive, help="older checkpoints are removed")
     record("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for objective, defaults in OBJECTIVE_DEFAULTS.items():
+        for name, default in defaults.items():
+            if getattr(args, name) is None:
+                setattr(args, name, default)
+            elif args.objective != objective:
+                parser.error(f"--{name} belongs to --objective {objective}, but --objective is {args.objective}")
+    return args

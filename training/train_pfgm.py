@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from arguments import parse_args
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
@@ -31,7 +31,13 @@ from diffusers_pfgm import (
     PoissonFlowScheduler,
     recommend_hyperparameters,
 )
-from diffusers_pfgm.checkpoints import checkpoint_step, find_checkpoint, keep_average_with_state, save_checkpoint
+from diffusers_pfgm.checkpoints import (
+    checkpoint_step,
+    find_checkpoint,
+    keep_average_with_state,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from diffusers_pfgm.evaluation import image_grid
 from diffusers_pfgm.training_utils import ImageTensors, check_output_dir, load_image_dataset, make_unet
 
@@ -77,9 +83,12 @@ def save_samples(accelerator: Accelerator, pipeline: PFGMPipeline, args: argpars
 
 def main(args: argparse.Namespace) -> None:
     resume, output_dir = args.resume_from_checkpoint, Path(args.output_dir)
-    check_output_dir(output_dir, allowed=args.overwrite_output_dir or resume is not None)
+    check_output_dir(output_dir, args.overwrite_output_dir, resume)
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        # The loader's epochs mean nothing here, so their ends must not end an accumulation.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
         mixed_precision=args.mixed_precision,
         log_with=None if args.logger == "none" else args.logger,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(output_dir / args.logging_dir)),
@@ -103,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
         batch_size = max(batch_size, args.field_batch_size)
     loader = torch.utils.data.DataLoader(
         images,
-        batch_size=min(batch_size, len(images)),
+        batch_size=min(batch_size, max(1, len(images) // accelerator.num_processes)),
         shuffle=True,
         drop_last=True,
         collate_fn=torch.as_tensor,
@@ -143,11 +152,16 @@ def main(args: argparse.Namespace) -> None:
         num_training_steps=max_steps * accelerator.num_processes,
     )
     model, optimizer, loader, lr_scheduler = accelerator.prepare(unet, optimizer, loader, lr_scheduler)
+    if len(loader) == 0:
+        raise ValueError(f"{len(images)} images are too few for {accelerator.num_processes} processes.")
 
     # Where it left off
     keep_average_with_state(accelerator, ema)
     first_step = 0
-    if resume is not None:
+    if resume is None:
+        if accelerator.is_main_process:
+            remove_checkpoints(output_dir)
+    else:
         checkpoint = find_checkpoint(resume, output_dir)
         accelerator.load_state(str(checkpoint))
         first_step = checkpoint_step(checkpoint)
@@ -163,7 +177,7 @@ def main(args: argparse.Namespace) -> None:
         found = objective.hyperparameters
         accelerator.print(
             f"From the data: M = {found.M}, z_max = {found.z_max:.5g}, upper_norm = {found.upper_norm:.5g}. "
-            f"The field of a step is that of {min(batch_size, len(images)):,} images."
+            f"The field of a step is that of {min(batch_size, len(images) // accelerator.num_processes):,} images."
         )
 
     model.train()

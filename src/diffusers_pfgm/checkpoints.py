@@ -48,6 +48,12 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
     return found[-1]
 
 
+def remove_checkpoints(output_dir: str | Path) -> None:
+    """Remove what an overwritten run has left, lest it be taken for the new run's latest."""
+    for old in list_checkpoints(output_dir):
+        shutil.rmtree(old)
+
+
 def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int | None) -> None:
     """Write `checkpoint-<step>` and remove the oldest beyond `total_limit`. To be called by every process."""
     accelerator.save_state(str(Path(output_dir) / f"{PREFIX}{step}"))

@@ -2,8 +2,8 @@ r"""Training objectives: what a Poisson flow network learns, as objects that tak
 
 - `FieldObjective`, PFGM (arXiv 2209.11178, Algorithm 1): perturbed points regress the normalised field of a larger
   batch of charges. Its target is almost free of noise, but needs those charges, and D = 1.
-- `PerturbationObjective`, PFGM++ (arXiv 2302.04265, eq. 10): each point regresses its own origin, for any D including ∞
-  (denoising score matching). No charges, a noisier target.
+- `PerturbationObjective`, PFGM++ (arXiv 2302.04265, section 3.2): each point regresses its own origin, for any D, ∞
+  (denoising score matching) included. No charges, a noisier target.
 """
 
 from __future__ import annotations
@@ -142,12 +142,7 @@ class PerturbationObjective:
             ValueError: if `clean` holds NaN or infinity (by index), or the output has the wrong shape.
         """
         check_finite("clean", clean)
-        normal = draw(
-            lambda shape, gen, device: torch.randn(shape, generator=gen, device=device),
-            (clean.shape[0],),
-            generator,
-            clean.device,
-        )
+        normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
         height = sigma.view(-1, *[1] * (clean.ndim - 1))
         x = clean + self.kernel.sample(clean.shape, sigma, generator, clean.device, clean.dtype)

@@ -1,5 +1,6 @@
 """Generation by a Poisson flow: from the hemisphere along field lines to images."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.utils import BaseOutput
 
+from .physics.charges import check_finite
 from .physics.kernel import Generators
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
@@ -77,7 +79,7 @@ class PFGMPipeline(DiffusionPipeline):
             output_type: "pil", "np" or "pt".
             return_dict: whether to return an output object rather than a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return
-                replacements for the tensors.
+                {"latents": ...} to go on from there.
             callback_on_step_end_tensor_inputs: which of "latents" and "pred_original_sample" (x̂) it is given.
             sigmas: your own heights in place of `num_inference_steps`.
 
@@ -121,12 +123,34 @@ class PFGMPipeline(DiffusionPipeline):
         output = PFGMPipelineOutput(images=images, nfe=len(self.scheduler.timesteps))
         return output if return_dict else output.to_tuple()
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save network and scheduler as a folder that `from_pretrained` loads; see diffusers for the options.
+
+        Raises:
+            ValueError: if `unet` is no network: a `ChargeField` is made from its charges again.
+        """
+        if not hasattr(self.unet, "save_pretrained"):
+            raise ValueError(
+                f"`unet` is a {type(self.unet).__name__}, which has nothing to save. Save the scheduler by "
+                "`pipe.scheduler.save_pretrained(folder)`, and make the pipeline from the charges again."
+            )
+        super().save_pretrained(save_directory, **kwargs)
+
     def _check_inputs(
         self, batch_size: int | None, latents: torch.Tensor | None, output_type: str, tensor_inputs: Sequence[str]
     ) -> tuple[int, ...]:
         """The shape of the run; raises a ValueError that says what to change."""
+        if not isinstance(self.scheduler, PoissonFlowScheduler):
+            raise ValueError(f"`scheduler` must be a PoissonFlowScheduler, but is a {type(self.scheduler).__name__}.")
         config, form = self.unet.config, self.scheduler.parameterization
-        channels, size = config.in_channels, config.sample_size
+        channels = config.in_channels
+        # What a ChargeField says of itself; a network's configuration does not know.
+        for name in ("aug_dim", "prediction_type", "gamma"):
+            if hasattr(config, name) and getattr(config, name) != self.scheduler.config[name]:
+                raise ValueError(
+                    f"`{name}` is {getattr(config, name)} of the field, but {self.scheduler.config[name]} of the "
+                    "scheduler. Make both the same."
+                )
         if config.out_channels != form.output_channels(channels):
             raise ValueError(
                 f"`unet` returns {config.out_channels} channels for {channels}, but prediction_type "
@@ -137,6 +161,8 @@ class PFGMPipeline(DiffusionPipeline):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', but is {output_type!r}.")
         if output_type == "pil" and channels not in (1, 2, 3, 4):
             raise ValueError(f"output_type 'pil' cannot show {channels} channels. Use 'np' or 'pt'.")
+        if isinstance(tensor_inputs, str):
+            tensor_inputs = [tensor_inputs]
         unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -146,7 +172,16 @@ class PFGMPipeline(DiffusionPipeline):
             batch_size = 1 if latents is None else latents.shape[0]
         if int(batch_size) != batch_size or batch_size < 1:
             raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size}.")
+        size = config.sample_size
+        if size is None:
+            if latents is None:
+                raise ValueError("`unet` has no `sample_size`, so pass `latents` of the size that you want.")
+            size = latents.shape[2:]
         shape = (int(batch_size), channels, *((size, size) if isinstance(size, int) else size))
+        if output_type != "pt" and len(shape) != 4:
+            raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
+        if latents is not None:
+            check_finite("latents", latents)
         if latents is not None and latents.shape != shape:
             raise ValueError(
                 f"`latents` must have the shape {shape} for this network and batch, but have {tuple(latents.shape)}. "

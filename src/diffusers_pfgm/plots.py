@@ -23,8 +23,8 @@ def field_lines(starts: torch.Tensor, charges: torch.Tensor, num_steps: int = 20
         (num_steps + 1, B, N + 1), the lines from `starts` to z = 0.
 
     Reference:
-        PFGM, arXiv 2209.11178, eq. 6. In λ = −log z a step depends on the ratio of its heights only, so lines from many
-        heights share one plan.
+        PFGM, arXiv 2209.11178, section 3.3. In λ = −log z a step depends on the ratio of its heights only, so lines
+        from many heights share one plan.
     """
     x, heights = starts[:, :-1], starts[:, -1]
     ratios = torch.logspace(0, -4, num_steps, dtype=torch.float64).tolist()

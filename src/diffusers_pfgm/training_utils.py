@@ -33,7 +33,7 @@ def load_image_dataset(
         cache_dir: where `datasets` keeps its files.
 
     Raises:
-        ValueError: if not exactly one source is given, or it is empty or missing.
+        ValueError: if not exactly one source is given, or it is empty, missing or broken.
     """
     if (name is None) == (data_dir is None):
         raise ValueError(
@@ -45,16 +45,23 @@ def load_image_dataset(
             raise ValueError(f"`--train_data_dir` {data_dir!r} is missing or holds no files. Put image files there.")
         try:
             return datasets.load_dataset("imagefolder", data_dir=data_dir, cache_dir=cache_dir, split="train")
-        except (datasets.exceptions.DatasetGenerationError, FileNotFoundError, ValueError) as error:
+        except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
             raise ValueError(f"`--train_data_dir` {data_dir!r} holds no images that can be read: {error}") from error
     source = Path(name)
     if source.suffix == ".parquet" and not source.is_file():
         raise ValueError(f"`--dataset_name` {name!r} is no file. Check the path.")
     if source.is_file():
-        return datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, split="train")
+        try:
+            return datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, split="train")
+        except datasets.exceptions.DatasetsError as error:
+            raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {error}") from error
     if (source / "state.json").is_file() or (source / "dataset_dict.json").is_file():
         loaded = datasets.load_from_disk(name)
-        return loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
+        if isinstance(loaded, datasets.Dataset):
+            return loaded
+        if "train" not in loaded:
+            raise ValueError(f"`--dataset_name` {name!r} has no split 'train', but {list(loaded)}.")
+        return loaded["train"]
     return datasets.load_dataset(name, config_name, cache_dir=cache_dir, split="train")
 
 
@@ -68,13 +75,14 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         dataset: with a column of images.
         resolution: R, in pixels.
         image_column: its name; the first column of images by default.
-        mode: "L", "RGB" or "RGBA"; by default "L" where the first hundred images are all gray, else "RGB".
+        mode: "L", "RGB" or "RGBA"; by default "L" where the first hundred images are all gray, else "RGB". A later
+            image in colour is then an error rather than made gray.
         center_crop: crop the middle rather than anywhere.
         random_flip: mirror each image with probability 1/2, each time anew.
         cache: keep decoded images, best without loader processes.
 
     Raises:
-        ValueError: if the data set is empty or has no such column.
+        ValueError: if the data set is empty or has no such column; from reading an image, with its name.
     """
 
     def __init__(
@@ -100,9 +108,11 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         self.column: str = column
         self.files = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
         self.resolution, self.center_crop, self.random_flip = resolution, center_crop, random_flip
+        if resolution < 1:
+            raise ValueError(f"`--resolution` must be at least 1, but is {resolution}.")
+        self.only_gray = mode is None and all(self._is_gray(self._open(i)) for i in range(min(100, len(self.files))))
         if mode is None:
-            gray = all(self._open(i).mode in ("1", "L", "LA") for i in range(min(100, len(self.files))))
-            mode = "L" if gray else "RGB"
+            mode = "L" if self.only_gray else "RGB"
         self.mode, self.channels = mode, len(Image.new(mode, (1, 1)).getbands())
         shape = (len(self.files), self.channels, resolution, resolution)
         fits = cache and np.prod(shape) <= CACHE_BYTES
@@ -142,7 +152,10 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
 
     def _pixels(self, index: int) -> tuple[torch.Tensor, bool]:
         """uint8 (C, R, R), and whether that is the whole image, so that it may be cached despite random crops."""
-        image, size = self._open(index).convert(self.mode), self.resolution
+        image, size = self._open(index), self.resolution
+        if self.only_gray and not self._is_gray(image):
+            raise ValueError(f"{self._name(index)} is in colour, unlike the first ones. Pass `--image_mode RGB` or L.")
+        image = image.convert(self.mode)
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -155,15 +168,26 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
 
     def _open(self, index: int) -> Image.Image:
         entry = self.files[index][self.column]
-        where = f"Image {index} of the data set" + (f" ({entry['path']})" if entry["path"] else "")
+        if entry is None:
+            raise ValueError(f"{self._name(index)} is missing. Remove its row.")
         try:
             file = Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"])
             image = ImageOps.exif_transpose(file)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"{where} cannot be read: {error}. Repair or remove it.") from error
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+            raise ValueError(f"{self._name(index)} cannot be read: {error}. Repair or remove it.") from error
         if image.mode not in EIGHT_BIT_MODES:
-            raise ValueError(f"{where} has pixels of mode {image.mode!r}. Convert it to 8 bits per channel first.")
+            raise ValueError(
+                f"{self._name(index)} has pixels of mode {image.mode!r}. Convert it to 8 bits per channel first."
+            )
         return image
+
+    def _name(self, index: int) -> str:
+        entry = self.files[index][self.column]
+        return f"Image {index} of the data set" + (f" ({entry['path']})" if entry and entry["path"] else "")
+
+    @staticmethod
+    def _is_gray(image: Image.Image) -> bool:
+        return image.mode in ("1", "L", "LA")
 
 
 def make_unet(resolution: int, in_channels: int, out_channels: int, config: str | None = None) -> UNet2DModel:
@@ -214,8 +238,8 @@ def make_unet(resolution: int, in_channels: int, out_channels: int, config: str 
     )
 
 
-def check_output_dir(path: str | Path, allowed: bool) -> None:
-    """Refuse a folder that is not empty, unless `allowed`.
+def check_output_dir(path: str | Path, overwrite: bool = False, resume_from: str | None = None) -> None:
+    """Refuse a folder that is not empty, unless asked to overwrite it or to resume from a checkpoint in it.
 
     Raises:
         ValueError: so that no model is overwritten unasked.
@@ -223,7 +247,10 @@ def check_output_dir(path: str | Path, allowed: bool) -> None:
     path = Path(path)
     if path.is_file():
         raise ValueError(f"`--output_dir` {str(path)!r} is a file. Name a folder.")
-    if not allowed and path.is_dir() and any(path.iterdir()):
+    resumes = resume_from == "latest" or (
+        resume_from is not None and Path(resume_from).resolve().parent == path.resolve()
+    )
+    if not (overwrite or resumes) and path.is_dir() and any(path.iterdir()):
         raise ValueError(
             f"`--output_dir` {str(path)!r} is not empty and may hold another model. Choose a new folder, or pass "
             "`--resume_from_checkpoint latest` to go on, or `--overwrite_output_dir` to write over it."

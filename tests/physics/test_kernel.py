@@ -10,10 +10,10 @@ import torch
 from diffusers_pfgm import PoissonKernel
 from tests.conftest import seeded
 
-DIMS = [0.5, 1.0, 2.5, 64.0, math.inf]
+DIMS = [0.05, 0.5, 1.0, 2.5, 64.0, math.inf]
 
 
-@pytest.mark.parametrize("aug_dim", DIMS)
+@pytest.mark.parametrize("aug_dim", DIMS[1:])
 @pytest.mark.parametrize("sigma", [0.3, 4.0])
 def test_density_integrates_to_one_on_a_line(aug_dim: float, sigma: float) -> None:
     # Substituting x = tan(t) makes the infinite line finite; the heavy tail of D = 0.5 needs it.
@@ -103,3 +103,10 @@ def test_aug_dim_must_be_positive(aug_dim: float) -> None:
 def test_a_list_of_generators_must_fit_the_batch() -> None:
     with pytest.raises(ValueError, match="list of 2, but the batch has 3"):
         PoissonKernel(1.0).sample((3, 2), 1.0, [seeded(), seeded()])
+
+
+def test_sigma_must_fit_the_batch() -> None:
+    assert PoissonKernel(1.0).sample((3, 2), torch.ones(3)).shape == (3, 2)
+    assert PoissonKernel(1.0).sample((3, 2), torch.tensor(2.0)).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"`sigma` must be a number or have the shape \(1,\), but has \(5,\)"):
+        PoissonKernel(1.0).sample((1, 3), torch.ones(5))

@@ -86,7 +86,7 @@ def test_velocity_is_that_of_variance_preserving_diffusion() -> None:
 def test_bad_input_is_explained() -> None:
     with pytest.raises(ValueError, match=r"`prediction_type` must be one of .* but is 'score'"):
         Parameterization("score")
-    with pytest.raises(ValueError, match="`gamma` must be a number >= 0, but is -1"):
+    with pytest.raises(ValueError, match="`gamma` must be a finite number >= 0, but is -1"):
         Parameterization("field", gamma=-1)
     with pytest.raises(ValueError, match="`sigma_data` must be a number > 0 or None, but is 0"):
         Parameterization("epsilon", sigma_data=0)

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Literal
 
 import torch
-from typing_extensions import Self
 
 from .charges import Charges, check_finite, pull
 from .kernel import check_aug_dim, working_dtype
@@ -84,7 +83,12 @@ def normalized_field(
 
 def _heights(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A number, () or (B,) as (B,), beside x and in the working dtype."""
-    return torch.as_tensor(sigma, device=x.device, dtype=working_dtype(x.device)).expand(x.shape[0])
+    heights = torch.as_tensor(sigma, device=x.device, dtype=working_dtype(x.device))
+    if heights.shape not in ((), (1,), x.shape[:1]):
+        raise ValueError(
+            f"The height must be a number or have the shape {tuple(x.shape[:1])}, but has {tuple(heights.shape)}."
+        )
+    return heights.expand(x.shape[0])
 
 
 def _normalize(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -107,7 +111,8 @@ class ChargeField(torch.nn.Module):
     Args:
         charges: (K, C, *), for instance images (K, C, H, W) in [-1, 1], or points (K, N).
         aug_dim: D; None for ∞.
-        prediction_type: what it returns: "field" (C + 1 channels, D = 1 only), "sample" (x̂) or "epsilon" ((x − x̂)/σ).
+        prediction_type: what it returns: "field" (C + 1 channels; with σ in place of z where D is not 1), "sample" (x̂)
+            or "epsilon" ((x − x̂)/σ).
         gamma: γ of the normalised field.
 
     Raises:
@@ -129,11 +134,7 @@ class ChargeField(torch.nn.Module):
         super().__init__()
         if prediction_type not in ("field", "sample", "epsilon"):
             raise ValueError(f"`prediction_type` must be 'field', 'sample' or 'epsilon', but is {prediction_type!r}.")
-        if prediction_type == "field" and check_aug_dim(aug_dim) != 1:
-            raise ValueError(
-                f"prediction_type 'field' is the paper's, at `aug_dim` = 1, but `aug_dim` is {aug_dim}. "
-                "Use prediction_type='sample' with another D."
-            )
+        check_aug_dim(aug_dim)
         self.aug_dim, self.prediction_type, self.gamma = aug_dim, prediction_type, gamma
         self.charges = Charges(charges)
         channels = charges.shape[1]
@@ -141,12 +142,16 @@ class ChargeField(torch.nn.Module):
             in_channels=channels,
             out_channels=channels + (prediction_type == "field"),
             sample_size=tuple(charges.shape[2:]),
+            aug_dim=aug_dim,
+            prediction_type=prediction_type,
+            gamma=gamma,
         )
-        # An empty buffer follows .to() and tells device and dtype; the charges keep their precision.
+        self.dtype = torch.promote_types(charges.dtype, torch.float32)
+        # An empty buffer of integers follows .to(device) and no .to(dtype): the charges keep their precision.
         self._anchor: torch.Tensor
-        self.register_buffer("_anchor", torch.empty(0, device=charges.device), persistent=False)
+        self.register_buffer("_anchor", torch.empty(0, dtype=torch.int8, device=charges.device), persistent=False)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ChargeField:
         super()._apply(fn, recurse)
         self.charges = self.charges.to(self._anchor.device)
         return self
@@ -154,10 +159,6 @@ class ChargeField(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         return self._anchor.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._anchor.dtype
 
     def forward(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = True

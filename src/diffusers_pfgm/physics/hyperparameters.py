@@ -11,6 +11,7 @@ upper_norm = √N σ (1 + τ)^M, is far away against the mean norm of the data.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -95,18 +96,9 @@ def perturb(
         x (B, *) and z (B,), both in data units and in data's dtype.
     """
     sigma, tau, dim = hyperparameters.sigma, hyperparameters.tau, data[0].numel()
-    normal = draw(
-        lambda shape, gen, device: torch.randn(shape, generator=gen, device=device, dtype=data.dtype),
-        (data.shape[0], 2 * dim + 1),
-        generator,
-        data.device,
-    )
-    m = hyperparameters.M * draw(
-        lambda shape, gen, device: torch.rand(shape, generator=gen, device=device, dtype=data.dtype),
-        (data.shape[0],),
-        generator,
-        data.device,
-    )
+    batch, dtype, device = data.shape[0], data.dtype, data.device
+    normal = draw(functools.partial(torch.randn, dtype=dtype), (batch, 2 * dim + 1), generator, device)
+    m = hyperparameters.M * draw(functools.partial(torch.rand, dtype=dtype), (batch,), generator, device)
     direction, noise, height = normal[:, :dim], normal[:, dim : 2 * dim], normal[:, -1].abs()
     if restrict_small_z:
         m = torch.where(height < 0.5, m * (math.floor(0.7 * hyperparameters.M) / hyperparameters.M), m)

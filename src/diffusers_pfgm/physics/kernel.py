@@ -1,7 +1,7 @@
 r"""The Poisson kernel: the density that one charge makes on the plane at distance r from the data.
 
 A charge at y in R^N, seen at height r = σ√D in D augmented dimensions, makes the density (PFGM++, arXiv 2302.04265,
-eq. 3)
+section 3)
 
     p_σ(x | y) ∝ (‖x − y‖² + D σ²)^(−(N+D)/2),
 
@@ -41,12 +41,12 @@ def working_dtype(device: torch.device) -> torch.dtype:
 
 
 def draw(
-    sampler: Callable[[tuple[int, ...], torch.Generator | None, torch.device], torch.Tensor],
+    sampler: Callable[..., torch.Tensor],
     shape: tuple[int, ...],
     generator: Generators,
     device: torch.device,
 ) -> torch.Tensor:
-    """Call `sampler(shape, generator, device)`, once per row for a list of generators.
+    """Call `sampler(shape, generator=..., device=...)`, such as `torch.randn`, once per row for a list of generators.
 
     As in diffusers, a CPU generator draws on the CPU wherever the result goes, and MPS always draws on the CPU, so that
     a seed means the same numbers everywhere.
@@ -57,7 +57,7 @@ def draw(
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device
         source = torch.device("cpu") if source.type == "mps" else source
-        return sampler(shape, generator, source).to(device)
+        return sampler(shape, generator=generator, device=source).to(device)
     if len(generator) != shape[0]:
         raise ValueError(
             f"`generator` is a list of {len(generator)}, but the batch has {shape[0]} samples. "
@@ -76,7 +76,7 @@ class PoissonKernel:
         ValueError: if D is not positive.
 
     Reference:
-        Xu et al., PFGM++: Unlocking the Potential of Physics-Inspired Generative Models, arXiv 2302.04265, eq. 3.
+        Xu et al., PFGM++: Unlocking the Potential of Physics-Inspired Generative Models, arXiv 2302.04265, section 3.
 
     Example:
         >>> kernel = PoissonKernel(aug_dim=1.0)
@@ -106,26 +106,31 @@ class PoissonKernel:
             sigma: the scale σ = r/√D, a number or (B,).
             generator: one generator, or a list of B of them.
             device: where the result lies.
-            dtype: of the result. Draws are made in float32, or in `dtype` if that is wider.
+            dtype: of the result. The Gaussian is drawn in float32 or wider, the radius in float64.
 
         Returns:
             Tensor of `shape`. Draws beyond `dtype`'s largest number (they exist for small D) are clamped to it.
 
         Raises:
-            ValueError: if a list of generators has another length than B.
+            ValueError: if a list of generators, or `sigma`, has another length than B.
         """
         shape, device, dtype = tuple(shape), torch.device(device or "cpu"), dtype or torch.get_default_dtype()
         wide = torch.promote_types(dtype, torch.float32)
 
-        def mixture(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        def mixture(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
             gaussian = torch.randn(shape, generator=generator, device=device, dtype=wide)
             if math.isinf(self.aug_dim):
                 return gaussian
-            half = torch.full((shape[0], *[1] * (len(shape) - 1)), self.aug_dim / 2, device=device, dtype=wide)
+            # For small D, χ² comes closer to 0 than float32 can tell.
+            half = torch.full((shape[0], *[1] * (len(shape) - 1)), self.aug_dim / 2, device=device, dtype=torch.float64)
             chi2 = 2 * torch._standard_gamma(half, generator=generator)
-            return gaussian * (self.aug_dim / chi2.clamp(min=torch.finfo(wide).tiny)).sqrt()
+            return gaussian * (self.aug_dim / chi2).sqrt().clamp(max=torch.finfo(wide).max).to(wide)
 
-        if isinstance(sigma, torch.Tensor):
+        if isinstance(sigma, torch.Tensor) and sigma.ndim:
+            if sigma.shape != shape[:1]:
+                raise ValueError(
+                    f"`sigma` must be a number or have the shape {shape[:1]}, but has {tuple(sigma.shape)}."
+                )
             sigma = sigma.to(device, wide).reshape(-1, *[1] * (len(shape) - 1))
         limit = torch.finfo(dtype).max
         return (sigma * draw(mixture, shape, generator, device)).clamp(-limit, limit).to(dtype)

@@ -53,8 +53,8 @@ class Parameterization:
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, but is {self.prediction_type!r}.")
-        if not self.gamma >= 0:
-            raise ValueError(f"`gamma` must be a number >= 0, but is {self.gamma}.")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"`gamma` must be a finite number >= 0, but is {self.gamma}.")
         if self.sigma_data is not None and not self.sigma_data > 0:
             raise ValueError(f"`sigma_data` must be a number > 0 or None, but is {self.sigma_data}.")
 

@@ -1,7 +1,7 @@
 r"""Solvers of the backward ODE, anchored in z, as tables of coefficients.
 
-Along a field line dx/dσ = (x − x̂)/σ (PFGM, arXiv 2209.11178, eq. 6; PFGM++, arXiv 2302.04265, eq. 8). In λ = −log σ
-this is dx/dλ = x̂ − x, linear but for x̂, and solved over a step h = λ' − λ by
+Along a field line dx/dσ = (x − x̂)/σ (PFGM, arXiv 2209.11178, section 3.3; PFGM++, arXiv 2302.04265, section 3). In
+λ = −log σ this is dx/dλ = x̂ − x, linear but for x̂, and solved over a step h = λ' − λ by
 
     x' = e^(−h) x + ∫₀^h e^(s−h) x̂(λ + s) ds,        e^(−h) = σ'/σ.
 
@@ -14,9 +14,10 @@ whose numbers depend on the σ's alone and are known before the run.
 - **euler**: x̂ constant; equal to Euler's method in σ.
 - **heun**: the trapezoid rule in σ (EDM, arXiv 2206.00364, algorithm 1), two calls a step, one for the last.
 - **multistep**: x̂ a polynomial in λ through the latest `order` values (exponential Adams-Bashforth; at D = ∞ and
-  order 2 DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the step that led here is redone through the x̂ that
-  has just been computed (exponential Adams-Moulton, as in UniPC, arXiv 2302.04867), without a further call and with one
-  more order of accuracy. As both share e^(−h) x, redoing it adds only multiples of known x̂'s.
+  order 2 the `solver_type="heun"` of diffusers' DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the step that
+  led here is redone through the x̂ that has just been computed (exponential Adams-Moulton, as in UniPC, arXiv
+  2302.04867), without a further call and with one more order of accuracy. As both share e^(−h) x, redoing it adds only
+  multiples of known x̂'s.
 
 The last step, to σ = 0, is x' = x̂ for all of them.
 """
@@ -59,7 +60,7 @@ def plan(
         sigmas: σ_0 > σ_1 > ... > σ_n ≥ 0, the heights to pass, n ≥ 1.
         solver: "multistep", "heun" or "euler".
         order: of "multistep", 1 to 3; lower for the first steps, which have no past.
-        use_corrector: of "multistep".
+        use_corrector: of "multistep". Without it, order 3 still redoes its first step, lest that cost it an order.
 
     Returns:
         n steps, or 2n − 1 for "heun" (2n if σ_n > 0).
@@ -85,18 +86,18 @@ def _multistep(sigma: float, lambdas: Sequence[float], i: int, order: int, use_c
     keep = math.exp(lambdas[i] - lambdas[i + 1])
     if keep == 0:
         return Step(sigma, 0.0, (1.0,))
-    weights = [0.0] * (order + 1)
-    for j, weight in enumerate(_adams(lambdas, i, range(i, max(i - order, -1), -1))):
-        weights[j] += weight
+
+    def latest(index: int, count: int) -> range:
+        return range(index, max(index - count, -1), -1)
+
+    weights = _adams(lambdas, i, latest(i, order))
     # Order 3 always redoes its first step: Euler's error there, O(h²), would make the whole run second order.
     if i > 0 and (use_corrector or (order == 3 and i == 1)):
-        predictor = range(i - 1, max(i - 1 - order, -1), -1)
-        corrector = range(i, max(i - 1 - order, -1), -1)
-        for j, weight in enumerate(_adams(lambdas, i - 1, corrector)):
-            weights[j] += keep * weight
-        for j, weight in enumerate(_adams(lambdas, i - 1, predictor), start=1):
-            weights[j] -= keep * weight
-    return Step(sigma, keep, tuple(weights[: i + 1]))
+        predicted = [0.0, *_adams(lambdas, i - 1, latest(i - 1, order))]
+        corrected = _adams(lambdas, i - 1, latest(i, order + 1))
+        changes = [keep * (new - old) for new, old in zip(corrected, predicted, strict=True)]
+        weights = [sum(pair) for pair in itertools.zip_longest(weights, changes, fillvalue=0.0)]
+    return Step(sigma, keep, tuple(weights))
 
 
 def _adams(lambdas: Sequence[float], i: int, nodes: range) -> list[float]:

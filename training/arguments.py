@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-OBJECTIVE_DEFAULTS = {
+OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str]] = {
     "field": {"field_batch_size": 2048, "gamma": 5.0},
     "perturbation": {"aug_dim": 1.0, "prediction_type": "epsilon", "sigma_data": 0.5},
 }

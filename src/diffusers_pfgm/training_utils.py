@@ -53,7 +53,7 @@ def load_image_dataset(
     if source.is_file():
         try:
             return datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, split="train")
-        except datasets.exceptions.DatasetsError as error:
+        except (datasets.exceptions.DatasetsError, ValueError) as error:
             raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {error}") from error
     if (source / "state.json").is_file() or (source / "dataset_dict.json").is_file():
         loaded = datasets.load_from_disk(name)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +32,16 @@ def test_grid_places_images_row_by_row() -> None:
     centers = [grid.getpixel((5 + 10 * column, 4 + 8 * row)) for row in range(2) for column in range(3)]
     assert centers == [0, 64, 128, 191, 255, 0]
     assert image_grid(images.expand(5, 3, 2, 3), columns=5).size == (5 * 7, 6)
+
+
+def test_distance_hangs_on_its_arguments_alone() -> None:
+    first, second = torch.randn(40, 8, generator=seeded()), torch.randn(40, 8, generator=seeded(1))
+    few, many = (sliced_wasserstein(first, second, n) for n in (5, 500))
+    assert few == sliced_wasserstein(first, second, 5) and few != many
+    assert few != sliced_wasserstein(first, second, 5, seed=1)
+
+
+def test_grid_enlarges_pixels_between_white_lines() -> None:
+    grid = image_grid(torch.tensor([[[[0.0, 1.0]]]]), scale=2)
+    assert np.array_equal(np.asarray(grid)[2:4], [[255, 255, 0, 0, 255, 255, 255, 255]] * 2)
+    assert np.asarray(grid)[[0, 1, 4, 5]].min() == 255

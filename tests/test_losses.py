@@ -14,6 +14,7 @@ from diffusers_pfgm import (
     PerturbationObjective,
     recommend_hyperparameters,
 )
+from diffusers_pfgm.losses import LossOutput
 from diffusers_pfgm.physics.field import FieldOutput
 from tests.conftest import make_tiny_unet, seeded
 
@@ -109,3 +110,89 @@ def test_bad_input_is_explained(digits: torch.Tensor) -> None:
         PerturbationObjective(Parameterization("epsilon"))(make_tiny_unet(out_channels=1), broken)
     with pytest.raises(ValueError, match="'field' needs the field of many charges: use `FieldObjective`"):
         PerturbationObjective(Parameterization("field"))
+
+
+def test_the_exact_field_has_no_loss_at_its_gamma(digits: torch.Tensor) -> None:
+    data = digits[:50].float()
+    result = FieldObjective(HYPERPARAMETERS, gamma=0.5)(ChargeField(data, gamma=0.5), data[:32], data, seeded())
+    assert result.loss < 1e-10
+
+
+def test_the_field_loss_sees_the_mean_of_the_last_channel(digits: torch.Tensor) -> None:
+    data = digits[:50].float()
+
+    def uneven(x: torch.Tensor, z: torch.Tensor) -> FieldOutput:
+        output = ChargeField(data)(x, z).sample
+        noise = torch.randn(output[:, -1].shape, generator=seeded(1))
+        output[:, -1] += noise - noise.mean((1, 2), keepdim=True)
+        return FieldOutput(output)
+
+    assert FieldObjective(HYPERPARAMETERS)(uneven, data[:32], data, seeded()).loss < 1e-10
+
+
+def test_what_is_logged_holds_no_graph(digits: torch.Tensor) -> None:
+    result = FieldObjective(HYPERPARAMETERS)(make_tiny_unet(), digits[:4].float(), generator=seeded())
+    assert result.loss.requires_grad and not result.per_sample.requires_grad
+
+
+def test_bands_hold_their_upper_edge() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0])
+    result = LossOutput(values.mean(), values, torch.tensor([0.1, 0.5, 1.0]))
+    assert result.bands() == {"loss/sigma_0.01_0.1": 1.0, "loss/sigma_0.1_1.0": 2.5}
+
+
+def test_sigma_is_edms_log_normal() -> None:
+    clean = torch.zeros(40_000, 1, 1)
+    result = PerturbationObjective(Parameterization("sample"))(lambda x, _: FieldOutput(x), clean, seeded())
+    log_sigma = result.sigma.log()
+    assert log_sigma.mean().item() == pytest.approx(-1.2, abs=0.03)
+    assert log_sigma.std().item() == pytest.approx(1.2, abs=0.03)
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, None])
+def test_a_preconditioned_network_sees_what_a_scheduler_shows_it(digits: torch.Tensor, aug_dim: float | None) -> None:
+    clean, form, seen = digits[:16].float(), Parameterization("epsilon", sigma_data=0.7), []
+
+    def look(x: torch.Tensor, label: torch.Tensor, class_labels: int) -> FieldOutput:
+        seen.append((x, label, class_labels))
+        return FieldOutput(torch.zeros_like(x))
+
+    generators = [seeded(i) for i in range(16)]
+    result = PerturbationObjective(form, aug_dim)(look, clean, generators, class_labels=3)
+    x, label, class_labels = seen[0]
+    sigma = result.sigma.view(-1, 1, 1, 1)
+    assert class_labels == 3 and torch.allclose(label, result.sigma.log() / 4)
+    noisy = x * (sigma**2 + 0.7**2).sqrt()
+    expected = form.target(clean, noisy, sigma).flatten(1).square().mean(1)
+    assert torch.allclose(result.per_sample, expected, rtol=1e-3)
+
+
+def test_model_arguments_reach_the_network(digits: torch.Tensor) -> None:
+    data, seen = digits[:4].float(), []
+
+    def look(x: torch.Tensor, z: torch.Tensor, class_labels: int = 0) -> FieldOutput:
+        seen.append(class_labels)
+        return FieldOutput(torch.cat([x, x], dim=1))
+
+    FieldObjective(HYPERPARAMETERS)(look, data, generator=seeded(), class_labels=3)
+    assert seen == [3]
+
+
+def test_a_seed_makes_the_perturbation_loss_repeatable(digits: torch.Tensor) -> None:
+    data, before = digits[:16].float(), torch.get_rng_state()
+    objective = PerturbationObjective(Parameterization("epsilon"))
+    losses = [objective(make_tiny_unet(out_channels=1), data, seeded(3)).loss for _ in range(2)]
+    assert torch.equal(*losses) and torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_of_half_precision_are_taken_in_float32(digits: torch.Tensor, dtype: torch.dtype) -> None:
+    data = digits[:8].to(dtype)
+    field = FieldObjective(HYPERPARAMETERS)(ChargeField(data), data, generator=seeded())
+    sample = PerturbationObjective(Parameterization("sample"))(ChargeField(data, 1.0, "sample"), data, seeded())
+    assert field.loss.dtype == sample.loss.dtype == torch.float32
+
+
+def test_a_network_with_a_channel_too_many_is_refused(digits: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"must have the shape \(4, 1, 8, 8\)"):
+        PerturbationObjective(Parameterization("epsilon"))(make_tiny_unet(out_channels=2), digits[:4].float(), seeded())

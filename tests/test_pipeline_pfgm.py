@@ -191,3 +191,51 @@ def test_a_network_of_the_wrong_kind_is_explained(tmp_path: Path) -> None:
         PFGMPipeline(make_tiny_unet(), DDPMScheduler())()
     with pytest.raises(ValueError, match="ChargeField, which has nothing to save"):
         PFGMPipeline(ChargeField(torch.zeros(2, 1, 4, 4)), PoissonFlowScheduler()).save_pretrained(tmp_path)
+
+
+def test_twenty_steps_by_default() -> None:
+    assert make_tiny_pipeline()(1, output_type="pt").nfe == 20
+
+
+def test_heun_counts_both_of_its_calls() -> None:
+    pipe = make_tiny_pipeline()
+    pipe.scheduler = PoissonFlowScheduler(solver="heun")
+    assert pipe(1, 4, seeded(), output_type="pt").nfe == 7
+
+
+def test_callback_may_only_look() -> None:
+    pipe, seen = make_tiny_pipeline(), []
+    expected = pipe(2, 4, seeded(), output_type="pt").images
+    images = pipe(
+        2, 4, seeded(), output_type="pt", callback_on_step_end=lambda *args: seen.append(list(args[3]))
+    ).images
+    assert torch.equal(images, expected) and seen == [["latents"]] * 4
+
+
+def test_given_latents_go_on_in_float32() -> None:
+    pipe = make_tiny_pipeline()
+    latents = pipe.scheduler.sample_prior((2, 1, 8, 8), seeded(5)).half()
+    images = pipe(latents=latents, num_inference_steps=4, output_type="pt").images
+    assert images.dtype == torch.float32
+    assert torch.equal(images, pipe(latents=latents.float(), num_inference_steps=4, output_type="pt").images)
+
+
+def test_network_sees_scaled_input() -> None:
+    scheduler, seen = PoissonFlowScheduler(None, 0.002, 80.0, "epsilon", sigma_data=0.5), []
+    pipe = PFGMPipeline(make_tiny_unet(1, 1), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].std().item()))
+    pipe(64, 1, seeded(), output_type="pt")
+    assert seen == [pytest.approx(1.0, rel=0.05)]
+
+
+def test_batch_size_is_a_whole_number() -> None:
+    with pytest.raises(ValueError, match=r"`batch_size` must be a whole number >= 1, but is 2\.5"):
+        make_tiny_pipeline()(2.5, 2)  # type: ignore[arg-type]
+
+
+def test_offloaded_models_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, calls = make_tiny_pipeline(), []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: calls.append(1))
+    pipe(1, 2, seeded())
+    assert calls == [1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
-from diffusers_pfgm import ChargeField, PoissonFlowScheduler
+from diffusers_pfgm import ChargeField, PoissonFlowScheduler, PoissonKernel, plan, posterior_mean
 from tests.conftest import seeded
 
 
@@ -305,3 +305,92 @@ def test_a_limit_out_of_reach_is_explained() -> None:
         PoissonFlowScheduler(max_norm=1.0).sample_prior((2, 3, 8, 8), seeded())
     with pytest.raises(ValueError, match="list of 1, but the batch has 2"):
         PoissonFlowScheduler(max_norm=500.0).sample_prior((2, 1, 8, 8), [seeded()])
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
+def test_prior_and_noise_are_the_kernels(aug_dim: float | None) -> None:
+    shape, kernel = (3, 1, 4, 4), PoissonKernel(aug_dim)
+    for max_norm in (None, 1e6):
+        scheduler = PoissonFlowScheduler(aug_dim, max_norm=max_norm)
+        assert torch.equal(scheduler.sample_prior(shape, seeded()), kernel.sample(shape, 40.0, seeded()))
+    assert torch.equal(scheduler.sample_noise(shape, seeded()), kernel.sample(shape, 1.0, seeded()))
+
+
+@pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
+def test_a_run_is_its_plan(charges: torch.Tensor, solver: str) -> None:
+    scheduler = PoissonFlowScheduler(solver=solver, prediction_type="sample")
+    x = scheduler.sample_prior((3, 1, 4, 4), seeded(1), dtype=torch.float64)
+    scheduler.set_timesteps(6)
+    found, seen = run(scheduler, ChargeField(charges, prediction_type="sample"), x), []
+    for step in plan([*scheduler.timesteps.unique().flip(0).tolist(), 0.0], solver):
+        seen.insert(0, posterior_mean(x, step.sigma, charges))
+        x = step(x, seen)
+    assert torch.allclose(found, x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 5.0])
+def test_step_tells_the_posterior_mean(charges: torch.Tensor, gamma: float) -> None:
+    scheduler, x = PoissonFlowScheduler(gamma=gamma), charges[:3] + 1
+    scheduler.set_timesteps(sigmas=[2.0, 1.0])
+    output = ChargeField(charges, gamma=gamma)(x, 2.0).sample
+    found = scheduler.step(output, scheduler.timesteps[0], x).pred_original_sample
+    assert torch.allclose(found, posterior_mean(x, 2.0, charges))
+
+
+def test_indices_follow_the_run_and_are_forgotten(charges: torch.Tensor) -> None:
+    scheduler, x = PoissonFlowScheduler(), charges[:3] + 0.3
+    scheduler.set_timesteps(8)
+    assert scheduler.index_for_timestep(123.0) == 0 and scheduler.step_index is None
+    scheduler.set_begin_index(3)
+    scheduler.step(torch.ones(3, 2, 4, 4), scheduler.timesteps[3], x)
+    assert scheduler.begin_index == 3 and scheduler.step_index == 4
+    scheduler.set_timesteps(sigmas=[30.0, 3.0])
+    assert scheduler.begin_index is None and scheduler.step_index is None and scheduler.init_noise_sigma == 30
+
+
+def test_heun_that_starts_between_two_calls_stays_then_begins(charges: torch.Tensor) -> None:
+    scheduler, model, x = PoissonFlowScheduler(solver="heun"), ChargeField(charges), charges[:3] + 0.3
+    scheduler.set_timesteps(8)
+    heights, late = scheduler.timesteps.unique().flip(0).tolist(), scheduler.timesteps[5:].tolist()
+    scheduler.set_timesteps(sigmas=heights[3:])
+    expected = run(scheduler, model, x)
+    scheduler.set_timesteps(8)
+    scheduler.set_begin_index(5)
+    y = x
+    for t in late:  # numbers: the height alone would mean the sixth call
+        y = scheduler.step(model(y, t).sample, t, y).prev_sample
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    x, output = (torch.randn(3, c, 4, 4, generator=seeded(c)).to(dtype) for c in (1, 2))
+    results = []
+    for kind in (dtype, torch.float32):
+        scheduler = PoissonFlowScheduler(gamma=0.1)
+        scheduler.set_timesteps(sigmas=[1.0, 0.7])
+        results.append(scheduler.step(output.to(kind), scheduler.timesteps[0], x.to(kind)).prev_sample.to(dtype))
+    assert torch.equal(*results)
+
+
+def test_prior_in_half_precision_stays_within_its_limit() -> None:
+    prior = PoissonFlowScheduler(max_norm=500.0).sample_prior((20_000, 1, 8, 8), seeded(), dtype=torch.bfloat16)
+    assert prior.flatten(1).float().norm(dim=1).max() <= 500
+
+
+def test_add_noise_keeps_the_dtype() -> None:
+    scheduler = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
+    scheduler.set_timesteps(7)
+    x, noise = torch.zeros(7, 1, 2, 2), torch.ones(7, 1, 2, 2)
+    found = scheduler.add_noise(x.half(), noise.half(), scheduler.timesteps)
+    assert found.dtype == torch.float16 and torch.equal(
+        found, scheduler.add_noise(x, noise, scheduler.timesteps).half()
+    )
+
+
+def test_a_single_step_goes_from_the_prior_to_its_mean(charges: torch.Tensor) -> None:
+    scheduler = PoissonFlowScheduler(prediction_type="sample")
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [40.0]
+    x = charges[:2] + 1
+    assert torch.equal(scheduler.step(charges[:2], scheduler.timesteps[0], x).prev_sample, charges[:2])

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_pfgm
 from arguments import parse_args
 from demo import split_digits, write_parquet
+from safetensors.torch import load_file
 
-from diffusers_pfgm import PFGMPipeline
+from diffusers_pfgm import FieldObjective, LossOutput, PFGMPipeline
+from diffusers_pfgm.training_utils import ImageTensors, load_image_dataset
 from tests.conftest import seeded
 
 SCRIPT = Path(__file__).parents[1] / "training" / "train_pfgm.py"
@@ -72,14 +75,6 @@ def test_records_are_written(trained: tuple[Path, str]) -> None:
     assert weights == {".safetensors"}
 
 
-def test_resume_goes_on_where_it_was(data: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
-    output, _ = trained
-    done = launch(data, output, "--max_train_steps=14", "--resume_from_checkpoint=latest", "--logger=none")
-    assert done.returncode == 0, done.stderr
-    assert "Resumed from" in done.stdout and "checkpoint-12" in done.stdout
-    assert "14/14" in done.stderr and (output / "samples" / "step-000014.png").exists()
-
-
 def test_a_used_folder_is_refused_and_left_alone(data: Path, trained: tuple[Path, str]) -> None:
     output, _ = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
@@ -111,21 +106,6 @@ def test_a_missing_checkpoint_is_explained(data: Path, tmp_path: Path, option: s
     assert done.returncode != 0 and message in done.stderr
 
 
-def test_accumulated_steps_are_optimiser_steps(data: Path, tmp_path: Path) -> None:
-    # One loader batch is an epoch here, which must not end an accumulation.
-    done = launch(
-        data,
-        tmp_path / "model",
-        "--max_train_steps=3",
-        "--gradient_accumulation_steps=4",
-        "--logger=none",
-        "--checkpointing_steps=3",
-    )
-    assert done.returncode == 0, done.stderr
-    state = torch.load(tmp_path / "model" / "checkpoint-3" / "optimizer.bin", weights_only=True)
-    assert {int(entry["step"]) for entry in state["state"].values()} == {3}
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -146,3 +126,114 @@ def test_options_that_cannot_serve_are_refused(
 def test_options_default_by_objective() -> None:
     assert parse_args(None, []).gamma == 5.0 and parse_args(None, []).field_batch_size == 2048
     assert parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]).aug_dim == float("inf")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    other = weights(second)
+    return max((value - other[name]).abs().max().item() for name, value in weights(first).items())
+
+
+def train(data: Path, output: Path, *options: str, config: str = "config.json") -> None:
+    """In this process, to look at what it calls."""
+    command = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
+    command += [f"--model_config_name_or_path={data / config}", "--train_batch_size=32", "--lr_warmup_steps=1"]
+    train_pfgm.main(parse_args(None, [*command, "--logger=none", *options]))
+
+
+def test_the_pipeline_holds_the_average(trained: tuple[Path, str]) -> None:
+    output, _ = trained
+    assert largest_difference(output / "unet", output / "checkpoint-12" / "unet_ema") == 0
+    assert largest_difference(output / "unet", output / "checkpoint-12" / "unet") > 0
+    assert largest_difference(output / "checkpoint-8" / "unet_ema", output / "checkpoint-12" / "unet_ema") > 0
+    assert not (output / "checkpoint-12" / "model.safetensors").exists()
+
+
+def test_saving_on_the_way_changes_nothing(data: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    # The other run saved checkpoints after steps 4 and 8, which this one leaves out.
+    options = ["--max_train_steps=12", "--checkpointing_steps=12", "--save_model_epochs=1", "--save_images_epochs=1"]
+    done = launch(data, tmp_path, *options, "--logger=none", "--overwrite_output_dir")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["step-000007.png", "step-000012.png"]
+    for part in ("unet", "unet_ema"):
+        assert largest_difference(tmp_path / "checkpoint-12" / part, trained[0] / "checkpoint-12" / part) == 0
+
+
+def test_resume_goes_on_where_it_was(data: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
+    output, _ = trained
+    # Another seed, so that only what the checkpoint holds can bring the weights back.
+    options = ["--max_train_steps=14", "--resume_from_checkpoint=latest", "--checkpointing_steps=7", "--seed=1"]
+    done = launch(data, output, *options, "--logger=none")
+    assert done.returncode == 0, done.stderr
+    assert "Resumed from" in done.stdout and "checkpoint-12" in done.stdout
+    assert (output / "samples" / "step-000014.png").exists() and not (output / "checkpoint-7").exists()
+    for part in ("unet", "unet_ema"):
+        assert 0 < largest_difference(output / "checkpoint-14" / part, output / "checkpoint-12" / part) < 1e-3
+
+
+def test_a_step_perturbs_its_part_of_the_field_batch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, call = [], FieldObjective.__call__
+
+    def look(self: FieldObjective, model: object, clean: torch.Tensor, charges: torch.Tensor) -> LossOutput:
+        seen.append((len(clean), len(charges)))
+        return call(self, model, clean, charges)
+
+    monkeypatch.setattr(FieldObjective, "__call__", look)
+    train(data, tmp_path / "model", "--max_train_steps=1", "--field_batch_size=100")
+    assert seen == [(32, 100)]
+
+
+def test_pipelines_are_saved_on_the_way(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    monkeypatch.setattr(PFGMPipeline, "save_pretrained", lambda self, folder: saved.append(folder))
+    train(data, tmp_path / "model", "--max_train_steps=9", "--save_model_epochs=1", "--field_batch_size=32")
+    assert len(saved) == 2  # after 7 steps of 32, an epoch of 200, and at the end
+
+
+@pytest.mark.parametrize("field_batch_size", [50, 2048])
+def test_gradients_are_accumulated(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field_batch_size: int
+) -> None:
+    steps, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: (steps.append(1), step(self, *args))[1])
+    options = ["--max_train_steps=3", "--gradient_accumulation_steps=2", f"--field_batch_size={field_batch_size}"]
+    train(data, tmp_path / "model", *options)
+    assert len(steps) == 3
+
+
+def test_options_reach_objective_and_scheduler(data: Path) -> None:
+    images = ImageTensors(load_image_dataset(str(data / "digits.parquet")), 8)
+    objective, scheduler = train_pfgm.make_objective(parse_args(None, ["--resolution=8", "--gamma=3"]), images)
+    assert objective.parameterization.gamma == scheduler.config.gamma == 3
+    options = ["--objective=perturbation", "--aug_dim=64", "--prediction_type=v_prediction", "--sigma_data=0.3"]
+    objective, scheduler = train_pfgm.make_objective(parse_args(None, options), images)
+    assert objective.kernel.aug_dim == scheduler.config.aug_dim == 64
+    assert objective.parameterization == scheduler.parameterization
+    assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.sigma_data == 0.3
+    _, scheduler = train_pfgm.make_objective(parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]), images)
+    assert scheduler.config.aug_dim is None
+
+
+def test_crop_and_flip_options_reach_the_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def look(*args: object, **kwargs: object) -> None:
+        images = ImageTensors(*args, **kwargs)
+        seen.append((images.center_crop, images.random_flip, images._cache is not None))
+        raise Stop
+
+    monkeypatch.setattr(train_pfgm, "ImageTensors", look)
+    for options in (["--center_crop"], ["--random_flip", "--dataloader_num_workers=1"]):
+        with pytest.raises(Stop):
+            train(data, tmp_path / "model", *options)
+    assert seen == [(True, False, True), (False, True, False)]

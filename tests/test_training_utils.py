@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from PIL import Image
 
+from diffusers_pfgm import training_utils
 from diffusers_pfgm.training_utils import ImageTensors, check_output_dir, load_image_dataset, make_unet
 
 
@@ -156,3 +157,54 @@ def test_a_used_output_folder_is_refused(tmp_path: Path) -> None:
         check_output_dir(tmp_path, resume_from=str(tmp_path / "other" / "checkpoint-3"))
     with pytest.raises(ValueError, match="is a file"):
         check_output_dir(tmp_path / "model_index.json", overwrite=True)
+
+
+def test_center_crop_takes_the_middle() -> None:
+    wide = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8), (8, 1)))
+    image = ImageTensors(as_dataset([wide]), 8, center_crop=True)[0]
+    assert torch.allclose((image[0, 0] + 1) * 127.5, torch.arange(12.0, 20.0), atol=1e-4)
+
+
+def test_every_crop_can_be_drawn() -> None:
+    wide = Image.fromarray(np.tile(np.arange(9, dtype=np.uint8), (8, 1)))
+    images = ImageTensors(as_dataset([wide]), 8)
+    assert {round((images[0][0, 0, 0].item() + 1) * 127.5) for _ in range(40)} == {0, 1}
+
+
+def test_resizing_is_bilinear() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8))
+    expected = torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BILINEAR))) / 127.5 - 1
+    assert torch.allclose(ImageTensors(as_dataset([image]), 8)[0][0], expected)
+
+
+def test_a_turned_photo_is_turned_back(tmp_path: Path) -> None:
+    pixels = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    pixels.save(tmp_path / "turned.png", exif=exif)
+    found = ImageTensors(load_image_dataset(data_dir=str(tmp_path)), 8)[0][0]
+    assert torch.equal(found, ImageTensors(as_dataset([pixels]), 8)[0][0].flip(0, 1))
+
+
+def test_cache_keeps_images_apart(tmp_path: Path) -> None:
+    dataset = load_image_dataset(data_dir=str(write_images(tmp_path / "x")))
+    images = ImageTensors(dataset, 8, center_crop=True)
+    expected = ImageTensors(dataset, 8, center_crop=True, cache=False).__getitems__(range(6))
+    for order in ([4, 2, 0], [5, 1, 2, 3], [0, 1, 2, 3, 4, 5]):
+        assert torch.equal(images.__getitems__(order), expected[order])
+
+
+def test_cache_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_utils, "CACHE_BYTES", 63)
+    assert ImageTensors(as_dataset([Image.new("L", (8, 8))]), 8)._cache is None
+
+
+def test_any_file_makes_an_output_folder_used(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        check_output_dir(tmp_path)
+
+
+@pytest.mark.parametrize(("resolution", "millions"), [(8, 0.65), (32, 6.5)])
+def test_default_network_has_the_size_it_says(resolution: int, millions: float) -> None:
+    assert make_unet(resolution, 3, 4).num_parameters() == pytest.approx(millions * 1e6, rel=0.02)

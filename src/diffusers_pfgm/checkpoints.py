@@ -68,7 +68,8 @@ def keep_average_with_state(accelerator: Accelerator, ema: EMAModel) -> None:
     def save(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
         if accelerator.is_main_process:
             accelerator.unwrap_model(models[0]).save_pretrained(Path(folder) / "unet")
-            ema.save_pretrained(str(Path(folder) / "unet_ema"))
+            with torch.random.fork_rng(devices=[]):  # it makes a network of random weights first
+                ema.save_pretrained(str(Path(folder) / "unet_ema"))
         weights.clear()  # what is left here accelerate would write again
 
     def load(models: list[torch.nn.Module], folder: str) -> None:

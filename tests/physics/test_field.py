@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import ChargeField, Charges, Parameterization, PoissonKernel, normalized_field, posterior_mean
+from diffusers_pfgm.physics import charges as charges_module
 from diffusers_pfgm.physics.charges import pull
 from tests.conftest import seeded
 
@@ -90,12 +91,6 @@ def test_a_single_charge_attracts_from_everywhere() -> None:
     assert torch.allclose(posterior_mean(x, 0.1, charge), charge.expand(5, 3, 4), atol=1e-5)
 
 
-def test_on_a_charge_at_height_zero_the_field_is_finite() -> None:
-    charges = torch.randn(4, 6, generator=seeded(0))
-    field = normalized_field(charges[:2], 0.0, charges)
-    assert torch.equal(field, torch.zeros(2, 7))
-
-
 def test_prepared_charges_give_the_same_on_any_shape() -> None:
     charges = torch.randn(30, 2, 3, 3, generator=seeded(0))
     x = torch.randn(7, 2, 3, 3, generator=seeded(1))
@@ -169,3 +164,67 @@ def test_bad_input_is_explained() -> None:
         ChargeField(torch.zeros(5, 4), prediction_type="score")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"height must be a number or have the shape \(2,\), but has \(3,\)"):
         posterior_mean(torch.zeros(2, 4), torch.ones(3), torch.zeros(5, 4))
+
+
+def test_every_bad_index_is_named() -> None:
+    charges = torch.zeros(30, 4)
+    charges[[3, 17]] = math.nan
+    with pytest.raises(ValueError, match="index 3, 17 holds"):
+        ChargeField(charges)
+    with pytest.raises(ValueError, match="`x` must be finite, but index 3, 17 "):
+        posterior_mean(charges, 1.0, torch.zeros(2, 4))
+
+
+def test_smaller_charges_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="but a sample in `x` has 4 elements"):
+        posterior_mean(torch.zeros(2, 4), 1.0, torch.zeros(5, 3))
+
+
+def test_chunk_size_reaches_the_field() -> None:
+    with pytest.raises(ValueError, match="`chunk_size` must be at least 1, but is 0"):
+        normalized_field(torch.zeros(2, 4), 1.0, torch.zeros(5, 4), chunk_size=0)
+
+
+def test_float32_route_redoes_sixteen_distances() -> None:
+    # Far from the origin float32 cannot tell the sixteen nearest from ‖x‖² + ‖y‖² − 2 x·y.
+    charges = torch.eye(16) + 30
+    x = torch.full((1, 16), 30.0)
+    found = posterior_mean(x, 0.1, Charges(charges, dtype=torch.float32))
+    assert torch.allclose(found, charges.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, math.inf])
+def test_on_a_charge_at_height_zero_the_mean_is_the_charge(aug_dim: float) -> None:
+    charges = torch.randn(4, 6, generator=seeded(0))
+    assert torch.equal(posterior_mean(charges[:2], 0.0, charges, aug_dim), charges[:2])
+
+
+def test_on_a_charge_at_height_zero_the_field_is_zero() -> None:
+    charges = torch.randn(4, 6, generator=seeded(0))
+    assert torch.allclose(normalized_field(charges[:2], 0.0, charges), torch.zeros(2, 7))
+    assert normalized_field(charges[:2], 0.0, charges, gamma=0.0).isfinite().all()  # of no direction, but no NaN
+
+
+def test_many_points_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charges_module, "MEMORY_BUDGET", 2 * 64 * 12)  # two points a block
+    charges = torch.randn(12, 6, generator=seeded(0), dtype=torch.float64)
+    x = 2 * torch.randn(9, 6, generator=seeded(1), dtype=torch.float64)
+    sigma = torch.linspace(0.1, 3, 9, dtype=torch.float64)
+    expected = [naive_posterior_mean(x[i : i + 1], sigma[i].item(), charges, 1.0) for i in range(9)]
+    assert torch.allclose(posterior_mean(x, sigma, charges), torch.cat(expected), atol=1e-12)
+
+
+def test_charge_field_takes_its_gamma() -> None:
+    charges = torch.randn(20, 3, generator=seeded(0), dtype=torch.float64)
+    x = torch.randn(6, 3, generator=seeded(1), dtype=torch.float64)
+    assert torch.allclose(ChargeField(charges, gamma=0.5)(x, 0.7).sample, normalized_field(x, 0.7, charges, 0.5))
+
+
+@pytest.mark.parametrize(("prediction_type", "out_channels"), [("field", 3), ("sample", 2), ("epsilon", 2)])
+def test_charge_field_describes_itself(prediction_type: str, out_channels: int) -> None:
+    field = ChargeField(torch.rand(5, 2, 4, 3), prediction_type=prediction_type)
+    assert (field.config.in_channels, field.config.out_channels, field.config.sample_size) == (2, out_channels, (4, 3))
+    assert (field.config.prediction_type, field.config.aug_dim, field.config.gamma) == (prediction_type, 1.0, 5.0)
+    assert not field.state_dict()
+    half = torch.ones(1, 2, 4, 3, dtype=torch.float16)
+    assert field(half, 1.0).sample.dtype == torch.float16

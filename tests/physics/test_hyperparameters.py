@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 
 from diffusers_pfgm import Hyperparameters, perturb, recommend_hyperparameters
@@ -63,3 +64,25 @@ def test_arguments_must_be_positive(name: str, value: float) -> None:
 def test_data_smaller_than_sigma_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`sigma` = 0\.01 already covers data of mean norm 0\.001"):
         recommend_hyperparameters(1e-3, 64)
+
+
+def test_data_just_smaller_than_sigma_are_refused() -> None:
+    # ln(ρ² / (2 √N σ²)) / ln(1 + τ) = −1 gives M = ⌊−0.75⌋ + 1 = 0.
+    with pytest.raises(ValueError, match="already covers data"):
+        recommend_hyperparameters(math.sqrt(2 * 8 * 0.01**2 / 1.03), 64)
+
+
+def test_smallest_perturbation_is_gaussian() -> None:
+    # With τ → 0 nothing is left of m: x ~ N(0, σ²), z ~ |N(0, σ²)|.
+    still = Hyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=0.5, tau=1e-9)
+    x, z = perturb(torch.zeros(20_000, 2, dtype=torch.float64), still, generator=seeded())
+    assert z.dtype == torch.float64
+    for values, law in ((x[:, 0], "norm"), (x[:, 1], "norm"), (z, "halfnorm")):
+        assert scipy.stats.kstest((values / 0.5).numpy(), law).pvalue > 0.01
+
+
+def test_growth_is_the_given_tau_and_restricted_to_whole_m() -> None:
+    steep = Hyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=1.0, tau=99.0)
+    x, z = perturb(torch.zeros(2000, 400), steep, generator=seeded())
+    radius = x.norm(dim=1)
+    assert radius.max() > 1000 and radius[z < 0.5].max() < 25  # ⌊0.7 M⌋ = 0 near the plane

@@ -92,3 +92,18 @@ def test_bad_input_is_explained() -> None:
         Parameterization("epsilon", sigma_data=0)
     with pytest.raises(ValueError, match=r"must have the shape \(6, 3, 4, 3\) for prediction_type 'field'"):
         Parameterization("field").check_output(X, X)
+
+
+def test_near_the_plane_the_last_channel_does_not_count_for_a_number() -> None:
+    output = field_towards(DENOISED, X, SIGMA, 5.0)
+    output[:, -1] = 123.0
+    for i in range(4):
+        found = Parameterization("field", 5.0).denoised(output[i : i + 1], X[i : i + 1], SIGMA[i].item())
+        assert torch.allclose(found, DENOISED[i : i + 1], atol=1e-9)
+
+
+def test_a_field_of_full_length_gives_a_finite_mean() -> None:
+    output = torch.ones(6, 3, 4, 3, dtype=torch.float64)  # ‖F_x‖ = √N: infinitely far
+    for sigma in (SIGMA, 1.0):
+        found = Parameterization("field").denoised(output, X, sigma)
+        assert found.isfinite().all() and (found > X).all()

@@ -128,3 +128,14 @@ def test_charges_arrive_uniform_on_the_hemisphere(dim: int) -> None:
 def test_with_a_wrong_exponent_they_do_not(dim: int) -> None:
     # D = 2 at the same height r = σ√2 has the exponent N + 2 in place of N + 1.
     assert min(uniformity(lopsided_charges(dim), 2.0, math.sqrt(2))) < 1e-6
+
+
+def test_heun_is_the_trapezoid_rule_in_sigma() -> None:
+    def mean(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.sin(x + sigma)
+
+    x = torch.randn(5, generator=seeded(), dtype=torch.float64)
+    slope = (x - mean(x, 2.0)) / 2
+    there = x - slope
+    expected = x - (slope + there - mean(there, 1.0)) / 2
+    assert torch.allclose(integrate(x, mean, [2.0, 1.0], "heun"), expected)

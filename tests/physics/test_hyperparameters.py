@@ -86,3 +86,9 @@ def test_growth_is_the_given_tau_and_restricted_to_whole_m() -> None:
     x, z = perturb(torch.zeros(2000, 400), steep, generator=seeded())
     radius = x.norm(dim=1)
     assert radius.max() > 1000 and radius[z < 0.5].max() < 25  # ⌊0.7 M⌋ = 0 near the plane
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_perturbation_keeps_the_dtype(dtype: torch.dtype) -> None:
+    x, z = perturb(torch.zeros(3, 2, dtype=dtype), recommend_hyperparameters(30.0, 64), generator=seeded())
+    assert x.dtype == z.dtype == dtype

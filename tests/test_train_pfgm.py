@@ -13,7 +13,7 @@ from demo import split_digits, write_parquet
 from safetensors.torch import load_file
 
 from diffusers_pfgm import FieldObjective, LossOutput, PFGMPipeline
-from diffusers_pfgm.training_utils import ImageTensors, load_image_dataset
+from diffusers_pfgm.image_data import ImageTensors, load_image_dataset
 from tests.conftest import seeded
 
 SCRIPT = Path(__file__).parents[1] / "training" / "train_pfgm.py"

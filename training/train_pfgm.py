@@ -39,7 +39,8 @@ from diffusers_pfgm.checkpoints import (
     save_checkpoint,
 )
 from diffusers_pfgm.evaluation import image_grid
-from diffusers_pfgm.training_utils import ImageTensors, check_output_dir, load_image_dataset, make_unet
+from diffusers_pfgm.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training_utils import check_output_dir, make_unet
 
 
 def make_objective(

@@ -111,9 +111,10 @@ def main(args: argparse.Namespace) -> None:
     batch_size = args.train_batch_size
     if args.objective == "field":
         batch_size = max(batch_size, args.field_batch_size)
+    batch_size = min(batch_size, max(1, len(images) // accelerator.num_processes))
     loader = torch.utils.data.DataLoader(
         images,
-        batch_size=min(batch_size, max(1, len(images) // accelerator.num_processes)),
+        batch_size=batch_size,
         shuffle=True,
         drop_last=True,
         collate_fn=torch.as_tensor,
@@ -178,7 +179,7 @@ def main(args: argparse.Namespace) -> None:
         found = objective.hyperparameters
         accelerator.print(
             f"From the data: M = {found.M}, z_max = {found.z_max:.5g}, upper_norm = {found.upper_norm:.5g}. "
-            f"The field of a step is that of {min(batch_size, len(images) // accelerator.num_processes):,} images."
+            f"The field of a step is that of {batch_size:,} images."
         )
 
     model.train()

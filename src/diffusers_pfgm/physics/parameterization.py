@@ -18,7 +18,7 @@ divide by, but the length remains: with p = ‖F_x‖/√N, the distance a = ‖
 
     a = p (γ + √(γ² p² + z² (1 − p²))) / (1 − p²),        x̂ = x + a F_x / ‖F_x‖.
 
-The reference approximates this (its Appendix B.2.3); both agree on an exact field.
+On an exact field both are exact. The reference approximates the second (its Appendix B.2.3).
 """
 
 from __future__ import annotations

@@ -212,6 +212,21 @@ def test_callback_may_only_look() -> None:
     assert torch.equal(images, expected) and seen == [["latents"]] * 4
 
 
+def test_one_callback_tensor_may_be_named_alone() -> None:
+    pipe, seen = make_tiny_pipeline(), []
+    look = lambda *args: seen.append(list(args[3]))  # noqa: E731
+    pipe(1, 2, seeded(), callback_on_step_end=look, callback_on_step_end_tensor_inputs="pred_original_sample")
+    assert seen == [["pred_original_sample"]] * 2
+
+
+@pytest.mark.parametrize("aug_dim", [None, float("inf")])
+def test_both_names_of_infinity_fit(aug_dim: float | None) -> None:
+    field = ChargeField(torch.zeros(2, 1, 4, 4), aug_dim)
+    pipe = PFGMPipeline(field, PoissonFlowScheduler(aug_dim=None))
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(1, 2, seeded(), output_type="pt").images.isfinite().all()
+
+
 def test_given_latents_go_on_in_float32() -> None:
     pipe = make_tiny_pipeline()
     latents = pipe.scheduler.sample_prior((2, 1, 8, 8), seeded(5)).half()

@@ -89,6 +89,8 @@ class PFGMPipeline(DiffusionPipeline):
         Raises:
             ValueError: if an argument, or the network's channels, do not fit.
         """
+        if isinstance(callback_on_step_end_tensor_inputs, str):
+            callback_on_step_end_tensor_inputs = [callback_on_step_end_tensor_inputs]
         shape = self._check_inputs(batch_size, latents, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
         if sigmas is None and num_inference_steps is None:
@@ -161,8 +163,6 @@ class PFGMPipeline(DiffusionPipeline):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', but is {output_type!r}.")
         if output_type == "pil" and channels not in (1, 2, 3, 4):
             raise ValueError(f"output_type 'pil' cannot show {channels} channels. Use 'np' or 'pt'.")
-        if isinstance(tensor_inputs, str):
-            tensor_inputs = [tensor_inputs]
         unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -182,9 +182,9 @@ class PFGMPipeline(DiffusionPipeline):
             raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
         if latents is not None:
             check_finite("latents", latents)
-        if latents is not None and latents.shape != shape:
-            raise ValueError(
-                f"`latents` must have the shape {shape} for this network and batch, but have {tuple(latents.shape)}. "
-                "Draw them with `scheduler.sample_prior(shape)`."
-            )
+            if latents.shape != shape:
+                raise ValueError(
+                    f"`latents` must have the shape {shape} for this network and batch, but have "
+                    f"{tuple(latents.shape)}. Draw them with `scheduler.sample_prior(shape)`."
+                )
         return shape

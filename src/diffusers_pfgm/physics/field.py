@@ -134,15 +134,13 @@ class ChargeField(torch.nn.Module):
         super().__init__()
         if prediction_type not in ("field", "sample", "epsilon"):
             raise ValueError(f"`prediction_type` must be 'field', 'sample' or 'epsilon', but is {prediction_type!r}.")
-        check_aug_dim(aug_dim)
-        self.aug_dim, self.prediction_type, self.gamma = aug_dim, prediction_type, gamma
         self.charges = Charges(charges)
         channels = charges.shape[1]
         self.config = SimpleNamespace(
             in_channels=channels,
             out_channels=channels + (prediction_type == "field"),
             sample_size=tuple(charges.shape[2:]),
-            aug_dim=aug_dim,
+            aug_dim=None if math.isinf(check_aug_dim(aug_dim)) else aug_dim,  # as a scheduler's configuration has it
             prediction_type=prediction_type,
             gamma=gamma,
         )
@@ -166,12 +164,12 @@ class ChargeField(torch.nn.Module):
         """The field at `sample` (B, C, *) and the height σ = `timestep`, a number, () or (B,)."""
         flat = sample.flatten(1)
         sigma = _heights(timestep, sample)
-        offset = pull(flat, sigma, self.charges, self.aug_dim)
-        if self.prediction_type == "field":
-            v = _normalize(offset, sigma, self.gamma)
+        offset = pull(flat, sigma, self.charges, self.config.aug_dim)
+        if self.config.prediction_type == "field":
+            v = _normalize(offset, sigma, self.config.gamma)
             v_z = v[:, -1].view(-1, *[1] * (sample.ndim - 1)).expand(-1, 1, *sample.shape[2:])
             output = torch.cat([v[:, :-1].view_as(sample), v_z], dim=1)
-        elif self.prediction_type == "sample":
+        elif self.config.prediction_type == "sample":
             output = (flat + offset).view_as(sample)
         else:
             output = (-offset / sigma.to(offset.dtype).unsqueeze(1)).view_as(sample)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 
-from .physics.kernel import Generators, PoissonKernel, draw
+from .ddpm_family import SPACINGS, DDPMFamily
+from .foreign_configs import DDPM_COMPATIBLES, EDM_COMPATIBLES, adopted
+from .heights import Heights, choose_heights, rounded
+from .physics.kernel import Generators, PoissonKernel
 from .physics.parameterization import Parameterization
-from .physics.solvers import MAX_ORDER, SOLVERS, Step, plan
+from .physics.solvers import MAX_ORDER, SOLVERS, Step, plan, variance_preserving
+from .physics.spacing import check_knots
 
 logger = logging.get_logger(__name__)
 
-REDRAWS = 1000  # of the prior's radius before a limit counts as out of reach
+# What diffusers' schedulers must be told even where it is our default, lest `from_config` give them their own.
+SHARED_KEYS = {"aug_dim", "prediction_type", "beta_schedule", "trained_betas", "final_sigmas_type"}
+DDPM_KEYS = {"num_train_timesteps", "beta_start", "beta_end", "rescale_betas_zero_snr"}
+DDPM_KEYS |= {"timestep_spacing", "steps_offset"}
+EDM_KEYS = {"sigma_min", "sigma_max", "sigma_data"}
 
 
 @dataclass
@@ -41,6 +48,9 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     At D = 1 (`aug_dim`) σ is the z of PFGM (arXiv 2209.11178); other D are PFGM++ (arXiv 2302.04265) at r = σ√D, and
     D = ∞ is the diffusion model of EDM (arXiv 2206.00364). `len(scheduler.timesteps)` is the number of network calls.
 
+    With a beta schedule it drives networks of the DDPM family: `timesteps` are diffusers' own integers, and the state
+    is x / √(1 + σ²). `from_config` takes the configuration of such a scheduler, or of EDM's.
+
     Args:
         aug_dim: D > 0; None for ∞.
         sigma_min: the last σ (z_min) at which the network is called, in data units. The step from there goes to σ = 0,
@@ -54,9 +64,18 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         solver: "multistep" (one call a step), "heun" (two) or "euler".
         solver_order: of "multistep", 1 to 3.
         use_corrector: of "multistep": redo each step with the x̂ that follows it, at no further call.
+        sigma_knots: heights from σ_max to σ_min at equal shares of the steps, from `fit_sigmas`; None for steps in
+            equal ratios of σ, or with a beta schedule for `timestep_spacing`.
+        final_sigmas_type: "zero", or "sigma_min" to end there.
         max_norm: largest norm ‖x‖ of a prior sample, in data units: the `upper_norm` that training has seen. A radius
             beyond it is drawn again. None for the whole, heavy-tailed prior of an exact field.
         M: exponent of the training perturbation that led to `sigma_max` and `max_norm`, for the record.
+        beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2" for a network of the DDPM family. The heights
+            are those of its training, not `sigma_min` and `sigma_max`.
+        trained_betas: the betas themselves, in place of `beta_schedule`.
+        num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr: of the beta schedule, as in diffusers.
+        timestep_spacing: "leading", "trailing" or "linspace".
+        steps_offset: added to the timesteps of "leading".
 
     Raises:
         ValueError: if an argument is not one of these.
@@ -68,7 +87,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         (10, 40.0)
     """
 
-    _compatibles: list[str] = []
+    _compatibles = DDPM_COMPATIBLES + EDM_COMPATIBLES
 
     @register_to_config
     def __init__(
@@ -82,8 +101,18 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         solver: Literal["multistep", "heun", "euler"] = "multistep",
         solver_order: int = 3,
         use_corrector: bool = True,
+        sigma_knots: list[float] | None = None,
+        final_sigmas_type: Literal["zero", "sigma_min"] = "zero",
         max_norm: float | None = None,
         M: int | None = None,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None,
+        trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading",
+        steps_offset: int = 0,
     ) -> None:
         if aug_dim is not None and math.isinf(aug_dim):
             self.register_to_config(aug_dim=None)  # JSON has no infinity
@@ -98,13 +127,61 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`solver_order` must be 1, 2 or 3, but is {solver_order}.")
         if max_norm is not None and not 0 < max_norm < math.inf:
             raise ValueError(f"`max_norm` must be a finite number > 0 or None, but is {max_norm}.")
+        if timestep_spacing not in SPACINGS:
+            raise ValueError(f"`timestep_spacing` must be one of {SPACINGS}, but is {timestep_spacing!r}.")
+        if final_sigmas_type not in ("zero", "sigma_min"):
+            raise ValueError(f"`final_sigmas_type` must be 'zero' or 'sigma_min', but is {final_sigmas_type!r}.")
+        if sigma_knots is not None:
+            check_knots(sigma_knots)
+        if trained_betas is not None:
+            trained_betas = [float(beta) for beta in trained_betas]
+            self.register_to_config(trained_betas=trained_betas)
         self.kernel = PoissonKernel(aug_dim)
-        self.parameterization = Parameterization(prediction_type, gamma, sigma_data)
+        self._family: DDPMFamily | None = None
+        if beta_schedule is not None or trained_betas is not None:
+            self._family = DDPMFamily(
+                beta_schedule, trained_betas, num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr
+            )
+            self.betas, self.alphas_cumprod = self._family.betas, self._family.alphas_cumprod
+        train_sigmas = None if self._family is None else self._family.sigmas
+        self.parameterization = Parameterization(prediction_type, gamma, sigma_data, train_sigmas)
+        if "_use_default_values" in self.config:
+            told = SHARED_KEYS | (EDM_KEYS if self._family is None else DDPM_KEYS)
+            defaults = [name for name in self.config._use_default_values if name not in told]
+            self.register_to_config(_use_default_values=sorted(defaults))
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._denoised: list[torch.Tensor] = []  # x̂ of the latest calls, newest first
-        self._set_sigmas([sigma_max], device=None)
+        self._set_heights(choose_heights(self.config, self.parameterization, self._family, 1))
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """A scheduler from a configuration: its own, or that of a diffusers scheduler whose network it is to drive.
+
+        Of the latter all values are kept, defaults too, and D is ∞, with which such networks are trained. A finite
+        `aug_dim` is allowed, with a warning.
+
+        Args:
+            config: as in `scheduler.config`.
+            return_unused_kwargs: whether to return the options that were not used, too.
+            **kwargs: options that replace those of `config`.
+
+        Raises:
+            ValueError: if an option is wrong, or `config` is of a scheduler whose network follows no Poisson flow, such
+                as one of flow matching or consistency.
+        """
+        if isinstance(config, dict) and not ("aug_dim" in config or config.get("_class_name") == cls.__name__):
+            config = adopted(config, kwargs)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @property
+    def compatibles(self) -> list[Any]:
+        """The schedulers of diffusers that can drive the same network."""
+        names = EDM_COMPATIBLES if self._family is None else DDPM_COMPATIBLES
+        return [found for found in self._get_compatibles() if found.__name__ in names]
 
     @property
     def order(self) -> int:
@@ -114,7 +191,11 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """Scale of the prior against `sample_noise`, as diffusers' pipelines expect it."""
-        return self._sigmas[0]
+        return self._heights[0] if self._family is None else 1.0
+
+    def data_scale(self, sigma: float) -> float:
+        """What a state at σ is to be multiplied by to have data units: 1, or √(1 + σ²) with a beta schedule."""
+        return 1.0 if self._family is None else math.sqrt(1 + sigma**2)
 
     @property
     def step_index(self) -> int | None:
@@ -155,7 +236,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Starting points at the first σ, in data units: uniform on the hemisphere, projected onto z = z_max (D = 1).
+        """States at the first σ: uniform on the hemisphere, projected onto z = z_max (D = 1).
 
         That is σ_max, or the first of the `sigmas` that `set_timesteps` was given.
 
@@ -174,31 +255,20 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         Reference:
             PFGM, arXiv 2209.11178, section 3.3. Radii beyond `max_norm` are redrawn, not clipped onto one shell.
         """
-        sigma, limit = self.init_noise_sigma, self.config.max_norm
-
-        def within_limit(
-            shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device
-        ) -> torch.Tensor:
-            prior = self.kernel.sample(shape, sigma, generator, device, dtype)
-            for _ in range(REDRAWS):
-                beyond = (prior.flatten(1).float().norm(dim=1) > limit).nonzero().flatten()
-                if not len(beyond):
-                    return prior
-                prior[beyond] = self.kernel.sample((len(beyond), *shape[1:]), sigma, generator, device, dtype)
-            raise ValueError(
-                f"`max_norm` = {limit} is out of reach: after {REDRAWS} draws at sigma = {sigma} some norms are "
-                "still larger. Set it to the `upper_norm` of training, or to None."
-            )
-
-        if limit is None:
-            return self.kernel.sample(shape, sigma, generator, device, dtype)
-        return draw(within_limit, tuple(shape), generator, torch.device(device or "cpu"))
+        max_norm = self.config.max_norm
+        if max_norm is not None:
+            max_norm /= self.data_scale(self._heights[0])
+        return self.kernel.sample(shape, self.init_noise_sigma, generator, device, dtype, max_norm)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """x + σ · noise, with `noise` from `sample_noise` and `timesteps` () or (B,) as in `self.timesteps`."""
+        """x + σ · noise as a state; `noise` from `sample_noise`, `timesteps` () or (B,) as in `self.timesteps`."""
         labels = timesteps.to(original_samples.device, torch.float32).reshape(-1, *[1] * (original_samples.ndim - 1))
         sigma = torch.as_tensor(self.parameterization.sigma(labels))
-        return original_samples + sigma.to(original_samples.dtype) * noise
+        dtype = original_samples.dtype
+        if self._family is None:
+            return original_samples + sigma.to(dtype) * noise
+        alpha = torch.as_tensor(self.parameterization.input_scale(sigma))
+        return alpha.to(dtype) * original_samples + (alpha * sigma).to(dtype) * noise
 
     # The run
 
@@ -212,8 +282,8 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         """Choose the heights of a run and forget the last one.
 
         Args:
-            num_inference_steps: number of steps, from σ_max to σ_min in equal ratios and then to 0. Each is one
-                network call, except for "heun", which makes 2n − 1.
+            num_inference_steps: number of steps, from σ_max to σ_min and then to 0. Each is one network call, except
+                for "heun", which makes 2n − 1.
             device: where `timesteps` lie.
             sigmas: your own σ's in place of a number, falling and positive; a last 0 may be given or left out.
             timesteps: the same as the values that the network sees, once for each step.
@@ -221,90 +291,69 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if not exactly one of the three is given, or it is not of this kind.
         """
-        given = [value is not None for value in (num_inference_steps, sigmas, timesteps)]
-        if sum(given) != 1:
-            raise ValueError(
-                "Pass exactly one of `num_inference_steps`, `sigmas` and `timesteps`, but got "
-                f"num_inference_steps={num_inference_steps}, sigmas={sigmas}, timesteps={timesteps}."
-            )
-        if num_inference_steps is not None:
-            if not num_inference_steps >= 1 or int(num_inference_steps) != num_inference_steps:
-                raise ValueError(f"`num_inference_steps` must be a whole number >= 1, but is {num_inference_steps}.")
-            values = self._spaced_sigmas(num_inference_steps)
-        else:
-            given_values = torch.as_tensor(timesteps if sigmas is None else sigmas, dtype=torch.float64)
-            values = given_values.flatten().float().tolist()  # float32, as the network sees them
-            if timesteps is not None:
-                values = [float(self.parameterization.sigma(label)) for label in values]
-            if len(values) > 1 and values[-1] == 0:
-                values = values[:-1]
-            falling = all(a > b for a, b in itertools.pairwise(values))
-            if not (given_values.ndim == 1 and values and falling and values[-1] > 0 and math.isfinite(values[0])):
-                name = "sigmas" if timesteps is None else "timesteps"
-                raise ValueError(
-                    f"`{name}` must be a list that falls strictly and stays positive in float32 (a last 0 aside), "
-                    f"but is {given_values.tolist()}."
-                )
-        self.num_inference_steps = len(values)
-        self._set_sigmas(values, device)
+        heights = choose_heights(
+            self.config, self.parameterization, self._family, num_inference_steps, sigmas, timesteps
+        )
+        self.num_inference_steps = len(heights.sigmas)
+        self._set_heights(heights, device)
 
-    def _spaced_sigmas(self, count: int) -> list[float]:
-        """σ's at equal steps of λ = −log σ."""
-        log_max, log_min = math.log(self.config.sigma_max), math.log(self.config.sigma_min)
-        return torch.linspace(log_max, log_min, int(count), dtype=torch.float64).exp().tolist()
-
-    def _set_sigmas(self, sigmas: list[float], device: torch.device | str | None) -> None:
-        # Rounded first, so that the network sees just the σ's of the coefficients.
-        self._sigmas = [*torch.tensor(sigmas, dtype=torch.float32).tolist(), 0.0]
-        self._plan = self._planned(self._sigmas)
+    def _set_heights(self, heights: Heights, device: torch.device | str | None = None) -> None:
+        self._heights = [*heights.sigmas, heights.final]
+        self._plan = self._planned(self._heights)
         calls = [step.sigma for step in self._plan]
-        labels = torch.tensor([self.parameterization.label(sigma) for sigma in calls], dtype=torch.float32)
-        self._labels: list[float] = labels.tolist()
-        self.timesteps = labels.to(device)
-        self.sigmas = torch.tensor([*calls, 0.0], dtype=torch.float32)
+        label = dict(zip(heights.sigmas, heights.timesteps, strict=True))
+        if len(calls) > len(label) and heights.final:  # Heun's last call
+            label.setdefault(heights.final, float(self.parameterization.label(heights.final)))
+        self._labels = rounded([label[sigma] for sigma in calls])
+        whole = self._family is not None and all(value.is_integer() for value in self._labels)
+        self.timesteps = torch.tensor(self._labels, dtype=torch.int64 if whole else torch.float32, device=device)
+        self.sigmas = torch.tensor([*calls, heights.final], dtype=torch.float32)
         self._begin_index = self._step_index = None
         self._denoised = []
 
     def _planned(self, sigmas: list[float]) -> list[Step]:
-        return plan(sigmas, self.config.solver, self.config.solver_order, self.config.use_corrector)
+        steps = plan(sigmas, self.config.solver, self.config.solver_order, self.config.use_corrector)
+        return steps if self._family is None else variance_preserving(steps, sigmas[-1])
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
         """Index of a timestep in `timesteps`; for one that is not there, with a warning, 0.
 
         An element of `timesteps` itself is found without reading it back from the device.
         """
-        if isinstance(timestep, torch.Tensor):
-            if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
-                return int(timestep.storage_offset())
-            timestep = timestep.item()
-        # Heun calls twice at a height; the second time begins a step, as in diffusers.
-        found = [i for i, label in enumerate(self._labels) if label == timestep]
+        found = self._find(timestep)
         if not found:
             logger.warning(f"The timestep {timestep} is none of `scheduler.timesteps`; starting at the first.")
+        # Heun calls twice at a height; the second time begins a step, as in diffusers.
         return found[-1] if found else 0
 
+    def _find(self, timestep: float | torch.Tensor) -> list[int]:
+        if isinstance(timestep, torch.Tensor):
+            if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
+                return [int(timestep.storage_offset())]
+            timestep = timestep.item()
+        return [i for i, label in enumerate(self._labels) if label == timestep]
+
     def _current_index(self, timestep: float | torch.Tensor) -> int:
-        if self.num_inference_steps is None:
-            raise ValueError("The scheduler was used before `set_timesteps`. Call `scheduler.set_timesteps(20)` first.")
-        if self._step_index is None:
-            self._step_index = self._start(timestep)
-        if self._step_index >= len(self._plan):
+        ended = self._step_index == len(self._plan)
+        if ended and self._find(timestep):
             raise ValueError(
                 f"`step` was called after the last of {len(self._plan)} timesteps. Call `set_timesteps` to start again."
             )
+        if self._step_index is None or ended:  # a timestep of no run begins the run anew, with a warning
+            self._step_index = self._start(timestep)
         return self._step_index
 
     def _start(self, timestep: float | torch.Tensor) -> int:
         begin = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
         if begin:  # no past to extrapolate from
-            steps = self._planned(self._sigmas[math.ceil(begin / self.order) :])
+            steps = self._planned(self._heights[math.ceil(begin / self.order) :])
             if begin % self.order:  # the second call of a Heun step, whose first was left out: stay, then begin
-                steps.insert(0, Step(steps[0].sigma, 1.0, (0.0,)))
+                steps.insert(0, Step(self._plan[begin].sigma, 1.0, (0.0,)))
             self._plan[begin:] = steps
         return begin
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
-        """The input that the network sees: `sample` itself, or c_in · `sample` with `sigma_data`."""
+        """The input that the network sees: the state itself, or c_in times it with `sigma_data`."""
         if self.config.sigma_data is None:
             return sample
         return sample * self.parameterization.input_scale(self._plan[self._current_index(timestep)].sigma)
@@ -316,31 +365,47 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: Generators = None,
         return_dict: bool = True,
+        eta: float = 0.0,
+        s_churn: float = 0.0,
+        use_clipped_model_output: bool | None = None,
     ) -> PoissonFlowSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Follow the field line from this σ to the next, smaller one.
 
         Args:
             model_output: (B, C', *), the network's output at `sample`; C' = C + 1 for "field", else C.
             timestep: the element of `timesteps` that the network has seen. Read at the first step only.
-            sample: (B, C, *), the state, in data units.
+            sample: (B, C, *), the state, in data units or, with a beta schedule, those divided by √(1 + σ²).
             generator: not used, the flow is deterministic; accepted because diffusers' pipelines pass it.
             return_dict: whether to return an output object rather than a tuple.
+            eta: 0, as some of diffusers' pipelines pass it.
+            s_churn: 0, likewise.
+            use_clipped_model_output: not used, likewise.
 
         Returns:
             The next state and x̂, both in sample's dtype. Arithmetic is in float32 at least.
 
         Raises:
-            ValueError: before `set_timesteps`, after the last step, or if `model_output` has the wrong shape.
+            ValueError: before `set_timesteps`, after the last step, if `model_output` has the wrong shape, or for
+                `eta` or `s_churn` other than 0.
 
         Reference:
             PFGM, arXiv 2209.11178, section 3.3; PFGM++, arXiv 2302.04265, section 3.
         """
+        if self.num_inference_steps is None:
+            raise ValueError("The scheduler was used before `set_timesteps`. Call `scheduler.set_timesteps(20)` first.")
+        if eta or s_churn:
+            raise ValueError(
+                f"`eta` = {eta} and `s_churn` = {s_churn} ask for noise on the way, but this solver follows the ODE, "
+                "and Gaussian noise is not the kernel of a finite D. Leave them at 0; at D = inf use DDIMScheduler or "
+                "EDMEulerScheduler for a stochastic sampler."
+            )
         index = self._current_index(timestep)
         step = self._plan[index]
         self.parameterization.check_output(model_output, sample)
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
-        denoised = self.parameterization.denoised(model_output.to(dtype), x, step.sigma)
+        in_data_units = x if self._family is None else x * self.data_scale(step.sigma)
+        denoised = self.parameterization.denoised(model_output.to(dtype), in_data_units, step.sigma)
         self._denoised.insert(0, denoised)
         prev_sample = step(x, self._denoised).to(sample.dtype)
         self._step_index = index + 1

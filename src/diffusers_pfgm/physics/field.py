@@ -20,6 +20,7 @@ import torch
 
 from .charges import Charges, check_finite, pull
 from .kernel import check_aug_dim, working_dtype
+from .parameterization import field_channels, normalize_field
 
 
 def posterior_mean(
@@ -78,7 +79,7 @@ def normalized_field(
     """
     check_finite("x", x)
     height = _heights(z, x)
-    return _normalize(pull(x.flatten(1), height, charges, 1.0, chunk_size), height, gamma).to(x.dtype)
+    return normalize_field(pull(x.flatten(1), height, charges, 1.0, chunk_size), height, gamma).to(x.dtype)
 
 
 def _heights(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -89,13 +90,6 @@ def _heights(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
             f"The height must be a number or have the shape {tuple(x.shape[:1])}, but has {tuple(heights.shape)}."
         )
     return heights.expand(x.shape[0])
-
-
-def _normalize(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
-    """v from x̂ − x (B, N) and z (B,), in the offset's dtype."""
-    field = torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1)
-    length = (torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma).clamp(min=torch.finfo(field.dtype).tiny)
-    return field * (math.sqrt(offset.shape[1]) / length)
 
 
 @dataclass
@@ -143,6 +137,8 @@ class ChargeField(torch.nn.Module):
             aug_dim=None if math.isinf(check_aug_dim(aug_dim)) else aug_dim,  # as a scheduler's configuration has it
             prediction_type=prediction_type,
             gamma=gamma,
+            sigma_data=None,
+            beta_schedule=None,
         )
         self.dtype = torch.promote_types(charges.dtype, torch.float32)
         # An empty buffer of integers follows .to(device) and no .to(dtype): the charges keep their precision.
@@ -166,9 +162,7 @@ class ChargeField(torch.nn.Module):
         sigma = _heights(timestep, sample)
         offset = pull(flat, sigma, self.charges, self.config.aug_dim)
         if self.config.prediction_type == "field":
-            v = _normalize(offset, sigma, self.config.gamma)
-            v_z = v[:, -1].view(-1, *[1] * (sample.ndim - 1)).expand(-1, 1, *sample.shape[2:])
-            output = torch.cat([v[:, :-1].view_as(sample), v_z], dim=1)
+            output = field_channels(normalize_field(offset, sigma, self.config.gamma), sample.shape)
         elif self.config.prediction_type == "sample":
             output = (flat + offset).view_as(sample)
         else:

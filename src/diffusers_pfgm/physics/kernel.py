@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+REDRAWS = 1000  # of a radius before a limit counts as out of reach
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -98,22 +100,28 @@ class PoissonKernel:
         generator: Generators = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        max_norm: float | None = None,
     ) -> torch.Tensor:
         """Draw x − y, in the units of the data.
 
         Args:
             shape: (B, *), one independent radius for each of the B rows.
-            sigma: the scale σ = r/√D, a number or (B,).
+            sigma: the scale σ = r/√D, a number or (B,); with `max_norm` a number.
             generator: one generator, or a list of B of them.
             device: where the result lies.
             dtype: of the result. The Gaussian is drawn in float32 or wider, the radius in float64.
+            max_norm: largest norm of a row; one beyond it is drawn again. None for the whole, heavy-tailed kernel.
 
         Returns:
             Tensor of `shape`. Draws beyond `dtype`'s largest number (they exist for small D) are clamped to it.
 
         Raises:
-            ValueError: if a list of generators, or `sigma`, has another length than B.
+            ValueError: if a list of generators, or `sigma`, has another length than B, or `max_norm` is out of reach.
         """
+        if max_norm is not None:
+            if isinstance(sigma, torch.Tensor):
+                raise ValueError("`sigma` must be a number where `max_norm` is given.")
+            return self._sample_within(max_norm, shape, sigma, generator, device, dtype)
         shape, device, dtype = tuple(shape), torch.device(device or "cpu"), dtype or torch.get_default_dtype()
         wide = torch.promote_types(dtype, torch.float32)
 
@@ -134,6 +142,29 @@ class PoissonKernel:
             sigma = sigma.to(device, wide).reshape(-1, *[1] * (len(shape) - 1))
         limit = torch.finfo(dtype).max
         return (sigma * draw(mixture, shape, generator, device)).clamp(-limit, limit).to(dtype)
+
+    def _sample_within(
+        self,
+        max_norm: float,
+        shape: Sequence[int],
+        sigma: float,
+        generator: Generators,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> torch.Tensor:
+        def redrawn(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+            found = self.sample(shape, sigma, generator, device, dtype)
+            for _ in range(REDRAWS):
+                beyond = (found.flatten(1).float().norm(dim=1) > max_norm).nonzero().flatten()
+                if not len(beyond):
+                    return found
+                found[beyond] = self.sample((len(beyond), *shape[1:]), sigma, generator, device, dtype)
+            raise ValueError(
+                f"`max_norm` = {max_norm} is out of reach: after {REDRAWS} draws at sigma = {sigma} some norms are "
+                "still larger. Set it to the `upper_norm` of training, or to None."
+            )
+
+        return draw(redrawn, tuple(shape), generator, torch.device(device or "cpu"))
 
     def log_prob(self, x: torch.Tensor, sigma: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Log-density of x − y in nats, normalised over R^N.

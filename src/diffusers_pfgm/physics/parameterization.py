@@ -13,6 +13,10 @@ PFGM++ (arXiv 2302.04265, section 4) carries over to any D by r = σ√D: it see
 
     epsilon         x̂ = σ_d² x / (σ² + σ_d²) + σ σ_d F / √(σ² + σ_d²)              v_prediction: the same with −F
 
+With `train_sigmas` it is one of the DDPM family (arXiv 2006.11239), which has learned at so many heights, each known by
+its index t: it sees x / √(1 + σ²), whose variance is preserved, and t. Its √ᾱ is 1/√(1 + σ²); x̂ is read as from a plain
+network. Between the heights ln σ is linear in t, as in diffusers.
+
 The field's x̂. Away from the plane the direction tells it, x̂ = x − z F_x / F_z. Near the plane F_z is too small to
 divide by, but the length remains: with p = ‖F_x‖/√N, the distance a = ‖x̂ − x‖ solves a = p (√(a² + z²) + γ), so
 
@@ -30,7 +34,29 @@ import torch
 
 PREDICTION_TYPES = ("field", "sample", "epsilon", "v_prediction")
 
+ZERO_SNR_SIGMA = 2.0**40  # stands for σ = ∞: far enough that no digit of float64 remembers x̂
+
 Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
+
+
+def interpolate(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The piecewise linear function through (knots, values), both (K,) with rising knots, at x of any shape."""
+    right = torch.searchsorted(knots, x.contiguous()).clamp(1, len(knots) - 1)
+    share = (x - knots[right - 1]) / (knots[right] - knots[right - 1])
+    return torch.lerp(values[right - 1], values[right], share.clamp(0, 1))
+
+
+def normalize_field(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
+    """v (B, N + 1) from x̂ − x (B, N) and z (B,), in the offset's dtype."""
+    field = torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1)
+    length = (torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma).clamp(min=torch.finfo(field.dtype).tiny)
+    return field * (math.sqrt(offset.shape[1]) / length)
+
+
+def field_channels(v: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """v (B, N + 1) as a network returns it for data of `shape` (B, C, *): (B, C + 1, *), v_z all over the last."""
+    v_z = v[:, -1].view(-1, *[1] * (len(shape) - 1)).expand(-1, 1, *shape[2:])
+    return torch.cat([v[:, :-1].view(shape), v_z], dim=1)
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,7 @@ class Parameterization:
         prediction_type: "field", "sample", "epsilon" or "v_prediction".
         gamma: γ of the field, in data units.
         sigma_data: EDM's preconditioning for data of this standard deviation; None for a plain network.
+        train_sigmas: σ of each training timestep of a network of the DDPM family, rising; None for another network.
 
     Raises:
         ValueError: if an argument is not one of these.
@@ -49,6 +76,7 @@ class Parameterization:
     prediction_type: str = "field"
     gamma: float = 5.0
     sigma_data: float | None = None
+    train_sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -57,6 +85,17 @@ class Parameterization:
             raise ValueError(f"`gamma` must be a finite number >= 0, but is {self.gamma}.")
         if self.sigma_data is not None and not self.sigma_data > 0:
             raise ValueError(f"`sigma_data` must be a number > 0 or None, but is {self.sigma_data}.")
+        if self.train_sigmas is not None:
+            if self.sigma_data is not None:
+                raise ValueError(
+                    f"`sigma_data` = {self.sigma_data} preconditions a network as in EDM, but a beta schedule says "
+                    "that it is of the DDPM family. Set one of them to None."
+                )
+            if self.train_sigmas[-1] >= ZERO_SNR_SIGMA and self.prediction_type not in ("sample", "v_prediction"):
+                raise ValueError(
+                    f"`prediction_type` {self.prediction_type!r} says nothing about the data where sigma is infinite, "
+                    "as with zero terminal SNR. Use a network for 'v_prediction' or 'sample'."
+                )
 
     def output_channels(self, channels: int) -> int:
         """Channels that a network must return for data of `channels`: one more for the field's z."""
@@ -74,19 +113,36 @@ class Parameterization:
 
     def input_scale(self, sigma: Scalar) -> Scalar:
         """c_in: a network sees c_in x."""
+        if self.train_sigmas is not None:
+            return (1 + sigma**2) ** -0.5
         return 1.0 if self.sigma_data is None else (sigma**2 + self.sigma_data**2) ** -0.5
 
     def label(self, sigma: Scalar) -> Scalar:
         """c_noise: the timestep that a network sees."""
+        if self.train_sigmas is not None:
+            return self._between(sigma, to_label=True)
         if self.sigma_data is None:
             return sigma
         return (sigma.log() if isinstance(sigma, torch.Tensor) else math.log(sigma)) / 4
 
     def sigma(self, label: Scalar) -> Scalar:
         """The inverse of `label`."""
+        if self.train_sigmas is not None:
+            return self._between(label, to_label=False)
         if self.sigma_data is None:
             return label
         return (4 * label).exp() if isinstance(label, torch.Tensor) else math.exp(4 * label)
+
+    def _between(self, value: Scalar, to_label: bool) -> Scalar:
+        if not isinstance(value, torch.Tensor):
+            found = self._between(torch.tensor(value, dtype=torch.float64), to_label)
+            return float(found)
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        log_sigmas = torch.tensor(self.train_sigmas, dtype=value.dtype, device=value.device).log()
+        labels = torch.arange(len(log_sigmas), dtype=value.dtype, device=value.device)
+        return (
+            interpolate(value.log(), log_sigmas, labels) if to_label else interpolate(value, labels, log_sigmas).exp()
+        )
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
         """x̂ from a network's output.
@@ -104,10 +160,30 @@ class Parameterization:
         c_skip, c_out = self._coefficients(sigma)
         return c_out * output if self.prediction_type == "sample" else c_skip * x + c_out * output
 
-    def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """The output F that stands for x̂ = `denoised`; all but "field", whose target is `normalized_field`."""
+    def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+        """The output F that stands for x̂ = `denoised`, of x's shape or with the field's further channel."""
+        if self.prediction_type == "field":
+            height = torch.as_tensor(sigma, device=x.device).expand(x.shape[0], *[1] * (x.ndim - 1)).flatten()
+            return field_channels(normalize_field((denoised - x).flatten(1), height, self.gamma), x.shape)
         c_skip, c_out = self._coefficients(sigma)
         return (denoised - c_skip * x) / c_out
+
+    def guided(
+        self, output: torch.Tensor, unconditional: torch.Tensor, scale: float, x: torch.Tensor, sigma: Scalar
+    ) -> torch.Tensor:
+        """The output whose x̂ is x̂_u + scale · (x̂_c − x̂_u): classifier-free guidance (arXiv 2207.12598).
+
+        Args:
+            output: (B, C', *), for a condition.
+            unconditional: (B, C', *), without.
+            scale: 1 for the condition alone.
+            x: (B, C, *), in data units.
+            sigma: the height, a number or (B, 1, ...).
+        """
+        if self.prediction_type != "field":  # linear in x̂
+            return torch.lerp(unconditional, output, scale)
+        denoised = torch.lerp(self.denoised(unconditional, x, sigma), self.denoised(output, x, sigma), scale)
+        return self.target(denoised, x, sigma)
 
     def _coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
         """c_skip and c_out in x̂ = c_skip x + c_out F."""

@@ -73,6 +73,15 @@ def plan(
     return [_multistep(sigmas[i], lambdas, i, order, use_corrector) for i in range(len(sigmas) - 1)]
 
 
+def variance_preserving(steps: Sequence[Step], final_sigma: float) -> list[Step]:
+    """The same steps for a state x / √(1 + σ²), as the DDPM family keeps it; x̂ stays in data units."""
+    scales = [math.sqrt(1 + sigma**2) for sigma in (*(step.sigma for step in steps), final_sigma)]
+    return [
+        Step(step.sigma, step.keep * scale / after, tuple(weight / after for weight in step.weights))
+        for step, scale, after in zip(steps, scales[:-1], scales[1:], strict=True)
+    ]
+
+
 def _heun(sigma: float, target: float) -> list[Step]:
     euler = Step(sigma, target / sigma, (1 - target / sigma,))
     if target == 0:
@@ -90,14 +99,23 @@ def _multistep(sigma: float, lambdas: Sequence[float], i: int, order: int, use_c
     def latest(index: int, count: int) -> range:
         return range(index, max(index - count, -1), -1)
 
-    weights = _adams(lambdas, i, latest(i, order))
+    weights = _adams(lambdas, i, latest(i, _usable_order(lambdas, i, order)))
     # Order 3 always redoes its first step: Euler's error there, O(h²), would make the whole run second order.
     if i > 0 and (use_corrector or (order == 3 and i == 1)):
-        predicted = [0.0, *_adams(lambdas, i - 1, latest(i - 1, order))]
-        corrected = _adams(lambdas, i - 1, latest(i, order + 1))
+        used = _usable_order(lambdas, i - 1, order)
+        predicted = [0.0, *_adams(lambdas, i - 1, latest(i - 1, used))]
+        corrected = _adams(lambdas, i - 1, latest(i, used + 1))
         changes = [keep * (new - old) for new, old in zip(corrected, predicted, strict=True)]
         weights = [sum(pair) for pair in itertools.zip_longest(weights, changes, fillvalue=0.0)]
     return Step(sigma, keep, tuple(weights))
+
+
+def _usable_order(lambdas: Sequence[float], i: int, order: int) -> int:
+    """Order of step i. A parabola through x̂'s that lie close together says nothing about a step far beyond them."""
+    if order < MAX_ORDER or i == 0:
+        return order
+    growth = (lambdas[i + 1] - lambdas[i]) / (lambdas[i] - lambdas[i - 1])
+    return 3 if growth <= 2 else 2 if growth <= 4 else 1
 
 
 def _adams(lambdas: Sequence[float], i: int, nodes: range) -> list[float]:

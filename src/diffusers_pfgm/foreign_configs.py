@@ -1,0 +1,96 @@
+"""Configurations of diffusers' own schedulers, told apart by what their networks have learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers.utils import logging
+
+from .physics.kernel import check_aug_dim
+
+logger = logging.get_logger(__name__)
+
+DDPM_COMPATIBLES = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+]
+EDM_COMPATIBLES = ["EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"]
+
+FLOW = (
+    "a flow-matching scheduler, whose network predicts the velocity between noise and data, not x̂. Use "
+    "FlowMatchEulerDiscreteScheduler for it"
+)
+CONSISTENCY = (
+    "a consistency scheduler, whose network jumps to the data rather than denoise. Use the scheduler that it came "
+    "with, LCMScheduler, TCDScheduler or CMStochasticIterativeScheduler"
+)
+
+
+def refusal(config: Mapping[str, Any]) -> str | None:
+    """Why the network of a diffusers scheduler with this configuration follows no Poisson flow; None if it does."""
+    if "shift" in config or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return FLOW
+    if "original_inference_steps" in config or "clip_denoised" in config:
+        return CONSISTENCY
+    if config.get("timestep_type") == "continuous":
+        return "one of timestep_type 'continuous', whose heights lie outside its beta schedule. Use EDMEulerScheduler"
+    if config.get("beta_schedule") is not None or config.get("trained_betas") is not None:
+        return None
+    # EDM's multistep scheduler names its algorithm; the cosine one, whose c_noise is another, does not.
+    if config.get("sigma_data") is not None and ("solver_order" not in config or "algorithm_type" in config):
+        return None
+    return (
+        "none that has a beta schedule or EDM's `sigma_data`, so its heights are unknown. For a scheduler of your own "
+        "call PoissonFlowScheduler(...), whose configuration says `aug_dim`"
+    )
+
+
+def check_deterministic(config: Mapping[str, Any], aug_dim: float | None) -> None:
+    """Raises ValueError for a stochastic solver at finite D, whose kernel is not its Gaussian noise."""
+    if str(config.get("algorithm_type", "")).startswith("sde") and aug_dim is not None:
+        raise ValueError(
+            f"`algorithm_type` {config['algorithm_type']!r} adds Gaussian noise on its way, which is not the kernel of "
+            f"`aug_dim` = {aug_dim}. Set `aug_dim=None`, or take the ODE, `algorithm_type='dpmsolver++'`."
+        )
+
+
+def adopted(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers scheduler's configuration as `PoissonFlowScheduler` takes it, its default values included.
+
+    Args:
+        config: of a scheduler whose network was trained with Gaussian noise, D = ∞.
+        overrides: what the caller sets; `aug_dim` is None unless it is there.
+
+    Raises:
+        ValueError: if its network is of another kind, or its options do not fit D.
+    """
+    reason = refusal(config)
+    if reason is not None:
+        raise ValueError(f"`config` is of {reason}.")
+    found = {"prediction_type": "epsilon", **{k: v for k, v in config.items() if k != "_use_default_values"}}
+    for name in ("sigma_min", "sigma_max"):
+        if found.get(name) is None:  # of the DDPM family, which has a beta schedule
+            found.pop(name, None)
+    if found.get("set_alpha_to_one") is False:  # the end of DDIM and PNDM, by the name that the others give it
+        found.setdefault("final_sigmas_type", "sigma_min")
+    aug_dim = overrides.get("aug_dim")
+    aug_dim = None if math.isinf(check_aug_dim(aug_dim)) else aug_dim
+    check_deterministic({**found, **overrides}, aug_dim)
+    if aug_dim is not None:
+        logger.warning(
+            f"This network was trained with Gaussian noise (D = inf), but `aug_dim` is {aug_dim}: `sample_prior` and "
+            "`sample_noise` are heavy-tailed, with radii that the network has never seen. The steps themselves are the "
+            "same for every D. Pass `aug_dim=None` to stay with what it knows."
+        )
+    return {**found, "aug_dim": aug_dim}

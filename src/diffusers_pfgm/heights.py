@@ -1,0 +1,110 @@
+"""The heights of a run: σ of each step, and the timestep that the network sees there."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .ddpm_family import DDPMFamily
+from .physics.parameterization import Parameterization
+from .physics.spacing import geometric_sigmas, knotted_sigmas
+
+
+@dataclass(frozen=True)
+class Heights:
+    """Where a run calls its network.
+
+    Attributes:
+        sigmas: σ at the start of each step, falling and positive.
+        timesteps: what the network sees there, one for each.
+        final: σ at the end of the last step, 0 or more.
+    """
+
+    sigmas: list[float]
+    timesteps: list[float]
+    final: float = 0.0
+
+
+def rounded(values: list[float]) -> list[float]:
+    """In float32, so that the network sees just the σ's of the solver's coefficients."""
+    result: list[float] = torch.tensor(values, dtype=torch.float32).tolist()
+    return result
+
+
+def choose_heights(
+    config: Any,
+    form: Parameterization,
+    family: DDPMFamily | None,
+    num_inference_steps: int | None = None,
+    sigmas: Sequence[float] | torch.Tensor | None = None,
+    timesteps: Sequence[float] | torch.Tensor | None = None,
+) -> Heights:
+    """The heights of a run, by a number of steps or by the caller's own; see `PoissonFlowScheduler.set_timesteps`.
+
+    Raises:
+        ValueError: if not exactly one of the three is given, or it is not what it should be.
+    """
+    if sum(value is not None for value in (num_inference_steps, sigmas, timesteps)) != 1:
+        raise ValueError(
+            "Pass exactly one of `num_inference_steps`, `sigmas` and `timesteps`, but got "
+            f"num_inference_steps={num_inference_steps}, sigmas={sigmas}, timesteps={timesteps}."
+        )
+    if num_inference_steps is None:
+        return _given(config, form, sigmas, timesteps)
+    if not num_inference_steps >= 1 or int(num_inference_steps) != num_inference_steps:
+        raise ValueError(f"`num_inference_steps` must be a whole number >= 1, but is {num_inference_steps}.")
+    return _spaced(config, form, family, int(num_inference_steps))
+
+
+def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, count: int) -> Heights:
+    if family is not None and config.sigma_knots is None:
+        timesteps = family.timesteps(count, config.timestep_spacing, config.steps_offset)
+        sigmas = [family.sigmas[t] for t in timesteps]
+        return Heights(sigmas, [*map(float, timesteps)], _final(config, form, sigmas[-1]))
+    # A run that ends at σ_min has one height more than steps. The DDPM family's end is its first timestep instead.
+    points = count + (config.final_sigmas_type == "sigma_min" and family is None)
+    if config.sigma_knots is not None:
+        sigmas = knotted_sigmas(config.sigma_knots, points)
+    else:
+        sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, points)
+    sigmas = rounded(sigmas[:count])
+    return Heights(sigmas, [float(form.label(sigma)) for sigma in sigmas], _final(config, form, sigmas[-1]))
+
+
+def _given(
+    config: Any,
+    form: Parameterization,
+    sigmas: Sequence[float] | torch.Tensor | None,
+    timesteps: Sequence[float] | torch.Tensor | None,
+) -> Heights:
+    name, given = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
+    wide = torch.as_tensor(given, dtype=torch.float64)
+    values = labels = rounded(wide.flatten().tolist())
+    if timesteps is not None:
+        values = [float(form.sigma(label)) for label in labels]
+    if len(values) > 1 and values[-1] == 0:
+        values, labels = values[:-1], labels[:-1]
+    falling = all(a > b for a, b in itertools.pairwise(values))
+    if not (wide.ndim == 1 and values and falling and values[-1] > 0 and math.isfinite(values[0])):
+        raise ValueError(
+            f"`{name}` must be a list that falls strictly and stays positive in float32 (a last 0 aside), "
+            f"but is {wide.tolist()}."
+        )
+    if timesteps is None:
+        labels = [float(form.label(sigma)) for sigma in values]
+    elif form.train_sigmas is not None and not 0 <= labels[-1] <= labels[0] < len(form.train_sigmas):
+        raise ValueError(
+            f"`timesteps` must lie from 0 to {len(form.train_sigmas) - 1}, as trained, but are {wide.tolist()}."
+        )
+    return Heights(values, labels, _final(config, form, values[-1]))
+
+
+def _final(config: Any, form: Parameterization, last: float) -> float:
+    if config.final_sigmas_type == "zero":
+        return 0.0
+    return min(last, config.sigma_min if form.train_sigmas is None else form.train_sigmas[0])

@@ -1,0 +1,49 @@
+"""The network and its parameterisation as one function x̂(x, σ), which is all that an ODE solver needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .parameterization import Parameterization
+
+
+class Denoiser:
+    """x̂ = E[y | x, σ] as a network sees it, with the number of calls.
+
+    Args:
+        model: called as `model(c_in x, c_noise, **model_kwargs)`, with `.sample` or a tuple as its result.
+        parameterization: of its output.
+        model_kwargs: such as `class_labels`.
+
+    Attributes:
+        nfe: calls so far.
+
+    Example:
+        >>> from diffusers_pfgm import ChargeField
+        >>> field = ChargeField(torch.zeros(1, 1, 4, 4), prediction_type="epsilon")
+        >>> denoiser = Denoiser(field, Parameterization("epsilon"))
+        >>> denoiser(torch.ones(2, 1, 4, 4), 3.0).abs().max().item(), denoiser.nfe
+        (0.0, 1)
+    """
+
+    def __init__(self, model: Callable[..., Any], parameterization: Parameterization, **model_kwargs: Any) -> None:
+        self.model, self.parameterization, self.model_kwargs = model, parameterization, model_kwargs
+        self.dtype: torch.dtype | None = getattr(model, "dtype", None)
+        self.nfe = 0
+
+    def __call__(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        """x̂ (B, C, *) at x (B, C, *) in data units and σ, a number or ().
+
+        Raises:
+            ValueError: if the output has the wrong shape.
+        """
+        form = self.parameterization
+        label = torch.as_tensor(form.label(sigma), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        output = self.model((form.input_scale(sigma) * x).to(self.dtype or x.dtype), label, **self.model_kwargs)
+        output = output.sample if hasattr(output, "sample") else output[0]
+        form.check_output(output, x)
+        self.nfe += 1
+        return form.denoised(output.to(x.dtype), x, sigma)

@@ -2,6 +2,7 @@
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers loads schedulers only from where it is
 
+from .fitting import fit_sigmas
 from .losses import FieldObjective, LossOutput, PerturbationObjective
 from .physics import (
     ChargeField,
@@ -37,6 +38,7 @@ __all__ = [
     "PoissonFlowSchedulerOutput",
     "PoissonKernel",
     "SchedulerMixin",
+    "fit_sigmas",
     "normalized_field",
     "perturb",
     "plan",

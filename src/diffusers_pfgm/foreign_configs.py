@@ -44,15 +44,17 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     if "original_inference_steps" in config or "clip_denoised" in config:
         return CONSISTENCY
     if config.get("timestep_type") == "continuous":
-        return "one of timestep_type 'continuous', whose heights lie outside its beta schedule. Use EDMEulerScheduler"
+        return (
+            "one of timestep_type 'continuous', whose heights are not those of its beta schedule. Use EDMEulerScheduler"
+        )
     if config.get("beta_schedule") is not None or config.get("trained_betas") is not None:
         return None
     # EDM's multistep scheduler names its algorithm; the cosine one, whose c_noise is another, does not.
     if config.get("sigma_data") is not None and ("solver_order" not in config or "algorithm_type" in config):
         return None
     return (
-        "none that has a beta schedule or EDM's `sigma_data`, so its heights are unknown. For a scheduler of your own "
-        "call PoissonFlowScheduler(...), whose configuration says `aug_dim`"
+        "one without a beta schedule or EDM's `sigma_data`, so what its network sees is unknown. Make a "
+        "PoissonFlowScheduler(...) with what you know of the network"
     )
 
 
@@ -77,7 +79,7 @@ def adopted(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     """
     reason = refusal(config)
     if reason is not None:
-        raise ValueError(f"`config` is of {reason}.")
+        raise ValueError(f"`config` is that of {reason}.")
     found = {"prediction_type": "epsilon", **{k: v for k, v in config.items() if k != "_use_default_values"}}
     for name in ("sigma_min", "sigma_max"):
         if found.get(name) is None:  # of the DDPM family, which has a beta schedule

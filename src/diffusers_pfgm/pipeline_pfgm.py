@@ -1,16 +1,22 @@
 """Generation by a Poisson flow: from the hemisphere along field lines to images."""
 
+import functools
+import inspect
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 
-from .physics.charges import check_finite
+from .adaptive import solve_adaptive
+from .conditioning import ClassLabels, GuidedModel, Label
+from .physics.denoiser import Denoiser
 from .physics.kernel import Generators
+from .pipeline_inputs import checked_shape, flow_of
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 
@@ -33,7 +39,9 @@ class PFGMPipeline(DiffusionPipeline):
     Args:
         unet: a `UNet2DModel`, or anything called like it, such as `ChargeField`, that predicts what
             `scheduler.config.prediction_type` says.
-        scheduler: a `PoissonFlowScheduler`.
+        scheduler: a `PoissonFlowScheduler`, or a scheduler of diffusers that fits the network: EDM's for one with
+            `sigma_data`, those of the DDPM family for one with a beta schedule; best made by `from_config`.
+        id2label: names of the classes by number, from 0, of a network that was trained with them.
 
     Example:
         >>> from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
@@ -49,12 +57,13 @@ class PFGMPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
 
     unet: UNet2DModel
-    scheduler: PoissonFlowScheduler
+    scheduler: SchedulerMixin
 
     # diffusers reads these annotations as types, so this file does not import them from __future__.
-    def __init__(self, unet: UNet2DModel, scheduler: PoissonFlowScheduler) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(id2label=id2label)
 
     @torch.no_grad()
     def __call__(
@@ -68,62 +77,135 @@ class PFGMPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         sigmas: Sequence[float] | None = None,
+        class_labels: Label | Sequence[Label] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        tolerance: float | None = None,
     ) -> PFGMPipelineOutput:
         """Draw images.
 
         Args:
-            batch_size: number of images, 1 by default; as many as `latents` if they are given.
+            batch_size: number of images, 1 by default; as many as `latents` or `class_labels` if they are given.
             num_inference_steps: steps of the solver, 20 by default; one network call each for "multistep" and "euler".
             generator: one generator, or a list of one for each image, which makes an image the same in any batch.
-            latents: (B, C, H, W), points of the prior at σ_max (`scheduler.sample_prior`) to start from.
+            latents: (B, C, H, W), points of the prior at the first σ (`scheduler.sample_prior`) to start from.
             output_type: "pil", "np" or "pt".
             return_dict: whether to return an output object rather than a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return
                 {"latents": ...} to go on from there.
             callback_on_step_end_tensor_inputs: which of "latents" and "pred_original_sample" (x̂) it is given.
             sigmas: your own heights in place of `num_inference_steps`.
+            class_labels: the class of each image, or one for all, by number or name. Without it, a network that has
+                learned both draws from all classes.
+            guidance_scale: of classifier-free guidance to `class_labels`; 1 for none. A step remains one call, of twice
+                the batch.
+            tolerance: solve by RK45, as the paper does, with this relative and absolute error of a step, in place of
+                `num_inference_steps`. Needs torchdiffeq.
 
         Returns:
             `PFGMPipelineOutput` with `images` and `nfe`, or the tuple of both.
 
         Raises:
-            ValueError: if an argument, or the network's channels, do not fit.
+            ValueError: if an argument, the scheduler or the network's channels do not fit.
         """
         if isinstance(callback_on_step_end_tensor_inputs, str):
             callback_on_step_end_tensor_inputs = [callback_on_step_end_tensor_inputs]
-        shape = self._check_inputs(batch_size, latents, output_type, callback_on_step_end_tensor_inputs)
+        flow = flow_of(self.scheduler)
+        if batch_size is None and latents is None and class_labels is not None:
+            batch_size = 1 if isinstance(class_labels, int | str) else len(class_labels)
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, but has {unknown}."
+            )
+        shape = checked_shape(self.unet.config, flow, batch_size, latents, output_type)
+        if tolerance is not None and not (num_inference_steps is sigmas is callback_on_step_end is None):
+            raise ValueError(
+                "`tolerance` lets the solver choose its steps, so leave out `num_inference_steps`, `sigmas` and "
+                "`callback_on_step_end`."
+            )
         device = self._execution_device
-        if sigmas is None and num_inference_steps is None:
-            num_inference_steps = 20
-        self.scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas)
-        self.scheduler.set_begin_index(0)
+        model = self._conditioned(flow, class_labels, guidance_scale, shape[0], device)
 
         # The state stays in float32: a prior's radius may exceed float16, and each step needs the last one's digits.
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
+        scheduler: Any = self.scheduler if tolerance is None else flow
+        if tolerance is not None:
+            sigmas = flow.sigma_range
+        self._set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
-            latents = self.scheduler.sample_prior(shape, generator, device, dtype)
+            if scheduler is flow:
+                latents = flow.sample_prior(shape, generator, device, dtype)
+            else:
+                latents = flow.sample_noise(shape, generator, device, dtype) * float(scheduler.init_noise_sigma)
         latents = latents.to(device, dtype)
 
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
-            for i, t in enumerate(self.scheduler.timesteps):
-                model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
-                model_output = self.unet(model_input, t, return_dict=False)[0]
-                latents, pred_original_sample = self.scheduler.step(model_output, t, latents, return_dict=False)
+        if tolerance is None:
+            nfe = len(scheduler.timesteps)
+            latents = self._follow(model, latents, generator, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        else:
+            latents, nfe = self._follow_adaptively(flow, model, latents, tolerance)
 
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "pred_original_sample": pred_original_sample}
-                    given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    latents = (callback_on_step_end(self, i, t, given) or {}).pop("latents", latents)
-                progress_bar.update()
-
-        images = (latents / 2 + 0.5).clamp(0, 1)
+        images: Any = (latents / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).float().cpu().numpy()
             if output_type == "pil":
                 images = self.numpy_to_pil(images)
         self.maybe_free_model_hooks()
-        output = PFGMPipelineOutput(images=images, nfe=len(self.scheduler.timesteps))
+        output = PFGMPipelineOutput(images=images, nfe=nfe)
         return output if return_dict else output.to_tuple()
+
+    def _set_timesteps(
+        self, scheduler: Any, num_inference_steps: int | None, sigmas: Sequence[float] | None, device: torch.device
+    ) -> None:
+        if sigmas is None:
+            scheduler.set_timesteps(20 if num_inference_steps is None else num_inference_steps, device=device)
+        elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+            scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas)
+        else:
+            raise ValueError(f"`sigmas` were given, but {type(scheduler).__name__} takes none. Leave them out.")
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+
+    def _follow(
+        self,
+        model: Callable[..., Any],
+        latents: torch.Tensor,
+        generator: Generators,
+        callback: Callable[..., dict[str, Any]] | None,
+        callback_inputs: Sequence[str],
+    ) -> torch.Tensor:
+        """The loop of the scheduler's steps."""
+        scheduler: Any = self.scheduler
+        noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        with self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
+            for i, t in enumerate(scheduler.timesteps):
+                model_input = scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+                output = scheduler.step(model(model_input, t, return_dict=False)[0], t, latents, **noise)
+                latents = output.prev_sample
+
+                if callback is not None:
+                    tensors = {"latents": latents, "pred_original_sample": output.get("pred_original_sample")}
+                    given = {name: tensors[name] for name in callback_inputs}
+                    latents = (callback(self, i, t, given) or {}).pop("latents", latents)
+                progress_bar.update()
+        return latents
+
+    def _follow_adaptively(
+        self, flow: PoissonFlowScheduler, model: Callable[..., Any], latents: torch.Tensor, tolerance: float
+    ) -> tuple[torch.Tensor, int]:
+        """The same by RK45, and its calls."""
+        high, low = flow.sigma_range
+        with self.progress_bar(itertools.count()) as progress_bar:
+
+            def counted(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
+                progress_bar.update()
+                return model(sample.to(self.unet.dtype), timestep, return_dict=False)
+
+            denoiser = Denoiser(counted, flow.parameterization)
+            x = solve_adaptive(denoiser, latents * flow.data_scale(high), high, low, tolerance)
+            if flow.config.final_sigmas_type == "zero":
+                x = denoiser(x, low)
+        return x, denoiser.nfe
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save network and scheduler as a folder that `from_pretrained` loads; see diffusers for the options.
@@ -138,53 +220,25 @@ class PFGMPipeline(DiffusionPipeline):
             )
         super().save_pretrained(save_directory, **kwargs)
 
-    def _check_inputs(
-        self, batch_size: int | None, latents: torch.Tensor | None, output_type: str, tensor_inputs: Sequence[str]
-    ) -> tuple[int, ...]:
-        """The shape of the run; raises a ValueError that says what to change."""
-        if not isinstance(self.scheduler, PoissonFlowScheduler):
-            raise ValueError(f"`scheduler` must be a PoissonFlowScheduler, but is a {type(self.scheduler).__name__}.")
-        config, form = self.unet.config, self.scheduler.parameterization
-        channels = config.in_channels
-        # What a ChargeField says of itself; a network's configuration does not know.
-        for name in ("aug_dim", "prediction_type", "gamma"):
-            if hasattr(config, name) and getattr(config, name) != self.scheduler.config[name]:
-                raise ValueError(
-                    f"`{name}` is {getattr(config, name)} of the field, but {self.scheduler.config[name]} of the "
-                    "scheduler. Make both the same."
-                )
-        if config.out_channels != form.output_channels(channels):
+    def _conditioned(
+        self,
+        flow: PoissonFlowScheduler,
+        class_labels: Label | Sequence[Label] | torch.Tensor | None,
+        guidance_scale: float,
+        batch_size: int,
+        device: torch.device,
+    ) -> Callable[..., Any]:
+        """The network as a function of sample and timestep alone."""
+        classes = ClassLabels(getattr(self.unet.config, "num_class_embeds", None), self.config.id2label)
+        numbers = classes.numbers(class_labels, batch_size)
+        if guidance_scale == 1:
+            if numbers is None:
+                return self.unet
+            return functools.partial(self.unet, class_labels=torch.tensor(numbers, device=device))
+        if class_labels is None or classes.null is None:
             raise ValueError(
-                f"`unet` returns {config.out_channels} channels for {channels}, but prediction_type "
-                f"{form.prediction_type!r} of the scheduler needs {form.output_channels(channels)}. "
-                "Change `out_channels` of the network or `prediction_type` of the scheduler."
+                f"`guidance_scale` = {guidance_scale} needs `class_labels`, and a network that has also learned to do "
+                "without them, by `--class_conditional` with `--label_dropout` > 0. Set it to 1."
             )
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', but is {output_type!r}.")
-        if output_type == "pil" and channels not in (1, 2, 3, 4):
-            raise ValueError(f"output_type 'pil' cannot show {channels} channels. Use 'np' or 'pt'.")
-        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, but has {unknown}."
-            )
-        if batch_size is None:
-            batch_size = 1 if latents is None else latents.shape[0]
-        if int(batch_size) != batch_size or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size}.")
-        size = config.sample_size
-        if size is None:
-            if latents is None:
-                raise ValueError("`unet` has no `sample_size`, so pass `latents` of the size that you want.")
-            size = latents.shape[2:]
-        shape = (int(batch_size), channels, *((size, size) if isinstance(size, int) else size))
-        if output_type != "pt" and len(shape) != 4:
-            raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
-        if latents is not None:
-            check_finite("latents", latents)
-            if latents.shape != shape:
-                raise ValueError(
-                    f"`latents` must have the shape {shape} for this network and batch, but have "
-                    f"{tuple(latents.shape)}. Draw them with `scheduler.sample_prior(shape)`."
-                )
-        return shape
+        labels = torch.tensor(numbers, device=device)
+        return GuidedModel(self.unet, flow.parameterization, labels, classes.null, guidance_scale)

@@ -193,6 +193,13 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         """Scale of the prior against `sample_noise`, as diffusers' pipelines expect it."""
         return self._heights[0] if self._family is None else 1.0
 
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The highest and the lowest σ of its network, in data units."""
+        if self._family is not None:
+            return self._family.sigmas[-1], self._family.sigmas[0]
+        return self.config.sigma_max, self.config.sigma_min
+
     def data_scale(self, sigma: float) -> float:
         """What a state at σ is to be multiplied by to have data units: 1, or √(1 + σ²) with a beta schedule."""
         return 1.0 if self._family is None else math.sqrt(1 + sigma**2)

@@ -1,0 +1,101 @@
+"""Class labels: what a caller may say, and classifier-free guidance in one call of the network."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .physics.parameterization import Parameterization
+
+Label = int | str
+
+
+class ClassLabels:
+    """The classes of a network, a `UNet2DModel` with `num_class_embeds`.
+
+    One embedding more than there are classes is the null class, which stands for no condition.
+
+    Args:
+        num_class_embeds: embeddings of the network; None for a network without classes.
+        id2label: names by number, from 0; None if every embedding is a class and has no name.
+    """
+
+    def __init__(self, num_class_embeds: int | None, id2label: Mapping[Any, str] | None) -> None:
+        self.embeddings = num_class_embeds or 0
+        self.names = {str(name): int(number) for number, name in (id2label or {}).items()}
+        self.count = len(self.names) if id2label else self.embeddings
+        self.null = self.count if self.embeddings > self.count else None
+
+    def numbers(self, labels: Label | Sequence[Label] | torch.Tensor | None, batch_size: int) -> list[int] | None:
+        """One number for each sample: of its class, or the null class; None for a network without classes.
+
+        Raises:
+            ValueError: if a label is unknown, there are not `batch_size` of them, or they are needed and missing.
+        """
+        if not self.embeddings:
+            if labels is not None:
+                raise ValueError("`class_labels` were given, but the network has no classes (`num_class_embeds`).")
+            return None
+        if labels is None:
+            if self.null is None:
+                raise ValueError(f"The network needs `class_labels`: {self.count} classes and no null class.")
+            return [self.null] * batch_size
+        if isinstance(labels, torch.Tensor):
+            labels = labels.flatten().tolist()
+        listed: Sequence[Label] = [labels] if isinstance(labels, int | str) else labels
+        numbers = [self._number(label) for label in listed]
+        if len(numbers) == 1:
+            numbers = numbers * batch_size
+        if len(numbers) != batch_size:
+            raise ValueError(
+                f"`class_labels` are {len(numbers)}, but the batch has {batch_size} samples. Pass one label for each, "
+                "or one for all."
+            )
+        return numbers
+
+    def _number(self, label: Label) -> int:
+        if isinstance(label, str):
+            if label not in self.names:
+                raise ValueError(f"`class_labels` has {label!r}, but the classes are {sorted(self.names)}.")
+            return self.names[label]
+        try:
+            number = operator.index(label)
+        except TypeError:
+            number = -1
+        if not 0 <= number < self.count:
+            raise ValueError(f"`class_labels` must be whole numbers from 0 to {self.count - 1}, but one is {label}.")
+        return number
+
+
+class GuidedModel:
+    """A network with classes under classifier-free guidance (arXiv 2207.12598), called like the network itself.
+
+    The condition and its absence go through the network in one call, and x̂ = x̂_u + scale · (x̂_c − x̂_u).
+
+    Args:
+        model: the network.
+        parameterization: of its output.
+        class_labels: (B,).
+        null: the class that stands for none.
+        scale: 1 for the condition alone.
+    """
+
+    def __init__(
+        self, model: Any, parameterization: Parameterization, class_labels: torch.Tensor, null: int, scale: float
+    ) -> None:
+        self.model, self.parameterization, self.scale, self.dtype = model, parameterization, scale, model.dtype
+        self.class_labels = torch.cat([class_labels, torch.full_like(class_labels, null)])
+
+    def __call__(
+        self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = False
+    ) -> tuple[torch.Tensor]:
+        """The output for c_in x = `sample` (B, C, *) at `timestep`, a number or ()."""
+        twice = torch.cat([sample, sample])
+        outputs = self.model(twice, timestep, class_labels=self.class_labels, return_dict=False)[0]
+        output, unconditional = outputs.chunk(2)
+        sigma = self.parameterization.sigma(timestep)
+        x = sample / self.parameterization.input_scale(sigma)
+        return (self.parameterization.guided(output, unconditional, self.scale, x, sigma),)

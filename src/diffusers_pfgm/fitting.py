@@ -1,0 +1,62 @@
+"""The spacing of steps that fits a field, found by following a few dozen of its lines once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .physics.denoiser import Denoiser
+from .physics.kernel import Generators
+from .physics.parameterization import ZERO_SNR_SIGMA
+from .physics.spacing import fit_knots, geometric_sigmas
+from .scheduling_poisson_flow import PoissonFlowScheduler
+
+FINE_STEPS = 200
+
+
+@torch.no_grad()
+def fit_sigmas(
+    model: Callable[..., Any],
+    scheduler: PoissonFlowScheduler,
+    shape: Sequence[int],
+    generator: Generators = None,
+    num_samples: int = 32,
+    **model_kwargs: Any,
+) -> PoissonFlowScheduler:
+    """A scheduler like `scheduler` whose steps lie where this model's field bends.
+
+    The spacing is kept in `config.sigma_knots`, serves any number of steps, and is saved with a pipeline.
+
+    Args:
+        model: a network, called like `UNet2DModel`, or a `ChargeField`; it is called 200 times.
+        scheduler: says what the model predicts, and from which height to which.
+        shape: of one sample, (C, *).
+        generator: one generator, or a list of `num_samples` of them.
+        num_samples: field lines to follow.
+        **model_kwargs: given to the model, such as `class_labels` (num_samples,).
+
+    Raises:
+        ValueError: if the model's output does not fit, or it is blind (the same x̂ everywhere).
+
+    Example:
+        >>> from diffusers_pfgm import ChargeField
+        >>> field = ChargeField(torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+        >>> scheduler = fit_sigmas(field, PoissonFlowScheduler(), (1, 4, 4), torch.Generator().manual_seed(0))
+        >>> scheduler.set_timesteps(5)
+        >>> len(scheduler.config.sigma_knots), len(scheduler.timesteps)
+        (33, 5)
+    """
+    high, low = scheduler.sigma_range
+    if high >= ZERO_SNR_SIGMA:
+        raise ValueError(
+            "`scheduler` starts at infinite sigma (`rescale_betas_zero_snr`), so no spacing can be fitted. Keep its "
+            "`timestep_spacing`, 'trailing' at best."
+        )
+    device = getattr(model, "device", None)
+    dtype = torch.promote_types(getattr(model, "dtype", torch.float32), torch.float32)
+    x = scheduler.kernel.sample((num_samples, *shape), high, generator, device, dtype, scheduler.config.max_norm)
+    denoiser = Denoiser(model, scheduler.parameterization, **model_kwargs)
+    knots = fit_knots(denoiser, x, geometric_sigmas(high, low, FINE_STEPS))
+    return PoissonFlowScheduler.from_config(scheduler.config, sigma_knots=knots)

@@ -1,0 +1,83 @@
+"""What a pipeline checks before it runs: the scheduler, the network's channels and the shape of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .foreign_configs import refusal
+from .physics.charges import check_finite
+from .scheduling_poisson_flow import PoissonFlowScheduler
+
+
+def flow_of(scheduler: Any) -> PoissonFlowScheduler:
+    """The Poisson flow that a scheduler follows: itself, or the one that a scheduler of diffusers stands for.
+
+    Raises:
+        ValueError: for a scheduler that follows none, with the reason.
+    """
+    if isinstance(scheduler, PoissonFlowScheduler):
+        return scheduler
+    reason = refusal(scheduler.config)
+    if scheduler.config.get("prediction_type") == "field":
+        reason = "unable to follow prediction_type 'field'. Use PoissonFlowScheduler, or another network"
+    if reason is not None:
+        raise ValueError(f"`scheduler` ({type(scheduler).__name__}) is {reason}.")
+    flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(scheduler.config)
+    return flow
+
+
+def checked_shape(
+    config: Any, flow: PoissonFlowScheduler, batch_size: int | None, latents: torch.Tensor | None, output_type: str
+) -> tuple[int, ...]:
+    """The shape of a run.
+
+    Args:
+        config: of the network, or of a `ChargeField`.
+        flow: the scheduler.
+        batch_size: images that were asked for, if so.
+        latents: the caller's starting points, if any.
+        output_type: "pil", "np" or "pt".
+
+    Raises:
+        ValueError: if these do not fit each other.
+    """
+    form, channels = flow.parameterization, config.in_channels
+    # What a ChargeField says of itself; a network's configuration does not know.
+    for name in ("aug_dim", "prediction_type", "gamma", "sigma_data", "beta_schedule"):
+        if hasattr(config, name) and getattr(config, name) != flow.config[name]:
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)} of the field, but {flow.config[name]} of the scheduler. Make "
+                "both the same."
+            )
+    if config.out_channels != form.output_channels(channels):
+        raise ValueError(
+            f"`unet` returns {config.out_channels} channels for {channels}, but prediction_type "
+            f"{form.prediction_type!r} of the scheduler needs {form.output_channels(channels)}. "
+            "Change `out_channels` of the network or `prediction_type` of the scheduler."
+        )
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', but is {output_type!r}.")
+    if output_type == "pil" and channels not in (1, 2, 3, 4):
+        raise ValueError(f"output_type 'pil' cannot show {channels} channels. Use 'np' or 'pt'.")
+    if batch_size is None:
+        batch_size = 1 if latents is None else latents.shape[0]
+    if int(batch_size) != batch_size or batch_size < 1:
+        raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size}.")
+    size = config.sample_size
+    if size is None:
+        if latents is None:
+            raise ValueError("`unet` has no `sample_size`, so pass `latents` of the size that you want.")
+        size = latents.shape[2:]
+    shape = (int(batch_size), channels, *((size, size) if isinstance(size, int) else size))
+    if output_type != "pt" and len(shape) != 4:
+        raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
+    if latents is not None:
+        check_finite("latents", latents)
+        if latents.shape != shape:
+            raise ValueError(
+                f"`latents` must have the shape {shape} for this network and batch, but have "
+                f"{tuple(latents.shape)}. Draw them with `scheduler.sample_prior(shape)`."
+            )
+    return shape

@@ -18,6 +18,14 @@ def positive(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1, without 1."""
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"must be a number >= 0 and < 1, but is {text}")
+    return number
+
+
 def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -31,6 +39,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     data("--resolution", type=positive, default=64, help="images are resized and cropped to this many pixels")
     data("--center_crop", action="store_true", help="crop the middle; without it a random part")
     data("--random_flip", action="store_true", help="mirror images at random")
+    data("--label_column", help="column of class labels; the first by default, or an image folder's subfolders")
     data("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0 caches decoded images")
 
     model = parser.add_argument_group("model and objective").add_argument
@@ -41,6 +50,9 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     model("--aug_dim", type=float, help="perturbation: D, 1; inf for diffusion")
     model("--prediction_type", choices=["epsilon", "v_prediction", "sample"], help="perturbation: epsilon")
     model("--sigma_data", type=float, help="perturbation: standard deviation of the data, 0.5")
+
+    model("--class_conditional", action="store_true", help="learn each class of --label_column, by its label")
+    model("--label_dropout", type=share, default=0.1, help="share of images trained without label, for guidance")
 
     train = parser.add_argument_group("training").add_argument
     train("--output_dir", default="pfgm-model", help="where the pipeline, checkpoints, samples and logs are written")
@@ -76,6 +88,8 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     record("--checkpoints_total_limit", type=positive, help="older checkpoints are removed")
     record("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
     args = parser.parse_args(argv)
+    if args.label_column is not None and not args.class_conditional:
+        parser.error("--label_column needs --class_conditional")
     for objective, defaults in OBJECTIVE_DEFAULTS.items():
         for name, default in defaults.items():
             if getattr(args, name) is None:

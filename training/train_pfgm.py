@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from diffusers_pfgm import (
     PerturbationObjective,
     PFGMPipeline,
     PoissonFlowScheduler,
+    fit_sigmas,
     recommend_hyperparameters,
 )
 from diffusers_pfgm.checkpoints import (
@@ -40,6 +42,9 @@ from diffusers_pfgm.checkpoints import (
 )
 from diffusers_pfgm.evaluation import image_grid
 from diffusers_pfgm.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.image_labels import LabelledImages, read_class_labels
+from diffusers_pfgm.losses import drop_labels
+from diffusers_pfgm.plots import plot_sigma_density
 from diffusers_pfgm.training_utils import check_output_dir, make_unet
 
 
@@ -64,15 +69,21 @@ def make_objective(
     return PerturbationObjective(form, aug_dim), scheduler
 
 
-def endless(loader: torch.utils.data.DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
+Batch = tuple[torch.Tensor, torch.Tensor]  # images and labels
+
+
+def endless(loader: torch.utils.data.DataLoader[Batch]) -> Iterator[Batch]:
     while True:
         yield from loader
 
 
 def save_samples(accelerator: Accelerator, pipeline: PFGMPipeline, args: argparse.Namespace, step: int) -> None:
-    """A grid of samples from a fixed seed, as a file and to the tracker."""
+    """A grid of samples from a fixed seed, its classes in turn, as a file and to the tracker."""
     generator = torch.Generator().manual_seed(0)
-    samples = pipeline(args.eval_batch_size, args.num_inference_steps, generator, output_type="pt").images
+    labels = torch.arange(args.eval_batch_size) % len(pipeline.config.id2label) if args.class_conditional else None
+    samples = pipeline(
+        args.eval_batch_size, args.num_inference_steps, generator, output_type="pt", class_labels=labels
+    ).images
     grid = image_grid(samples, scale=max(1, 64 // args.resolution))
     folder = Path(args.output_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +91,21 @@ def save_samples(accelerator: Accelerator, pipeline: PFGMPipeline, args: argpars
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         tracker.log_images({"samples": np.asarray(grid.convert("RGB"))[None]}, step=step, **layout)
+
+
+def fit_spacing(pipeline: PFGMPipeline, accelerator: Accelerator, args: argparse.Namespace) -> PoissonFlowScheduler:
+    """The scheduler with steps where this network's field bends, and a picture of their density."""
+    unet, scheduler, options = pipeline.unet, pipeline.scheduler, {}
+    shape = (unet.config.in_channels, args.resolution, args.resolution)
+    if args.class_conditional:
+        options["class_labels"] = torch.arange(32, device=accelerator.device) % len(pipeline.config.id2label)
+    try:
+        fitted = fit_sigmas(unet, scheduler, shape, torch.Generator().manual_seed(0), 32, **options)
+    except ValueError as error:  # a network that has learned nothing yet is saved all the same
+        accelerator.print(f"The default spacing of steps is kept: {error}")
+        return scheduler
+    plot_sigma_density(fitted).savefig(Path(args.output_dir) / "sigma-density.png", dpi=110)
+    return fitted
 
 
 def main(args: argparse.Namespace) -> None:
@@ -108,23 +134,25 @@ def main(args: argparse.Namespace) -> None:
         args.random_flip,
         cache=args.dataloader_num_workers == 0,
     )
+    labels, id2label = read_class_labels(dataset, args.label_column) if args.class_conditional else (None, None)
     batch_size = args.train_batch_size
     if args.objective == "field":
         batch_size = max(batch_size, args.field_batch_size)
     batch_size = min(batch_size, max(1, len(images) // accelerator.num_processes))
     loader = torch.utils.data.DataLoader(
-        images,
+        LabelledImages(images, labels),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
-        collate_fn=torch.as_tensor,
+        collate_fn=tuple,
         num_workers=args.dataloader_num_workers,
     )
 
     # Network and its average
     objective, scheduler = make_objective(args, images)
     out_channels = scheduler.parameterization.output_channels(images.channels)
-    unet = make_unet(args.resolution, images.channels, out_channels, args.model_config_name_or_path)
+    num_class_embeds = None if id2label is None else len(id2label) + (args.label_dropout > 0)
+    unet = make_unet(args.resolution, images.channels, out_channels, args.model_config_name_or_path, num_class_embeds)
     ema = EMAModel(
         unet.parameters(),
         decay=args.ema_max_decay,
@@ -194,13 +222,19 @@ def main(args: argparse.Namespace) -> None:
     for step in range(first_step + 1, max_steps + 1):
         started = time.perf_counter()
         for _ in range(args.gradient_accumulation_steps):
-            batch = next(batches)
-            clean = batch[: args.train_batch_size]
+            charges, charge_labels = next(batches)
+            clean = charges[: args.train_batch_size]
+            options: dict[str, Any] = {}
+            if id2label is not None:
+                known = charge_labels[: args.train_batch_size]
+                options["class_labels"] = drop_labels(known, args.label_dropout, null_label=len(id2label))
             with accelerator.accumulate(model):
                 if isinstance(objective, FieldObjective):
-                    result = objective(model, clean, charges=batch)
+                    if id2label is not None:
+                        options["charge_labels"] = charge_labels
+                    result = objective(model, clean, charges=charges, **options)
                 else:
-                    result = objective(model, clean)
+                    result = objective(model, clean, **options)
                 accelerator.backward(result.loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -223,10 +257,12 @@ def main(args: argparse.Namespace) -> None:
         if accelerator.is_main_process and (saves_model or saves_images):
             ema.store(unet.parameters())
             ema.copy_to(unet.parameters())
-            pipeline = PFGMPipeline(unet.eval(), scheduler)
+            pipeline = PFGMPipeline(unet.eval(), scheduler, id2label)
             pipeline.set_progress_bar_config(disable=True)
             if saves_images:
                 save_samples(accelerator, pipeline, args, step)
+            if step == max_steps:
+                pipeline.scheduler = fit_spacing(pipeline, accelerator, args)
             if saves_model:
                 pipeline.save_pretrained(output_dir)
             ema.restore(unet.parameters())

@@ -4,6 +4,9 @@ r"""Training objectives: what a Poisson flow network learns, as objects that tak
   batch of charges. Its target is almost free of noise, but needs those charges, and D = 1.
 - `PerturbationObjective`, PFGM++ (arXiv 2302.04265, section 3.2): each point regresses its own origin, for any D, ∞
   (denoising score matching) included. No charges, a noisier target.
+
+With class labels a network learns one field for each class, of the charges that carry it, and for the null class the
+field of all. Dropping labels at random teaches it both, for classifier-free guidance (arXiv 2207.12598).
 """
 
 from __future__ import annotations
@@ -50,6 +53,14 @@ class LossOutput:
         }
 
 
+def drop_labels(
+    class_labels: torch.Tensor, probability: float, null_label: int, generator: Generators = None
+) -> torch.Tensor:
+    """Labels (B,) of which each is the null class with this probability."""
+    drops = draw(torch.rand, tuple(class_labels.shape), generator, class_labels.device) < probability
+    return class_labels.masked_fill(drops, null_label)
+
+
 def _mean_squares(error: torch.Tensor, sigma: torch.Tensor) -> LossOutput:
     per_sample = error.flatten(1).square().mean(1)
     return LossOutput(per_sample.mean(), per_sample.detach(), sigma)
@@ -81,6 +92,8 @@ class FieldObjective:
         clean: torch.Tensor,
         charges: torch.Tensor | Charges | None = None,
         generator: Generators = None,
+        class_labels: torch.Tensor | None = None,
+        charge_labels: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> LossOutput:
         """Loss of `model` on a batch.
@@ -90,17 +103,47 @@ class FieldObjective:
             clean: (B, C, *), the points to perturb.
             charges: (K, C, *) with K ≥ B as a rule, the larger batch whose field is learned; `clean` by default.
             generator: one generator, or a list of B of them.
+            class_labels: (B,), the class that the network is told; one that no charge carries, such as the null class,
+                stands for all charges.
+            charge_labels: (K,), the classes of the charges, as a tensor of charges then; `class_labels` by default.
+            **model_kwargs: given to the model.
 
         Raises:
-            ValueError: if `clean` or `charges` hold NaN or infinity (by index), or the output has the wrong shape.
+            ValueError: if `clean` or `charges` hold NaN or infinity (by index), or shapes do not fit.
         """
         check_finite("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
-        target = normalized_field(x, z, clean if charges is None else charges, self.parameterization.gamma)
+        charges = clean if charges is None else charges
+        if class_labels is None:
+            target = normalized_field(x, z, charges, self.parameterization.gamma)
+        else:
+            model_kwargs["class_labels"] = class_labels
+            target = self._field_of_classes(x, z, charges, class_labels, charge_labels)
         output = model(x, z, **model_kwargs).sample
         self.parameterization.check_output(output, clean)
         v_x, v_z = output[:, :-1].flatten(1), output[:, -1:].flatten(1).mean(1, keepdim=True)
         return _mean_squares(torch.cat([v_x, v_z], dim=1).float() - target, z)
+
+    def _field_of_classes(
+        self,
+        x: torch.Tensor,
+        z: torch.Tensor,
+        charges: torch.Tensor | Charges,
+        class_labels: torch.Tensor,
+        charge_labels: torch.Tensor | None,
+    ) -> torch.Tensor:
+        charge_labels = class_labels if charge_labels is None else charge_labels
+        if not isinstance(charges, torch.Tensor) or charge_labels.shape != charges.shape[:1]:
+            raise ValueError(
+                f"`charge_labels` must have one label for each of the charges, a tensor, but have the shape "
+                f"{tuple(charge_labels.shape)}."
+            )
+        target = x.new_empty(x.shape[0], x[0].numel() + 1)
+        for label in class_labels.unique():
+            rows, same = class_labels == label, charge_labels == label
+            of_class = charges[same] if same.any() else charges
+            target[rows] = normalized_field(x[rows], z[rows], of_class, self.parameterization.gamma)
+        return target
 
 
 class PerturbationObjective:

@@ -7,7 +7,13 @@ from pathlib import Path
 from diffusers import UNet2DModel
 
 
-def make_unet(resolution: int, in_channels: int, out_channels: int, config: str | None = None) -> UNet2DModel:
+def make_unet(
+    resolution: int,
+    in_channels: int,
+    out_channels: int,
+    config: str | None = None,
+    num_class_embeds: int | None = None,
+) -> UNet2DModel:
     """A fresh network: as the configuration says, or one that suits the resolution.
 
     Args:
@@ -16,12 +22,13 @@ def make_unet(resolution: int, in_channels: int, out_channels: int, config: str 
         out_channels: one more for prediction_type "field".
         config: file, folder or Hub id of a `UNet2DModel` configuration. By default 0.65 M parameters up to 12 pixels,
             6.5 M up to 32, and beyond the 114 M of diffusers' train_unconditional.py.
+        num_class_embeds: classes, and one more for images without a label; None for a network without classes.
 
     Raises:
         ValueError: if the channels of `config` do not fit, or the resolution cannot be halved as often as needed.
     """
     if config is not None:
-        unet = UNet2DModel.from_config(UNet2DModel.load_config(config))
+        unet = UNet2DModel.from_config(UNet2DModel.load_config(config), num_class_embeds=num_class_embeds)
         found = unet.config.in_channels, unet.config.out_channels
         if found != (in_channels, out_channels):
             raise ValueError(
@@ -52,6 +59,7 @@ def make_unet(resolution: int, in_channels: int, out_channels: int, config: str 
         down_block_types=tuple("AttnDownBlock2D" if level == attend else "DownBlock2D" for level in levels),
         up_block_types=tuple("AttnUpBlock2D" if level == attend else "UpBlock2D" for level in reversed(levels)),
         norm_num_groups=16,
+        num_class_embeds=num_class_embeds,
     )
 
 

@@ -1,0 +1,91 @@
+"""In diffusers' own pipelines the scheduler draws what theirs draw, wherever theory says that they are the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+
+from diffusers_pfgm import PoissonFlowScheduler
+from tests import tiny_pipelines
+from tests.tiny_pipelines import PIPELINES, SCALED_LINEAR, make
+
+FIRST = {"solver_order": 1, "use_corrector": False}
+SECOND = {"solver_order": 2, "use_corrector": False}
+EQUALS = {
+    "DDIM": (DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1), FIRST),
+    "DDIM to its first timestep": (
+        DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
+        FIRST,
+    ),
+    "DDIM from zero SNR": (
+        DDIMScheduler(
+            **SCALED_LINEAR,
+            clip_sample=False,
+            timestep_spacing="trailing",
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+        ),
+        FIRST,
+    ),
+    "Euler": (
+        EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading", steps_offset=1),
+        {"solver": "euler"},
+    ),
+    "Heun": (HeunDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading", steps_offset=1), {"solver": "heun"}),
+    "DPM-Solver++": (
+        DPMSolverMultistepScheduler(**SCALED_LINEAR, solver_type="heun", timestep_spacing="trailing"),
+        SECOND,
+    ),
+    "DPM-Solver++ and v": (
+        DPMSolverMultistepScheduler(
+            **SCALED_LINEAR, solver_type="heun", timestep_spacing="trailing", prediction_type="v_prediction"
+        ),
+        SECOND,
+    ),
+}
+
+
+def both(name: str, theirs: Any, options: dict[str, Any], steps: int, folder: Path) -> tuple[torch.Tensor, ...]:
+    """What our scheduler and theirs draw in one pipeline, after a check that both call the network at the same times."""
+    pipe = make(name, theirs, folder)
+    ours = PoissonFlowScheduler.from_config(theirs.config, **options)
+    results = []
+    for pipe.scheduler in (ours, theirs):
+        results.append(tiny_pipelines.run(name, pipe, steps))
+    assert torch.equal(torch.as_tensor(theirs.timesteps).double(), ours.timesteps.double())
+    return tuple(results)
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize("name", EQUALS)
+def test_stable_diffusion_draws_the_same(name: str, steps: int, tmp_path: Path) -> None:
+    found, expected = both("StableDiffusion", *EQUALS[name], steps, tmp_path)
+    # A trial shows 3e-7 to 2e-6, float32's own error over the run.
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pipeline_draws_as_with_ddim(name: str, tmp_path: Path) -> None:
+    offset = 1 if name.startswith("Stable") else 0
+    theirs = DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=offset)
+    found, expected = both(name, theirs, FIRST, 6, tmp_path)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion", "DDIM"])
+def test_default_solver_draws_what_many_steps_draw(name: str, tmp_path: Path) -> None:
+    theirs = DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1, timestep_spacing="trailing")
+    pipe = make(name, theirs, tmp_path)
+    errors = []
+    for scheduler in (theirs, PoissonFlowScheduler.from_config(theirs.config)):
+        pipe.scheduler = scheduler
+        many, few = (tiny_pipelines.run(name, pipe, steps) for steps in (200, 10))
+        errors.append((few - many).norm() / many.norm())
+    assert errors[1] < errors[0] / 2

@@ -27,7 +27,7 @@ $(VENV)/ready-demo: pyproject.toml .ci/constraints.txt
 	touch $@
 
 $(VENV)/ready-test: $(VENV)/ready-demo
-	$(PIP) --editable '.[training,likelihood,test,dev]'
+	$(PIP) --editable '.[training,adaptive,test,dev]'
 	touch $@
 
 clean:

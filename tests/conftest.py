@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from diffusers import UNet2DModel
 from sklearn.datasets import load_digits
 
-from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm import Parameterization, PFGMPipeline, PoissonFlowScheduler, posterior_mean
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -64,3 +65,46 @@ def make_tiny_pipeline(
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+class ExactNetwork(torch.nn.Module):
+    """What a perfect network of any parameterisation returns for these charges, called like `UNet2DModel`.
+
+    With `labels` it knows the charges of each class, and by one more label those of all.
+    """
+
+    def __init__(
+        self,
+        charges: torch.Tensor,
+        form: Parameterization,
+        aug_dim: float | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.charges, self.form, self.aug_dim, self.labels = charges, form, aug_dim, labels
+        self.dtype, self.device, self.calls = charges.dtype, charges.device, []
+        self.config = SimpleNamespace(
+            in_channels=charges.shape[1],
+            out_channels=form.output_channels(charges.shape[1]),
+            sample_size=tuple(charges.shape[2:]),
+            num_class_embeds=None if labels is None else int(labels.max()) + 2,
+        )
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        self.calls.append((tuple(sample.shape), class_labels))
+        sigma = self.form.sigma(torch.as_tensor(timestep).to(sample.dtype)).reshape(-1, *[1] * (sample.ndim - 1))
+        x = sample / self.form.input_scale(sigma)
+        denoised = torch.empty_like(x)
+        for row in range(len(x)):
+            label = None if class_labels is None else int(class_labels[row])
+            same = slice(None) if label is None or label > self.labels.max() else self.labels == label
+            height = sigma.flatten().expand(len(x))[row : row + 1]
+            denoised[row : row + 1] = posterior_mean(x[row : row + 1], height, self.charges[same], self.aug_dim)
+        output = self.form.target(denoised, x, sigma)
+        return SimpleNamespace(sample=output) if return_dict else (output,)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from diffusers_pfgm import (
     FieldObjective,
     Parameterization,
     PerturbationObjective,
+    PoissonFlowScheduler,
     recommend_hyperparameters,
 )
-from diffusers_pfgm.losses import LossOutput
+from diffusers_pfgm.losses import LossOutput, drop_labels
 from diffusers_pfgm.physics.field import FieldOutput
-from tests.conftest import make_tiny_unet, seeded
+from tests.conftest import ExactNetwork, make_tiny_unet, seeded
 
 HYPERPARAMETERS = recommend_hyperparameters(data_norm=5.0, data_dim=64)
 
@@ -167,15 +169,65 @@ def test_a_preconditioned_network_sees_what_a_scheduler_shows_it(digits: torch.T
     assert torch.allclose(result.per_sample, expected, rtol=1e-3)
 
 
-def test_model_arguments_reach_the_network(digits: torch.Tensor) -> None:
-    data, seen = digits[:4].float(), []
+@pytest.mark.parametrize("name", ["class_labels", "context"])
+def test_model_arguments_reach_the_network(digits: torch.Tensor, name: str) -> None:
+    data, seen, given = digits[:4].float(), [], torch.tensor([3, 3, 1, 0])
 
-    def look(x: torch.Tensor, z: torch.Tensor, class_labels: int = 0) -> FieldOutput:
-        seen.append(class_labels)
+    def look(x: torch.Tensor, z: torch.Tensor, **options: Any) -> FieldOutput:
+        seen.append(options)
         return FieldOutput(torch.cat([x, x], dim=1))
 
-    FieldObjective(HYPERPARAMETERS)(look, data, generator=seeded(), class_labels=3)
-    assert seen == [3]
+    FieldObjective(HYPERPARAMETERS)(look, data, generator=seeded(), **{name: given})
+    assert list(seen[0]) == [name] and torch.equal(seen[0][name], given)
+
+
+def test_each_class_has_the_field_of_its_charges(digits: torch.Tensor) -> None:
+    data, labels, null = digits[:40].float(), torch.arange(40) % 4, 4
+    told = labels[:20].clone()
+    told[::5] = null
+
+    def exact(x: torch.Tensor, z: torch.Tensor, class_labels: torch.Tensor) -> FieldOutput:
+        rows = []
+        for i, label in enumerate(class_labels.tolist()):
+            field = ChargeField(data if label == null else data[labels == label])
+            rows.append(field(x[i : i + 1], z[i : i + 1]).sample)
+        return FieldOutput(torch.cat(rows))
+
+    objective = FieldObjective(HYPERPARAMETERS)
+    options = {"charges": data, "class_labels": told, "charge_labels": labels}
+    assert objective(exact, data[:20], generator=seeded(), **options).per_sample.max() < 1e-9
+    # The same network is wrong where the classes are not told apart.
+    assert objective(exact, data[:20], data, seeded(), class_labels=told, charge_labels=labels * 0).loss > 1e-4
+
+
+def test_charge_labels_must_fit_the_charges(digits: torch.Tensor) -> None:
+    data = digits[:8].float()
+    for charges, labels in ((data, torch.zeros(4)), (Charges(data), torch.zeros(8))):
+        with pytest.raises(ValueError, match="`charge_labels` must have one label for each of the charges"):
+            FieldObjective(HYPERPARAMETERS)(
+                ChargeField(data), data[:4], charges, class_labels=torch.zeros(4), charge_labels=labels
+            )
+
+
+def test_labels_are_dropped_at_random() -> None:
+    labels, before = torch.arange(20_000) % 7, torch.get_rng_state()
+    dropped = drop_labels(labels, 0.3, 7, seeded())
+    # Five standard errors of a share of 20,000.
+    assert (dropped == 7).double().mean().item() == pytest.approx(0.3, abs=0.016)
+    assert torch.equal(dropped[dropped < 7], labels[dropped < 7]) and torch.equal(labels, torch.arange(20_000) % 7)
+    assert torch.equal(drop_labels(labels, 0.0, 7), labels)
+    assert torch.equal(drop_labels(labels, 0.3, 7, seeded()), dropped)
+    torch.set_rng_state(before)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
+def test_networks_of_the_ddpm_family_learn_the_posterior_mean(digits: torch.Tensor, prediction_type: str) -> None:
+    scheduler = PoissonFlowScheduler(None, prediction_type=prediction_type, beta_schedule="linear")
+    form, charge = scheduler.parameterization, digits[:1]
+    network = ExactNetwork(charge, form)  # of one charge, which is then no guess
+    loss = PerturbationObjective(form, None)(network, charge.expand(16, -1, -1, -1), seeded()).loss
+    # σ reaches below the first timestep, which the network then sees in its place.
+    assert loss < 1e-3 < PerturbationObjective(form, None)(lambda x, t: FieldOutput(x), charge, seeded()).loss
 
 
 def test_a_seed_makes_the_perturbation_loss_repeatable(digits: torch.Tensor) -> None:

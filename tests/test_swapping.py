@@ -53,7 +53,7 @@ EQUALS = {
 
 
 def both(name: str, theirs: Any, options: dict[str, Any], steps: int, folder: Path) -> tuple[torch.Tensor, ...]:
-    """What our scheduler and theirs draw in one pipeline, after a check that both call the network at the same times."""
+    """What our scheduler and theirs draw in one pipeline; both must call the network at the same times."""
     pipe = make(name, theirs, folder)
     ours = PoissonFlowScheduler.from_config(theirs.config, **options)
     results = []

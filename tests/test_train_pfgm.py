@@ -10,9 +10,10 @@ import torch
 import train_pfgm
 from arguments import parse_args
 from demo import split_digits, write_parquet
+from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_pfgm import FieldObjective, LossOutput, PFGMPipeline
+from diffusers_pfgm import FieldObjective, LossOutput, PerturbationObjective, PFGMPipeline
 from diffusers_pfgm.image_data import ImageTensors, load_image_dataset
 from tests.conftest import seeded
 
@@ -75,6 +76,13 @@ def test_records_are_written(trained: tuple[Path, str]) -> None:
     assert weights == {".safetensors"}
 
 
+def test_the_spacing_is_fitted_and_drawn(trained: tuple[Path, str]) -> None:
+    output, _ = trained
+    scheduler = PFGMPipeline.from_pretrained(output).scheduler
+    assert len(scheduler.config.sigma_knots) == 33 and (output / "sigma-density.png").stat().st_size > 5000
+    assert scheduler.config.sigma_knots[0] == pytest.approx(scheduler.config.sigma_max)
+
+
 def test_a_used_folder_is_refused_and_left_alone(data: Path, trained: tuple[Path, str]) -> None:
     output, _ = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
@@ -91,6 +99,7 @@ def test_perturbation_objective_trains_any_aug_dim(data: Path, tmp_path: Path) -
     pipe = PFGMPipeline.from_pretrained(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.scheduler.config.aug_dim == 64 and pipe.scheduler.config.sigma_data == 0.5
+    assert pipe.scheduler.config.sigma_knots is not None
     assert pipe(2, 4, seeded(), output_type="pt").images.isfinite().all()
 
 
@@ -219,6 +228,56 @@ def test_options_reach_objective_and_scheduler(data: Path) -> None:
     assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.sigma_data == 0.3
     _, scheduler = train_pfgm.make_objective(parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]), images)
     assert scheduler.config.aug_dim is None
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an image folder of three digits' shapes by class."""
+    folder = tmp_path_factory.mktemp("labelled")
+    images = split_digits()[0][:60]
+    for i, image in enumerate(images):
+        (folder / "images" / f"class-{i % 3}").mkdir(parents=True, exist_ok=True)
+        pixels = ((image[0] + 1) * 127.5).to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(folder / "images" / f"class-{i % 3}" / f"{i}.png")
+    (folder / "config.json").write_text(json.dumps(TINY))
+    (folder / "epsilon.json").write_text(json.dumps(TINY | {"out_channels": 1}))
+    return folder
+
+
+@pytest.mark.parametrize(("objective", "dropout"), [("field", 0.5), ("perturbation", 0.0)])
+def test_classes_are_learned_by_their_labels(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, dropout: float
+) -> None:
+    kind = {"field": FieldObjective, "perturbation": PerturbationObjective}[objective]
+    seen, call = [], kind.__call__
+
+    def look(self: FieldObjective, model: object, clean: torch.Tensor, **options: torch.Tensor) -> LossOutput:
+        seen.append(options)
+        return call(self, model, clean, **options)
+
+    monkeypatch.setattr(kind, "__call__", look)
+    config = labelled / ("config.json" if objective == "field" else "epsilon.json")
+    options = [f"--train_data_dir={labelled / 'images'}", f"--model_config_name_or_path={config}", "--resolution=8"]
+    options += ["--class_conditional", f"--label_dropout={dropout}", f"--objective={objective}", "--seed=0"]
+    options += ["--max_train_steps=3", "--train_batch_size=32", "--eval_batch_size=6", "--logger=none"]
+    train_pfgm.main(parse_args(None, [*options, f"--output_dir={tmp_path / 'model'}"]))
+
+    known = torch.cat([each["class_labels"] for each in seen])
+    assert set(known.tolist()) == ({0, 1, 2, 3} if dropout else {0, 1, 2})
+    if objective == "field":
+        assert all(each["charge_labels"].shape == each["charges"].shape[:1] for each in seen)
+        assert set(torch.cat([each["charge_labels"] for each in seen]).tolist()) == {0, 1, 2}
+    pipe = PFGMPipeline.from_pretrained(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.config.num_class_embeds == (4 if dropout else 3)
+    arguments = {"class_labels": ["class-0", "class-2"], "guidance_scale": 2.0 if dropout else 1.0}
+    assert pipe(num_inference_steps=3, output_type="pt", **arguments).images.isfinite().all()
+
+
+def test_label_options_need_classes() -> None:
+    for options in (["--label_column=kind"], ["--class_conditional", "--label_dropout=1"]):
+        with pytest.raises(SystemExit):
+            parse_args(None, options)
 
 
 def test_crop_and_flip_options_reach_the_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ class DDPMFamily:
             raise ValueError(f"`num_inference_steps` must be at most the {trained} timesteps trained, but is {count}.")
         self._schedule.register_to_config(timestep_spacing=spacing, steps_offset=offset)
         self._schedule.set_timesteps(count)
-        timesteps: list[int] = self._schedule.timesteps.tolist()
+        timesteps: list[int] = self._schedule.timesteps.tolist()[:count]  # "trailing" may round itself one too many
         if not 0 <= timesteps[-1] <= timesteps[0] < trained:
             raise ValueError(
                 f"`steps_offset` = {offset} shifts {count} timesteps to {timesteps[0]}, but only 0 to {trained - 1} "

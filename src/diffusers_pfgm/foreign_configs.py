@@ -21,7 +21,6 @@ DDPM_COMPATIBLES = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 ]

@@ -143,6 +143,11 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
                 beta_schedule, trained_betas, num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr
             )
             self.betas, self.alphas_cumprod = self._family.betas, self._family.alphas_cumprod
+            if solver == "heun" and rescale_betas_zero_snr:
+                raise ValueError(
+                    "`solver` 'heun' cannot start at infinite sigma, where `rescale_betas_zero_snr` lets it. Use "
+                    "'multistep' or 'euler'."
+                )
         train_sigmas = None if self._family is None else self._family.sigmas
         self.parameterization = Parameterization(prediction_type, gamma, sigma_data, train_sigmas)
         if "_use_default_values" in self.config:
@@ -414,9 +419,12 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         in_data_units = x if self._family is None else x * self.data_scale(step.sigma)
         denoised = self.parameterization.denoised(model_output.to(dtype), in_data_units, step.sigma)
         self._denoised.insert(0, denoised)
-        prev_sample = step(x, self._denoised).to(sample.dtype)
+        prev_sample = step(x, self._denoised)
         self._step_index = index + 1
         following = self._plan[index + 1 : index + 2]
         del self._denoised[len(following[0].weights) - 1 if following else 0 :]  # no step needs older ones
-        output = PoissonFlowSchedulerOutput(prev_sample, denoised.to(sample.dtype))
+        if sample.dtype == torch.float16:  # as far as it reaches
+            limit = torch.finfo(sample.dtype).max
+            prev_sample, denoised = prev_sample.clamp(-limit, limit), denoised.clamp(-limit, limit)
+        output = PoissonFlowSchedulerOutput(prev_sample.to(sample.dtype), denoised.to(sample.dtype))
         return output if return_dict else output.to_tuple()

@@ -1,0 +1,149 @@
+"""Class labels reach the network, and guidance is a combination of posterior means in one call."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from diffusers_pfgm import Parameterization, PFGMPipeline, PoissonFlowScheduler, posterior_mean
+from diffusers_pfgm.conditioning import ClassLabels
+from diffusers_pfgm.physics.denoiser import Denoiser
+from tests.conftest import ExactNetwork, seeded
+
+NAMES = {0: "left", 1: "right", 2: "middle"}
+CENTRES = (-0.8, 0.8, 0.0)
+
+
+@pytest.fixture(scope="module")
+def labels() -> torch.Tensor:
+    return torch.arange(12) % 3
+
+
+@pytest.fixture(scope="module")
+def charges(labels: torch.Tensor) -> torch.Tensor:
+    """Twelve images, each class around a grey of its own."""
+    noise = 0.1 * torch.randn(12, 1, 4, 4, generator=seeded())
+    return torch.tensor(CENTRES)[labels].view(-1, 1, 1, 1) + noise
+
+
+def pipeline(
+    charges: torch.Tensor, labels: torch.Tensor, prediction_type: str = "field", names: Any = NAMES, **options: Any
+) -> PFGMPipeline:
+    scheduler = PoissonFlowScheduler(prediction_type=prediction_type, **options)
+    network = ExactNetwork(charges, scheduler.parameterization, scheduler.config.aug_dim, labels)
+    pipe = PFGMPipeline(network, scheduler, names)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def means(pipe: PFGMPipeline, **options: Any) -> torch.Tensor:
+    images = pipe(output_type="pt", generator=seeded(), **options).images * 2 - 1
+    return images.flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@pytest.mark.parametrize("prediction_type", ["field", "epsilon"])
+def test_each_image_is_of_its_class(
+    charges: torch.Tensor, labels: torch.Tensor, prediction_type: str, guidance_scale: float
+) -> None:
+    pipe = pipeline(charges, labels, prediction_type)
+    wanted = [0, 1, 2, 2, 1, 0]
+    found = means(pipe, class_labels=wanted, guidance_scale=guidance_scale, num_inference_steps=12)
+    assert torch.allclose(found, torch.tensor(CENTRES)[wanted], atol=0.2)
+    # One call a step, of twice the batch under guidance.
+    assert [shape[0] for shape, _ in pipe.unet.calls] == [6 * (1 + (guidance_scale != 1))] * 12
+    by_name = means(
+        pipe, class_labels=[NAMES[i] for i in wanted], guidance_scale=guidance_scale, num_inference_steps=12
+    )
+    assert torch.equal(found, by_name)
+
+
+def test_without_labels_all_classes_are_drawn(charges: torch.Tensor, labels: torch.Tensor) -> None:
+    found = means(pipeline(charges, labels), batch_size=64, num_inference_steps=12)
+    for centre in CENTRES:
+        assert ((found - centre).abs() < 0.2).any()
+
+
+@pytest.mark.parametrize("labels_given", ["right", 1, [1], torch.tensor([1]), torch.tensor(1)])
+def test_one_label_is_for_all(charges: torch.Tensor, labels: torch.Tensor, labels_given: Any) -> None:
+    found = means(pipeline(charges, labels), class_labels=labels_given, batch_size=3, num_inference_steps=8)
+    assert len(found) == 3 and torch.allclose(found, torch.tensor(0.8), atol=0.2)
+
+
+def test_the_batch_is_as_large_as_the_labels(charges: torch.Tensor, labels: torch.Tensor) -> None:
+    pipe = pipeline(charges, labels)
+    assert len(means(pipe, class_labels=[0, 1, 2, 0], num_inference_steps=2)) == 4
+    assert len(means(pipe, class_labels=2, num_inference_steps=2)) == 1
+    assert len(means(pipe, class_labels=torch.tensor([2, 1]), num_inference_steps=2)) == 2
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
+@pytest.mark.parametrize(
+    "form",
+    [
+        Parameterization("field"),
+        Parameterization("sample"),
+        Parameterization("epsilon", sigma_data=0.5),
+        Parameterization("v_prediction", train_sigmas=(0.01, 0.1, 1.0, 10.0)),
+    ],
+    ids=lambda form: form.prediction_type,
+)
+@pytest.mark.parametrize("sigma", [0.2, 8.0])
+def test_guidance_combines_posterior_means(form: Parameterization, scale: float, sigma: float) -> None:
+    charges = torch.randn(9, 1, 3, 3, generator=seeded(), dtype=torch.float64)
+    x = torch.randn(4, 1, 3, 3, generator=seeded(1), dtype=torch.float64) * (1 + sigma)
+    conditional, unconditional = posterior_mean(x, sigma, charges[:4], 3.0), posterior_mean(x, sigma, charges, 3.0)
+    outputs = [form.target(denoised, x, sigma) for denoised in (conditional, unconditional)]
+    found = form.denoised(form.guided(*outputs, scale, x, sigma), x, sigma)
+    assert torch.allclose(found, unconditional + scale * (conditional - unconditional), atol=1e-9)
+
+
+def test_adaptive_runs_are_conditioned_too(charges: torch.Tensor, labels: torch.Tensor) -> None:
+    pipe = pipeline(charges, labels)
+    output = pipe(class_labels=[0, 1, 2], guidance_scale=1.5, tolerance=1e-3, generator=seeded(), output_type="pt")
+    found = (output.images * 2 - 1).flatten(1).mean(1)
+    assert torch.allclose(found, torch.tensor(CENTRES), atol=0.2) and output.nfe == len(pipe.unet.calls)
+
+
+def test_names_survive_a_saved_configuration() -> None:
+    # JSON makes strings of the numbers.
+    classes = ClassLabels(4, {str(number): name for number, name in NAMES.items()})
+    assert classes.numbers(["middle", 0], 2) == [2, 0] and classes.null == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": 2.0}, "`guidance_scale` = 2.0 needs `class_labels`"),
+        ({"class_labels": 3}, "`class_labels` must be whole numbers from 0 to 2, but one is 3"),
+        ({"class_labels": [0, -1]}, "from 0 to 2, but one is -1"),
+        ({"class_labels": [0.5]}, "from 0 to 2, but one is 0.5"),
+        ({"class_labels": "up"}, r"has 'up', but the classes are \['left', 'middle', 'right'\]"),
+        ({"class_labels": [0, 1], "batch_size": 3}, "`class_labels` are 2, but the batch has 3 samples"),
+    ],
+)
+def test_bad_labels_are_explained(
+    charges: torch.Tensor, labels: torch.Tensor, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline(charges, labels)(num_inference_steps=2, **options)
+
+
+def test_a_network_without_the_classes_or_their_absence_is_explained(
+    charges: torch.Tensor, labels: torch.Tensor
+) -> None:
+    pipe = pipeline(charges, labels, names=None)  # four embeddings, all of them classes
+    with pytest.raises(ValueError, match="needs `class_labels`: 4 classes and no null class"):
+        pipe(num_inference_steps=2)
+    with pytest.raises(ValueError, match=r"`guidance_scale` = 3\.0 needs `class_labels`, and a network that has also"):
+        pipe(class_labels=1, guidance_scale=3.0, num_inference_steps=2)
+    pipe.unet.config.num_class_embeds = None
+    with pytest.raises(ValueError, match="`class_labels` were given, but the network has no classes"):
+        pipe(class_labels=1, num_inference_steps=2)
+
+
+def test_a_denoiser_counts_a_guided_step_once(charges: torch.Tensor, labels: torch.Tensor) -> None:
+    network = ExactNetwork(charges, Parameterization("sample"), 1.0, labels)
+    denoiser = Denoiser(network, Parameterization("sample"), class_labels=torch.tensor([0, 1]))
+    found = denoiser(charges[:2], 0.1)
+    assert denoiser.nfe == 1 and torch.allclose(found, charges[:2], atol=0.3)

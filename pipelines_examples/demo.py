@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     if (folder / "digits.parquet").exists():  # made by an earlier demo, and so was the model
         options.append("--overwrite_output_dir")
     write_parquet(train, folder / "digits.parquet")
+    write_parquet(held_out, folder / "held-out.parquet")
     print("   accelerate launch", " ".join(options), flush=True)
     subprocess.run([*launch, *options], check=True)
 
@@ -99,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"""
 The pipeline is in {folder / "model"}, its samples over time in {folder / "model" / "samples"}. What to try next:
    {python} pipelines_examples/generate.py --model {folder / "model"} --num_inference_steps 5
-   {python} pipelines_examples/swap_solver.py --model {folder / "model"}
+   {python} pipelines_examples/quality_against_calls.py --model {folder / "model"} --data {folder / "held-out.parquet"}
+   {python} pipelines_examples/swap_schedulers.py
    {python} pipelines_examples/generate_without_training.py --images YOUR_FOLDER
    {python} -m accelerate.commands.launch training/train_pfgm.py --train_data_dir YOUR_FOLDER --resolution 32""")
 

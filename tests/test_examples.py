@@ -71,10 +71,29 @@ def test_swap_solver(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert Image.open(output).size == (8 * 36, 4 * 36)
 
 
+def test_quality_against_calls(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, data = tmp_path / "quality.png", tmp_path / "digits.parquet"
+    write_parquet(split_digits()[1][:20], data)
+    options = ["--model", model, "--data", str(data), "--calls", "3", "5", "--batch_size", "16", "--device", "cpu"]
+    importlib.import_module("quality_against_calls").main([*options, "--output", str(output)])
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[3:-2]]
+    assert [row[-3] for row in table][:8] == ["3", "5"] * 4 and table[8][0] == "RK45" and len(table) == 11
+    errors = {row[0]: float(row[-2]) for row in table}  # of the most calls of each
+    assert errors["RK45"] < errors["euler"] and Image.open(output).width > 900
+
+
+def test_swap_schedulers(capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("swap_schedulers").main([])
+    numbers = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    same, ddim, default, edm = numbers
+    assert same < 1e-5 and edm < 1e-4 and default < ddim
+
+
 def test_demo_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("demo").main(["--output_dir", str(tmp_path), "--max_train_steps", "3"])
     printed = capfd.readouterr().out
     assert printed.count("network calls") == 3 and "M = 261" in printed
+    assert (tmp_path / "held-out.parquet").exists()
     for name in ("training-free.png", "field-lines.png", "trained-20-calls.png", "trained-10-calls.png"):
         assert str(tmp_path / name) in printed and Image.open(tmp_path / name).width > 200
     assert (tmp_path / "model" / "model_index.json").exists()

@@ -2,15 +2,30 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from tests.tiny_pipelines import SCALED_LINEAR, make
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+EXAMPLE, SWAP = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = make("StableDiffusion", DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1), tmp_path)
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", lambda name: pipe)
+    names: dict[str, Any] = {}
+    exec(SWAP, names)
+    assert type(pipe.scheduler).__name__ == "PoissonFlowScheduler" and names["image"].size == (16, 16)
+
+
 def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    block = EXAMPLE
     monkeypatch.chdir(tmp_path)
     exec(block, {})
     assert capsys.readouterr().out == "20\n" and (tmp_path / "digit.png").exists()

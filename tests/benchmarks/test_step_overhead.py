@@ -24,15 +24,19 @@ def time_of_a_step(scheduler: Any, output: torch.Tensor, x: torch.Tensor) -> flo
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 64, 64), (1, 3, 32, 32)])
-@pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
+@pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon", "v_prediction"])
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
-def test_step(shape: tuple[int, ...], prediction_type: str, solver: str) -> None:
+@pytest.mark.parametrize("beta_schedule", [None, "linear"])
+def test_step(shape: tuple[int, ...], prediction_type: str, solver: str, beta_schedule: str | None) -> None:
+    options = {"prediction_type": prediction_type, "solver": solver, "beta_schedule": beta_schedule}
     x, ours, theirs = torch.randn(shape, generator=seeded()), [], []
     channels = shape[1] + (prediction_type == "field")
     output = torch.randn(shape[0], channels, *shape[2:], generator=seeded(1))
     for _ in range(ROUNDS):
-        ours.append(time_of_a_step(PoissonFlowScheduler(prediction_type=prediction_type, solver=solver), output, x))
+        ours.append(time_of_a_step(PoissonFlowScheduler(**options), output, x))
         theirs.append(time_of_a_step(DPMSolverMultistepScheduler(), output[:, : shape[1]].contiguous(), x))
     ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
-    print(f"\nstep at {shape}, {prediction_type}, {solver}: {ratio:.2f} of DPMSolverMultistepScheduler")
+    print(
+        f"\nstep at {shape}, {prediction_type}, {solver}, {beta_schedule}: {ratio:.2f} of DPMSolverMultistepScheduler"
+    )
     assert ratio <= 1.0

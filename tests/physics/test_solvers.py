@@ -10,6 +10,7 @@ import torch
 
 from diffusers_pfgm import Charges, PoissonKernel, plan
 from diffusers_pfgm.physics.charges import pull
+from diffusers_pfgm.physics.solvers import variance_preserving
 from tests.conftest import seeded
 
 
@@ -139,3 +140,35 @@ def test_heun_is_the_trapezoid_rule_in_sigma() -> None:
     there = x - slope
     expected = x - (slope + there - mean(there, 1.0)) / 2
     assert torch.allclose(integrate(x, mean, [2.0, 1.0], "heun"), expected)
+
+
+@pytest.mark.parametrize(("solver", "final"), [("multistep", 0.0), ("multistep", 0.3), ("heun", 0.0), ("euler", 0.3)])
+def test_variance_preserving_steps_are_the_same_steps(solver: str, final: float) -> None:
+    mean = exact_mean(torch.randn(20, 6, generator=seeded(0), dtype=torch.float64), math.inf)
+    x = 10 * torch.randn(4, 6, generator=seeded(1), dtype=torch.float64)
+    sigmas = [10.0, 6.0, 2.5, 1.0, 0.4, final]
+    steps = variance_preserving(plan(sigmas, solver), final)
+    state, seen = x / math.sqrt(101), []
+    for step in steps:
+        seen.insert(0, mean(state * math.sqrt(1 + step.sigma**2), step.sigma))
+        state = step(state, seen)
+    assert torch.allclose(state * math.sqrt(1 + final**2), integrate(x, mean, sigmas, solver))
+
+
+@pytest.mark.parametrize(("growth", "nodes"), [(0.5, 3), (1.2, 3), (1.3, 2), (1.9, 2), (2.1, 1), (10.0, 1)])
+def test_a_step_far_beyond_the_last_ones_extrapolates_less(growth: float, nodes: int) -> None:
+    lengths = [0.1, 0.1, 0.1, 0.1 * growth]
+    sigmas = [math.exp(-sum(lengths[:i])) for i in range(5)]
+    weights = plan(sigmas, "multistep", 3, False)[-1].weights
+    assert len(weights) == nodes and sum(weights) == pytest.approx(1 - math.exp(-0.1 * growth))
+    # Order 2 is DPM-Solver++'s at any spacing.
+    assert len(plan(sigmas, "multistep", 2, False)[-1].weights) == 2
+
+
+def test_a_long_step_does_no_harm() -> None:
+    # Steps as a fitted spacing has them at D = ∞: dense where the digits part, one long step to the plane.
+    charges = torch.randn(30, 16, generator=seeded(0), dtype=torch.float64)
+    mean = exact_mean(charges, math.inf)
+    x = 40 * torch.randn(200, 16, generator=seeded(1), dtype=torch.float64)
+    end = integrate(x, mean, [40.0, *spaced(4, 0.4, 14), 0.01, 0.0])
+    assert torch.cdist(end, charges).min(1).values.max() < 1e-6

@@ -17,7 +17,7 @@ whose numbers depend on the σ's alone and are known before the run.
   order 2 the `solver_type="heun"` of diffusers' DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the step that
   led here is redone through the x̂ that has just been computed (exponential Adams-Moulton, as in UniPC, arXiv
   2302.04867), without a further call and with one more order of accuracy. As both share e^(−h) x, redoing it adds only
-  multiples of known x̂'s.
+  multiples of known x̂'s. Order 3 falls to 2 or 1 for a step much longer than the last.
 
 The last step, to σ = 0, is x' = x̂ for all of them.
 """
@@ -115,7 +115,7 @@ def _usable_order(lambdas: Sequence[float], i: int, order: int) -> int:
     if order < MAX_ORDER or i == 0:
         return order
     growth = (lambdas[i + 1] - lambdas[i]) / (lambdas[i] - lambdas[i - 1])
-    return 3 if growth <= 2 else 2 if growth <= 4 else 1
+    return 3 if growth <= 1.25 else 2 if growth <= 2 else 1
 
 
 def _adams(lambdas: Sequence[float], i: int, nodes: range) -> list[float]:

@@ -1,0 +1,78 @@
+"""Swap schedulers both ways, without a download: a network of random weights shows that the results are the same.
+
+    python pipelines_examples/swap_schedulers.py
+
+1. `PoissonFlowScheduler` takes the place of DDIM in a pipeline of diffusers. With your own model it is the same line:
+
+    pipe = StableDiffusionPipeline.from_pretrained(...)
+    pipe.scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config)
+
+2. EDM's scheduler of diffusers takes its place in `PFGMPipeline`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, EDMDPMSolverMultistepScheduler, UNet2DModel
+
+from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+
+
+def make_network() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    ).eval()
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> str:
+    return f"{((found - expected).norm() / expected.norm()).item():.1e}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_inference_steps", type=int, default=20)
+    steps = parser.parse_args(argv).num_inference_steps
+    unet = make_network()
+
+    pipe = DDIMPipeline(unet, DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(scheduler: DDIMScheduler | PoissonFlowScheduler, count: int) -> torch.Tensor:
+        pipe.scheduler = scheduler
+        generator = torch.Generator().manual_seed(0)
+        return torch.as_tensor(pipe(4, generator, num_inference_steps=count, output_type="np").images)
+
+    ddim = DDIMScheduler(clip_sample=False)
+    first_order = PoissonFlowScheduler.from_config(ddim.config, solver_order=1, use_corrector=False)
+    default = PoissonFlowScheduler.from_config(ddim.config)
+    exact = draw(ddim, 500)
+    print(f"DDIMPipeline, {steps} calls; relative differences")
+    print("  order 1 to DDIM                ", difference(draw(first_order, steps), draw(ddim, steps)))
+    print("  DDIM to 500 steps of it        ", difference(draw(ddim, steps), exact))
+    print("  the default solver to 500 steps", difference(draw(default, steps), draw(default, 500)))
+
+    flow = PoissonFlowScheduler(aug_dim=None, prediction_type="epsilon", sigma_data=0.5, sigma_max=80.0)
+    edm = EDMDPMSolverMultistepScheduler.from_config(flow.config, solver_type="heun")
+    edm.set_timesteps(steps)
+    ours = PoissonFlowScheduler.from_config(edm.config, solver_order=2, use_corrector=False)
+    latents = flow.sample_prior((4, 1, 16, 16), torch.Generator().manual_seed(0))
+    images = [
+        PFGMPipeline(unet, edm)(num_inference_steps=steps, latents=latents, output_type="pt").images,
+        PFGMPipeline(unet, ours)(sigmas=edm.sigmas, latents=latents, output_type="pt").images,
+    ]
+    print(f"PFGMPipeline, {steps} calls at the same heights")
+    print("  order 2 to EDM's DPM-Solver++  ", difference(*images))
+
+
+if __name__ == "__main__":
+    main()

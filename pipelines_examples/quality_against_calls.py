@@ -82,6 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     right.axhline(able, color="gray", linestyle=":", label=f"{LONG_RUN} calls")
     left.set(xlabel="network calls", ylabel="error to a long run (RMS)", xscale="log", yscale="log")
     right.set(xlabel="network calls", ylabel="sliced Wasserstein distance to data", xscale="log", yscale="log")
+    for axes in (left, right):
+        axes.set_xticks(args.calls, [str(calls) for calls in args.calls])
+        axes.minorticks_off()
+    right.set_yticks([able * factor for factor in (1, 1.2, 1.5, 2, 4, 8)])
+    right.yaxis.set_major_formatter("{x:.3f}")
     left.legend(frameon=False)
     right.legend(frameon=False)
     figure.savefig(args.output, dpi=110)

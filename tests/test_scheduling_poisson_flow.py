@@ -201,6 +201,31 @@ def test_step_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch
         x = scheduler.step(output, t, scheduler.scale_model_input(x, t)).prev_sample
 
 
+@pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "field"},
+        {"prediction_type": "epsilon", "sigma_data": 0.5},
+        {"prediction_type": "v_prediction", "beta_schedule": "linear"},
+    ],
+    ids=lambda options: options["prediction_type"],
+)
+def test_each_step_is_one_graph(solver: str, options: dict[str, Any]) -> None:
+    ours, compiled = (PoissonFlowScheduler(solver=solver, **options) for _ in range(2))
+    for scheduler in (ours, compiled):
+        scheduler.set_timesteps(4)
+        scheduler.set_begin_index(0)
+    x = y = torch.randn(2, 1, 4, 4, generator=seeded())
+    for t in ours.timesteps:
+        output = torch.randn(2, ours.parameterization.output_channels(1), 4, 4, generator=seeded(1))
+        torch._dynamo.reset()
+        step = torch.compile(compiled.step, fullgraph=True, backend="eager")
+        x = ours.step(output, t, ours.scale_model_input(x, t)).prev_sample
+        y = step(output, t, compiled.scale_model_input(y, t)).prev_sample
+        assert torch.allclose(x, y)
+
+
 def test_infinite_aug_dim_is_saved_as_null(tmp_path: Any) -> None:
     PoissonFlowScheduler(aug_dim=math.inf).save_pretrained(tmp_path)
     assert '"aug_dim": null' in (tmp_path / "scheduler_config.json").read_text()

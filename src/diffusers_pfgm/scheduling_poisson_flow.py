@@ -340,7 +340,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
 
     def _find(self, timestep: float | torch.Tensor) -> list[int]:
         if isinstance(timestep, torch.Tensor):
-            if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
+            if timestep._base is self.timesteps:
                 return [int(timestep.storage_offset())]
             timestep = timestep.item()
         return [i for i, label in enumerate(self._labels) if label == timestep]

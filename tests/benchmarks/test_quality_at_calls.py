@@ -1,0 +1,44 @@
+"""Share of starts that end at the digit of a 400-step run, on the exact field of scikit-learn's digits."""
+
+from statistics import mean
+from typing import Any
+
+import pytest
+import torch
+
+from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler, fit_sigmas
+from tests.conftest import seeded
+
+SEEDS, STARTS = range(3), 512
+BARS = {8: 0.82, 10: 0.88, 15: 0.95, 20: 0.97}
+
+
+def digit_reached(pipe: PFGMPipeline, digits: torch.Tensor, latents: torch.Tensor, **options: Any) -> torch.Tensor:
+    images = pipe(latents=latents, output_type="pt", **options).images * 2 - 1
+    return torch.cdist(images.flatten(1), digits.flatten(1)).argmin(1)
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
+def test_share_of_starts(digits: torch.Tensor, aug_dim: float | None) -> None:
+    plain, field = PoissonFlowScheduler(aug_dim), ChargeField(digits, aug_dim)
+    pipe = PFGMPipeline(field, plain)
+    pipe.set_progress_bar_config(disable=True)
+    euler = PoissonFlowScheduler(aug_dim, solver="euler")
+    schedulers = {"fitted": fit_sigmas(field, plain, (1, 8, 8), seeded(100)), "equal ratios": plain, "euler": euler}
+    found: dict[tuple[str, int], list[float]] = {}
+    for seed in SEEDS:
+        latents = plain.sample_prior((STARTS, 1, 8, 8), seeded(seed), dtype=torch.float64)
+        pipe.scheduler = plain
+        expected = digit_reached(pipe, digits, latents, num_inference_steps=400)
+        for name, scheduler in schedulers.items():
+            for calls in (*BARS, 100) if name == "euler" else BARS:
+                pipe.scheduler = scheduler
+                same = digit_reached(pipe, digits, latents, num_inference_steps=calls) == expected
+                found.setdefault((name, calls), []).append(same.double().mean().item())
+        pipe.scheduler = plain
+        same = digit_reached(pipe, digits, latents, tolerance=1e-3) == expected
+        found.setdefault(("RK45, tolerance 1e-3", 0), []).append(same.double().mean().item())
+    print(f"\nD = {aug_dim or 'inf'}: ", end="")
+    print(", ".join(f"{name} {calls or ''} {mean(shares):.3f}" for (name, calls), shares in found.items()))
+    for calls, bar in BARS.items():
+        assert mean(found[("fitted", calls)]) >= bar

@@ -1,4 +1,4 @@
-"""Quality against network calls: each solver on one saved model, from the same starting points, as a table and a picture.
+"""Quality against network calls: each solver on one saved model, from the same points, as a table and a picture.
 
     python pipelines_examples/quality_against_calls.py --model demo-output/model --data demo-output/held-out.parquet
 

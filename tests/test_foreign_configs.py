@@ -138,7 +138,7 @@ def test_a_stochastic_solver_needs_infinite_aug_dim() -> None:
 def test_noise_on_the_way_is_refused(option: str) -> None:
     scheduler, x = PoissonFlowScheduler(prediction_type="sample"), torch.ones(1, 1, 2, 2)
     scheduler.set_timesteps(3)
-    with pytest.raises(ValueError, match=f"`{option}` = 0.5.* this solver follows the ODE"):
+    with pytest.raises(ValueError, match=f"`{option}` = 0.5 asks for noise .* this solver follows the ODE"):
         scheduler.step(x, scheduler.timesteps[0], x, **{option: 0.5})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusers.utils import logging
@@ -25,6 +25,12 @@ DDPM_COMPATIBLES = [
     "UniPCMultistepScheduler",
 ]
 EDM_COMPATIBLES = ["EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"]
+
+# What diffusers' schedulers must be told even where it is our default, lest `from_config` give them their own.
+SHARED_KEYS = {"aug_dim", "prediction_type", "beta_schedule", "trained_betas", "final_sigmas_type"}
+EDM_KEYS = {"sigma_min", "sigma_max", "sigma_data"}
+DDPM_KEYS = {"num_train_timesteps", "beta_start", "beta_end", "rescale_betas_zero_snr"}
+DDPM_KEYS |= {"timestep_spacing", "steps_offset"}
 
 FLOW = (
     "a flow-matching scheduler, whose network predicts the velocity between noise and data, not x̂. Use "
@@ -55,6 +61,23 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         "one without a beta schedule or EDM's `sigma_data`, so what its network sees is unknown. Make a "
         "PoissonFlowScheduler(...) with what you know of the network"
     )
+
+
+def hidden_defaults(names: Iterable[str], has_beta_schedule: bool) -> list[str]:
+    """Of the options left at their default, those that `from_config` of another scheduler need not be told."""
+    told = SHARED_KEYS | (DDPM_KEYS if has_beta_schedule else EDM_KEYS)
+    return sorted(set(names) - told)
+
+
+def refuse_noise(**amounts: float) -> None:
+    """Raises ValueError for options of a stochastic sampler other than 0, such as `eta` and `s_churn`."""
+    for name, amount in amounts.items():
+        if amount:
+            raise ValueError(
+                f"`{name}` = {amount} asks for noise on the way, but this solver follows the ODE, and Gaussian noise "
+                f"is not the kernel of a finite D. Leave `{name}` at 0; at D = inf use DDIMScheduler or "
+                "EDMEulerScheduler for a stochastic sampler."
+            )
 
 
 def check_deterministic(config: Mapping[str, Any], aug_dim: float | None) -> None:

@@ -27,7 +27,17 @@ class Heights:
 
     sigmas: list[float]
     timesteps: list[float]
-    final: float = 0.0
+    final: float
+
+    def timesteps_at(self, calls: Sequence[float], form: Parameterization) -> torch.Tensor:
+        """What the network sees at each call's σ, which is that of a step or, in Heun's last call, the final one.
+
+        Whole numbers for the DDPM family, unless the caller's σ's lie between its timesteps.
+        """
+        known = dict(zip(self.sigmas, self.timesteps, strict=True))
+        values = rounded([known[sigma] if sigma in known else float(form.label(sigma)) for sigma in calls])
+        whole = form.train_sigmas is not None and all(value.is_integer() for value in values)
+        return torch.tensor(values, dtype=torch.int64 if whole else torch.float32)
 
 
 def rounded(values: list[float]) -> list[float]:

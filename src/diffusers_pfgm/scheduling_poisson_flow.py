@@ -13,20 +13,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 
 from .ddpm_family import SPACINGS, DDPMFamily
-from .foreign_configs import DDPM_COMPATIBLES, EDM_COMPATIBLES, adopted
-from .heights import Heights, choose_heights, rounded
+from .foreign_configs import DDPM_COMPATIBLES, EDM_COMPATIBLES, adopted, hidden_defaults, refuse_noise
+from .heights import Heights, choose_heights
 from .physics.kernel import Generators, PoissonKernel
 from .physics.parameterization import Parameterization
 from .physics.solvers import MAX_ORDER, SOLVERS, Step, plan, variance_preserving
 from .physics.spacing import check_knots
 
 logger = logging.get_logger(__name__)
-
-# What diffusers' schedulers must be told even where it is our default, lest `from_config` give them their own.
-SHARED_KEYS = {"aug_dim", "prediction_type", "beta_schedule", "trained_betas", "final_sigmas_type"}
-DDPM_KEYS = {"num_train_timesteps", "beta_start", "beta_end", "rescale_betas_zero_snr"}
-DDPM_KEYS |= {"timestep_spacing", "steps_offset"}
-EDM_KEYS = {"sigma_min", "sigma_max", "sigma_data"}
 
 
 @dataclass
@@ -132,7 +126,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         if final_sigmas_type not in ("zero", "sigma_min"):
             raise ValueError(f"`final_sigmas_type` must be 'zero' or 'sigma_min', but is {final_sigmas_type!r}.")
         if sigma_knots is not None:
-            check_knots(sigma_knots)
+            check_knots(sigma_knots, None if beta_schedule or trained_betas is not None else (sigma_max, sigma_min))
         if trained_betas is not None:
             trained_betas = [float(beta) for beta in trained_betas]
             self.register_to_config(trained_betas=trained_betas)
@@ -151,9 +145,8 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         train_sigmas = None if self._family is None else self._family.sigmas
         self.parameterization = Parameterization(prediction_type, gamma, sigma_data, train_sigmas)
         if "_use_default_values" in self.config:
-            told = SHARED_KEYS | (EDM_KEYS if self._family is None else DDPM_KEYS)
-            defaults = [name for name in self.config._use_default_values if name not in told]
-            self.register_to_config(_use_default_values=sorted(defaults))
+            hidden = hidden_defaults(self.config._use_default_values, self._family is not None)
+            self.register_to_config(_use_default_values=hidden)
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
         self._step_index: int | None = None
@@ -313,12 +306,9 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         self._heights = [*heights.sigmas, heights.final]
         self._plan = self._planned(self._heights)
         calls = [step.sigma for step in self._plan]
-        label = dict(zip(heights.sigmas, heights.timesteps, strict=True))
-        if len(calls) > len(label) and heights.final:  # Heun's last call
-            label.setdefault(heights.final, float(self.parameterization.label(heights.final)))
-        self._labels = rounded([label[sigma] for sigma in calls])
-        whole = self._family is not None and all(value.is_integer() for value in self._labels)
-        self.timesteps = torch.tensor(self._labels, dtype=torch.int64 if whole else torch.float32, device=device)
+        timesteps = heights.timesteps_at(calls, self.parameterization)
+        self._labels: list[float] = timesteps.tolist()
+        self.timesteps = timesteps.to(device)
         self.sigmas = torch.tensor([*calls, heights.final], dtype=torch.float32)
         self._begin_index = self._step_index = None
         self._denoised = []
@@ -405,12 +395,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         """
         if self.num_inference_steps is None:
             raise ValueError("The scheduler was used before `set_timesteps`. Call `scheduler.set_timesteps(20)` first.")
-        if eta or s_churn:
-            raise ValueError(
-                f"`eta` = {eta} and `s_churn` = {s_churn} ask for noise on the way, but this solver follows the ODE, "
-                "and Gaussian noise is not the kernel of a finite D. Leave them at 0; at D = inf use DDIMScheduler or "
-                "EDMEulerScheduler for a stochastic sampler."
-            )
+        refuse_noise(eta=eta, s_churn=s_churn)
         index = self._current_index(timestep)
         step = self._plan[index]
         self.parameterization.check_output(model_output, sample)

@@ -73,6 +73,16 @@ def test_bad_knots_are_explained(knots: list[float]) -> None:
         PoissonFlowScheduler(sigma_knots=knots)
 
 
+def test_knots_of_another_range_are_explained() -> None:
+    knots = [40.0, 1.0, 0.01]
+    assert PoissonFlowScheduler(sigma_knots=knots).config.sigma_knots == knots
+    with pytest.raises(
+        ValueError, match=r"fitted from 40.0 to 0.01, but `sigma_max` and `sigma_min` are 80.0 and 0.01"
+    ):
+        PoissonFlowScheduler(sigma_knots=knots, sigma_max=80.0)
+    PoissonFlowScheduler(None, prediction_type="epsilon", sigma_knots=[10.0, 0.1], beta_schedule="linear")
+
+
 def share_of_the_same_digit(field: ChargeField, scheduler: Any, calls: int, x: torch.Tensor) -> torch.Tensor:
     scheduler.set_timesteps(calls)
     for t in scheduler.timesteps:

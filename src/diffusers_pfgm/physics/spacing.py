@@ -78,11 +78,18 @@ def fit_knots(
     return [sigmas[0], *knots[1:-1], sigmas[-1]]
 
 
-def check_knots(knots: Sequence[float]) -> None:
-    """Raises ValueError unless `knots` are two or more heights that fall strictly and stay positive."""
+def check_knots(knots: Sequence[float], ends: tuple[float, float] | None = None) -> None:
+    """Raises ValueError unless `knots` are two or more heights that fall strictly, and run between `ends` if given."""
     falling = len(knots) > 1 and all(a > b for a, b in itertools.pairwise(knots))
     if not (falling and knots[-1] > 0 and math.isfinite(knots[0])):
         raise ValueError(
             f"`sigma_knots` must be two or more heights that fall strictly and stay positive, but are {list(knots)}. "
             "Get them from `fit_sigmas`, or set None."
+        )
+    if ends is not None and not all(
+        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(ends, (knots[0], knots[-1]), strict=True)
+    ):
+        raise ValueError(
+            f"`sigma_knots` were fitted from {knots[0]} to {knots[-1]}, but `sigma_max` and `sigma_min` are {ends[0]} "
+            f"and {ends[1]}. Fit again by `fit_sigmas`, or set `sigma_knots=None`."
         )

@@ -1,12 +1,15 @@
 """Class labels reach the network, and guidance is a combination of posterior means in one call."""
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import Parameterization, PFGMPipeline, PoissonFlowScheduler, posterior_mean
-from diffusers_pfgm.conditioning import ClassLabels
+from diffusers_pfgm.conditioning import ClassLabels, GuidedModel
 from diffusers_pfgm.physics.denoiser import Denoiser
 from tests.conftest import ExactNetwork, seeded
 
@@ -64,10 +67,13 @@ def test_without_labels_all_classes_are_drawn(charges: torch.Tensor, labels: tor
         assert ((found - centre).abs() < 0.2).any()
 
 
-@pytest.mark.parametrize("labels_given", ["right", 1, [1], torch.tensor([1]), torch.tensor(1)])
-def test_one_label_is_for_all(charges: torch.Tensor, labels: torch.Tensor, labels_given: Any) -> None:
-    found = means(pipeline(charges, labels), class_labels=labels_given, batch_size=3, num_inference_steps=8)
-    assert len(found) == 3 and torch.allclose(found, torch.tensor(0.8), atol=0.2)
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("labels_given", ["right", 1, [1], torch.tensor([1]), torch.tensor(1), np.int64(1)])
+def test_one_label_is_for_all(
+    charges: torch.Tensor, labels: torch.Tensor, labels_given: Any, batch_size: int | None
+) -> None:
+    found = means(pipeline(charges, labels), class_labels=labels_given, batch_size=batch_size, num_inference_steps=8)
+    assert len(found) == (batch_size or 1) and torch.allclose(found, torch.tensor(0.8), atol=0.2)
 
 
 def test_the_batch_is_as_large_as_the_labels(charges: torch.Tensor, labels: torch.Tensor) -> None:
@@ -94,8 +100,47 @@ def test_guidance_combines_posterior_means(form: Parameterization, scale: float,
     x = torch.randn(4, 1, 3, 3, generator=seeded(1), dtype=torch.float64) * (1 + sigma)
     conditional, unconditional = posterior_mean(x, sigma, charges[:4], 3.0), posterior_mean(x, sigma, charges, 3.0)
     outputs = [form.target(denoised, x, sigma) for denoised in (conditional, unconditional)]
-    found = form.denoised(form.guided(*outputs, scale, x, sigma), x, sigma)
+
+    class Both(torch.nn.Module):
+        dtype = torch.float64
+
+        def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+            return (torch.cat(outputs),)
+
+    label = torch.tensor(form.label(sigma), dtype=torch.float64)
+    guided = GuidedModel(Both(), form, torch.zeros(4), 1, scale)(form.input_scale(sigma) * x, label)[0]
+    found = form.denoised(guided, x, sigma)
     assert torch.allclose(found, unconditional + scale * (conditional - unconditional), atol=1e-9)
+
+
+class ReadBacks(TorchDispatchMode):
+    """Counts the values that are read back from the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"beta_schedule": "linear"}, {"sigma_data": 0.5}])
+@pytest.mark.parametrize("prediction_type", ["field", "epsilon"])
+def test_a_guided_step_reads_nothing_back(prediction_type: str, options: dict[str, Any]) -> None:
+    scheduler = PoissonFlowScheduler(prediction_type=prediction_type, **options)
+    scheduler.set_timesteps(3)
+
+    class Network(torch.nn.Module):
+        dtype = torch.float32
+
+        def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+            return (torch.cat([sample, -sample.abs()], dim=1)[:, : scheduler.parameterization.output_channels(1)],)
+
+    model = GuidedModel(Network(), scheduler.parameterization, torch.zeros(2, dtype=torch.int64), 1, 2.0)
+    x = torch.ones(2, 1, 4, 4)
+    for t in scheduler.timesteps:
+        with ReadBacks() as mode:
+            x = scheduler.step(model(scheduler.scale_model_input(x, t), t)[0], t, x).prev_sample
+        assert mode.count == 0
 
 
 def test_adaptive_runs_are_conditioned_too(charges: torch.Tensor, labels: torch.Tensor) -> None:
@@ -109,6 +154,7 @@ def test_names_survive_a_saved_configuration() -> None:
     # JSON makes strings of the numbers.
     classes = ClassLabels(4, {str(number): name for number, name in NAMES.items()})
     assert classes.numbers(["middle", 0], 2) == [2, 0] and classes.null == 3
+    assert ClassLabels(3, {0: "crane", 1: "crane", 2: "owl"}).numbers([2, 1], 2) == [2, 1]  # two of one name
 
 
 @pytest.mark.parametrize(
@@ -118,6 +164,9 @@ def test_names_survive_a_saved_configuration() -> None:
         ({"class_labels": 3}, "`class_labels` must be whole numbers from 0 to 2, but one is 3"),
         ({"class_labels": [0, -1]}, "from 0 to 2, but one is -1"),
         ({"class_labels": [0.5]}, "from 0 to 2, but one is 0.5"),
+        ({"class_labels": 1.0}, "from 0 to 2, but one is 1.0"),
+        ({"class_labels": []}, "`class_labels` is empty"),
+        ({"class_labels": 1, "guidance_scale": math.nan}, "`guidance_scale` must be a finite number"),
         ({"class_labels": "up"}, r"has 'up', but the classes are \['left', 'middle', 'right'\]"),
         ({"class_labels": [0, 1], "batch_size": 3}, "`class_labels` are 2, but the batch has 3 samples"),
     ],

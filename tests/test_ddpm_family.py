@@ -102,7 +102,11 @@ def test_zero_terminal_snr_is_the_limit(solver: str, prediction_type: str) -> No
         ({"trained_betas": [0.1, 1.0]}, r"The betas make sigma infinite, .*: beta\[1\] = 1 gives alpha_cumprod = 0"),
         ({"trained_betas": [0.1, -0.2]}, r"beta\[1\] = -0.2"),
         ({"trained_betas": [0.0, 0.5]}, r"beta\[0\] = 0"),
-        ({"beta_end": 1.0}, r"make sigma infinite.*lower `beta_end`"),
+        ({"beta_end": 1.0}, r"make sigma infinite.*change `beta_start`, `beta_end`"),
+        ({"beta_start": 1e-8}, r"beta\[0\] = 1e-08 gives alpha_cumprod = 1"),
+        ({"trained_betas": [0.01, 1e-9, 0.02]}, r"beta\[1\] = 1e-09"),
+        ({"trained_betas": []}, "the length of `trained_betas`, must be at least 1, but is 0"),
+        ({"num_train_timesteps": 0}, "must be at least 1, but is 0"),
         ({"beta_end": 0.9, "num_train_timesteps": 10_000}, "make sigma infinite"),
         ({"rescale_betas_zero_snr": True}, "'epsilon' says nothing about the data where sigma is infinite"),
         (
@@ -124,6 +128,7 @@ def test_bad_schedules_are_explained(options: dict[str, Any], message: str) -> N
         ({}, {"num_inference_steps": 1001}, "at most the 1000 timesteps trained, but is 1001"),
         ({"steps_offset": 1}, {"num_inference_steps": 1000}, "`steps_offset` = 1 shifts 1000 timesteps to 1000"),
         ({}, {"timesteps": [1000, 3]}, r"`timesteps` must lie from 0 to 999, as trained, but are \[1000.0, 3.0\]"),
+        ({}, {"sigmas": [500.0, 1.0]}, r"`sigmas` must be at most 157.4\d*, the largest of the beta schedule"),
         ({}, {"timesteps": [3, 5]}, "`timesteps` must be a list that falls strictly"),
     ],
 )
@@ -142,6 +147,9 @@ def test_a_run_may_end_at_sigma_min() -> None:
     x, t = torch.ones(1, 1, 2, 2), scheduler.timesteps[0]
     found = scheduler.step(torch.zeros(1, 1, 2, 2), t, x).prev_sample
     assert torch.allclose(found, x * ratios[0])
+    for given, end in (([10.0, 1.0, 0.0], 0.0), ([10.0, 1.0], 0.01), ([10.0, 0.5, 0.5], 0.01)):
+        scheduler.set_timesteps(sigmas=given)  # a given 0 is the end; EDM's schedulers give the last height twice
+        assert len(scheduler.timesteps) == 2 and scheduler.sigmas[-1].item() == pytest.approx(end)
     ours = vp(final_sigmas_type="sigma_min")
     ours.set_timesteps(4)
     assert ours.sigmas[-1].item() == pytest.approx(ours._family.sigmas[0])

@@ -6,18 +6,21 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
+    RePaintScheduler,
 )
 
-from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm import ChargeField, Parameterization, PFGMPipeline, PoissonFlowScheduler, fit_sigmas
 from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 EDM = {"prediction_type": "epsilon", "sigma_data": 0.5}
@@ -161,3 +164,44 @@ def test_a_field_is_not_what_edm_or_ddpm_expect(charges: torch.Tensor) -> None:
 def test_sigmas_for_a_scheduler_that_takes_none_are_refused(charges: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="`sigmas` were given, but DDIMScheduler takes none"):
         drive(charges, DDIMScheduler, dict(DDPM), None, sigmas=[2.0, 1.0])
+
+
+def from_ours(theirs: Any, **options: Any) -> Any:
+    return theirs.from_config(PoissonFlowScheduler(**{"prediction_type": "epsilon", **options}).config)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            from_ours(EDMEulerScheduler, aug_dim=None, beta_schedule="linear"),
+            "without `beta_schedule`, but the network",
+        ),
+        (from_ours(DDIMInverseScheduler, aug_dim=None, beta_schedule="linear"), "made for another task"),
+        (from_ours(RePaintScheduler, aug_dim=None, beta_schedule="linear"), "made for another task"),
+        (from_ours(DDPMScheduler, aug_dim=64.0, beta_schedule="linear"), "Gaussian noise, which is not the kernel"),
+        (from_ours(EulerAncestralDiscreteScheduler, aug_dim=2.0, beta_schedule="linear"), "`aug_dim` = 2.0"),
+        (
+            EDMDPMSolverMultistepScheduler.from_config(
+                PoissonFlowScheduler(64.0, **EDM).config, algorithm_type="sde-dpmsolver++"
+            ),
+            "adds Gaussian noise on its way",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_scheduler_of_another_kind_says_why(charges: torch.Tensor, scheduler: Any, message: str) -> None:
+    form = Parameterization("epsilon", sigma_data=0.5)
+    with pytest.raises(ValueError, match=message):
+        PFGMPipeline(ExactNetwork(charges, form), scheduler)(num_inference_steps=2)
+
+
+def test_a_fitted_scheduler_lends_its_range_without_its_knots(charges: torch.Tensor) -> None:
+    ours = PoissonFlowScheduler(None, **EDM)
+    fitted = fit_sigmas(ExactNetwork(charges, ours.parameterization), ours, (1, 2, 2), seeded(), 4)
+    theirs = EDMEulerScheduler.from_config(fitted.config, sigma_max=60.0)
+    pipe = PFGMPipeline(ExactNetwork(charges, ours.parameterization), theirs)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(2, 3, seeded(), output_type="pt").nfe == 3
+    again = fit_sigmas(pipe.unet, theirs, (1, 2, 2), seeded(), 4)  # a scheduler of diffusers is fitted as well
+    assert again.config.sigma_knots[0] == pytest.approx(60)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -18,6 +19,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    SCMScheduler,
     TCDScheduler,
     UniPCMultistepScheduler,
 )
@@ -109,6 +111,8 @@ def test_a_finite_aug_dim_has_one_warning_and_the_same_steps(aug_dim: float, cap
             EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
             "timestep_type 'continuous'.* Use EDMEulerScheduler",
         ),
+        (SCMScheduler(), "a consistency scheduler"),
+        (CogVideoXDDIMScheduler(), "one of CogVideoX"),
         (EDMEulerScheduler(sigma_data=None), "without a beta schedule or EDM's `sigma_data`"),
     ],
     ids=lambda value: type(value).__name__,
@@ -132,6 +136,8 @@ def test_a_stochastic_solver_needs_infinite_aug_dim() -> None:
     assert PoissonFlowScheduler.from_config(config).config.aug_dim is None
     with pytest.raises(ValueError, match=r"'sde-dpmsolver\+\+' adds Gaussian noise .* `aug_dim` = 1.0"):
         PoissonFlowScheduler.from_config(config, aug_dim=1.0)
+    with pytest.raises(ValueError, match=r"`aug_dim` = 3\.0"):
+        PoissonFlowScheduler.from_config(PoissonFlowScheduler(3.0).config, algorithm_type="sde-dpmsolver++")
 
 
 @pytest.mark.parametrize("option", ["eta", "s_churn"])
@@ -160,6 +166,20 @@ def test_there_and_back_again(prediction_type: str, solver: str, options: dict[s
     del expected["_use_default_values"]
     assert dict(loaded.config) == expected
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["aug_dim"] == ours.config.aug_dim
+
+
+def test_a_scheduler_from_a_folder_tells_no_more_than_a_fresh_one(tmp_path: Path) -> None:
+    fresh = PoissonFlowScheduler(None, prediction_type="epsilon", beta_schedule="scaled_linear")
+    fresh.save_pretrained(tmp_path)
+    sigmas = []
+    for ours in (fresh, PoissonFlowScheduler.from_pretrained(tmp_path)):
+        assert ours.config.sigma_min is None and ours.config.sigma_max is None
+        euler = EulerDiscreteScheduler.from_config(ours.config, use_karras_sigmas=True)
+        euler.set_timesteps(5)
+        sigmas.append(euler.sigmas)
+    assert torch.equal(*sigmas)
+    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max < inf, but are None and 3"):
+        PoissonFlowScheduler(sigma_min=None, sigma_max=3)
 
 
 def test_what_diffusers_must_know_goes_there_even_by_default() -> None:

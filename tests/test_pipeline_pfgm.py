@@ -178,6 +178,27 @@ def test_points_come_out_as_tensors_only() -> None:
         pipe(4, output_type="np")
 
 
+def test_a_float16_network_sees_no_infinity() -> None:
+    config, scheduler = make_tiny_unet().config, PoissonFlowScheduler(aug_dim=0.3)  # radii far beyond 65,504
+    seen: list[torch.Tensor] = []
+
+    class Network(torch.nn.Module):
+        dtype, device = torch.float16, torch.device("cpu")
+
+        def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+            seen.append(sample)
+            return (torch.cat([0 * sample, sample * 0 - 1], dim=1),)
+
+    network = Network()
+    network.config = config
+    pipe = PFGMPipeline(network, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    for options in ({"num_inference_steps": 3}, {"tolerance": 0.1}):
+        assert pipe(64, generator=seeded(), output_type="pt", **options).images.isfinite().all()
+    assert all(sample.isfinite().all() and sample.dtype == torch.float16 for sample in seen)
+    assert seen[0].abs().max() == torch.finfo(torch.float16).max
+
+
 def test_a_network_of_the_wrong_kind_is_explained(tmp_path: Path) -> None:
     pipe = PFGMPipeline(make_tiny_unet(1, 1), PoissonFlowScheduler())
     with pytest.raises(ValueError, match=r"`unet` returns 1 channels for 1, but prediction_type 'field' .* needs 2"):

@@ -264,6 +264,8 @@ def test_config_survives_a_round_trip(tmp_path: Any) -> None:
         ({"aug_dim": -3.0}, "`aug_dim` must be"),
         ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max < inf, but are 0.0 and 40.0"),
         ({"sigma_min": 50.0}, "but are 50.0 and 40.0"),
+        ({"sigma_max": 1e39}, "heights between inf and inf are no longer apart"),
+        ({"sigma_min": None}, "but are None and 40.0"),
         ({"prediction_type": "flow"}, "`prediction_type` must be one of .* but is 'flow'"),
         ({"solver": "rk45"}, "`solver` must be one of .* but is 'rk45'"),
         ({"solver_order": 4}, "`solver_order` must be 1, 2 or 3, but is 4"),
@@ -305,6 +307,12 @@ def test_bad_configs_are_explained(config: dict[str, Any], message: str) -> None
 def test_bad_timesteps_are_explained(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PoissonFlowScheduler().set_timesteps(**arguments)
+
+
+def test_heights_that_fall_together_are_explained() -> None:
+    scheduler = PoissonFlowScheduler(sigma_min=1.0, sigma_max=1.000001)
+    with pytest.raises(ValueError, match=r"100 heights between 1.0\d* and 1.0 are no longer apart in float32"):
+        scheduler.set_timesteps(100)
 
 
 def test_steps_out_of_turn_are_explained() -> None:

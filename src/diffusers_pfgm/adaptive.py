@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from .physics.kernel import working_dtype
+
 
 def solve_adaptive(
     denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
@@ -47,5 +49,6 @@ def solve_adaptive(
     def velocity(lam: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return denoise(x, (-lam).exp()) - x
 
-    end: torch.Tensor = odeint(velocity, x, span, rtol=tolerance, atol=tolerance, method="dopri5")[-1]
+    options = {"dtype": working_dtype(x.device)}  # of time and tolerance, else float64 on any device
+    end: torch.Tensor = odeint(velocity, x, span, rtol=tolerance, atol=tolerance, method="dopri5", options=options)[-1]
     return end

@@ -13,6 +13,24 @@ from .physics.parameterization import Parameterization
 Label = int | str
 
 
+def listed(labels: Label | Sequence[Label] | torch.Tensor | None) -> list[Label] | None:
+    """Labels as a list: one of a single label, a tensor's elements, a sequence's own.
+
+    Raises:
+        ValueError: if there are none in it.
+    """
+    if labels is None:
+        return None
+    if isinstance(labels, str):
+        return [labels]
+    if hasattr(labels, "tolist"):  # of torch and NumPy
+        labels = labels.tolist()
+    found = list(labels) if isinstance(labels, Sequence) else [labels]
+    if not found:
+        raise ValueError("`class_labels` is empty. Pass one label for each image, one for all, or None.")
+    return found
+
+
 class ClassLabels:
     """The classes of a network, a `UNet2DModel` with `num_class_embeds`.
 
@@ -26,11 +44,15 @@ class ClassLabels:
     def __init__(self, num_class_embeds: int | None, id2label: Mapping[Any, str] | None) -> None:
         self.embeddings = num_class_embeds or 0
         self.names = {str(name): int(number) for number, name in (id2label or {}).items()}
-        self.count = len(self.names) if id2label else self.embeddings
+        self.count = len(id2label) if id2label else self.embeddings
         self.null = self.count if self.embeddings > self.count else None
 
-    def numbers(self, labels: Label | Sequence[Label] | torch.Tensor | None, batch_size: int) -> list[int] | None:
+    def numbers(self, labels: list[Label] | None, batch_size: int) -> list[int] | None:
         """One number for each sample: of its class, or the null class; None for a network without classes.
+
+        Args:
+            labels: one for each sample, or one for all.
+            batch_size: the number of samples.
 
         Raises:
             ValueError: if a label is unknown, there are not `batch_size` of them, or they are needed and missing.
@@ -43,10 +65,7 @@ class ClassLabels:
             if self.null is None:
                 raise ValueError(f"The network needs `class_labels`: {self.count} classes and no null class.")
             return [self.null] * batch_size
-        if isinstance(labels, torch.Tensor):
-            labels = labels.flatten().tolist()
-        listed: Sequence[Label] = [labels] if isinstance(labels, int | str) else labels
-        numbers = [self._number(label) for label in listed]
+        numbers = [self._number(label) for label in labels]
         if len(numbers) == 1:
             numbers = numbers * batch_size
         if len(numbers) != batch_size:
@@ -96,6 +115,9 @@ class GuidedModel:
         twice = torch.cat([sample, sample])
         outputs = self.model(twice, timestep, class_labels=self.class_labels, return_dict=False)[0]
         output, unconditional = outputs.chunk(2)
+        if self.parameterization.prediction_type != "field":  # linear in x̂
+            return (torch.lerp(unconditional, output, self.scale),)
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
         sigma = self.parameterization.sigma(timestep)
-        x = sample / self.parameterization.input_scale(sigma)
-        return (self.parameterization.guided(output, unconditional, self.scale, x, sigma),)
+        x = sample.to(dtype) / self.parameterization.input_scale(sigma)
+        return (self.parameterization.guided_field(output.to(dtype), unconditional.to(dtype), self.scale, x, sigma),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler
 
 from .physics.parameterization import ZERO_SNR_SIGMA
@@ -43,8 +44,13 @@ class DDPMFamily:
     ) -> None:
         if trained_betas is None and beta_schedule not in BETA_SCHEDULES:
             raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES} or None, but is {beta_schedule!r}.")
+        count = num_train_timesteps if trained_betas is None else len(trained_betas)
+        if count < 1:
+            raise ValueError(
+                f"`num_train_timesteps`, or the length of `trained_betas`, must be at least 1, but is {count}."
+            )
         self._schedule = DDIMScheduler(
-            num_train_timesteps=num_train_timesteps if trained_betas is None else len(trained_betas),
+            num_train_timesteps=count,
             beta_start=beta_start,
             beta_end=beta_end,
             beta_schedule=beta_schedule,
@@ -53,16 +59,18 @@ class DDPMFamily:
         )
         self.betas, self.alphas_cumprod = self._schedule.betas, self._schedule.alphas_cumprod
         alphas = self.alphas_cumprod.double()
+        # Neither so large that ᾱ ends at 0, nor so small that it stays the same in float32.
         proper = (self.betas > 0) & (self.betas < 1) & (alphas > 0)
+        proper &= alphas.diff(prepend=torch.ones(1, dtype=alphas.dtype)) < 0
         if rescale_betas_zero_snr:
             proper[-1] = True
         if not proper.all():
             index = int((~proper).nonzero()[0])
             raise ValueError(
                 f"The betas make sigma infinite, zero or meaningless: beta[{index}] = {self.betas[index]:.4g} gives "
-                f"alpha_cumprod = {alphas[index]:.4g}. All betas must lie between 0 and 1, and their product of "
-                "1 - beta stay positive: lower `beta_end`, `trained_betas` or `num_train_timesteps`. For pure noise at "
-                "the last timestep use `rescale_betas_zero_snr`."
+                f"alpha_cumprod = {alphas[index]:.4g}. All betas must lie between 1e-7 and 1, and their product of "
+                "1 - beta stay positive: change `beta_start`, `beta_end`, `trained_betas` or `num_train_timesteps`. "
+                "For pure noise at the last timestep use `rescale_betas_zero_snr`."
             )
         sigmas = ((1 - alphas) / alphas).sqrt().clamp(max=ZERO_SNR_SIGMA)
         self.sigmas: tuple[float, ...] = tuple(sigmas.tolist())

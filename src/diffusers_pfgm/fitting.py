@@ -11,6 +11,7 @@ from .physics.denoiser import Denoiser
 from .physics.kernel import Generators
 from .physics.parameterization import ZERO_SNR_SIGMA
 from .physics.spacing import fit_knots, geometric_sigmas
+from .pipeline_inputs import flow_of
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 FINE_STEPS = 200
@@ -31,7 +32,7 @@ def fit_sigmas(
 
     Args:
         model: a network, called like `UNet2DModel`, or a `ChargeField`; it is called 200 times.
-        scheduler: says what the model predicts, and from which height to which.
+        scheduler: says what the model predicts, and from which height to which; one of diffusers as well.
         shape: of one sample, (C, *).
         generator: one generator, or a list of `num_samples` of them.
         num_samples: field lines to follow.
@@ -48,6 +49,11 @@ def fit_sigmas(
         >>> len(scheduler.config.sigma_knots), len(scheduler.timesteps)
         (33, 5)
     """
+    if num_samples < 1:
+        raise ValueError(f"`num_samples` must be at least 1, but is {num_samples}.")
+    if isinstance(shape, int):
+        raise ValueError(f"`shape` must be that of one sample, such as (1, 8, 8), but is {shape}.")
+    scheduler = flow_of(scheduler)
     high, low = scheduler.sigma_range
     if high >= ZERO_SNR_SIGMA:
         raise ValueError(

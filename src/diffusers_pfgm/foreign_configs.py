@@ -38,16 +38,21 @@ FLOW = (
 )
 CONSISTENCY = (
     "a consistency scheduler, whose network jumps to the data rather than denoise. Use the scheduler that it came "
-    "with, LCMScheduler, TCDScheduler or CMStochasticIterativeScheduler"
+    "with, such as LCMScheduler, TCDScheduler, CMStochasticIterativeScheduler or SCMScheduler"
 )
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why the network of a diffusers scheduler with this configuration follows no Poisson flow; None if it does."""
-    if "shift" in config or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+    prediction_type = config.get("prediction_type")
+    if "shift" in config or config.get("use_flow_sigmas") or prediction_type == "flow_prediction":
         return FLOW
-    if "original_inference_steps" in config or "clip_denoised" in config:
+    if "original_inference_steps" in config or "clip_denoised" in config or prediction_type == "trigflow":
         return CONSISTENCY
+    if config.get("snr_shift_scale", 1.0) != 1.0:
+        return (
+            "one of CogVideoX, which shifts its beta schedule (`snr_shift_scale`). Use the scheduler that it came with"
+        )
     if config.get("timestep_type") == "continuous":
         return (
             "one of timestep_type 'continuous', whose heights are not those of its beta schedule. Use EDMEulerScheduler"

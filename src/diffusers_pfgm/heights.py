@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .ddpm_family import DDPMFamily
+from .ddpm_family import SPACINGS, DDPMFamily
 from .physics.parameterization import Parameterization
 from .physics.spacing import geometric_sigmas, knotted_sigmas
 
@@ -44,6 +44,25 @@ def rounded(values: list[float]) -> list[float]:
     """In float32, so that the network sees just the σ's of the solver's coefficients."""
     result: list[float] = torch.tensor(values, dtype=torch.float32).tolist()
     return result
+
+
+def check_height_options(config: Any) -> None:
+    """Raises ValueError for options of a scheduler's heights that are not allowed, or not together."""
+    low, high = config.sigma_min, config.sigma_max
+    if config.beta_schedule is None and config.trained_betas is None:
+        if low is None or high is None or not 0 < low < high < math.inf:
+            raise ValueError(
+                f"`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max < inf, but are {low} and {high}."
+            )
+    elif config.solver == "heun" and config.rescale_betas_zero_snr:
+        raise ValueError(
+            "`solver` 'heun' cannot start at infinite sigma, where `rescale_betas_zero_snr` lets it. Use 'multistep' "
+            "or 'euler'."
+        )
+    if config.timestep_spacing not in SPACINGS:
+        raise ValueError(f"`timestep_spacing` must be one of {SPACINGS}, but is {config.timestep_spacing!r}.")
+    if config.final_sigmas_type not in ("zero", "sigma_min"):
+        raise ValueError(f"`final_sigmas_type` must be 'zero' or 'sigma_min', but is {config.final_sigmas_type!r}.")
 
 
 def choose_heights(
@@ -83,6 +102,11 @@ def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, coun
     else:
         sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, points)
     sigmas = rounded(sigmas[:count])
+    if not _falls(sigmas):
+        raise ValueError(
+            f"{count} heights between {sigmas[0]} and {sigmas[-1]} are no longer apart in float32. Take a smaller "
+            "`num_inference_steps`, or other `sigma_max`, `sigma_min` or `sigma_knots`."
+        )
     return Heights(sigmas, [float(form.label(sigma)) for sigma in sigmas], _final(config, form, sigmas[-1]))
 
 
@@ -97,21 +121,32 @@ def _given(
     values = labels = rounded(wide.flatten().tolist())
     if timesteps is not None:
         values = [float(form.sigma(label)) for label in labels]
-    if len(values) > 1 and values[-1] == 0:
+    to_zero = len(values) > 1 and values[-1] == 0
+    # EDM's schedulers give σ_min twice where they end there.
+    if to_zero or (config.final_sigmas_type == "sigma_min" and len(values) > 1 and values[-1] == values[-2]):
         values, labels = values[:-1], labels[:-1]
-    falling = all(a > b for a, b in itertools.pairwise(values))
-    if not (wide.ndim == 1 and values and falling and values[-1] > 0 and math.isfinite(values[0])):
+    if not (wide.ndim == 1 and values and _falls(values)):
         raise ValueError(
             f"`{name}` must be a list that falls strictly and stays positive in float32 (a last 0 aside), "
             f"but is {wide.tolist()}."
         )
     if timesteps is None:
+        if form.train_sigmas is not None and values[0] > 1.01 * form.train_sigmas[-1]:
+            raise ValueError(
+                f"`sigmas` must be at most {form.train_sigmas[-1]:.6g}, the largest of the beta schedule, but are "
+                f"{wide.tolist()}."
+            )
         labels = [float(form.label(sigma)) for sigma in values]
     elif form.train_sigmas is not None and not 0 <= labels[-1] <= labels[0] < len(form.train_sigmas):
         raise ValueError(
             f"`timesteps` must lie from 0 to {len(form.train_sigmas) - 1}, as trained, but are {wide.tolist()}."
         )
-    return Heights(values, labels, _final(config, form, values[-1]))
+    return Heights(values, labels, 0.0 if to_zero else _final(config, form, values[-1]))
+
+
+def _falls(sigmas: list[float]) -> bool:
+    falling = all(a > b for a, b in itertools.pairwise(sigmas))
+    return falling and sigmas[-1] > 0 and math.isfinite(sigmas[0])
 
 
 def _final(config: Any, form: Parameterization, last: float) -> float:

@@ -114,6 +114,8 @@ class FieldObjective:
         check_finite("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
         charges = clean if charges is None else charges
+        if class_labels is None and charge_labels is not None:
+            raise ValueError("`charge_labels` were given without `class_labels`. Pass both, or neither.")
         if class_labels is None:
             target = normalized_field(x, z, charges, self.parameterization.gamma)
         else:
@@ -135,7 +137,8 @@ class FieldObjective:
         charge_labels = class_labels if charge_labels is None else charge_labels
         if not isinstance(charges, torch.Tensor) or charge_labels.shape != charges.shape[:1]:
             raise ValueError(
-                f"`charge_labels` must have one label for each of the charges, a tensor, but have the shape "
+                "With `class_labels`, `charges` must be a tensor and `charge_labels` have one label for each of them, "
+                f"but they are a {type(charges).__name__} of {charges.shape[0]} and of the shape "
                 f"{tuple(charge_labels.shape)}."
             )
         target = x.new_empty(x.shape[0], x[0].numel() + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -9,6 +10,15 @@ import torch
 from .foreign_configs import refusal
 from .physics.charges import check_finite
 from .scheduling_poisson_flow import PoissonFlowScheduler
+
+STOCHASTIC = (
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "DPMSolverSDEScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "SASolverScheduler",
+)
 
 
 def flow_of(scheduler: Any) -> PoissonFlowScheduler:
@@ -19,12 +29,25 @@ def flow_of(scheduler: Any) -> PoissonFlowScheduler:
     """
     if isinstance(scheduler, PoissonFlowScheduler):
         return scheduler
-    reason = refusal(scheduler.config)
-    if scheduler.config.get("prediction_type") == "field":
+    config, name = scheduler.config, type(scheduler).__name__
+    # Made from ours, it also keeps what it does not read itself, and so tells what the network is.
+    own = {key: value for key, value in config.items() if key in inspect.signature(type(scheduler).__init__).parameters}
+    step = list(inspect.signature(scheduler.step).parameters.values())
+    reason = refusal(own)
+    if config.get("prediction_type") == "field":
         reason = "unable to follow prediction_type 'field'. Use PoissonFlowScheduler, or another network"
+    elif "Inverse" in name or any(parameter.default is parameter.empty for parameter in step[3:]):
+        reason = "made for another task than to draw images from noise alone. Use PoissonFlowScheduler"
+    elif reason is None:
+        for key, meaning in (("beta_schedule", "a beta schedule"), ("sigma_data", "EDM's preconditioning")):
+            if config.get(key) is not None and key not in own:
+                reason = f"without `{key}`, but the network has {meaning}. Use one of its kind"
+    aug_dim = config.get("aug_dim")
+    if reason is None and aug_dim is not None and name in STOCHASTIC:
+        reason = f"a source of Gaussian noise, which is not the kernel of `aug_dim` = {aug_dim}. Use an ODE solver"
     if reason is not None:
-        raise ValueError(f"`scheduler` ({type(scheduler).__name__}) is {reason}.")
-    flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(scheduler.config)
+        raise ValueError(f"`scheduler` ({name}) is {reason}.")
+    flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(config, sigma_knots=None)
     return flow
 
 

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 
 from .adaptive import solve_adaptive
-from .conditioning import ClassLabels, GuidedModel, Label
+from .conditioning import ClassLabels, GuidedModel, Label, listed
 from .physics.denoiser import Denoiser
 from .physics.kernel import Generators
 from .pipeline_inputs import checked_shape, flow_of
@@ -60,10 +61,11 @@ class PFGMPipeline(DiffusionPipeline):
     scheduler: SchedulerMixin
 
     # diffusers reads these annotations as types, so this file does not import them from __future__.
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(id2label=id2label)
+        # JSON makes strings of the numbers.
+        self.register_to_config(id2label=id2label and {int(number): name for number, name in id2label.items()})
 
     @torch.no_grad()
     def __call__(
@@ -110,8 +112,9 @@ class PFGMPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end_tensor_inputs, str):
             callback_on_step_end_tensor_inputs = [callback_on_step_end_tensor_inputs]
         flow = flow_of(self.scheduler)
-        if batch_size is None and latents is None and class_labels is not None:
-            batch_size = 1 if isinstance(class_labels, int | str) else len(class_labels)
+        labels = listed(class_labels)
+        if batch_size is None and latents is None and labels is not None:
+            batch_size = len(labels)
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -124,7 +127,7 @@ class PFGMPipeline(DiffusionPipeline):
                 "`callback_on_step_end`."
             )
         device = self._execution_device
-        model = self._conditioned(flow, class_labels, guidance_scale, shape[0], device)
+        model = self._conditioned(flow, labels, guidance_scale, shape[0], device)
 
         # The state stays in float32: a prior's radius may exceed float16, and each step needs the last one's digits.
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
@@ -179,7 +182,7 @@ class PFGMPipeline(DiffusionPipeline):
         noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
-                model_input = scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+                model_input = self._narrowed(scheduler.scale_model_input(latents, t))
                 output = scheduler.step(model(model_input, t, return_dict=False)[0], t, latents, **noise)
                 latents = output.prev_sample
 
@@ -190,6 +193,13 @@ class PFGMPipeline(DiffusionPipeline):
                 progress_bar.update()
         return latents
 
+    def _narrowed(self, sample: torch.Tensor) -> torch.Tensor:
+        """In the network's precision; float16 may not reach as far as a heavy-tailed prior."""
+        if self.unet.dtype == torch.float16:
+            limit = torch.finfo(torch.float16).max
+            sample = sample.clamp(-limit, limit)
+        return sample.to(self.unet.dtype)
+
     def _follow_adaptively(
         self, flow: PoissonFlowScheduler, model: Callable[..., Any], latents: torch.Tensor, tolerance: float
     ) -> tuple[torch.Tensor, int]:
@@ -199,7 +209,7 @@ class PFGMPipeline(DiffusionPipeline):
 
             def counted(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
                 progress_bar.update()
-                return model(sample.to(self.unet.dtype), timestep, return_dict=False)
+                return model(self._narrowed(sample), timestep, return_dict=False)
 
             denoiser = Denoiser(counted, flow.parameterization)
             x = solve_adaptive(denoiser, latents * flow.data_scale(high), high, low, tolerance)
@@ -223,22 +233,24 @@ class PFGMPipeline(DiffusionPipeline):
     def _conditioned(
         self,
         flow: PoissonFlowScheduler,
-        class_labels: Label | Sequence[Label] | torch.Tensor | None,
+        labels: list[Label] | None,
         guidance_scale: float,
         batch_size: int,
         device: torch.device,
     ) -> Callable[..., Any]:
         """The network as a function of sample and timestep alone."""
         classes = ClassLabels(getattr(self.unet.config, "num_class_embeds", None), self.config.id2label)
-        numbers = classes.numbers(class_labels, batch_size)
+        numbers = classes.numbers(labels, batch_size)
+        if guidance_scale is None or not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, but is {guidance_scale}.")
         if guidance_scale == 1:
             if numbers is None:
                 return self.unet
             return functools.partial(self.unet, class_labels=torch.tensor(numbers, device=device))
-        if class_labels is None or classes.null is None:
+        if labels is None or classes.null is None:
             raise ValueError(
                 f"`guidance_scale` = {guidance_scale} needs `class_labels`, and a network that has also learned to do "
                 "without them, by `--class_conditional` with `--label_dropout` > 0. Set it to 1."
             )
-        labels = torch.tensor(numbers, device=device)
-        return GuidedModel(self.unet, flow.parameterization, labels, classes.null, guidance_scale)
+        told = torch.tensor(numbers, device=device)
+        return GuidedModel(self.unet, flow.parameterization, told, classes.null, guidance_scale)

@@ -82,7 +82,7 @@ def plot_sigma_density(scheduler: PoissonFlowScheduler, num_inference_steps: int
 
     Args:
         scheduler: from `fit_sigmas`.
-        num_inference_steps: of the run whose heights are marked; it becomes the scheduler's run.
+        num_inference_steps: of the run whose heights are marked.
 
     Raises:
         ValueError: if the scheduler has no `sigma_knots`.
@@ -92,6 +92,7 @@ def plot_sigma_density(scheduler: PoissonFlowScheduler, num_inference_steps: int
         raise ValueError("`scheduler` has no `sigma_knots` to show. Get a scheduler from `fit_sigmas`.")
     heights = torch.tensor(knots, dtype=torch.float64)
     density = 1 / (len(knots) - 1) / -heights.log10().diff()
+    scheduler = PoissonFlowScheduler.from_config(scheduler.config)
     scheduler.set_timesteps(num_inference_steps)
     marks = scheduler.sigmas.unique()[1:] if scheduler.sigmas[-1] == 0 else scheduler.sigmas.unique()
 

@@ -12,12 +12,19 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 
-from .ddpm_family import SPACINGS, DDPMFamily
-from .foreign_configs import DDPM_COMPATIBLES, EDM_COMPATIBLES, adopted, hidden_defaults, refuse_noise
-from .heights import Heights, choose_heights
+from .ddpm_family import DDPMFamily
+from .foreign_configs import (
+    DDPM_COMPATIBLES,
+    EDM_COMPATIBLES,
+    adopted,
+    check_deterministic,
+    hidden_defaults,
+    refuse_noise,
+)
+from .heights import Heights, check_height_options, choose_heights
 from .physics.kernel import Generators, PoissonKernel
 from .physics.parameterization import Parameterization
-from .physics.solvers import MAX_ORDER, SOLVERS, Step, plan, variance_preserving
+from .physics.solvers import Step, check_solver, plan, variance_preserving
 from .physics.spacing import check_knots
 
 logger = logging.get_logger(__name__)
@@ -65,7 +72,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             beyond it is drawn again. None for the whole, heavy-tailed prior of an exact field.
         M: exponent of the training perturbation that led to `sigma_max` and `max_norm`, for the record.
         beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2" for a network of the DDPM family. The heights
-            are those of its training, not `sigma_min` and `sigma_max`.
+            are those of its training, and `sigma_min` and `sigma_max` are None.
         trained_betas: the betas themselves, in place of `beta_schedule`.
         num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr: of the beta schedule, as in diffusers.
         timestep_spacing: "leading", "trailing" or "linspace".
@@ -87,8 +94,8 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         aug_dim: float | None = 1.0,
-        sigma_min: float = 0.01,
-        sigma_max: float = 40.0,
+        sigma_min: float | None = 0.01,
+        sigma_max: float | None = 40.0,
         prediction_type: Literal["field", "sample", "epsilon", "v_prediction"] = "field",
         gamma: float = 5.0,
         sigma_data: float | None = None,
@@ -110,42 +117,29 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if aug_dim is not None and math.isinf(aug_dim):
             self.register_to_config(aug_dim=None)  # JSON has no infinity
-        if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(
-                f"`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max < inf, but are {sigma_min} and "
-                f"{sigma_max}."
-            )
-        if solver not in SOLVERS:
-            raise ValueError(f"`solver` must be one of {SOLVERS}, but is {solver!r}.")
-        if not (isinstance(solver_order, int) and 1 <= solver_order <= MAX_ORDER):
-            raise ValueError(f"`solver_order` must be 1, 2 or 3, but is {solver_order}.")
+        has_betas = beta_schedule is not None or trained_betas is not None
+        if has_betas:  # which tell the heights; what other schedulers do with these does not fit
+            self.register_to_config(sigma_min=None, sigma_max=None)
+        check_solver(solver, solver_order)
+        check_height_options(self.config)
         if max_norm is not None and not 0 < max_norm < math.inf:
             raise ValueError(f"`max_norm` must be a finite number > 0 or None, but is {max_norm}.")
-        if timestep_spacing not in SPACINGS:
-            raise ValueError(f"`timestep_spacing` must be one of {SPACINGS}, but is {timestep_spacing!r}.")
-        if final_sigmas_type not in ("zero", "sigma_min"):
-            raise ValueError(f"`final_sigmas_type` must be 'zero' or 'sigma_min', but is {final_sigmas_type!r}.")
-        if sigma_knots is not None:
-            check_knots(sigma_knots, None if beta_schedule or trained_betas is not None else (sigma_max, sigma_min))
         if trained_betas is not None:
             trained_betas = [float(beta) for beta in trained_betas]
             self.register_to_config(trained_betas=trained_betas)
         self.kernel = PoissonKernel(aug_dim)
         self._family: DDPMFamily | None = None
-        if beta_schedule is not None or trained_betas is not None:
+        if has_betas:
             self._family = DDPMFamily(
                 beta_schedule, trained_betas, num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr
             )
             self.betas, self.alphas_cumprod = self._family.betas, self._family.alphas_cumprod
-            if solver == "heun" and rescale_betas_zero_snr:
-                raise ValueError(
-                    "`solver` 'heun' cannot start at infinite sigma, where `rescale_betas_zero_snr` lets it. Use "
-                    "'multistep' or 'euler'."
-                )
         train_sigmas = None if self._family is None else self._family.sigmas
         self.parameterization = Parameterization(prediction_type, gamma, sigma_data, train_sigmas)
+        if sigma_knots is not None:
+            check_knots(sigma_knots, self.sigma_range)
         if "_use_default_values" in self.config:
-            hidden = hidden_defaults(self.config._use_default_values, self._family is not None)
+            hidden = hidden_defaults(self.config._use_default_values, has_betas)
             self.register_to_config(_use_default_values=hidden)
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
@@ -173,11 +167,14 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         """
         if isinstance(config, dict) and not ("aug_dim" in config or config.get("_class_name") == cls.__name__):
             config = adopted(config, kwargs)
+        elif isinstance(config, dict):
+            options = {**config, **kwargs}
+            check_deterministic(options, options.get("aug_dim", 1.0))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
     def compatibles(self) -> list[Any]:
-        """The schedulers of diffusers that can drive the same network."""
+        """The schedulers of diffusers that share its configuration; not all can drive its network."""
         names = EDM_COMPATIBLES if self._family is None else DDPM_COMPATIBLES
         return [found for found in self._get_compatibles() if found.__name__ in names]
 

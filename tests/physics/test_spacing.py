@@ -38,7 +38,7 @@ def test_steps_lie_where_two_charges_part() -> None:
     x = 40 * torch.randn(64, 1, generator=seeded(), dtype=torch.float64)
     knots = fit_knots(lambda x, sigma: posterior_mean(x, sigma, charges, None), x, geometric_sigmas(40.0, 0.01, 200))
     assert len(knots) == KNOTS and knots[0] == pytest.approx(40) and knots[-1] == pytest.approx(0.01)
-    check_knots(knots)
+    check_knots(knots, (40.0, 0.01))
     between = sum(0.2 < sigma < 5 for sigma in knots) / len(knots)
     assert between > 0.7 > 2 * math.log(5 / 0.2) / math.log(40 / 0.01) * 0.9  # 39 % in equal ratios
 
@@ -76,11 +76,10 @@ def test_bad_knots_are_explained(knots: list[float]) -> None:
 def test_knots_of_another_range_are_explained() -> None:
     knots = [40.0, 1.0, 0.01]
     assert PoissonFlowScheduler(sigma_knots=knots).config.sigma_knots == knots
-    with pytest.raises(
-        ValueError, match=r"fitted from 40.0 to 0.01, but `sigma_max` and `sigma_min` are 80.0 and 0.01"
-    ):
+    with pytest.raises(ValueError, match=r"fitted from 40.0 to 0.01, but the network's heights run from 80.0 to 0.01"):
         PoissonFlowScheduler(sigma_knots=knots, sigma_max=80.0)
-    PoissonFlowScheduler(None, prediction_type="epsilon", sigma_knots=[10.0, 0.1], beta_schedule="linear")
+    with pytest.raises(ValueError, match=r"fitted from 40.0 to 0.01, but the network's heights run from 157"):
+        PoissonFlowScheduler(prediction_type="epsilon", sigma_knots=knots, beta_schedule="linear")
 
 
 def share_of_the_same_digit(field: ChargeField, scheduler: Any, calls: int, x: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ On an exact field both are exact. The reference approximates the second (its App
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -42,8 +43,14 @@ Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
 def interpolate(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The piecewise linear function through (knots, values), both (K,) with rising knots, at x of any shape."""
     right = torch.searchsorted(knots, x.contiguous()).clamp(1, len(knots) - 1)
-    share = (x - knots[right - 1]) / (knots[right] - knots[right - 1])
-    return torch.lerp(values[right - 1], values[right], share.clamp(0, 1))
+    left = right - 1  # `take`, since an index () would be read back from the device
+    share = (x - knots.take(left)) / (knots.take(right) - knots.take(left))
+    return torch.lerp(values.take(left), values.take(right), share.clamp(0, 1))
+
+
+@functools.lru_cache(maxsize=8)
+def _log_sigmas(train_sigmas: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.tensor(train_sigmas, dtype=dtype, device=device).log()
 
 
 def normalize_field(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -138,7 +145,7 @@ class Parameterization:
             found = self._between(torch.tensor(value, dtype=torch.float64), to_label)
             return float(found)
         value = value.to(torch.promote_types(value.dtype, torch.float32))
-        log_sigmas = torch.tensor(self.train_sigmas, dtype=value.dtype, device=value.device).log()
+        log_sigmas = _log_sigmas(self.train_sigmas or (), value.dtype, value.device)
         labels = torch.arange(len(log_sigmas), dtype=value.dtype, device=value.device)
         return (
             interpolate(value.log(), log_sigmas, labels) if to_label else interpolate(value, labels, log_sigmas).exp()
@@ -168,10 +175,12 @@ class Parameterization:
         c_skip, c_out = self._coefficients(sigma)
         return (denoised - c_skip * x) / c_out
 
-    def guided(
+    def guided_field(
         self, output: torch.Tensor, unconditional: torch.Tensor, scale: float, x: torch.Tensor, sigma: Scalar
     ) -> torch.Tensor:
-        """The output whose x̂ is x̂_u + scale · (x̂_c − x̂_u): classifier-free guidance (arXiv 2207.12598).
+        """The field whose x̂ is x̂_u + scale · (x̂_c − x̂_u): classifier-free guidance (arXiv 2207.12598).
+
+        Other outputs are linear in x̂, so that they are combined as they are.
 
         Args:
             output: (B, C', *), for a condition.
@@ -180,8 +189,6 @@ class Parameterization:
             x: (B, C, *), in data units.
             sigma: the height, a number or (B, 1, ...).
         """
-        if self.prediction_type != "field":  # linear in x̂
-            return torch.lerp(unconditional, output, scale)
         denoised = torch.lerp(self.denoised(unconditional, x, sigma), self.denoised(output, x, sigma), scale)
         return self.target(denoised, x, sigma)
 

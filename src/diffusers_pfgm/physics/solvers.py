@@ -51,6 +51,14 @@ class Step:
         return x
 
 
+def check_solver(solver: str, order: int) -> None:
+    """Raises ValueError unless there is such a solver, of such an order."""
+    if solver not in SOLVERS:
+        raise ValueError(f"`solver` must be one of {SOLVERS}, but is {solver!r}.")
+    if not (isinstance(order, int) and 1 <= order <= MAX_ORDER):
+        raise ValueError(f"`solver_order` must be 1, 2 or 3, but is {order}.")
+
+
 def plan(
     sigmas: Sequence[float], solver: str = "multistep", order: int = MAX_ORDER, use_corrector: bool = True
 ) -> list[Step]:

@@ -65,7 +65,7 @@ def fit_knots(
         x = step(x, seen)
     lambdas = -torch.tensor(sigmas, dtype=torch.float64).log()
     lengths = lambdas.diff()
-    speed = torch.stack(speeds).double().cpu() / lengths
+    speed = torch.stack(speeds).cpu().double() / lengths
     if not (speed.isfinite().all() and speed.max() > 0):
         raise ValueError("`model` gives the same or infinite data at every height, so there is no spacing to fit.")
     sigma_data = seen[0].std().item()
@@ -78,18 +78,16 @@ def fit_knots(
     return [sigmas[0], *knots[1:-1], sigmas[-1]]
 
 
-def check_knots(knots: Sequence[float], ends: tuple[float, float] | None = None) -> None:
-    """Raises ValueError unless `knots` are two or more heights that fall strictly, and run between `ends` if given."""
+def check_knots(knots: Sequence[float], ends: tuple[float, float]) -> None:
+    """Raises ValueError unless `knots` are two or more heights that fall strictly from one of `ends` to the other."""
     falling = len(knots) > 1 and all(a > b for a, b in itertools.pairwise(knots))
     if not (falling and knots[-1] > 0 and math.isfinite(knots[0])):
         raise ValueError(
             f"`sigma_knots` must be two or more heights that fall strictly and stay positive, but are {list(knots)}. "
             "Get them from `fit_sigmas`, or set None."
         )
-    if ends is not None and not all(
-        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(ends, (knots[0], knots[-1]), strict=True)
-    ):
+    if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(ends, (knots[0], knots[-1]), strict=True)):
         raise ValueError(
-            f"`sigma_knots` were fitted from {knots[0]} to {knots[-1]}, but `sigma_max` and `sigma_min` are {ends[0]} "
-            f"and {ends[1]}. Fit again by `fit_sigmas`, or set `sigma_knots=None`."
+            f"`sigma_knots` were fitted from {knots[0]} to {knots[-1]}, but the network's heights run from "
+            f"{ends[0]} to {ends[1]}. Fit again by `fit_sigmas`, or set `sigma_knots=None`."
         )

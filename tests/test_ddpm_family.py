@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from diffusers_pfgm import PoissonFlowScheduler
 from tests.conftest import seeded
@@ -27,6 +35,28 @@ def test_timesteps_are_diffusers(spacing: str, offset: int, steps: int) -> None:
     theirs.set_timesteps(steps)
     assert torch.equal(ours.timesteps, theirs.timesteps) and ours.timesteps.dtype == torch.int64
     assert ours.init_noise_sigma == 1 and len(ours.timesteps) == steps
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        DEISMultistepScheduler,
+        EulerDiscreteScheduler,
+        HeunDiscreteScheduler,
+        UniPCMultistepScheduler,
+    ],
+)
+def test_each_schedulers_timesteps_are_kept(kind: Any, spacing: str, steps: int) -> None:
+    theirs = kind(timestep_spacing=spacing, steps_offset=1)
+    theirs.set_timesteps(steps)
+    ours = PoissonFlowScheduler.from_config(theirs.config, solver="heun" if kind is HeunDiscreteScheduler else "euler")
+    ours.set_timesteps(steps)
+    assert torch.allclose(ours.timesteps.double(), torch.as_tensor(theirs.timesteps).double(), rtol=1e-6)
+    assert len(ours.timesteps) == len(theirs.timesteps)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -126,7 +156,11 @@ def test_bad_schedules_are_explained(options: dict[str, Any], message: str) -> N
     ("options", "arguments", "message"),
     [
         ({}, {"num_inference_steps": 1001}, "at most the 1000 timesteps trained, but is 1001"),
-        ({"steps_offset": 1}, {"num_inference_steps": 1000}, "`steps_offset` = 1 shifts 1000 timesteps to 1000"),
+        (
+            {"steps_offset": 1},
+            {"num_inference_steps": 1000},
+            "`steps_offset` = 1 gives 1000 timesteps from 1000 in place of 1000 within 0 to 999",
+        ),
         ({}, {"timesteps": [1000, 3]}, r"`timesteps` must lie from 0 to 999, as trained, but are \[1000.0, 3.0\]"),
         ({}, {"sigmas": [500.0, 1.0]}, r"`sigmas` must be at most 157.4\d*, the largest of the beta schedule"),
         ({}, {"timesteps": [3, 5]}, "`timesteps` must be a list that falls strictly"),

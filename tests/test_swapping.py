@@ -43,6 +43,7 @@ EQUALS = {
         DPMSolverMultistepScheduler(**SCALED_LINEAR, solver_type="heun", timestep_spacing="trailing"),
         SECOND,
     ),
+    "DPM-Solver++ by its default": (DPMSolverMultistepScheduler(**SCALED_LINEAR, solver_type="heun"), SECOND),
     "DPM-Solver++ and v": (
         DPMSolverMultistepScheduler(
             **SCALED_LINEAR, solver_type="heun", timestep_spacing="trailing", prediction_type="v_prediction"

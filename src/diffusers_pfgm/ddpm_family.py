@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from .physics.parameterization import ZERO_SNR_SIGMA
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+RULES = {rule.__name__: rule for rule in (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler)}
 SPACINGS = ("leading", "trailing", "linspace")
 
 
@@ -75,13 +76,14 @@ class DDPMFamily:
         sigmas = ((1 - alphas) / alphas).sqrt().clamp(max=ZERO_SNR_SIGMA)
         self.sigmas: tuple[float, ...] = tuple(sigmas.tolist())
 
-    def timesteps(self, count: int, spacing: str, offset: int) -> list[int]:
+    def timesteps(self, count: int, spacing: str, offset: int, rule: str = "DDIMScheduler") -> list[float]:
         """`count` timesteps, falling, the same as diffusers'.
 
         Args:
             count: at most T.
             spacing: "leading", "trailing" or "linspace" (arXiv 2305.08891, table 2).
             offset: added to those of "leading".
+            rule: the scheduler whose timesteps they are; see `timesteps_rule`.
 
         Raises:
             ValueError: if there are not so many, or `offset` shifts them out of the trained ones.
@@ -89,12 +91,14 @@ class DDPMFamily:
         trained = len(self.sigmas)
         if count > trained:
             raise ValueError(f"`num_inference_steps` must be at most the {trained} timesteps trained, but is {count}.")
-        self._schedule.register_to_config(timestep_spacing=spacing, steps_offset=offset)
-        self._schedule.set_timesteps(count)
-        timesteps: list[int] = self._schedule.timesteps.tolist()[:count]  # "trailing" may round itself one too many
-        if not 0 <= timesteps[-1] <= timesteps[0] < trained:
+        options = {"timestep_spacing": spacing, "steps_offset": offset, "rescale_betas_zero_snr": False}
+        schedule = RULES[rule].from_config(self._schedule.config, **options)
+        schedule.set_timesteps(count)
+        timesteps: list[float] = schedule.timesteps.tolist()[:count]  # "trailing" may round itself one too many
+        if len(timesteps) < count or not 0 <= timesteps[-1] <= timesteps[0] < trained:
             raise ValueError(
-                f"`steps_offset` = {offset} shifts {count} timesteps to {timesteps[0]}, but only 0 to {trained - 1} "
-                "were trained. Set `steps_offset` to 0 or take fewer steps."
+                f"`timestep_spacing` {spacing!r} with `steps_offset` = {offset} gives {len(timesteps)} timesteps from "
+                f"{timesteps[0]} in place of {count} within 0 to {trained - 1}, those trained. Set `steps_offset` to 0 "
+                "or take fewer steps."
             )
         return timesteps

@@ -68,6 +68,15 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     )
 
 
+def timesteps_rule(config: Mapping[str, Any]) -> str:
+    """The scheduler of diffusers whose timesteps a configuration means; three kinds space them each in its own way."""
+    if "lower_order_final" in config:
+        return "DPMSolverMultistepScheduler"
+    if "use_karras_sigmas" in config:
+        return "EulerDiscreteScheduler"
+    return "DDIMScheduler"
+
+
 def hidden_defaults(names: Iterable[str], has_beta_schedule: bool) -> list[str]:
     """Of the options left at their default, those that `from_config` of another scheduler need not be told."""
     told = SHARED_KEYS | (DDPM_KEYS if has_beta_schedule else EDM_KEYS)

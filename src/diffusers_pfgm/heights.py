@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .ddpm_family import SPACINGS, DDPMFamily
+from .foreign_configs import timesteps_rule
 from .physics.parameterization import Parameterization
 from .physics.spacing import geometric_sigmas, knotted_sigmas
 
@@ -92,8 +93,9 @@ def choose_heights(
 
 def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, count: int) -> Heights:
     if family is not None and config.sigma_knots is None:
-        timesteps = family.timesteps(count, config.timestep_spacing, config.steps_offset)
-        sigmas = [family.sigmas[t] for t in timesteps]
+        rule = timesteps_rule(config)
+        timesteps = family.timesteps(count, config.timestep_spacing, config.steps_offset, rule)
+        sigmas = [float(form.sigma(t)) if t % 1 else family.sigmas[int(t)] for t in timesteps]
         return Heights(sigmas, [*map(float, timesteps)], _final(config, form, sigmas[-1]))
     # A run that ends at σ_min has one height more than steps. The DDPM family's end is its first timestep instead.
     points = count + (config.final_sigmas_type == "sigma_min" and family is None)

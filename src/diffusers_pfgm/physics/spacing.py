@@ -66,8 +66,13 @@ def fit_knots(
     lambdas = -torch.tensor(sigmas, dtype=torch.float64).log()
     lengths = lambdas.diff()
     speed = torch.stack(speeds).cpu().double() / lengths
-    if not (speed.isfinite().all() and speed.max() > 0):
-        raise ValueError("`model` gives the same or infinite data at every height, so there is no spacing to fit.")
+    if not speed.isfinite().all():
+        raise ValueError(
+            "`model` gives infinite data at some height, so there is no spacing to fit. Where a small D starts it "
+            "farther out than it can see, set the scheduler's `max_norm`, or take a float64 `ChargeField`."
+        )
+    if speed.max() == 0:
+        raise ValueError("`model` gives the same data at every height, so there is no spacing to fit.")
     sigma_data = seen[0].std().item()
     middle = (-(lambdas[1:] + lambdas[:-1]) / 2).exp()
     density = (speed / (middle / sigma_data).clamp(min=1)) ** EXPONENT

@@ -24,6 +24,7 @@ The last step, to σ = 0, is x' = x̂ for all of them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -73,12 +74,17 @@ def plan(
     Returns:
         n steps, or 2n − 1 for "heun" (2n if σ_n > 0).
     """
+    return list(_plan(tuple(sigmas), solver, order, use_corrector))
+
+
+@functools.lru_cache(maxsize=64)  # the same run is made again and again, and takes a millisecond to plan
+def _plan(sigmas: tuple[float, ...], solver: str, order: int, use_corrector: bool) -> tuple[Step, ...]:
     if solver == "heun":
-        return [step for pair in itertools.pairwise(sigmas) for step in _heun(*pair)]
+        return tuple(step for pair in itertools.pairwise(sigmas) for step in _heun(*pair))
     if solver == "euler":
         order, use_corrector = 1, False
     lambdas = [-math.log(sigma) if sigma else math.inf for sigma in sigmas]
-    return [_multistep(sigmas[i], lambdas, i, order, use_corrector) for i in range(len(sigmas) - 1)]
+    return tuple(_multistep(sigmas[i], lambdas, i, order, use_corrector) for i in range(len(sigmas) - 1))
 
 
 def variance_preserving(steps: Sequence[Step], final_sigma: float) -> list[Step]:

@@ -58,9 +58,15 @@ def test_every_kind_of_network_is_solved(scheduler: Any) -> None:
     form = Parameterization("epsilon", sigma_data=0.5)
     if isinstance(scheduler, PoissonFlowScheduler):
         form = scheduler.parameterization
-    charges = torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1).expand(2, 1, 4, 4).contiguous()
-    output = quiet(ExactNetwork(charges, form), scheduler)(6, tolerance=1e-3, generator=seeded(), output_type="pt")
-    assert (output.images * 2 - 1).abs().sub(0.5).abs().max() < 0.02
+    charges = torch.tensor([-0.7, 0.1, 0.6]).view(3, 1, 1, 1).expand(3, 1, 4, 4).contiguous()
+    pipe = quiet(ExactNetwork(charges, form), scheduler)
+    adaptive, fixed = (
+        pipe(16, generator=seeded(), output_type="pt", **options).images
+        for options in ({"tolerance": 1e-4}, {"num_inference_steps": 300})
+    )
+    assert len(adaptive.flatten(1).mean(1).mul(10).round().unique()) == 3
+    # Which charge a line ends at depends on its start alone, which EDM's own scheduler draws 0.01 % farther out.
+    assert (adaptive - fixed).abs().max() < 0.02
 
 
 def test_a_run_may_end_at_sigma_min() -> None:

@@ -75,6 +75,15 @@ def test_noise_is_added_as_by_ddpm() -> None:
     assert ours.add_noise(x.half(), noise.half(), t).dtype == torch.float16
 
 
+def test_the_priors_limit_is_in_data_units() -> None:
+    # At D = 1 the radius is heavy-tailed, and the state is the data's unit over √(1 + σ²).
+    scheduler = vp(aug_dim=1.0, max_norm=500.0)
+    scheduler.set_timesteps(10)
+    scale = scheduler.data_scale(scheduler.sigmas[0].item())
+    norms = scale * scheduler.sample_prior((2000, 1, 2, 2), seeded()).flatten(1).norm(dim=1)
+    assert 450 < norms.max() <= 500.01 and scale > 50
+
+
 def test_the_callers_timesteps_and_sigmas_pass_through() -> None:
     ours = vp()
     ours.set_timesteps(timesteps=[900, 500, 100, 0])

@@ -43,6 +43,15 @@ def test_steps_lie_where_two_charges_part() -> None:
     assert between > 0.7 > 2 * math.log(5 / 0.2) / math.log(40 / 0.01) * 0.9  # 39 % in equal ratios
 
 
+def test_where_nothing_moves_some_steps_remain() -> None:
+    def moves_once(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.linspace(-1, 1, 5).expand_as(x) * min(max(math.log2(2 / sigma), 0), 1)
+
+    knots = fit_knots(moves_once, torch.ones(2, 5), geometric_sigmas(40.0, 0.01, 200))
+    # With a floor of 2 % on 7.6 of 8.3 units of λ that is about 0.15 / (0.15 + 0.7) of 33 knots; without it, the ends.
+    assert 4 <= sum(not 0.95 < sigma < 2.05 for sigma in knots) <= 8
+
+
 def test_knots_do_not_hang_on_the_unit() -> None:
     charges, x = (
         torch.randn(6, 3, generator=seeded(), dtype=torch.float64),

@@ -154,12 +154,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         """A scheduler from a configuration: its own, or that of a diffusers scheduler whose network it is to drive.
 
         Of the latter all values are kept, defaults too, and D is ∞, with which such networks are trained. A finite
-        `aug_dim` is allowed, with a warning.
-
-        Args:
-            config: as in `scheduler.config`.
-            return_unused_kwargs: whether to return the options that were not used, too.
-            **kwargs: options that replace those of `config`.
+        `aug_dim` is allowed, with a warning. See diffusers for the arguments.
 
         Raises:
             ValueError: if an option is wrong, or `config` is of a scheduler whose network follows no Poisson flow, such
@@ -219,8 +214,6 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`begin_index` must be from 0 to {len(self.timesteps) - 1}, but is {begin_index}.")
         self._begin_index = int(begin_index)
 
-    # Noise and prior
-
     def sample_noise(
         self,
         shape: Sequence[int],
@@ -238,9 +231,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """States at the first σ: uniform on the hemisphere, projected onto z = z_max (D = 1).
-
-        That is σ_max, or the first of the `sigmas` that `set_timesteps` was given.
+        """States at the first σ of the run: uniform on the hemisphere, projected onto z = z_max (D = 1).
 
         Args:
             shape: (B, *).
@@ -272,8 +263,6 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         alpha = torch.as_tensor(self.parameterization.input_scale(sigma))
         return alpha.to(dtype) * original_samples + (alpha * sigma).to(dtype) * noise
 
-    # The run
-
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -293,9 +282,8 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if not exactly one of the three is given, or it is not of this kind.
         """
-        heights = choose_heights(
-            self.config, self.parameterization, self._family, num_inference_steps, sigmas, timesteps
-        )
+        form = self.parameterization
+        heights = choose_heights(self.config, form, self._family, num_inference_steps, sigmas, timesteps)
         self.num_inference_steps = len(heights.sigmas)
         self._set_heights(heights, device)
 
@@ -376,9 +364,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             sample: (B, C, *), the state, in data units or, with a beta schedule, those divided by √(1 + σ²).
             generator: not used, the flow is deterministic; accepted because diffusers' pipelines pass it.
             return_dict: whether to return an output object rather than a tuple.
-            eta: 0, as some of diffusers' pipelines pass it.
-            s_churn: 0, likewise.
-            use_clipped_model_output: not used, likewise.
+            eta, s_churn, use_clipped_model_output: left alone; accepted because some of diffusers' pipelines pass them.
 
         Returns:
             The next state and x̂, both in sample's dtype. Arithmetic is in float32 at least.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from .ddpm_family import SPACINGS, DDPMFamily
 from .foreign_configs import timesteps_rule
 from .physics.parameterization import Parameterization
-from .physics.spacing import geometric_sigmas, knotted_sigmas
+from .physics.spacing import falls, geometric_sigmas, knotted_sigmas
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, coun
     else:
         sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, points)
     sigmas = rounded(sigmas[:count])
-    if not _falls(sigmas):
+    if not falls(sigmas):
         raise ValueError(
             f"{count} heights between {sigmas[0]} and {sigmas[-1]} are no longer apart in float32. Take a smaller "
             "`num_inference_steps`, or other `sigma_max`, `sigma_min` or `sigma_knots`."
@@ -127,7 +126,7 @@ def _given(
     # EDM's schedulers give σ_min twice where they end there.
     if to_zero or (config.final_sigmas_type == "sigma_min" and len(values) > 1 and values[-1] == values[-2]):
         values, labels = values[:-1], labels[:-1]
-    if not (wide.ndim == 1 and values and _falls(values)):
+    if not (wide.ndim == 1 and values and falls(values)):
         raise ValueError(
             f"`{name}` must be a list that falls strictly and stays positive in float32 (a last 0 aside), "
             f"but is {wide.tolist()}."
@@ -144,11 +143,6 @@ def _given(
             f"`timesteps` must lie from 0 to {len(form.train_sigmas) - 1}, as trained, but are {wide.tolist()}."
         )
     return Heights(values, labels, 0.0 if to_zero else _final(config, form, values[-1]))
-
-
-def _falls(sigmas: list[float]) -> bool:
-    falling = all(a > b for a, b in itertools.pairwise(sigmas))
-    return falling and sigmas[-1] > 0 and math.isfinite(sigmas[0])
 
 
 def _final(config: Any, form: Parameterization, last: float) -> float:

@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from .adaptive import solve_adaptive
 from .conditioning import ClassLabels, GuidedModel, Label, listed
 from .physics.denoiser import Denoiser
-from .physics.kernel import Generators
+from .physics.kernel import Generators, narrowed
 from .pipeline_inputs import checked_shape, flow_of
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
@@ -182,7 +182,7 @@ class PFGMPipeline(DiffusionPipeline):
         noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
-                model_input = self._narrowed(scheduler.scale_model_input(latents, t))
+                model_input = narrowed(scheduler.scale_model_input(latents, t), self.unet.dtype)
                 output = scheduler.step(model(model_input, t, return_dict=False)[0], t, latents, **noise)
                 latents = output.prev_sample
 
@@ -193,13 +193,6 @@ class PFGMPipeline(DiffusionPipeline):
                 progress_bar.update()
         return latents
 
-    def _narrowed(self, sample: torch.Tensor) -> torch.Tensor:
-        """In the network's precision; float16 may not reach as far as a heavy-tailed prior."""
-        if self.unet.dtype == torch.float16:
-            limit = torch.finfo(torch.float16).max
-            sample = sample.clamp(-limit, limit)
-        return sample.to(self.unet.dtype)
-
     def _follow_adaptively(
         self, flow: PoissonFlowScheduler, model: Callable[..., Any], latents: torch.Tensor, tolerance: float
     ) -> tuple[torch.Tensor, int]:
@@ -209,7 +202,7 @@ class PFGMPipeline(DiffusionPipeline):
 
             def counted(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
                 progress_bar.update()
-                return model(self._narrowed(sample), timestep, return_dict=False)
+                return model(narrowed(sample, self.unet.dtype), timestep, return_dict=False)
 
             denoiser = Denoiser(counted, flow.parameterization)
             x = solve_adaptive(denoiser, latents * flow.data_scale(high), high, low, tolerance)

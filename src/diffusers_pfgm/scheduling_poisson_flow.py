@@ -22,7 +22,7 @@ from .foreign_configs import (
     refuse_noise,
 )
 from .heights import Heights, check_height_options, choose_heights
-from .physics.kernel import Generators, PoissonKernel
+from .physics.kernel import Generators, PoissonKernel, narrowed
 from .physics.parameterization import Parameterization
 from .physics.solvers import Step, check_solver, plan, variance_preserving
 from .physics.spacing import check_knots
@@ -391,8 +391,5 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = index + 1
         following = self._plan[index + 1 : index + 2]
         del self._denoised[len(following[0].weights) - 1 if following else 0 :]  # no step needs older ones
-        if sample.dtype == torch.float16:  # as far as it reaches
-            limit = torch.finfo(sample.dtype).max
-            prev_sample, denoised = prev_sample.clamp(-limit, limit), denoised.clamp(-limit, limit)
-        output = PoissonFlowSchedulerOutput(prev_sample.to(sample.dtype), denoised.to(sample.dtype))
+        output = PoissonFlowSchedulerOutput(narrowed(prev_sample, sample.dtype), narrowed(denoised, sample.dtype))
         return output if return_dict else output.to_tuple()

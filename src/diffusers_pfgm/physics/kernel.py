@@ -42,6 +42,14 @@ def working_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x in `dtype`; what is beyond float16's reach, such as a heavy-tailed prior, stays at its largest number."""
+    if dtype == torch.float16:
+        limit = torch.finfo(dtype).max
+        x = x.clamp(-limit, limit)
+    return x.to(dtype)
+
+
 def draw(
     sampler: Callable[..., torch.Tensor],
     shape: tuple[int, ...],

@@ -83,10 +83,15 @@ def fit_knots(
     return [sigmas[0], *knots[1:-1], sigmas[-1]]
 
 
+def falls(sigmas: Sequence[float]) -> bool:
+    """Whether heights fall strictly, and are positive and finite."""
+    falling = all(a > b for a, b in itertools.pairwise(sigmas))
+    return falling and sigmas[-1] > 0 and math.isfinite(sigmas[0])
+
+
 def check_knots(knots: Sequence[float], ends: tuple[float, float]) -> None:
     """Raises ValueError unless `knots` are two or more heights that fall strictly from one of `ends` to the other."""
-    falling = len(knots) > 1 and all(a > b for a, b in itertools.pairwise(knots))
-    if not (falling and knots[-1] > 0 and math.isfinite(knots[0])):
+    if len(knots) < 2 or not falls(knots):
         raise ValueError(
             f"`sigma_knots` must be two or more heights that fall strictly and stay positive, but are {list(knots)}. "
             "Get them from `fit_sigmas`, or set None."

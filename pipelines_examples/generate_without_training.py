@@ -15,7 +15,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.evaluation import image_grid
-from diffusers_pfgm.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training.image_data import ImageTensors, load_image_dataset
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from demo import split_digits, write_parquet
 from PIL import Image
 
 from tests.conftest import make_tiny_pipeline
-from tests.test_image_data import write_images
+from tests.training.test_image_data import write_images
 
 EXAMPLES = sorted(path.stem for path in (Path(__file__).parents[1] / "pipelines_examples").glob("*.py"))
 

@@ -33,19 +33,19 @@ from diffusers_pfgm import (
     fit_sigmas,
     recommend_hyperparameters,
 )
-from diffusers_pfgm.checkpoints import (
+from diffusers_pfgm.evaluation import image_grid
+from diffusers_pfgm.losses import drop_labels
+from diffusers_pfgm.plots import plot_sigma_density
+from diffusers_pfgm.training.checkpoints import (
     checkpoint_step,
     find_checkpoint,
     keep_average_with_state,
     remove_checkpoints,
     save_checkpoint,
 )
-from diffusers_pfgm.evaluation import image_grid
-from diffusers_pfgm.image_data import ImageTensors, load_image_dataset
-from diffusers_pfgm.image_labels import LabelledImages, read_class_labels
-from diffusers_pfgm.losses import drop_labels
-from diffusers_pfgm.plots import plot_sigma_density
-from diffusers_pfgm.training_utils import check_output_dir, make_unet
+from diffusers_pfgm.training.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training.image_labels import LabelledImages, read_class_labels
+from diffusers_pfgm.training.network import check_output_dir, make_unet
 
 
 def make_objective(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_pfgm import image_data
-from diffusers_pfgm.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training import image_data
+from diffusers_pfgm.training.image_data import ImageTensors, load_image_dataset
 
 
 def write_images(folder: Path, count: int = 6, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:

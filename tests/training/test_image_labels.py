@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_pfgm.image_data import ImageTensors
-from diffusers_pfgm.image_labels import LabelledImages, read_class_labels
+from diffusers_pfgm.training.image_data import ImageTensors
+from diffusers_pfgm.training.image_labels import LabelledImages, read_class_labels
 
 
 def make(labels: list[Any], feature: Any) -> datasets.Dataset:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from diffusers_pfgm.training_utils import check_output_dir, make_unet
+from diffusers_pfgm.training.network import check_output_dir, make_unet
 
 
 @pytest.mark.parametrize("resolution", [8, 28, 32])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str]] = {
-    "field": {"field_batch_size": 2048, "gamma": 5.0},
+    "field": {"charges": "auto", "field_batch_size": 2048, "gamma": 5.0},
     "perturbation": {"aug_dim": 1.0, "prediction_type": "epsilon", "sigma_data": 0.5},
 }
 
@@ -33,6 +33,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     data("--dataset_name", help="Hub id, parquet file, folder of `save_to_disk`, or any folder that datasets reads")
     data("--dataset_config_name", help="configuration of a Hub data set")
     data("--train_data_dir", help="folder of image files, in place of --dataset_name")
+    data("--streaming", action="store_true", help="read as it trains, without a copy on disk; needs --max_train_steps")
     data("--cache_dir", help="where datasets keeps its files")
     data("--image_column", help="column of images; the first by default")
     data("--image_mode", choices=["L", "RGB", "RGBA"], help="by default L for gray data, else RGB")
@@ -40,17 +41,24 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     data("--center_crop", action="store_true", help="crop the middle; without it a random part")
     data("--random_flip", action="store_true", help="mirror images at random")
     data("--label_column", help="column of class labels; the first by default, or an image folder's subfolders")
+    data("--broken_images", choices=["stop", "skip"], default="stop", help="stop at one, or leave all of them out")
+    data("--validation_split", type=share, default=0.0, help="share of the images that is held out, to measure on")
     data("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0 caches decoded images")
 
     model = parser.add_argument_group("model and objective").add_argument
     model("--model_config_name_or_path", help="configuration of a UNet2DModel; chosen by the resolution by default")
     model("--objective", choices=["field", "perturbation"], default="field", help="PFGM's, or PFGM++'s for any D")
-    model("--field_batch_size", type=positive, help="field: images that make the field of a step, 2048 (per process)")
+    model(
+        "--charges",
+        choices=["auto", "local", "gathered", "dataset"],
+        help="field: whose field is learned, that of a "
+        "larger batch, local or over all processes, or of every image; auto, by memory",
+    )
+    model("--field_batch_size", type=positive, help="field: images in the larger batch, 2048 (per process if local)")
     model("--gamma", type=float, help="field: gamma of the normalized field, 5")
     model("--aug_dim", type=float, help="perturbation: D, 1; inf for diffusion")
     model("--prediction_type", choices=["epsilon", "v_prediction", "sample"], help="perturbation: epsilon")
     model("--sigma_data", type=float, help="perturbation: standard deviation of the data, 0.5")
-
     model("--class_conditional", action="store_true", help="learn each class of --label_column, by its label")
     model("--label_dropout", type=share, default=0.1, help="share of images trained without label, for guidance")
 
@@ -58,10 +66,11 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     train("--output_dir", default="pfgm-model", help="where the pipeline, checkpoints, samples and logs are written")
     train("--overwrite_output_dir", action="store_true", help="write into a folder that is not empty")
     train("--seed", type=int, help="makes a run repeatable")
-    train("--train_batch_size", type=positive, default=16, help="perturbed images of a step (per process)")
+    train("--train_batch_size", type=positive, default=16, help="perturbed images, per process and accumulated part")
     train("--num_epochs", type=positive, default=100, help="an epoch perturbs as many images as the data set has")
     train("--max_train_steps", type=positive, help="in place of --num_epochs")
     train("--gradient_accumulation_steps", type=positive, default=1)
+    train("--gradient_checkpointing", action="store_true", help="less memory for more time")
     train("--mixed_precision", choices=["no", "fp16", "bf16"], help="by default as accelerate is configured")
     train("--learning_rate", type=float, default=1e-4)
     train("--lr_scheduler", default="cosine", help="a name that diffusers.optimization.get_scheduler knows")
@@ -84,12 +93,26 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     record("--eval_batch_size", type=positive, default=16, help="images in a sample grid")
     record("--num_inference_steps", type=positive, default=20, help="network calls for a sample grid")
     record("--save_model_epochs", type=positive, default=10, help="epochs between saved pipelines")
+    record("--validation_epochs", type=positive, default=10, help="epochs between distances to --validation_split")
+    record("--keep_best", action="store_true", help="the model of the smallest distance stays in `best`")
     record("--checkpointing_steps", type=positive, default=500, help="steps between checkpoints to resume from")
     record("--checkpoints_total_limit", type=positive, help="older checkpoints are removed")
     record("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
+
+    hub = parser.add_argument_group("the Hub").add_argument
+    hub("--push_to_hub", action="store_true", help="publish each saved pipeline; log in by `hf auth login` or HF_TOKEN")
+    hub("--hub_model_id", help="user/name of the model; the folder's name under your user name by default")
+    hub("--hub_private_repo", action="store_true", help="make a private one")
+    hub("--license", help="of the model, for its card, such as cc-by-4.0")
     args = parser.parse_args(argv)
     if args.label_column is not None and not args.class_conditional:
         parser.error("--label_column needs --class_conditional")
+    if args.keep_best and not args.validation_split:
+        parser.error("--keep_best needs --validation_split, such as 0.1")
+    if args.streaming and args.max_train_steps is None:
+        parser.error("--streaming needs --max_train_steps, for a stream tells no length")
+    if args.streaming and args.validation_split:
+        parser.error("--validation_split cannot be taken from a stream. Leave out --streaming")
     for objective, defaults in OBJECTIVE_DEFAULTS.items():
         for name, default in defaults.items():
             if getattr(args, name) is None:

@@ -1,9 +1,21 @@
-"""Checkpoints of a training run: accelerate's state, with the weights and their average as safetensors folders."""
+"""Checkpoints of a training run that are whole or not there.
+
+A checkpoint is written into a hidden folder, closed by a list of its files with sizes and checksums, and renamed. So a
+folder `checkpoint-<step>` is whole unless something damaged it later, which the list tells. It holds accelerate's state
+(optimiser, schedule, loss scale, the random states of each process), the weights and their average as safetensors
+folders, and the settings that a run must share to go on from it. Order and noise of the data follow from the step.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import warnings
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,12 +23,8 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 PREFIX = "checkpoint-"
-
-
-def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Checkpoint folders in `output_dir`, oldest first."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=checkpoint_step)
+CONTENTS = "contents.json"  # the list of files, written last
+PARTIAL, REPLACED = ".partial", ".replaced"
 
 
 def checkpoint_step(path: str | Path) -> int:
@@ -31,35 +39,149 @@ def checkpoint_step(path: str | Path) -> int:
     return int(number)
 
 
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Checkpoint folders in `output_dir`, oldest first, damaged ones too."""
+    found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=checkpoint_step)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder; None if it is whole."""
+    try:
+        contents = json.loads((path / CONTENTS).read_text())
+        for name, (size, checksum) in contents["files"].items():
+            if (path / name).stat().st_size != size:
+                return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
+            if _checksum(path / name) != checksum:
+                return f"{name} does not have the contents that were saved"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {CONTENTS} cannot be read: {error}"
+    return None
+
+
 def find_checkpoint(name: str, output_dir: str | Path) -> Path:
-    """The folder that `--resume_from_checkpoint` names: a path, or "latest" in `output_dir`.
+    """The folder that `--resume_from_checkpoint` names: a path, or "latest", the newest whole one in `output_dir`.
+
+    Damaged ones are passed over with a warning.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or the one that was named is damaged.
     """
     if name != "latest":
         path = Path(name)
         if not path.is_dir():
             raise ValueError(f"`--resume_from_checkpoint` {name!r} is no folder. Use a path, or 'latest'.")
+        checkpoint_step(path)
+        wrong = damage(path)
+        if wrong is not None:
+            raise ValueError(
+                f"`--resume_from_checkpoint` {name!r} is damaged: {wrong}. Use another, or 'latest' for the newest "
+                "whole one."
+            )
         return path
-    found = list_checkpoints(output_dir)
-    if not found:
-        raise ValueError(f"`--resume_from_checkpoint` 'latest': there is no {PREFIX}* folder in {str(output_dir)!r}.")
-    return found[-1]
+    for path in reversed(list_checkpoints(output_dir)):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        warnings.warn(f"{path} is passed over, for it is damaged: {wrong}.", stacklevel=2)
+    raise ValueError(
+        f"`--resume_from_checkpoint` 'latest': there is no whole {PREFIX}* folder in {str(output_dir)!r}. Leave it out "
+        "to start anew."
+    )
 
 
-def remove_checkpoints(output_dir: str | Path) -> None:
-    """Remove what an overwritten run has left, lest it be taken for the new run's latest."""
-    for old in list_checkpoints(output_dir):
-        shutil.rmtree(old)
+def read_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that wrote a checkpoint."""
+    settings: dict[str, Any] = json.loads((checkpoint / CONTENTS).read_text())["settings"]
+    return settings
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int | None) -> None:
-    """Write `checkpoint-<step>` and remove the oldest beyond `total_limit`. To be called by every process."""
-    accelerator.save_state(str(Path(output_dir) / f"{PREFIX}{step}"))
+def sweep(output_dir: str | Path, everything: bool = False) -> None:
+    """Remove half-written checkpoints, and put back one whose replacement was cut off.
+
+    Args:
+        output_dir: of the run.
+        everything: also whole ones, lest an overwritten run's be taken for the new run's latest.
+    """
+    for path in Path(output_dir).glob(f".{PREFIX}*{REPLACED}"):
+        target = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
+        if target.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(target)
+    for path in [*Path(output_dir).glob(f".{PREFIX}*{PARTIAL}"), *(list_checkpoints(output_dir) if everything else [])]:
+        shutil.rmtree(path)
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: str | Path,
+    step: int,
+    settings: Mapping[str, Any],
+    total_limit: int | None = None,
+) -> Path:
+    """Write `checkpoint-<step>` and remove the oldest beyond `total_limit`. To be called by every process.
+
+    Raises:
+        OSError: if it cannot be written, a full disk for instance; older checkpoints are left as they are.
+    """
+    target = Path(output_dir) / f"{PREFIX}{step}"
+    partial = target.with_name(f".{target.name}{PARTIAL}")
+    try:
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _close(partial, settings)
+            _swap(partial, target)
+    except Exception as error:  # torch, safetensors and accelerate each have their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        last = [str(path) for path in list_checkpoints(output_dir)][-1:] or ["none yet"]
+        free = shutil.disk_usage(output_dir).free / 1e6
+        raise OSError(
+            f"{target} could not be written, with {free:,.0f} MB free on its disk: {error}. The last good checkpoint, "
+            f"{last[0]}, is untouched. Make room and go on by `--resume_from_checkpoint latest`."
+        ) from error
     if accelerator.is_main_process and total_limit is not None:
-        for old in list_checkpoints(output_dir)[:-total_limit]:
+        whole = [path for path in list_checkpoints(output_dir) if (path / CONTENTS).exists()]
+        for old in whole[:-total_limit]:
             shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def _close(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Put everything on the disk, the list of contents last."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            _flush(path)
+            files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
+    (folder / CONTENTS).write_text(json.dumps({"settings": dict(settings), "files": files}, indent=1))
+    _flush(folder / CONTENTS)
+
+
+def _swap(partial: Path, target: Path) -> None:
+    """Rename; one of that name, as a run that went on from an older checkpoint meets it, stays until then."""
+    replaced = target.with_name(f".{target.name}{REPLACED}")
+    if target.exists():
+        target.rename(replaced)
+    partial.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def keep_average_with_state(accelerator: Accelerator, ema: EMAModel) -> None:

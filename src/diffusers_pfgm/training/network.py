@@ -1,8 +1,6 @@
-"""What a training script needs beside its data and its loop: a network for the resolution, a safe output folder."""
+"""A fresh network for a resolution."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from diffusers import UNet2DModel
 
@@ -61,22 +59,3 @@ def make_unet(
         norm_num_groups=16,
         num_class_embeds=num_class_embeds,
     )
-
-
-def check_output_dir(path: str | Path, overwrite: bool = False, resume_from: str | None = None) -> None:
-    """Refuse a folder that is not empty, unless asked to overwrite it or to resume from a checkpoint in it.
-
-    Raises:
-        ValueError: so that no model is overwritten unasked.
-    """
-    path = Path(path)
-    if path.is_file():
-        raise ValueError(f"`--output_dir` {str(path)!r} is a file. Name a folder.")
-    resumes = resume_from == "latest" or (
-        resume_from is not None and Path(resume_from).resolve().parent == path.resolve()
-    )
-    if not (overwrite or resumes) and path.is_dir() and any(path.iterdir()):
-        raise ValueError(
-            f"`--output_dir` {str(path)!r} is not empty and may hold another model. Choose a new folder, or pass "
-            "`--resume_from_checkpoint latest` to go on, or `--overwrite_output_dir` to write over it."
-        )

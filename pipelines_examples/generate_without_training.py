@@ -15,7 +15,8 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.evaluation import image_grid
-from diffusers_pfgm.training.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.image_data import ImageTensors
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.evaluation import sliced_wasserstein
-from diffusers_pfgm.training.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.image_data import ImageTensors
 
 LONG_RUN = 200
 TOLERANCES = (1e-2, 1e-3, 1e-4)

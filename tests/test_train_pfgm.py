@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_pfgm import FieldObjective, LossOutput, PerturbationObjective, PFGMPipeline
-from diffusers_pfgm.training.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.image_data import ImageTensors
 from tests.conftest import seeded
 
 SCRIPT = Path(__file__).parents[1] / "training" / "train_pfgm.py"

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import math
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, set_seed
@@ -24,22 +22,18 @@ from arguments import parse_args
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from PIL import Image
+from outputs import Outputs
 from tqdm.auto import tqdm
-from training_data import TrainingData, load_training_data
+from training_data import TrainingData
 
 from diffusers_pfgm import (
     FieldObjective,
-    LossOutput,
     Parameterization,
     PerturbationObjective,
-    PFGMPipeline,
     PoissonFlowScheduler,
-    fit_sigmas,
     recommend_hyperparameters,
 )
 from diffusers_pfgm.losses import drop_labels
-from diffusers_pfgm.plots import plot_sigma_density
 from diffusers_pfgm.training.checkpoints import (
     checkpoint_step,
     find_checkpoint,
@@ -48,9 +42,11 @@ from diffusers_pfgm.training.checkpoints import (
     save_checkpoint,
     sweep,
 )
-from diffusers_pfgm.training.field_batch import FieldWindow, Step
+from diffusers_pfgm.training.field_batch import FieldWindow
+from diffusers_pfgm.training.hub import check_hub
 from diffusers_pfgm.training.network import make_unet
 from diffusers_pfgm.training.output_folder import check_output_dir, claim_output_dir
+from diffusers_pfgm.training.records import Meter
 from diffusers_pfgm.training.settings import check_settings, run_settings
 from diffusers_pfgm.training.stopping import StopRequest
 from diffusers_pfgm.training.stream import BatchPlan, position_generators
@@ -105,15 +101,30 @@ def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:
     return saved["seed"] if saved and args.seed is None else seed[0]
 
 
-def main(args: argparse.Namespace) -> None:
-    # Where to
-    accelerator = make_accelerator(args)
-    resume, output_dir = args.resume_from_checkpoint, Path(args.output_dir)
+@contextlib.contextmanager
+def claimed(args: argparse.Namespace, accelerator: Accelerator) -> Iterator[None]:
+    """The output folder, swept up and kept from other runs while this one lasts."""
+    lock = None
     if accelerator.is_main_process:
-        check_output_dir(output_dir, args.overwrite_output_dir, resume)
-        lock = claim_output_dir(output_dir)
-        sweep(output_dir, everything=resume is None)
+        check_output_dir(args.output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
+        lock = claim_output_dir(args.output_dir)
+        sweep(args.output_dir, everything=args.resume_from_checkpoint is None)
     accelerator.wait_for_everyone()
+    yield
+    if lock is not None:
+        lock.release()
+
+
+def main(args: argparse.Namespace) -> None:
+    accelerator = make_accelerator(args)
+    with claimed(args, accelerator):
+        train(args, accelerator)
+
+
+def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    output_dir, resume, repo_id = Path(args.output_dir), args.resume_from_checkpoint, None
+    if args.push_to_hub and accelerator.is_main_process:
+        repo_id = check_hub(args.hub_model_id, output_dir, args.hub_private_repo)
     checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
     saved = {} if checkpoint is None else read_settings(checkpoint)
     seed = agree_on_seed(args, saved)
@@ -123,6 +134,144 @@ def main(args: argparse.Namespace) -> None:
     plan = BatchPlan(
         args.train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )
-    data = TrainingData(args, seed)
-    objective, scheduler = make_objective(args, data.mean_norm, data.channels * args.resolution**2)
-    charges = choose_charges...
+    with accelerator.main_process_first():
+        data = TrainingData(args, seed, accelerator)
+    objective, scheduler = make_objective(args, data.images.mean_norm(), data.images.channels * args.resolution**2)
+    field_of, all_charges = None, None
+    if args.objective == "field":
+        field_of, all_charges = data.charges(saved.get("charges", args.charges))
+
+    # Network and its average
+    channels = objective.parameterization.output_channels(data.images.channels)
+    num_class_embeds = None if data.id2label is None else len(data.id2label) + (args.label_dropout > 0)
+    unet = make_unet(args.resolution, data.images.channels, channels, args.model_config_name_or_path, num_class_embeds)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    ema = EMAModel(
+        unet.parameters(),
+        decay=args.ema_max_decay,
+        use_ema_warmup=True,
+        inv_gamma=args.ema_inv_gamma,
+        power=args.ema_power,
+        foreach=True,
+        model_cls=UNet2DModel,
+        model_config=unet.config,
+    )
+    ema.to(accelerator.device)
+
+    # Optimisation
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    steps_per_epoch = math.ceil(data.count / plan.images_per_step)
+    max_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_steps
+    )
+    model, optimizer, lr_scheduler = accelerator.prepare(unet, optimizer, lr_scheduler)
+
+    # Where it left off
+    settings = run_settings(
+        vars(args) | {"charges": field_of},
+        seed=seed,
+        images_per_step=plan.images_per_step,
+        processes_of_a_field=plan.processes if field_of == "local" else 1,
+        images=data.count,
+        mixed_precision=accelerator.mixed_precision,
+        **{f"unet.{name}": value for name, value in unet.config.items() if not name.startswith("_")},
+    )
+    keep_average_with_state(accelerator, ema)
+    first_step = 0
+    if checkpoint is not None:
+        check_settings(saved, settings)
+        accelerator.load_state(str(checkpoint))
+        first_step = checkpoint_step(checkpoint)
+        accelerator.print(f"Resumed from {checkpoint}.")
+    parameters, images = unet.num_parameters(), f"{data.count:,} images"
+    accelerator.print(
+        f"{images} of {data.images.channels} x {args.resolution} x {args.resolution}, {parameters:,} parameters, "
+        f"{max_steps:,} steps of {plan.images_per_step} images"
+    )
+
+    # Training
+    outputs = None
+    if accelerator.is_main_process:
+        accelerator.init_trackers("train_pfgm")
+        outputs = Outputs(args, accelerator, unet, ema, scheduler, data, repo_id)
+        outputs.records.write("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
+    calls_per_step = args.gradient_accumulation_steps * accelerator.num_processes
+    meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
+    batches = data.batches(plan, first_step)
+    size = args.field_batch_size if field_of in ("local", "gathered") else 0
+    window = FieldWindow(batches, plan, size, accelerator if field_of == "gathered" else None, accelerator.device)
+    progress_bar = tqdm(
+        total=max_steps,
+        initial=first_step,
+        desc="Steps",
+        mininterval=1,
+        disable=not accelerator.is_local_main_process,
+    )
+    model.train()
+    step = first_step
+    with StopRequest(accelerator) as stop:
+        for step, images in zip(range(first_step + 1, max_steps + 1), window, strict=False):
+            for part, (clean, labels) in enumerate(images.parts):
+                # Numbers that belong to the images, not to the process that happens to have them
+                generators = position_generators(seed, plan.first(step - 1, part), len(clean))
+                options: dict[str, Any] = {}
+                if data.id2label is not None:
+                    options["class_labels"] = drop_labels(labels, args.label_dropout, len(data.id2label), generators)
+                if field_of is not None:
+                    options["charges"] = images.charges if all_charges is None else all_charges
+                    if data.id2label is not None:
+                        options["charge_labels"] = images.charge_labels
+                with accelerator.accumulate(model):
+                    result = objective(model, clean, generator=generators, **options)
+                    accelerator.backward(result.loss)
+                    norm = None
+                    if accelerator.sync_gradients:
+                        norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                meter.update(result, norm)
+            lr_scheduler.step()
+            ema.step(unet.parameters())
+
+            # Records
+            progress_bar.update()
+            last, stops = step == max_steps, stop.agreed()
+            if outputs is not None and (step % args.logging_steps == 0 or last or stops):
+                found = meter.summary(step)
+                progress_bar.set_postfix({name: found[name] for name in ("loss", "images_per_second")})
+                outputs.log(step, {**found, "lr": lr_scheduler.get_last_lr()[0], "ema_decay": ema.cur_decay_value})
+            with meter.pause():
+                if step % args.checkpointing_steps == 0 or last or stops:
+                    save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit)
+                if outputs is not None and not (last or stops):
+                    outputs.at_intervals(step, steps_per_epoch)
+            if stops:
+                break
+    progress_bar.close()
+
+    # What it leaves
+    if step < max_steps:
+        if outputs is not None:
+            outputs.records.write("stop", step, reason=stop.reason)
+        accelerator.end_training()
+        accelerator.print(
+            f"Stopped by {stop.reason or 'a signal to another process'} after step {step:,} of {max_steps:,}, saved in "
+            f"{output_dir / f'checkpoint-{step}'}. Go on by --resume_from_checkpoint latest."
+        )
+        return
+    if outputs is not None:
+        outputs.at_the_end(max_steps)
+    accelerator.end_training()
+    accelerator.print(f'Saved to {output_dir}: PFGMPipeline.from_pretrained("{output_dir}")')
+
+
+if __name__ == "__main__":
+    main(parse_args(__doc__))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+import datasets
 import torch
 from accelerate import Accelerator
 
-from diffusers_pfgm import Charges
-from diffusers_pfgm.physics.class_charges import ClassCharges
-from diffusers_pfgm.training.broken_images import without_broken_images
+from diffusers_pfgm import Charges, ClassCharges
+from diffusers_pfgm.training.data_source import load_image_dataset
 from diffusers_pfgm.training.field_batch import Batch, choose_charges
-from diffusers_pfgm.training.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training.image_data import ImageTensors, RandomCropError
 from diffusers_pfgm.training.image_labels import LabelledImages, read_class_labels
 from diffusers_pfgm.training.stream import BatchPlan, ImageOrder, PlannedBatches
-from diffusers_pfgm.training.streamed_images import StreamedImages
-from diffusers_pfgm.training.validation import split_dataset
+from diffusers_pfgm.training.validation import MOST_IMAGES, Validation, split_indices
+
+NAMED = 10  # broken images that are told by name
 
 
 class TrainingData:
@@ -24,20 +25,97 @@ class TrainingData:
 
     Args:
         args: of the command line.
-        seed: of the run, for the split that is held out and for crops and flips.
+        seed: of the run: of the images held out, of order, crops and flips.
+        accelerator: of the run.
 
     Attributes:
-        count: images to train on; 0 for a stream, which tells no number.
-        channels: of an image.
+        images: to train on.
+        labels: (count,), of their classes; None without classes.
+        count: how many there are.
         id2label: names of the classes by number; None without classes.
-        held_out: images and labels to measure on; None without `--validation_split`.
     """
 
-    def __init__(self, args: argparse.Namespace, seed: int) -> None:
-        self.args, self.seed = args, seed
-        self.held_out: Batch | None = None
-        self.labels: torch.Tensor | None = None
-        self.id2label: dict[int, str] | None = None
-        dataset = load_image_dataset(
-            args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, streaming=args.streaming
+    def __init__(self, args: argparse.Namespace, seed: int, accelerator: Accelerator) -> None:
+        self.args, self.seed, self.accelerator = args, seed, accelerator
+        self.mode = args.image_mode
+        dataset = load_image_dataset(args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir)
+        if args.broken_images == "skip":
+            dataset = self._without_broken(dataset)
+        labels, self.id2label = None, None
+        if args.class_conditional:
+            labels, self.id2label = read_class_labels(dataset, args.label_column)
+        train, held_out = list(range(len(dataset))), []
+        if args.validation_split:
+            train, held_out = split_indices(len(dataset), args.validation_split, seed)
+        self.images = self._tensors(dataset.select(train), args.center_crop, args.random_flip)
+        self.mode = self.images.mode  # of the images held out too
+        self.labels, self.count = None if labels is None else labels[train], len(train)
+        self._held_out = dataset.select(held_out[:MOST_IMAGES]) if held_out else None
+        self._held_out_labels = None if labels is None else labels[held_out[:MOST_IMAGES]]
+
+    def batches(self, plan: BatchPlan, first_step: int) -> Iterator[Batch]:
+        """This process's batches from a step on, for ever."""
+        loader = torch.utils.data.DataLoader(
+            LabelledImages(self.images, self.labels),
+            batch_sampler=PlannedBatches(ImageOrder(self.count, self.seed), plan, first_step),
+            collate_fn=tuple,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
+        return iter(loader)
+
+    def charges(self, wanted: str) -> tuple[str, Charges | ClassCharges | None]:
+        """Whose field is learned, and all images as charges where it is theirs."""
+        args, device, processes = self.args, self.accelerator.device, self.accelerator.num_processes
+        count = self.count * (1 + args.random_flip)  # mirror images are charges too
+        dim = self.images.channels * args.resolution**2
+        chosen = choose_charges(wanted, count, dim, device, processes)
+        if chosen == "dataset":
+            try:
+                pixels = self.images.plain().to(device)
+            except RandomCropError:
+                if wanted == "dataset":
+                    raise
+                chosen = "gathered" if processes > 1 else "local"
+        if chosen != "dataset":
+            self.accelerator.print(f"The field of a step is that of {args.field_batch_size:,} images, {chosen}.")
+            return chosen, None
+        labels = self.labels
+        if args.random_flip:
+            pixels = torch.cat([pixels, pixels.flip(-1)])
+            labels = None if labels is None else labels.repeat(2)
+        charges = Charges(pixels) if labels is None else ClassCharges(pixels, labels)
+        self.accelerator.print(
+            f"The field of a step is that of all {count:,} images, kept in {charges.dtype} and "
+            f"{count * dim * charges.dtype.itemsize / 1e6:,.0f} MB."
+        )
+        return chosen, charges
+
+    def validation(self) -> Validation | None:
+        """What measures distances to the images held out; None without `--validation_split`."""
+        if self._held_out is None:
+            return None
+        held_out = self._tensors(self._held_out, center_crop=True).plain()
+        train = self.images.__getitems__(range(min(self.count, len(held_out))))
+        return Validation(held_out, train, self._held_out_labels)
+
+    def _tensors(self, dataset: datasets.Dataset, center_crop: bool, random_flip: bool = False) -> ImageTensors:
+        args = self.args
+        return ImageTensors(
+            dataset,
+            args.resolution,
+            args.image_column,
+            self.mode,
+            center_crop,
+            random_flip,
+            cache=args.dataloader_num_workers == 0,
+            seed=self.seed,
+        )
+
+    def _without_broken(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        broken = self._tensors(dataset, center_crop=True).broken()
+        if broken:
+            reasons = "\n  ".join([*broken.values()][:NAMED])
+            more = f"\n  and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+            self.accelerator.print(f"{len(broken):,} of {len(dataset):,} images are left out:\n  {reasons}{more}")
+        return dataset.select([index for index in range(len(dataset)) if index not in broken])

@@ -7,6 +7,7 @@ from .losses import FieldObjective, LossOutput, PerturbationObjective
 from .physics import (
     ChargeField,
     Charges,
+    ClassCharges,
     Hyperparameters,
     Parameterization,
     PoissonKernel,
@@ -27,6 +28,7 @@ PoissonFlowScheduler.__module__ = __name__
 __all__ = [
     "ChargeField",
     "Charges",
+    "ClassCharges",
     "FieldObjective",
     "Hyperparameters",
     "LossOutput",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .physics.charges import Charges, check_finite
+from .physics.class_charges import ClassCharges
 from .physics.field import normalized_field
 from .physics.hyperparameters import Hyperparameters, perturb
 from .physics.kernel import Generators, PoissonKernel, draw
@@ -90,7 +91,7 @@ class FieldObjective:
         self,
         model: Callable[..., Any],
         clean: torch.Tensor,
-        charges: torch.Tensor | Charges | None = None,
+        charges: torch.Tensor | Charges | ClassCharges | None = None,
         generator: Generators = None,
         class_labels: torch.Tensor | None = None,
         charge_labels: torch.Tensor | None = None,
@@ -102,10 +103,11 @@ class FieldObjective:
             model: called as `model(x, z, **model_kwargs).sample`, returns C + 1 channels.
             clean: (B, C, *), the points to perturb.
             charges: (K, C, *) with K ≥ B as a rule, the larger batch whose field is learned; `clean` by default.
+                `Charges`, or with classes `ClassCharges`, where they stay the same between calls.
             generator: one generator, or a list of B of them.
             class_labels: (B,), the class that the network is told; one that no charge carries, such as the null class,
                 stands for all charges.
-            charge_labels: (K,), the classes of the charges, as a tensor of charges then; `class_labels` by default.
+            charge_labels: (K,), the classes of a tensor of charges; `class_labels` by default.
             **model_kwargs: given to the model.
 
         Raises:
@@ -114,38 +116,34 @@ class FieldObjective:
         check_finite("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
         charges = clean if charges is None else charges
-        if class_labels is None and charge_labels is not None:
-            raise ValueError("`charge_labels` were given without `class_labels`. Pass both, or neither.")
         if class_labels is None:
-            target = normalized_field(x, z, charges, self.parameterization.gamma)
+            if charge_labels is not None:
+                raise ValueError("`charge_labels` were given without `class_labels`. Pass both, or neither.")
+            everything = charges.all if isinstance(charges, ClassCharges) else charges
+            target = normalized_field(x, z, everything, self.parameterization.gamma)
         else:
             model_kwargs["class_labels"] = class_labels
-            target = self._field_of_classes(x, z, charges, class_labels, charge_labels)
+            if isinstance(charges, torch.Tensor):
+                charges = ClassCharges(charges, class_labels if charge_labels is None else charge_labels)
+            if not isinstance(charges, ClassCharges):
+                raise ValueError(
+                    "With `class_labels`, `charges` must be a tensor or ClassCharges, but are "
+                    f"{type(charges).__name__}."
+                )
+            target = self._field_of_classes(x, z, charges, class_labels)
         output = model(x, z, **model_kwargs).sample
         self.parameterization.check_output(output, clean)
         v_x, v_z = output[:, :-1].flatten(1), output[:, -1:].flatten(1).mean(1, keepdim=True)
         return _mean_squares(torch.cat([v_x, v_z], dim=1).float() - target, z)
 
     def _field_of_classes(
-        self,
-        x: torch.Tensor,
-        z: torch.Tensor,
-        charges: torch.Tensor | Charges,
-        class_labels: torch.Tensor,
-        charge_labels: torch.Tensor | None,
+        self, x: torch.Tensor, z: torch.Tensor, charges: ClassCharges, class_labels: torch.Tensor
     ) -> torch.Tensor:
-        charge_labels = class_labels if charge_labels is None else charge_labels
-        if not isinstance(charges, torch.Tensor) or charge_labels.shape != charges.shape[:1]:
-            raise ValueError(
-                "With `class_labels`, `charges` must be a tensor and `charge_labels` have one label for each of them, "
-                f"but they are a {type(charges).__name__} of {charges.shape[0]} and of the shape "
-                f"{tuple(charge_labels.shape)}."
-            )
         target = x.new_empty(x.shape[0], x[0].numel() + 1)
-        for label in class_labels.unique():
-            rows, same = class_labels == label, charge_labels == label
-            of_class = charges[same] if same.any() else charges
-            target[rows] = normalized_field(x[rows], z[rows], of_class, self.parameterization.gamma)
+        labels = class_labels.cpu()
+        for label in labels.unique().tolist():
+            rows = (labels == label).nonzero().flatten().to(x.device)
+            target[rows] = normalized_field(x[rows], z[rows], charges.of(label), self.parameterization.gamma)
         return target
 
 

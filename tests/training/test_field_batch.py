@@ -61,21 +61,13 @@ def test_no_window_reads_no_further_than_its_step() -> None:
 
 def test_auto_takes_every_image_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(field_batch, "free_memory", lambda device: 8 * 8 * 1000 * 64)
-    assert choose_charges("auto", 1000, 64, CPU, 1, plain=True) == "dataset"
-    assert choose_charges("auto", 1001, 64, CPU, 1, plain=True) == "local"
-    assert choose_charges("auto", 1001, 64, CPU, 2, plain=True) == "gathered"
-    assert choose_charges("auto", 10, 64, CPU, 1, plain=False) == "local"
+    assert choose_charges("auto", 1000, 64, CPU, 1) == "dataset"
+    assert choose_charges("auto", 1001, 64, CPU, 1) == "local"
+    assert choose_charges("auto", 1001, 64, CPU, 2) == "gathered"
     monkeypatch.setattr(field_batch, "free_memory", lambda device: 2**50)
-    assert choose_charges("auto", 2**20, 128, CPU, 1, plain=True) == "dataset"
-    assert choose_charges("auto", 2**20 + 1, 128, CPU, 1, plain=True) == "local"
-    assert choose_charges("gathered", 10, 64, CPU, 1, plain=True) == "gathered"
-
-
-def test_images_that_change_cannot_all_be_charges() -> None:
-    with pytest.raises(ValueError, match=r"`--charges dataset` .* cropped at random. Pass `--center_crop`, or choose"):
-        choose_charges("dataset", 10, 64, CPU, 1, plain=False)
-    with pytest.raises(ValueError, match=r"streamed. Leave out `--streaming`, or choose"):
-        choose_charges("dataset", 0, 64, CPU, 1, plain=True)
+    assert choose_charges("auto", 2**20, 128, CPU, 1) == "dataset"
+    assert choose_charges("auto", 2**20 + 1, 128, CPU, 1) == "local"
+    assert choose_charges("gathered", 10, 64, CPU, 1) == "gathered"
 
 
 def test_free_memory_is_some() -> None:

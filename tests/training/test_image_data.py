@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from diffusers_pfgm.training import image_data
-from diffusers_pfgm.training.image_data import ImageTensors, load_image_dataset
+from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.image_data import ImageTensors
 
 
 def write_images(folder: Path, count: int = 6, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
@@ -70,11 +71,40 @@ def test_pixels_span_minus_one_to_one_and_repeat(cache: bool) -> None:
 
 def test_random_crops_and_flips_differ_between_epochs_despite_the_cache() -> None:
     wide = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) * 8, (8, 1)))
-    crops = {tuple(ImageTensors(as_dataset([wide]), 8)[0][0, 0].tolist()) for _ in range(20)}
     images = ImageTensors(as_dataset([wide]), 8)
-    assert len(crops) > 3 and len({tuple(images[0][0, 0].tolist()) for _ in range(20)}) > 3
+    assert len({tuple(images[epoch][0, 0].tolist()) for epoch in range(20)}) > 3
     square = ImageTensors(as_dataset([wide.crop((0, 0, 8, 8))]), 8, random_flip=True)
-    assert len({tuple(square[0][0, 0].tolist()) for _ in range(20)}) == 2
+    assert len({tuple(square[epoch][0, 0].tolist()) for epoch in range(20)}) == 2
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_crops_and_flips_depend_on_seed_and_key_alone(tmp_path: Path, cache: bool) -> None:
+    dataset = load_image_dataset(data_dir=str(write_images(tmp_path / "x", count=5)))
+    state = torch.get_rng_state()
+    whole = ImageTensors(dataset, 8, random_flip=True, cache=cache).__getitems__(range(20))
+    again = ImageTensors(dataset, 8, random_flip=True)
+    for keys in ([19, 3, 3], [7], list(range(20))[::-1]):
+        assert torch.equal(again.__getitems__(keys), whole[keys])
+    assert not torch.equal(ImageTensors(dataset, 8, random_flip=True, seed=1).__getitems__(range(20)), whole)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_plain_images_are_not_mirrored_and_never_cropped_at_random(tmp_path: Path) -> None:
+    dataset = load_image_dataset(data_dir=str(write_images(tmp_path / "x")))
+    expected = ImageTensors(dataset, 8, center_crop=True).__getitems__(range(6))
+    assert torch.equal(ImageTensors(dataset, 8, center_crop=True, random_flip=True).plain(), expected)
+    with pytest.raises(ValueError, match=r"Image 0 .* is not square, so crops of it change. Pass `--center_crop`"):
+        ImageTensors(dataset, 8).plain()
+
+
+def test_broken_images_are_found_by_name(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "x", size=(8, 8))
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])
+    (folder / "4.png").write_text("no image")
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(folder / "5.png")
+    broken = ImageTensors(load_image_dataset(data_dir=str(folder)), 8, mode="RGB").broken()
+    assert list(broken) == [3, 4, 5] and all(f"{i}.png" in why for i, why in broken.items())
+    assert not ImageTensors(as_dataset([Image.new("L", (8, 8))]), 8).broken()
 
 
 def test_mean_norm_is_the_data_sets(digits: torch.Tensor) -> None:
@@ -90,7 +120,9 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (folder / "4.png").write_text("no image")
     images = ImageTensors(load_image_dataset(data_dir=str(folder)), 8, mode="RGB")
     for index in (3, 4):
-        with pytest.raises(ValueError, match=rf"Image {index} of the data set \(.*{index}\.png\) cannot be read"):
+        with pytest.raises(
+            ValueError, match=rf"Image {index} of the data set \(.*{index}\.png\) cannot .*_images skip"
+        ):
             images[index]
 
 
@@ -137,7 +169,7 @@ def test_center_crop_takes_the_middle() -> None:
 def test_every_crop_can_be_drawn() -> None:
     wide = Image.fromarray(np.tile(np.arange(9, dtype=np.uint8), (8, 1)))
     images = ImageTensors(as_dataset([wide]), 8)
-    assert {round((images[0][0, 0, 0].item() + 1) * 127.5) for _ in range(40)} == {0, 1}
+    assert {round((images[key][0, 0, 0].item() + 1) * 127.5) for key in range(40)} == {0, 1}
 
 
 def test_resizing_is_bilinear() -> None:

@@ -1,6 +1,7 @@
 """The physics of Poisson flow models on tensors (B, *): torch only, readable without knowing diffusers."""
 
 from .charges import Charges
+from .class_charges import ClassCharges
 from .field import ChargeField, normalized_field, posterior_mean
 from .hyperparameters import Hyperparameters, perturb, recommend_hyperparameters
 from .kernel import PoissonKernel
@@ -10,6 +11,7 @@ from .solvers import Step, plan
 __all__ = [
     "ChargeField",
     "Charges",
+    "ClassCharges",
     "Hyperparameters",
     "Parameterization",
     "PoissonKernel",

@@ -19,6 +19,7 @@ lose more: subtract their mean first.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterator
@@ -54,6 +55,17 @@ class Charges:
         self.points = charges.flatten(1).to(dtype or working_dtype(charges.device))
         self.squares = torch.linalg.vector_norm(self.points, dim=1).square()
         check_finite("charges", self.squares.unsqueeze(1), first_index)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.points.dtype
+
+    def __getitem__(self, rows: slice) -> Charges:
+        """Some of the charges, as a view."""
+        part = copy.copy(self)
+        part.points, part.squares = self.points[rows], self.squares[rows]
+        part.shape = torch.Size([len(part.points), *self.shape[1:]])
+        return part
 
     def to(self, device: torch.device) -> Charges:
         """The same charges on another device, in its working dtype."""

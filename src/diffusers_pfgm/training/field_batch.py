@@ -101,29 +101,18 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)  # Apple's GPUs share it
 
 
-def choose_charges(wanted: str, count: int, dim: int, device: torch.device, processes: int, plain: bool) -> str:
+def choose_charges(wanted: str, count: int, dim: int, device: torch.device, processes: int) -> str:
     """`local`, `gathered` or `dataset` for `--charges auto`: all images where they fit, else the largest batch.
 
     Args:
         wanted: what the option says.
-        count: images; 0 for a stream, which has no number.
+        count: images.
         dim: N, numbers of one image.
         device: where charges lie.
         processes: number of processes.
-        plain: whether an image is the same every epoch, but for mirroring.
-
-    Raises:
-        ValueError: if all images are wanted as charges and cannot be.
     """
-    possible = bool(count) and plain
-    if wanted == "dataset" and not possible:
-        raise ValueError(
-            "`--charges dataset` needs a data set whose images are the same every epoch, but they are "
-            + ("cropped at random. Pass `--center_crop`" if count else "streamed. Leave out `--streaming`")
-            + ", or choose `--charges gathered`."
-        )
     if wanted != "auto":
         return wanted
-    if possible and count * dim * BYTES <= min(MEMORY_LIMIT, free_memory(device) // 8):
+    if count * dim * BYTES <= min(MEMORY_LIMIT, free_memory(device) // 8):
         return "dataset"
     return "gathered" if processes > 1 else "local"

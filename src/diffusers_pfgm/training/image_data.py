@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -12,56 +11,20 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .stream import mixed
+
 CACHE_BYTES = 2**30  # decoded images are kept in memory up to this size
 NORM_IMAGES = 10_000  # the mean data norm is taken from at most so many images
+SKIP = "Repair or remove it, or leave out all such images by `--broken_images skip`."
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
 
-def load_image_dataset(
-    name: str | None = None,
-    config_name: str | None = None,
-    data_dir: str | None = None,
-    cache_dir: str | None = None,
-) -> datasets.Dataset:
-    """The "train" split of a data set of images.
+class BrokenImageError(ValueError):
+    """An image that cannot be read; it says which and why."""
 
-    Args:
-        name: a Hub id, a parquet file, a folder written by `save_to_disk`, or any folder that `load_dataset` reads.
-        config_name: configuration of a Hub data set.
-        data_dir: a folder of image files, in place of `name`.
-        cache_dir: where `datasets` keeps its files.
 
-    Raises:
-        ValueError: if not exactly one source is given, or it is empty, missing or broken.
-    """
-    if (name is None) == (data_dir is None):
-        raise ValueError(
-            f"Pass exactly one of `--dataset_name` and `--train_data_dir`, but got {name!r} and {data_dir!r}."
-        )
-    if name is None:
-        source = Path(str(data_dir))
-        if not source.is_dir() or not any(path.is_file() for path in source.rglob("*")):
-            raise ValueError(f"`--train_data_dir` {data_dir!r} is missing or holds no files. Put image files there.")
-        try:
-            return datasets.load_dataset("imagefolder", data_dir=data_dir, cache_dir=cache_dir, split="train")
-        except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
-            raise ValueError(f"`--train_data_dir` {data_dir!r} holds no images that can be read: {error}") from error
-    source = Path(name)
-    if source.suffix == ".parquet" and not source.is_file():
-        raise ValueError(f"`--dataset_name` {name!r} is no file. Check the path.")
-    if source.is_file():
-        try:
-            return datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, split="train")
-        except (datasets.exceptions.DatasetsError, ValueError) as error:
-            raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {error}") from error
-    if (source / "state.json").is_file() or (source / "dataset_dict.json").is_file():
-        loaded = datasets.load_from_disk(name)
-        if isinstance(loaded, datasets.Dataset):
-            return loaded
-        if "train" not in loaded:
-            raise ValueError(f"`--dataset_name` {name!r} has no split 'train', but {list(loaded)}.")
-        return loaded["train"]
-    return datasets.load_dataset(name, config_name, cache_dir=cache_dir, split="train")
+class RandomCropError(ValueError):
+    """An image that is cropped anew each epoch, where it should stay the same."""
 
 
 class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
@@ -79,6 +42,10 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         center_crop: crop the middle rather than anywhere.
         random_flip: mirror each image with probability 1/2, each time anew.
         cache: keep decoded images, best without loader processes.
+        seed: of crops and flips.
+
+    An image is asked for by a key, epoch · length + index. Its crop and flip depend on the seed and the key alone, so
+    they are the same on any process, in any batch and order.
 
     Raises:
         ValueError: if the data set is empty or has no such column; from reading an image, with its name.
@@ -93,6 +60,7 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         center_crop: bool = False,
         random_flip: bool = False,
         cache: bool = True,
+        seed: int = 0,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("The data set is empty. Training needs at least one image.")
@@ -106,10 +74,10 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
             )
         self.column: str = column
         self.files = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
-        self.resolution, self.center_crop, self.random_flip = resolution, center_crop, random_flip
+        self.resolution, self.center_crop, self.random_flip, self.seed = resolution, center_crop, random_flip, seed
         if resolution < 1:
             raise ValueError(f"`--resolution` must be at least 1, but is {resolution}.")
-        self.only_gray = mode is None and all(self._is_gray(self._open(i)) for i in range(min(100, len(self.files))))
+        self.only_gray = mode is None and self._are_gray(min(100, len(self.files)))
         if mode is None:
             mode = "L" if self.only_gray else "RGB"
         self.mode, self.channels = mode, len(Image.new(mode, (1, 1)).getbands())
@@ -121,26 +89,46 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.__getitems__([index])[0]
+    def __getitem__(self, key: int) -> torch.Tensor:
+        return self.__getitems__([key])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
-        """Images (len(indices), C, R, R); called by the loader once a batch."""
-        if self._cache is None:
-            pixels = torch.stack([self._pixels(index)[0] for index in indices])
-        else:
-            order = torch.as_tensor(indices)
-            pixels = self._cache[order]
-            for row in (~self._cached[order]).nonzero().flatten().tolist():
-                pixels[row], whole = self._pixels(indices[row])
-                if whole:
-                    self._cache[indices[row]] = pixels[row]
-                    self._cached[indices[row]] = True
-        images = pixels.float() / 127.5 - 1
+    def __getitems__(self, keys: Sequence[int]) -> torch.Tensor:
+        """Images (len(keys), C, R, R); called by the loader once a batch.
+
+        Raises:
+            ValueError: if one cannot be read (it is named).
+        """
+        images = self._read(keys, lambda key: int(torch.randint(2**31, (), generator=self._generator(key, 0))))
         if self.random_flip:
-            flip = torch.rand(len(images)) < 0.5
+            flip = torch.tensor([bool(torch.randint(2, (), generator=self._generator(key, 1))) for key in keys])
             images[flip] = images[flip].flip(-1)
         return images
+
+    def plain(self) -> torch.Tensor:
+        """All images (len(self), C, R, R) as they are every epoch, not mirrored.
+
+        Raises:
+            RandomCropError: if they are cropped at random.
+            BrokenImageError: if one cannot be read.
+        """
+
+        def refuse(index: int) -> int:
+            raise RandomCropError(
+                f"{self._name(index)} is not square, so crops of it change. Pass `--center_crop`, or choose another "
+                "kind of `--charges`."
+            )
+
+        return self._read(range(len(self)), refuse)
+
+    def broken(self) -> dict[int, str]:
+        """Indices of the images that cannot be read, and why."""
+        found = {}
+        for index in range(len(self)):
+            try:
+                self[index]
+            except BrokenImageError as error:
+                found[index] = str(error)
+        return found
 
     def mean_norm(self) -> float:
         """Mean Euclidean norm of an image, over at most 10,000 of them, evenly spaced."""
@@ -149,7 +137,25 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         parts = [self.__getitems__(indices[i : i + 512]) for i in range(0, count, 512)]
         return torch.cat([part.flatten(1).norm(dim=1) for part in parts]).double().mean().item()
 
-    def _pixels(self, index: int) -> tuple[torch.Tensor, bool]:
+    def _generator(self, key: int, purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mixed(self.seed, 2 * key + purpose))
+
+    def _read(self, keys: Sequence[int], number: Callable[[int], int]) -> torch.Tensor:
+        """Images, not mirrored; `number` draws one for the crop of an image that is larger than a square."""
+        indices = [key % len(self) for key in keys]
+        if self._cache is None:
+            pixels = torch.stack([self._pixels(i, key, number)[0] for i, key in zip(indices, keys, strict=True)])
+        else:
+            order = torch.as_tensor(indices)
+            pixels = self._cache[order]
+            for row in (~self._cached[order]).nonzero().flatten().tolist():
+                pixels[row], whole = self._pixels(indices[row], keys[row], number)
+                if whole:
+                    self._cache[indices[row]] = pixels[row]
+                    self._cached[indices[row]] = True
+        return pixels.float() / 127.5 - 1
+
+    def _pixels(self, index: int, key: int, number: Callable[[int], int]) -> tuple[torch.Tensor, bool]:
         """uint8 (C, R, R), and whether that is the whole image, so that it may be cached despite random crops."""
         image, size = self._open(index), self.resolution
         if self.only_gray and not self._is_gray(image):
@@ -159,26 +165,39 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         width, height = (max(size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
-        if not self.center_crop:
-            left, top = (int(torch.randint(side - size + 1, ())) for side in (width, height))
+        whole = self.center_crop or width == height
+        if not whole:  # one side fits, the other is longer
+            chosen = number(key) % (max(width, height) - size + 1)
+            left, top = (chosen, 0) if width > height else (0, chosen)
         array = np.array(image.crop((left, top, left + size, top + size)))
-        pixels = torch.from_numpy(array).view(size, size, self.channels).permute(2, 0, 1)
-        return pixels, self.center_crop or width == height
+        return torch.from_numpy(array).view(size, size, self.channels).permute(2, 0, 1), whole
 
     def _open(self, index: int) -> Image.Image:
         entry = self.files[index][self.column]
         if entry is None:
-            raise ValueError(f"{self._name(index)} is missing. Remove its row.")
+            raise BrokenImageError(f"{self._name(index)} is missing. {SKIP}")
         try:
             file = Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"])
             image = ImageOps.exif_transpose(file)
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-            raise ValueError(f"{self._name(index)} cannot be read: {error}. Repair or remove it.") from error
+            raise BrokenImageError(f"{self._name(index)} cannot be read: {error}. {SKIP}") from error
         if image.mode not in EIGHT_BIT_MODES:
-            raise ValueError(
-                f"{self._name(index)} has pixels of mode {image.mode!r}. Convert it to 8 bits per channel first."
+            raise BrokenImageError(
+                f"{self._name(index)} has pixels of mode {image.mode!r}, not of 8 bits per channel. {SKIP}"
             )
         return image
+
+    def _are_gray(self, count: int) -> bool:
+        """Whether the first images are all gray, but for broken ones, of which reading tells."""
+        found, error = [], None
+        for index in range(count):
+            try:
+                found.append(self._is_gray(self._open(index)))
+            except BrokenImageError as broken:
+                error = broken
+        if not found and error is not None:
+            raise error
+        return all(found)
 
     def _name(self, index: int) -> str:
         entry = self.files[index][self.column]

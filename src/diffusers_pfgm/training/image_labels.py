@@ -53,5 +53,5 @@ class LabelledImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images.__getitems__(indices), self.labels[torch.as_tensor(indices)]
+    def __getitems__(self, keys: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images.__getitems__(keys), self.labels[torch.as_tensor(keys) % len(self)]

@@ -1,0 +1,54 @@
+"""Where images come from: the Hub, parquet files, saved data sets, folders. Needs the extra `training`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+
+
+def load_image_dataset(
+    name: str | None = None,
+    config_name: str | None = None,
+    data_dir: str | None = None,
+    cache_dir: str | None = None,
+) -> datasets.Dataset:
+    """The "train" split of a data set of images.
+
+    Args:
+        name: a Hub id, a parquet file, a folder written by `save_to_disk`, or any folder that `load_dataset` reads.
+        config_name: configuration of a Hub data set.
+        data_dir: a folder of image files, in place of `name`.
+        cache_dir: where `datasets` keeps its files.
+
+    Raises:
+        ValueError: if not exactly one source is given, or it is empty, missing or broken.
+    """
+    if (name is None) == (data_dir is None):
+        raise ValueError(
+            f"Pass exactly one of `--dataset_name` and `--train_data_dir`, but got {name!r} and {data_dir!r}."
+        )
+    if name is None:
+        source = Path(str(data_dir))
+        if not source.is_dir() or not any(path.is_file() for path in source.rglob("*")):
+            raise ValueError(f"`--train_data_dir` {data_dir!r} is missing or holds no files. Put image files there.")
+        try:
+            return datasets.load_dataset("imagefolder", data_dir=data_dir, cache_dir=cache_dir, split="train")
+        except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
+            raise ValueError(f"`--train_data_dir` {data_dir!r} holds no images that can be read: {error}") from error
+    source = Path(name)
+    if source.suffix == ".parquet" and not source.is_file():
+        raise ValueError(f"`--dataset_name` {name!r} is no file. Check the path.")
+    if source.is_file():
+        try:
+            return datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, split="train")
+        except (datasets.exceptions.DatasetsError, ValueError) as error:
+            raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {error}") from error
+    if (source / "state.json").is_file() or (source / "dataset_dict.json").is_file():
+        loaded = datasets.load_from_disk(name)
+        if isinstance(loaded, datasets.Dataset):
+            return loaded
+        if "train" not in loaded:
+            raise ValueError(f"`--dataset_name` {name!r} has no split 'train', but {list(loaded)}.")
+        return loaded["train"]
+    return datasets.load_dataset(name, config_name, cache_dir=cache_dir, split="train")

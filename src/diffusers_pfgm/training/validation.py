@@ -1,0 +1,74 @@
+"""The distance of samples to images that training never saw, and the model for which it was smallest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..evaluation import sliced_wasserstein
+from ..pipeline_pfgm import PFGMPipeline
+from .samples import draw_samples
+
+MOST_IMAGES = 1000  # that are compared; the distance of finite sets depends on it
+
+
+def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the images to train on and of those held out, each in their order.
+
+    Raises:
+        ValueError: if one of both would be empty.
+    """
+    held_out = round(count * share)
+    if not 0 < held_out < count:
+        raise ValueError(
+            f"`--validation_split` {share} of {count} images holds {held_out} out. At least one must be held out and "
+            "one left to train on."
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())
+
+
+class Validation:
+    """Sliced Wasserstein distance of samples to held-out images.
+
+    Args:
+        held_out: (K, C, R, R) in [-1, 1]; of more than 1,000 the first ones count.
+        train: images that were trained on, as many or more, for the distance that perfect samples would have.
+        labels: (K,), classes of the held-out images, of which samples are then drawn.
+    """
+
+    def __init__(self, held_out: torch.Tensor, train: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        count = min(len(held_out), MOST_IMAGES)
+        self.held_out, self.labels = held_out[:count], None if labels is None else labels[:count]
+        self.floor = sliced_wasserstein(train[:count], self.held_out)
+
+    def distance(self, pipeline: PFGMPipeline, num_inference_steps: int) -> float:
+        """Of as many samples from fixed seeds, in data units; compare with `floor`, that of real images."""
+        samples = draw_samples(pipeline, len(self.held_out), num_inference_steps, self.labels)
+        return sliced_wasserstein(samples * 2 - 1, self.held_out)
+
+
+class BestModel:
+    """The pipeline of the smallest distance so far, in a folder that a run which goes on reads again.
+
+    Args:
+        folder: of the pipeline, with `validation.json` that tells its step and distance.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._note = self.folder / "validation.json"
+        self.distance = json.loads(self._note.read_text())["distance"] if self._note.exists() else float("inf")
+
+    def offer(self, pipeline: PFGMPipeline, distance: float, step: int) -> bool:
+        """Keep the pipeline if it is the best; whether it was."""
+        if not distance < self.distance:
+            return False
+        pipeline.save_pretrained(self.folder)
+        partial = self._note.with_suffix(".partial")
+        partial.write_text(json.dumps({"step": step, "distance": distance}))
+        partial.replace(self._note)
+        self.distance = distance
+        return True

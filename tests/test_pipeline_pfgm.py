@@ -122,7 +122,7 @@ def test_saved_folder_names_the_package_and_holds_safetensors(tmp_path: Path) ->
     make_tiny_pipeline().save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers_pfgm", "PoissonFlowScheduler"]
-    assert index["_class_name"] == "PFGMPipeline"
+    assert index["_class_name"] == ["pipeline", "PFGMPipeline"]
     weights = [path.name for path in (tmp_path / "unet").iterdir() if path.suffix != ".json"]
     assert weights == ["diffusion_pytorch_model.safetensors"]
     assert type(PFGMPipeline.from_pretrained(tmp_path).scheduler) is PoissonFlowScheduler

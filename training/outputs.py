@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from training_data import TrainingData
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler, fit_sigmas
-from diffusers_pfgm.model_card import make_model_card
+from diffusers_pfgm.model_card import make_model_card, save_model_card
 from diffusers_pfgm.plots import plot_sigma_density
 from diffusers_pfgm.training.curves import plot_training
 from diffusers_pfgm.training.hub import push
@@ -128,7 +128,7 @@ class Outputs:
             license=self.args.license,
             repo_id=self.repo_id,
         )
-        card.save(self.folder / "README.md")
+        save_model_card(card, self.folder)
 
     def _fit_spacing(self, pipeline: PFGMPipeline) -> PoissonFlowScheduler:
         """The scheduler with steps where this network's field bends, and a picture of their density."""

@@ -18,9 +18,12 @@ from .physics import (
     recommend_hyperparameters,
 )
 from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
+from .saved_folder import register
 from .scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
 
 __version__ = "0.1.0"
+
+register()
 
 # Published models name this module, not the file in it, so that moving a file breaks none of them.
 PoissonFlowScheduler.__module__ = __name__

@@ -5,20 +5,27 @@ import inspect
 import itertools
 import math
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
+from huggingface_hub import create_repo, file_exists
 
 from .adaptive import solve_adaptive
 from .conditioning import ClassLabels, GuidedModel, Label, listed
+from .model_card import make_model_card, save_model_card
 from .physics.denoiser import Denoiser
 from .physics.kernel import Generators, narrowed
 from .pipeline_inputs import checked_shape, flow_of
+from .saved_folder import complete, own_class_name, written_aside
 from .scheduling_poisson_flow import PoissonFlowScheduler
+
+HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")  # of `save_pretrained`
 
 
 @dataclass
@@ -210,18 +217,56 @@ class PFGMPipeline(DiffusionPipeline):
                 x = denoiser(x, low)
         return x, denoiser.nfe
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save network and scheduler as a folder that `from_pretrained` loads; see diffusers for the options.
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save network and scheduler as a folder that `from_pretrained` and plain diffusers load; see diffusers.
+
+        A folder without a model card gets one. Files that are there already are replaced one by one, whole.
 
         Raises:
             ValueError: if `unet` is no network: a `ChargeField` is made from its charges again.
+            OSError: if the folder cannot be written, a full disk for instance; it is then as it was.
         """
         if not hasattr(self.unet, "save_pretrained"):
             raise ValueError(
                 f"`unet` is a {type(self.unet).__name__}, which has nothing to save. Save the scheduler by "
                 "`pipe.scheduler.save_pretrained(folder)`, and make the pipeline from the charges again."
             )
-        super().save_pretrained(save_directory, **kwargs)
+        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        with written_aside(save_directory) as partial:
+            super().save_pretrained(partial, **kwargs)
+            complete(partial)
+        if not (Path(save_directory) / "README.md").exists():
+            save_model_card(make_model_card(self), save_directory)
+        if push_to_hub:
+            repo_id = options.pop("repo_id", Path(save_directory).resolve().name)
+            variants = {name: kwargs[name] for name in ("variant", "safe_serialization") if name in kwargs}
+            self.push_to_hub(repo_id, **options, **variants)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Publish the saved folder with its card; a card that the repository has stays. See diffusers."""
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            card = Path(folder) / "README.md"
+            if file_exists(repo_id, card.name, token=token):
+                card.unlink()
+            else:
+                make_model_card(self, repo_id=repo_id).save(card)
+            return self._upload_folder(folder, repo_id, token, commit_message, create_pr, subfolder)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        return own_class_name(super()._dict_from_json_file(json_file))
 
     def _conditioned(
         self,

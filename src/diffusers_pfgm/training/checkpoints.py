@@ -24,6 +24,7 @@ from diffusers.training_utils import EMAModel
 
 PREFIX = "checkpoint-"
 CONTENTS = "contents.json"  # the list of files, written last
+AVERAGE = "average.json"  # the average's numbers beside its weights
 PARTIAL, REPLACED = ".partial", ".replaced"
 
 
@@ -189,15 +190,23 @@ def keep_average_with_state(accelerator: Accelerator, ema: EMAModel) -> None:
 
     def save(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
         if accelerator.is_main_process:
-            accelerator.unwrap_model(models[0]).save_pretrained(Path(folder) / "unet")
-            with torch.random.fork_rng(devices=[]):  # it makes a network of random weights first
-                ema.save_pretrained(str(Path(folder) / "unet_ema"))
+            unet = accelerator.unwrap_model(models[0])
+            unet.save_pretrained(Path(folder) / "unet")
+            ema.store(unet.parameters())
+            ema.copy_to(unet.parameters())
+            unet.save_pretrained(Path(folder) / "unet_ema")
+            ema.restore(unet.parameters())
+            numbers = {name: value for name, value in ema.state_dict().items() if name != "shadow_params"}
+            (Path(folder) / "unet_ema" / AVERAGE).write_text(json.dumps(numbers))
         weights.clear()  # what is left here accelerate would write again
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
-        saved = UNet2DModel.from_pretrained(folder, subfolder="unet")
-        accelerator.unwrap_model(models.pop()).load_state_dict(saved.state_dict())
-        ema.load_state_dict(EMAModel.from_pretrained(str(Path(folder) / "unet_ema"), UNet2DModel).state_dict())
+        saved, average = (UNet2DModel.from_pretrained(folder, subfolder=name) for name in ("unet", "unet_ema"))
+        for model in models:  # none where DeepSpeed loads its own
+            accelerator.unwrap_model(model).load_state_dict(saved.state_dict())
+        models.clear()
+        numbers = json.loads((Path(folder) / "unet_ema" / AVERAGE).read_text())
+        ema.load_state_dict(numbers | {"shadow_params": [weight.detach() for weight in average.parameters()]})
         ema.to(accelerator.device)
 
     accelerator.register_save_state_pre_hook(save)

@@ -1,0 +1,82 @@
+"""Folders of saved pipelines: each file whole at any moment, and enough in them for plain diffusers to load them.
+
+diffusers loads a pipeline class of another package only if the folder holds its code and the caller trusts it
+(`trust_remote_code=True`). So the index names the class as ["pipeline", "PFGMPipeline"], and `pipeline.py` beside it
+imports it. `PFGMPipeline.from_pretrained` reads its own name instead and asks for no trust.
+
+A component of another package, such as the scheduler, it downloads from the Hub only if the component's folder holds
+code too, or if the package is one of its own pipelines. The first serves plain diffusers, which has not imported this
+package yet, and the second, by `register`, everybody who has, without trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+INDEX, CODE = "model_index.json", "pipeline.py"
+CLASS_IN_FOLDER = ["pipeline", "PFGMPipeline"]
+PARTIAL = ".saving"
+PURPOSE = "# Lets DiffusionPipeline.from_pretrained(..., trust_remote_code=True) load this folder."
+
+
+@contextlib.contextmanager
+def written_aside(folder: str | Path) -> Iterator[Path]:
+    """A hidden folder whose files take their places in `folder` one by one when all of them are written.
+
+    Whenever a process is killed, each file in `folder` is an old one or a new one, and whole.
+
+    Raises:
+        OSError: if they cannot be written, a full disk for instance; then `folder` is as it was.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"`save_directory` {str(folder)!r} is a file. Name a folder.")
+    partial = folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        files = sorted((path for path in partial.rglob("*") if path.is_file()), key=lambda path: path.name == INDEX)
+        for path in files:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    except Exception as error:  # torch, safetensors and PIL each have their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"{folder} could not be saved to, and is as it was: {error}") from error
+    for path in files:
+        target = folder / path.relative_to(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(partial)
+
+
+def register() -> None:
+    """Make diffusers know this package by name, as it knows its own pipelines."""
+    diffusers.pipelines.diffusers_pfgm = sys.modules[__package__]
+
+
+def complete(folder: Path) -> None:
+    """Make plain diffusers find the pipeline's class by the folder alone."""
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(index | {"_class_name": CLASS_IN_FOLDER}, indent=2) + "\n")
+    (folder / CODE).write_text(f"{PURPOSE}\nfrom diffusers_pfgm import PFGMPipeline  # noqa: F401\n")
+    package, scheduler = index["scheduler"]
+    if package == __package__:
+        code = f"{PURPOSE}\nfrom {package} import SchedulerMixin, {scheduler}  # noqa: F401\n"
+        (folder / "scheduler" / f"{package}.py").write_text(code)
+
+
+def own_class_name(index: dict[str, Any]) -> dict[str, Any]:
+    """An index in which the pipeline goes by its name alone."""
+    if list(index.get("_class_name", [])) == CLASS_IN_FOLDER:
+        return index | {"_class_name": CLASS_IN_FOLDER[-1]}
+    return index

@@ -1,19 +1,22 @@
 """The training script, launched as a user launches it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import train_pfgm
+import training_data
 from arguments import parse_args
 from demo import split_digits, write_parquet
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_pfgm import FieldObjective, LossOutput, PerturbationObjective, PFGMPipeline
+from diffusers_pfgm import Charges, FieldObjective, LossOutput, PerturbationObjective, PFGMPipeline
 from diffusers_pfgm.training.data_source import load_image_dataset
 from diffusers_pfgm.training.image_data import ImageTensors
 from tests.conftest import seeded
@@ -176,14 +179,14 @@ def test_saving_on_the_way_changes_nothing(data: Path, trained: tuple[Path, str]
 
 def test_resume_goes_on_where_it_was(data: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
     output, _ = trained
-    # Another seed, so that only what the checkpoint holds can bring the weights back.
-    options = ["--max_train_steps=14", "--resume_from_checkpoint=latest", "--checkpointing_steps=7", "--seed=1"]
-    done = launch(data, output, *options, "--logger=none")
+    # Another seed, so that only what the checkpoint holds can bring weights, order and noise back.
+    shutil.copytree(output / "checkpoint-8", tmp_path / "checkpoint-8")
+    done = launch(data, tmp_path, "--max_train_steps=12", "--resume_from_checkpoint=latest", "--seed=1")
     assert done.returncode == 0, done.stderr
-    assert "Resumed from" in done.stdout and "checkpoint-12" in done.stdout
-    assert (output / "samples" / "step-000014.png").exists() and not (output / "checkpoint-7").exists()
+    assert "Resumed from" in done.stdout and "checkpoint-8" in done.stdout
     for part in ("unet", "unet_ema"):
-        assert 0 < largest_difference(output / "checkpoint-14" / part, output / "checkpoint-12" / part) < 1e-3
+        assert largest_difference(tmp_path / "checkpoint-12" / part, output / "checkpoint-12" / part) == 0
+    assert largest_difference(tmp_path / "unet", output / "unet") == 0
 
 
 def test_a_step_perturbs_its_part_of_the_field_batch(
@@ -191,13 +194,16 @@ def test_a_step_perturbs_its_part_of_the_field_batch(
 ) -> None:
     seen, call = [], FieldObjective.__call__
 
-    def look(self: FieldObjective, model: object, clean: torch.Tensor, charges: torch.Tensor) -> LossOutput:
-        seen.append((len(clean), len(charges)))
-        return call(self, model, clean, charges)
+    def look(self: FieldObjective, model: object, clean: torch.Tensor, **options: Any) -> LossOutput:
+        seen.append((len(clean), options["charges"].shape[0], type(options["charges"])))
+        return call(self, model, clean, **options)
 
     monkeypatch.setattr(FieldObjective, "__call__", look)
-    train(data, tmp_path / "model", "--max_train_steps=1", "--field_batch_size=100")
-    assert seen == [(32, 100)]
+    options = ["--max_train_steps=1", "--field_batch_size=100"]
+    for charges in ("local", "gathered", "dataset", "auto"):
+        train(data, tmp_path / charges, *options, f"--charges={charges}")
+    train(data, tmp_path / "mirrored", *options, "--charges=dataset", "--random_flip")
+    assert seen == [(32, 100, torch.Tensor)] * 2 + [(32, 200, Charges)] * 2 + [(32, 400, Charges)]
 
 
 def test_pipelines_are_saved_on_the_way(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +267,7 @@ def test_classes_are_learned_by_their_labels(
     options = [f"--train_data_dir={labelled / 'images'}", f"--model_config_name_or_path={config}", "--resolution=8"]
     options += ["--class_conditional", f"--label_dropout={dropout}", f"--objective={objective}", "--seed=0"]
     options += ["--max_train_steps=3", "--train_batch_size=32", "--eval_batch_size=6", "--logger=none"]
+    options += ["--charges=local"] if objective == "field" else []
     train_pfgm.main(parse_args(None, [*options, f"--output_dir={tmp_path / 'model'}"]))
 
     known = torch.cat([each["class_labels"] for each in seen])
@@ -292,7 +299,7 @@ def test_crop_and_flip_options_reach_the_images(data: Path, tmp_path: Path, monk
         seen.append((images.center_crop, images.random_flip, images._cache is not None))
         raise Stop
 
-    monkeypatch.setattr(train_pfgm, "ImageTensors", look)
+    monkeypatch.setattr(training_data, "ImageTensors", look)
     for options in (["--center_crop"], ["--random_flip", "--dataloader_num_workers=1"]):
         with pytest.raises(Stop):
             train(data, tmp_path / "model", *options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ from diffusers_pfgm.training.checkpoints import (
 )
 from diffusers_pfgm.training.field_batch import FieldWindow
 from diffusers_pfgm.training.hub import check_hub
+from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.network import make_unet
 from diffusers_pfgm.training.output_folder import check_output_dir, claim_output_dir
 from diffusers_pfgm.training.records import Meter
@@ -53,8 +55,11 @@ from diffusers_pfgm.training.stream import BatchPlan, position_generators
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    # Without being told, accelerate takes processes on CPUs for as many runs.
+    only_cpus = "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
     try:
         return Accelerator(
+            cpu=only_cpus,
             # Batches come from a stream without end, which must not end an accumulation.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
@@ -75,11 +80,11 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
 
 
 def make_objective(
-    args: argparse.Namespace, mean_norm: float, data_dim: int
+    args: argparse.Namespace, images: ImageTensors
 ) -> tuple[FieldObjective | PerturbationObjective, PoissonFlowScheduler]:
     """What the network learns, and the scheduler that follows it."""
     if args.objective == "field":
-        found = recommend_hyperparameters(mean_norm, data_dim)
+        found = recommend_hyperparameters(images.mean_norm(), images.channels * args.resolution**2)
         scheduler = PoissonFlowScheduler(sigma_max=found.z_max, max_norm=found.upper_norm, gamma=args.gamma, M=found.M)
         return FieldObjective(found, args.gamma), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
@@ -95,10 +100,10 @@ def make_objective(
 
 
 def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:
-    """The option's, else that of the run that goes on, else a new one, the same on every process."""
+    """That of the run that goes on, else the option's, else a new one, the same on every process."""
     seed = [secrets.randbelow(2**31) if args.seed is None else args.seed]
     broadcast_object_list(seed)
-    return saved["seed"] if saved and args.seed is None else seed[0]
+    return saved.get("seed", seed[0])
 
 
 @contextlib.contextmanager
@@ -136,10 +141,16 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     )
     with accelerator.main_process_first():
         data = TrainingData(args, seed, accelerator)
-    objective, scheduler = make_objective(args, data.images.mean_norm(), data.images.channels * args.resolution**2)
+    objective, scheduler = make_objective(args, data.images)
     field_of, all_charges = None, None
     if args.objective == "field":
         field_of, all_charges = data.charges(saved.get("charges", args.charges))
+
+    if isinstance(objective, FieldObjective):
+        found = objective.hyperparameters
+        accelerator.print(
+            f"From the data: M = {found.M}, z_max = {found.z_max:.5g}, upper_norm = {found.upper_norm:.5g}."
+        )
 
     # Network and its average
     channels = objective.parameterization.output_channels(data.images.channels)

@@ -61,6 +61,7 @@ class TrainingData:
             collate_fn=tuple,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # it would draw from the global state, which a run that goes on restores
         )
         return iter(loader)
 

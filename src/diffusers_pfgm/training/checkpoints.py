@@ -88,8 +88,8 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
             return path
         warnings.warn(f"{path} is passed over, for it is damaged: {wrong}.", stacklevel=2)
     raise ValueError(
-        f"`--resume_from_checkpoint` 'latest': there is no whole {PREFIX}* folder in {str(output_dir)!r}. Leave it out "
-        "to start anew."
+        f"`--resume_from_checkpoint` 'latest': there is no {PREFIX}* folder that is whole in {str(output_dir)!r}. "
+        "Leave it out to start anew."
     )
 
 
@@ -112,8 +112,10 @@ def sweep(output_dir: str | Path, everything: bool = False) -> None:
             shutil.rmtree(path)
         else:
             path.rename(target)
-    for path in [*Path(output_dir).glob(f".{PREFIX}*{PARTIAL}"), *(list_checkpoints(output_dir) if everything else [])]:
+    for path in Path(output_dir).glob(f".{PREFIX}*{PARTIAL}"):
         shutil.rmtree(path)
+    for path in list_checkpoints(output_dir) if everything else []:
+        _discard(path)
 
 
 def save_checkpoint(
@@ -147,7 +149,7 @@ def save_checkpoint(
     if accelerator.is_main_process and total_limit is not None:
         whole = [path for path in list_checkpoints(output_dir) if (path / CONTENTS).exists()]
         for old in whole[:-total_limit]:
-            shutil.rmtree(old)
+            _discard(old)
     accelerator.wait_for_everyone()
     return target
 
@@ -170,6 +172,13 @@ def _swap(partial: Path, target: Path) -> None:
         target.rename(replaced)
     partial.rename(target)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove it under another name, so that no half of it is ever taken for a whole."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}{PARTIAL}")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _flush(path: Path) -> None:

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/demo.py
@@ -19,6 +19,9 @@ lint: $(VENV)/ready-test
 
 bench: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/benchmarks -s
+
+soak: $(VENV)/ready-test
+	PYTHONPATH=.:training:pipelines_examples $(BIN)/python -m tests.soak
 
 $(VENV)/ready-demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import preparation
 import pytest
 import torch
 import train_pfgm
@@ -226,14 +227,14 @@ def test_gradients_are_accumulated(
 
 def test_options_reach_objective_and_scheduler(data: Path) -> None:
     images = ImageTensors(load_image_dataset(str(data / "digits.parquet")), 8)
-    objective, scheduler = train_pfgm.make_objective(parse_args(None, ["--resolution=8", "--gamma=3"]), images)
+    objective, scheduler = preparation.make_objective(parse_args(None, ["--resolution=8", "--gamma=3"]), images)
     assert objective.parameterization.gamma == scheduler.config.gamma == 3
     options = ["--objective=perturbation", "--aug_dim=64", "--prediction_type=v_prediction", "--sigma_data=0.3"]
-    objective, scheduler = train_pfgm.make_objective(parse_args(None, options), images)
+    objective, scheduler = preparation.make_objective(parse_args(None, options), images)
     assert objective.kernel.aug_dim == scheduler.config.aug_dim == 64
     assert objective.parameterization == scheduler.parameterization
     assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.sigma_data == 0.3
-    _, scheduler = train_pfgm.make_objective(parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]), images)
+    _, scheduler = preparation.make_objective(parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]), images)
     assert scheduler.config.aug_dim is None
 
 

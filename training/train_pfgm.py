@@ -8,31 +8,24 @@ The output folder is a pipeline: PFGMPipeline.from_pretrained("pfgm-photos"). Se
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from arguments import parse_args
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from outputs import Outputs
+from preparation import agree_on_seed, claimed, make_accelerator, make_objective
 from tqdm.auto import tqdm
 from training_data import TrainingData
 
 from diffusers_pfgm import (
     FieldObjective,
-    Parameterization,
-    PerturbationObjective,
-    PoissonFlowScheduler,
-    recommend_hyperparameters,
 )
 from diffusers_pfgm.losses import drop_labels
 from diffusers_pfgm.training.checkpoints import (
@@ -41,83 +34,14 @@ from diffusers_pfgm.training.checkpoints import (
     keep_average_with_state,
     read_settings,
     save_checkpoint,
-    sweep,
 )
 from diffusers_pfgm.training.field_batch import FieldWindow
 from diffusers_pfgm.training.hub import check_hub
-from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.network import make_unet
-from diffusers_pfgm.training.output_folder import check_output_dir, claim_output_dir
 from diffusers_pfgm.training.records import Meter
 from diffusers_pfgm.training.settings import check_settings, run_settings
 from diffusers_pfgm.training.stopping import StopRequest
 from diffusers_pfgm.training.stream import BatchPlan, position_generators
-
-
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    # Without being told, accelerate takes processes on CPUs for as many runs.
-    only_cpus = "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
-    try:
-        return Accelerator(
-            cpu=only_cpus,
-            # Batches come from a stream without end, which must not end an accumulation.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
-            ),
-            mixed_precision=args.mixed_precision,
-            log_with=None if args.logger == "none" else args.logger,
-            project_config=ProjectConfiguration(
-                args.output_dir, logging_dir=str(Path(args.output_dir) / args.logging_dir)
-            ),
-            step_scheduler_with_optimizer=False,  # one step of the schedule a step, on any number of processes
-        )
-    except (ValueError, ImportError) as error:
-        if args.mixed_precision not in (None, "no") and "precision" in str(error):
-            raise ValueError(
-                f"`--mixed_precision {args.mixed_precision}` is not what this device can do: {error}. Use bf16, or no."
-            ) from error
-        raise
-
-
-def make_objective(
-    args: argparse.Namespace, images: ImageTensors
-) -> tuple[FieldObjective | PerturbationObjective, PoissonFlowScheduler]:
-    """What the network learns, and the scheduler that follows it."""
-    if args.objective == "field":
-        found = recommend_hyperparameters(images.mean_norm(), images.channels * args.resolution**2)
-        scheduler = PoissonFlowScheduler(sigma_max=found.z_max, max_norm=found.upper_norm, gamma=args.gamma, M=found.M)
-        return FieldObjective(found, args.gamma), scheduler
-    aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
-    form = Parameterization(args.prediction_type, sigma_data=args.sigma_data)
-    scheduler = PoissonFlowScheduler(
-        aug_dim=aug_dim,
-        sigma_min=0.002,
-        sigma_max=80.0,
-        prediction_type=args.prediction_type,
-        sigma_data=args.sigma_data,
-    )
-    return PerturbationObjective(form, aug_dim), scheduler
-
-
-def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:
-    """That of the run that goes on, else the option's, else a new one, the same on every process."""
-    seed = [secrets.randbelow(2**31) if args.seed is None else args.seed]
-    broadcast_object_list(seed)
-    return saved.get("seed", seed[0])
-
-
-@contextlib.contextmanager
-def claimed(args: argparse.Namespace, accelerator: Accelerator) -> Iterator[None]:
-    """The output folder, swept up and kept from other runs while this one lasts."""
-    lock = None
-    if accelerator.is_main_process:
-        check_output_dir(args.output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
-        lock = claim_output_dir(args.output_dir)
-        sweep(args.output_dir, everything=args.resume_from_checkpoint is None)
-    accelerator.wait_for_everyone()
-    yield
-    if lock is not None:
-        lock.release()
 
 
 def main(args: argparse.Namespace) -> None:
@@ -178,7 +102,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
     )
-    steps_per_epoch = math.ceil(data.count / plan.images_per_step)
+    # A stream does not tell its length, so its epochs are counted as long as the way between two checkpoints.
+    steps_per_epoch = math.ceil(data.count / plan.images_per_step) or args.checkpointing_steps
     max_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     lr_scheduler = get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_steps
@@ -202,7 +127,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         accelerator.load_state(str(checkpoint))
         first_step = checkpoint_step(checkpoint)
         accelerator.print(f"Resumed from {checkpoint}.")
-    parameters, images = unet.num_parameters(), f"{data.count:,} images"
+    parameters, images = unet.num_parameters(), f"{data.count:,} images" if data.count else "A stream"
     accelerator.print(
         f"{images} of {data.images.channels} x {args.resolution} x {args.resolution}, {parameters:,} parameters, "
         f"{max_steps:,} steps of {plan.images_per_step} images"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import datasets
 import torch
@@ -15,6 +17,7 @@ from diffusers_pfgm.training.field_batch import Batch, choose_charges
 from diffusers_pfgm.training.image_data import ImageTensors, RandomCropError
 from diffusers_pfgm.training.image_labels import LabelledImages, read_class_labels
 from diffusers_pfgm.training.stream import BatchPlan, ImageOrder, PlannedBatches
+from diffusers_pfgm.training.streamed_images import StreamedImages
 from diffusers_pfgm.training.validation import MOST_IMAGES, Validation, split_indices
 
 NAMED = 10  # broken images that are told by name
@@ -31,17 +34,23 @@ class TrainingData:
     Attributes:
         images: to train on.
         labels: (count,), of their classes; None without classes.
-        count: how many there are.
+        count: how many there are; 0 for a stream, which does not tell.
         id2label: names of the classes by number; None without classes.
     """
 
     def __init__(self, args: argparse.Namespace, seed: int, accelerator: Accelerator) -> None:
         self.args, self.seed, self.accelerator = args, seed, accelerator
         self.mode = args.image_mode
-        dataset = load_image_dataset(args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir)
+        source = args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir
+        dataset: Any = load_image_dataset(*source, args.streaming)
+        self._held_out = None
+        if args.streaming:
+            self.images: Any = self._stream(dataset)
+            self.count, self.id2label = 0, self.images.id2label
+            return
         if args.broken_images == "skip":
             dataset = self._without_broken(dataset)
-        labels, self.id2label = None, None
+        labels = self.id2label = None
         if args.class_conditional:
             labels, self.id2label = read_class_labels(dataset, args.label_column)
         train, held_out = list(range(len(dataset))), []
@@ -55,6 +64,9 @@ class TrainingData:
 
     def batches(self, plan: BatchPlan, first_step: int) -> Iterator[Batch]:
         """This process's batches from a step on, for ever."""
+        if self.args.streaming:
+            batches: Iterator[Batch] = self.images.batches(plan, first_step)
+            return batches
         loader = torch.utils.data.DataLoader(
             LabelledImages(self.images, self.labels),
             batch_sampler=PlannedBatches(ImageOrder(self.count, self.seed), plan, first_step),
@@ -68,9 +80,11 @@ class TrainingData:
     def charges(self, wanted: str) -> tuple[str, Charges | ClassCharges | None]:
         """Whose field is learned, and all images as charges where it is theirs."""
         args, device, processes = self.args, self.accelerator.device, self.accelerator.num_processes
+        if args.streaming and wanted == "dataset":
+            raise ValueError("`--charges dataset` needs all images, not a stream. Leave out `--streaming`.")
         count = self.count * (1 + args.random_flip)  # mirror images are charges too
         dim = self.images.channels * args.resolution**2
-        chosen = choose_charges(wanted, count, dim, device, processes)
+        chosen = choose_charges(wanted, count or sys.maxsize, dim, device, processes)
         if chosen == "dataset":
             try:
                 pixels = self.images.plain().to(device)
@@ -111,6 +125,23 @@ class TrainingData:
             random_flip,
             cache=args.dataloader_num_workers == 0,
             seed=self.seed,
+        )
+
+    def _stream(self, dataset: datasets.IterableDataset) -> StreamedImages:
+        args, label_column = self.args, self.args.label_column
+        if args.class_conditional and label_column is None:
+            found = [name for name, kind in (dataset.features or {}).items() if isinstance(kind, datasets.ClassLabel)]
+            label_column = found[0] if found else "label"
+        return StreamedImages(
+            dataset,
+            args.resolution,
+            args.image_column,
+            args.image_mode,
+            args.center_crop,
+            args.random_flip,
+            self.seed,
+            label_column,
+            skip_broken=args.broken_images == "skip",
         )
 
     def _without_broken(self, dataset: datasets.Dataset) -> datasets.Dataset:

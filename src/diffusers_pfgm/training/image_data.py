@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .decode import BrokenImageError, Entry, ImageReader
 from .stream import mixed
 
 CACHE_BYTES = 2**30  # decoded images are kept in memory up to this size
 NORM_IMAGES = 10_000  # the mean data norm is taken from at most so many images
-SKIP = "Repair or remove it, or leave out all such images by `--broken_images skip`."
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-
-
-class BrokenImageError(ValueError):
-    """An image that cannot be read; it says which and why."""
 
 
 class RandomCropError(ValueError):
@@ -77,10 +70,8 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         self.resolution, self.center_crop, self.random_flip, self.seed = resolution, center_crop, random_flip, seed
         if resolution < 1:
             raise ValueError(f"`--resolution` must be at least 1, but is {resolution}.")
-        self.only_gray = mode is None and self._are_gray(min(100, len(self.files)))
-        if mode is None:
-            mode = "L" if self.only_gray else "RGB"
-        self.mode, self.channels = mode, len(Image.new(mode, (1, 1)).getbands())
+        self.reader = ImageReader.of(map(self._entry, range(len(self.files))), resolution, mode, center_crop)
+        self.mode, self.channels = self.reader.mode, self.reader.channels
         shape = (len(self.files), self.channels, resolution, resolution)
         fits = cache and np.prod(shape) <= CACHE_BYTES
         self._cache = torch.empty(shape, dtype=torch.uint8) if fits else None
@@ -114,8 +105,8 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
 
         def refuse(index: int) -> int:
             raise RandomCropError(
-                f"{self._name(index)} is not square, so crops of it change. Pass `--center_crop`, or choose another "
-                "kind of `--charges`."
+                f"Image {index} of the data set is not square, so crops of it change. Pass `--center_crop`, or choose "
+                "another kind of `--charges`."
             )
 
         return self._read(range(len(self)), refuse)
@@ -156,53 +147,7 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         return pixels.float() / 127.5 - 1
 
     def _pixels(self, index: int, key: int, number: Callable[[int], int]) -> tuple[torch.Tensor, bool]:
-        """uint8 (C, R, R), and whether that is the whole image, so that it may be cached despite random crops."""
-        image, size = self._open(index), self.resolution
-        if self.only_gray and not self._is_gray(image):
-            raise ValueError(f"{self._name(index)} is in colour, unlike the first ones. Pass `--image_mode RGB` or L.")
-        image = image.convert(self.mode)
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (width - size) // 2, (height - size) // 2
-        whole = self.center_crop or width == height
-        if not whole:  # one side fits, the other is longer
-            chosen = number(key) % (max(width, height) - size + 1)
-            left, top = (chosen, 0) if width > height else (0, chosen)
-        array = np.array(image.crop((left, top, left + size, top + size)))
-        return torch.from_numpy(array).view(size, size, self.channels).permute(2, 0, 1), whole
+        return self.reader(*self._entry(index), lambda: number(key))
 
-    def _open(self, index: int) -> Image.Image:
-        entry = self.files[index][self.column]
-        if entry is None:
-            raise BrokenImageError(f"{self._name(index)} is missing. {SKIP}")
-        try:
-            file = Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"])
-            image = ImageOps.exif_transpose(file)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-            raise BrokenImageError(f"{self._name(index)} cannot be read: {error}. {SKIP}") from error
-        if image.mode not in EIGHT_BIT_MODES:
-            raise BrokenImageError(
-                f"{self._name(index)} has pixels of mode {image.mode!r}, not of 8 bits per channel. {SKIP}"
-            )
-        return image
-
-    def _are_gray(self, count: int) -> bool:
-        """Whether the first images are all gray, but for broken ones, of which reading tells."""
-        found, error = [], None
-        for index in range(count):
-            try:
-                found.append(self._is_gray(self._open(index)))
-            except BrokenImageError as broken:
-                error = broken
-        if not found and error is not None:
-            raise error
-        return all(found)
-
-    def _name(self, index: int) -> str:
-        entry = self.files[index][self.column]
-        return f"Image {index} of the data set" + (f" ({entry['path']})" if entry and entry["path"] else "")
-
-    @staticmethod
-    def _is_gray(image: Image.Image) -> bool:
-        return image.mode in ("1", "L", "LA")
+    def _entry(self, index: int) -> tuple[str, Entry]:
+        return f"Image {index} of the data set", self.files[index][self.column]

@@ -16,6 +16,7 @@ def draw_samples(
     count: int,
     num_inference_steps: int,
     class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
     batch_size: int = 256,
 ) -> torch.Tensor:
     """Samples (count, C, H, W) in [0, 1], each from a seed of its own, the same in any batch.
@@ -25,6 +26,7 @@ def draw_samples(
         count: number of samples.
         num_inference_steps: network calls.
         class_labels: (count,); by default the classes in turn, for a network that knows some.
+        guidance_scale: of classifier-free guidance to the classes.
         batch_size: samples at a time.
     """
     if class_labels is None and pipeline.config.id2label is not None:
@@ -34,8 +36,16 @@ def draw_samples(
         chosen = slice(first, min(first + batch_size, count))
         generators = [torch.Generator().manual_seed(seed) for seed in range(chosen.start, chosen.stop)]
         labels = None if class_labels is None else class_labels[chosen]
-        arguments = {"generator": generators, "output_type": "pt", "class_labels": labels}
-        found.append(pipeline(len(generators), num_inference_steps, **arguments).images.cpu())
+        found.append(
+            pipeline(
+                len(generators),
+                num_inference_steps,
+                generators,
+                output_type="pt",
+                class_labels=labels,
+                guidance_scale=guidance_scale,
+            ).images.cpu()
+        )
     return torch.cat(found)
 
 

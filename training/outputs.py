@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Outputs:
         ema: the average of its weights.
         scheduler: that follows what it learns.
         data: of the run.
+        settings: of the run, for the card.
         repo_id: of the model on the Hub; None without `--push_to_hub`.
     """
 
@@ -46,10 +48,12 @@ class Outputs:
         ema: EMAModel,
         scheduler: PoissonFlowScheduler,
         data: TrainingData,
+        settings: Mapping[str, Any],
         repo_id: str | None,
     ) -> None:
         self.args, self.accelerator, self.unet, self.ema, self.scheduler = args, accelerator, unet, ema, scheduler
-        self.data, self.repo_id, self.folder = data, repo_id, Path(args.output_dir)
+        self.data, self.settings, self.repo_id, self.folder = data, settings, repo_id, Path(args.output_dir)
+        self.figures: list[tuple[str, str, str]] = []
         self.records = Records(self.folder / "log.jsonl")
         self.validation = data.validation()
         self.best = BestModel(self.folder / "best") if args.keep_best else None
@@ -109,6 +113,9 @@ class Outputs:
         distance = self.validation.distance(pipeline, self.args.num_inference_steps)
         found = {"distance": distance, "distance_of_real_images": self.validation.floor}
         self.log(step, found, event="validation")
+        count, calls = len(self.validation.held_out), self.args.num_inference_steps
+        what = f"sliced Wasserstein distance of {count:,} samples of {calls} calls to held-out images (real images: "
+        self.figures = [(f"{what}{self.validation.floor:.3f})", f"{distance:.3f}", _command())]
         if self.best is not None:
             self.best.offer(pipeline, distance, step)
 
@@ -120,10 +127,12 @@ class Outputs:
 
     def _write_card(self, pipeline: PFGMPipeline, step: int) -> None:
         samples = sorted((self.folder / "samples").glob("step-*.png"))
+        options = {name: value for name, value in self.settings.items() if not name.startswith("unet.")}
         card = make_model_card(
             pipeline,
             dataset=self.args.dataset_name or self.args.train_data_dir,
-            training={"steps": step},
+            training={"steps": step, **options},
+            figures=self.figures,
             sample_grid=samples[-1].relative_to(self.folder).as_posix() if samples else None,
             license=self.args.license,
             repo_id=self.repo_id,
@@ -143,3 +152,14 @@ class Outputs:
             return scheduler
         plot_sigma_density(fitted).savefig(self.folder / "sigma-density.png", dpi=110)
         return fitted
+
+
+def _command() -> str:
+    """What started the run, without this machine's paths."""
+    words = [word.partition("=") for word in sys.argv[1:]]
+    shown = [sep.join([name, _name(value)]) if sep else _name(name) for name, sep, value in words]
+    return " ".join(["accelerate launch training/train_pfgm.py", *shown])
+
+
+def _name(word: str) -> str:
+    return Path(word).name if Path(word).is_absolute() else word

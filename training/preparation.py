@@ -27,12 +27,14 @@ from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.output_folder import check_output_dir, claim_output_dir
 from diffusers_pfgm.training.streamed_images import StreamedImages
 
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
+
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
     # Without being told, accelerate takes processes on CPUs for as many runs.
     only_cpus = "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=only_cpus,
             # Batches come from a stream without end, which must not end an accumulation.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -51,6 +53,13 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
                 f"`--mixed_precision {args.mixed_precision}` is not what this device can do: {error}. Use bf16, or no."
             ) from error
         raise
+    if accelerator.distributed_type.value in SHARDING:
+        raise ValueError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, which splits the weights over devices, "
+            "but their average is kept whole on each. Configure plain data parallelism (`--multi_gpu`): networks for "
+            "images fit one device, the more so with `--gradient_checkpointing`."
+        )
+    return accelerator
 
 
 def make_objective(
@@ -89,6 +98,8 @@ def claimed(args: argparse.Namespace, accelerator: Accelerator) -> Iterator[None
         lock = claim_output_dir(args.output_dir)
         sweep(args.output_dir, everything=args.resume_from_checkpoint is None)
     accelerator.wait_for_everyone()
-    yield
-    if lock is not None:
-        lock.release()
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()

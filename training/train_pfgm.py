@@ -24,9 +24,7 @@ from preparation import agree_on_seed, claimed, make_accelerator, make_objective
 from tqdm.auto import tqdm
 from training_data import TrainingData
 
-from diffusers_pfgm import (
-    FieldObjective,
-)
+from diffusers_pfgm import FieldObjective
 from diffusers_pfgm.losses import drop_labels
 from diffusers_pfgm.training.checkpoints import (
     checkpoint_step,
@@ -71,10 +69,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         field_of, all_charges = data.charges(saved.get("charges", args.charges))
 
     if isinstance(objective, FieldObjective):
-        found = objective.hyperparameters
-        accelerator.print(
-            f"From the data: M = {found.M}, z_max = {found.z_max:.5g}, upper_norm = {found.upper_norm:.5g}."
-        )
+        h = objective.hyperparameters
+        accelerator.print(f"From the data: M = {h.M}, z_max = {h.z_max:.5g}, upper_norm = {h.upper_norm:.5g}.")
 
     # Network and its average
     channels = objective.parameterization.output_channels(data.images.channels)
@@ -137,7 +133,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     outputs = None
     if accelerator.is_main_process:
         accelerator.init_trackers("train_pfgm")
-        outputs = Outputs(args, accelerator, unet, ema, scheduler, data, repo_id)
+        outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id)
         outputs.records.write("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
     calls_per_step = args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
@@ -154,17 +150,17 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     model.train()
     step = first_step
     with StopRequest(accelerator) as stop:
-        for step, images in zip(range(first_step + 1, max_steps + 1), window, strict=False):
-            for part, (clean, labels) in enumerate(images.parts):
+        for step, drawn in zip(range(first_step + 1, max_steps + 1), window, strict=False):
+            for part, (clean, labels) in enumerate(drawn.parts):
                 # Numbers that belong to the images, not to the process that happens to have them
                 generators = position_generators(seed, plan.first(step - 1, part), len(clean))
                 options: dict[str, Any] = {}
                 if data.id2label is not None:
                     options["class_labels"] = drop_labels(labels, args.label_dropout, len(data.id2label), generators)
                 if field_of is not None:
-                    options["charges"] = images.charges if all_charges is None else all_charges
+                    options["charges"] = drawn.charges if all_charges is None else all_charges
                     if data.id2label is not None:
-                        options["charge_labels"] = images.charge_labels
+                        options["charge_labels"] = drawn.charge_labels
                 with accelerator.accumulate(model):
                     result = objective(model, clean, generator=generators, **options)
                     accelerator.backward(result.loss)
@@ -173,7 +169,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
                         norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
-                meter.update(result, norm)
+                if accelerator.is_main_process:
+                    meter.update(result, norm)
             lr_scheduler.step()
             ema.step(unet.parameters())
 

@@ -53,7 +53,7 @@ class TrainingData:
         labels = self.id2label = None
         if args.class_conditional:
             labels, self.id2label = read_class_labels(dataset, args.label_column)
-        train, held_out = list(range(len(dataset))), []
+        train, held_out = list(range(len(dataset))), list[int]()
         if args.validation_split:
             train, held_out = split_indices(len(dataset), args.validation_split, seed)
         self.images = self._tensors(dataset.select(train), args.center_crop, args.random_flip)

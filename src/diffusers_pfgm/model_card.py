@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def make_model_card(
         pipeline_tag="unconditional-image-generation",
         tags=["diffusers", "pfgm", "poisson-flow", "diffusers-pfgm"],
         license=license,
-        datasets=[dataset] if on_hub else None,
+        datasets=[str(dataset)] if on_hub else None,
     )
     name = (repo_id or "").split("/")[-1] or "A Poisson flow model"
     parts = [f"# {name}", _what_it_is(pipeline, shown)]
@@ -61,7 +62,7 @@ def make_model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{MARK}\n\n" + "\n\n".join(parts) + "\n")
 
 
-def save_model_card(card: ModelCard, folder: str | Path) -> bool:
+def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> bool:
     """Write a card into a model's folder, unless somebody's own is there; whether it was written."""
     path = Path(folder) / "README.md"
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):

@@ -29,7 +29,7 @@ PURPOSE = "# Lets DiffusionPipeline.from_pretrained(..., trust_remote_code=True)
 
 
 @contextlib.contextmanager
-def written_aside(folder: str | Path) -> Iterator[Path]:
+def written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A hidden folder whose files take their places in `folder` one by one when all of them are written.
 
     Whenever a process is killed, each file in `folder` is an old one or a new one, and whole.

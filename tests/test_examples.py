@@ -1,12 +1,18 @@
 """Every example runs, shows its help, and does what it says."""
 
+import gzip
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from demo import split_digits, write_parquet
+from diffusers import UNet2DModel
 from PIL import Image
+from sklearn.datasets import load_digits
 
+from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.training.data_source import load_image_dataset
 from tests.conftest import make_tiny_pipeline
 from tests.training.test_image_data import write_images
 
@@ -97,3 +103,61 @@ def test_demo_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     for name in ("training-free.png", "field-lines.png", "trained-20-calls.png", "trained-10-calls.png"):
         assert str(tmp_path / name) in printed and Image.open(tmp_path / name).width > 200
     assert (tmp_path / "model" / "model_index.json").exists()
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    data = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Parquet files of a few digits, from IDX files."""
+    digits = load_digits()
+    (tmp_path / "idx").mkdir()
+    for prefix, rows, suffix in (("train", slice(0, 400), ".gz"), ("t10k", slice(400, 500), "")):
+        write_idx(tmp_path / "idx" / f"{prefix}-images-idx3-ubyte{suffix}", digits.images[rows] * 15)
+        write_idx(tmp_path / "idx" / f"{prefix}-labels-idx1-ubyte{suffix}", digits.target[rows])
+    importlib.import_module("mnist_to_parquet").main(
+        ["--idx_dir", f"{tmp_path / 'idx'}", "--output_dir", str(tmp_path)]
+    )
+    return tmp_path
+
+
+def test_mnist_to_parquet(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = load_image_dataset(str(labelled / "train.parquet"))
+    assert len(dataset) == 400 and dataset.features["label"].names == [str(digit) for digit in range(10)]
+    assert np.array_equal(np.array(dataset[3]["image"]), (load_digits().images[3] * 15).astype(np.uint8))
+    assert dataset[3]["label"] == load_digits().target[3]
+    read_idx = importlib.import_module("mnist_to_parquet").read_idx
+    images = labelled / "idx" / "t10k-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"is not whole: its header tells of the shape \(100, 8, 8\)"):
+        read_idx(images)
+    images.write_text("no idx")
+    with pytest.raises(ValueError, match="is no IDX file: it begins with 6e 6f 20 69"):
+        read_idx(images)
+
+
+def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=4,
+        num_class_embeds=10,
+    )
+    names = {digit: str(digit) for digit in range(10)}
+    PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0), names).save_pretrained(labelled / "model")
+    options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train.parquet"), "--per_class", "3"]
+    options += ["--test_data", str(labelled / "test.parquet"), "--epochs", "15", "--num_inference_steps", "2"]
+    importlib.import_module("class_accuracy").main([*options, "--output", str(labelled / "grid.png")])
+    printed = capsys.readouterr().out
+    right = float(printed.split("right on ")[1].split(" %")[0])
+    assert right > 80 and "of 100 real images" in printed and "of 30 drawn images, 2 calls each" in printed
+    assert Image.open(labelled / "grid.png").size == (3 * 68, 10 * 68)

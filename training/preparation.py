@@ -55,7 +55,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         raise
     if accelerator.distributed_type.value in SHARDING:
         raise ValueError(
-            f"accelerate is configured for {accelerator.distributed_type.value}, which splits the weights over devices, "
+            f"accelerate is configured for {accelerator.distributed_type.value}, which splits weights over devices, "
             "but their average is kept whole on each. Configure plain data parallelism (`--multi_gpu`): networks for "
             "images fit one device, the more so with `--gradient_checkpointing`."
         )

@@ -155,7 +155,7 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
     names = {digit: str(digit) for digit in range(10)}
     PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0), names).save_pretrained(labelled / "model")
     options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train.parquet"), "--per_class", "3"]
-    options += ["--test_data", str(labelled / "test.parquet"), "--epochs", "15", "--num_inference_steps", "2"]
+    options += ["--test_data", str(labelled / "test.parquet"), "--epochs", "60", "--num_inference_steps", "2"]
     importlib.import_module("class_accuracy").main([*options, "--output", str(labelled / "grid.png")])
     printed = capsys.readouterr().out
     right = float(printed.split("right on ")[1].split(" %")[0])

@@ -1,0 +1,39 @@
+"""Where a fitted scheduler spends its steps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from matplotlib.figure import Figure
+
+from ..scheduling_poisson_flow import PoissonFlowScheduler
+
+
+def plot_sigma_density(scheduler: PoissonFlowScheduler, num_inference_steps: int = 20) -> Figure:
+    """Where along σ a fitted scheduler spends its steps, against steps in equal ratios.
+
+    Args:
+        scheduler: from `fit_sigmas`.
+        num_inference_steps: of the run whose heights are marked.
+
+    Raises:
+        ValueError: if the scheduler has no `sigma_knots`.
+    """
+    knots = scheduler.config.sigma_knots
+    if knots is None:
+        raise ValueError("`scheduler` has no `sigma_knots` to show. Get a scheduler from `fit_sigmas`.")
+    heights = torch.tensor(knots, dtype=torch.float64)
+    density = 1 / (len(knots) - 1) / -heights.log10().diff()
+    scheduler = PoissonFlowScheduler.from_config(scheduler.config)
+    scheduler.set_timesteps(num_inference_steps)
+    marks = scheduler.sigmas.unique()[1:] if scheduler.sigmas[-1] == 0 else scheduler.sigmas.unique()
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.stairs(density.flip(0), heights.flip(0), fill=True, alpha=0.4, label="fitted")
+    axes.axhline(1 / math.log10(knots[0] / knots[-1]), color="gray", linestyle=":", label="equal ratios")
+    axes.plot(marks, torch.zeros_like(marks), "|", color="black", markersize=14, label=f"{len(marks)} heights")
+    axes.set(xscale="log", xlabel="σ", ylabel="share of the steps per decade", title="Density of steps")
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,46 @@
+"""The example draws all pictures, and its numbers hold."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import make_tiny_pipeline
+
+PICTURES = ("field-lines", "hemisphere-plane", "hemisphere-digits", "trajectories", "denoised")
+
+
+def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = importlib.import_module("physics_pictures")
+    example.main(["--output_dir", str(tmp_path), "--num_frames", "3", "--num_inference_steps", "8"])
+    printed = capsys.readouterr().out
+    for name in (*(f"{picture}.png" for picture in PICTURES), "points.gif", "images.gif"):
+        assert str(tmp_path / name) in printed and Image.open(tmp_path / name).width > 200
+    assert Image.open(tmp_path / "points.gif").n_frames == 3
+    assert Image.open(tmp_path / "images.gif").n_frames == 9
+
+    assert float(re.search(r"at most ([\d.]+)°", printed)[1]) < 0.2
+    assert float(re.search(r"([\d.]+) % of 300 lines", printed)[1]) > 95
+    p_values = [
+        float(value)
+        for line in printed.splitlines()
+        if "σ = 1000:" in line or "prior" in line
+        for value in re.findall(r"(?:polar|elevation) ([\d.e-]+)", line)
+    ]
+    assert len(p_values) == 6 and min(p_values) > 1e-3
+    near = re.search(r"latents, N = 64, at σ = 1 .*elevation ([\d.e-]+)", printed)
+    assert float(near[1]) < 1e-6  # close to the data latents are not uniform
+    assert float(re.search(r"from the law of the data: ([\d.]+) %", printed)[1]) < 5
+
+
+def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tiny_pipeline(3, (8, 16)).save_pretrained(tmp_path / "model")
+    options = ["--model", str(tmp_path / "model"), "--batch_size", "6", "--num_inference_steps", "3"]
+    importlib.import_module("physics_pictures").main(
+        [*options, "--num_frames", "2", "--output_dir", str(tmp_path / "pictures")]
+    )
+    printed = capsys.readouterr().out
+    assert "3. Trajectories of " + str(tmp_path / "model") in printed and "law of the data" not in printed
+    assert Image.open(tmp_path / "pictures" / "images.gif").n_frames == 4

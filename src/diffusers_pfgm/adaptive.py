@@ -9,6 +9,89 @@ import torch
 
 from .physics.kernel import working_dtype
 
+# x̂ (B, *) at x (B, *) and σ (), with quantities q (B, P) there; P may be 0
+Observe = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raises ValueError unless it is a positive number."""
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"`tolerance` must be a finite number > 0, such as 1e-3, but is {tolerance}.")
+
+
+def follow_adaptively(
+    observe: Observe,
+    x: torch.Tensor,
+    sigma_start: float,
+    sigma_end: float,
+    tolerance: float,
+    num_quantities: int = 0,
+    scale: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Follow field lines from one height to another, either way, and add up what is observed along them.
+
+    With u = x / √(s² + σ²), which stays of order one, and t = log σ the equation dx/dt = x − x̂ is
+
+        du/dt = (x s² / (s² + σ²) − x̂) / √(s² + σ²),
+
+    which far above the plane is next to nothing, so that the solver takes long steps there.
+
+    Args:
+        observe: x̂ and q from x and σ.
+        x: (B, *), points at `sigma_start`, in data units.
+        sigma_start: the first height, in data units.
+        sigma_end: the last.
+        tolerance: of a step's error, relative to each element of u and of the integrals, and absolute; the root mean
+            square over u's elements, the largest over samples and integrals.
+        num_quantities: P.
+        scale: s, about the standard deviation of the data.
+
+    Returns:
+        The points at `sigma_end`, and ∫ q d log σ (B, P) from the first height to the last.
+
+    Raises:
+        ImportError: without torchdiffeq.
+        ValueError: if the tolerance is not a positive number, or x̂ is not finite or too rough for it.
+
+    Reference:
+        PFGM, arXiv 2209.11178, section 4.1, which solves dx/dt for z = e^t as well.
+    """
+    check_tolerance(tolerance)
+    try:
+        from torchdiffeq import odeint
+    except ImportError as error:
+        raise ImportError(
+            "An adaptive solver needs torchdiffeq. Install it by `pip install 'diffusers-pfgm[adaptive]'`."
+        ) from error
+    size, start, end = x[0].numel(), math.hypot(scale, sigma_start), math.hypot(scale, sigma_end)
+
+    def velocity(time: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        sigma = time.exp()
+        total = scale**2 + sigma**2
+        u = state[:, :size]
+        denoised, quantity = observe((u * total.sqrt()).to(x.dtype).view_as(x), sigma)
+        du = u * (scale**2 / total) - denoised.flatten(1) / total.sqrt()
+        return torch.cat([du, quantity], dim=1).to(x.dtype)
+
+    def norm(error: torch.Tensor) -> torch.Tensor:
+        points = error[:, :size].square().mean(1, keepdim=True).sqrt()
+        return torch.cat([points, error[:, size:].abs()], dim=1).max()
+
+    options = {"dtype": working_dtype(x.device), "norm": norm}  # of time, and of tolerance
+    span = torch.tensor([sigma_start, sigma_end], dtype=options["dtype"], device=x.device).log()
+    state = torch.nn.functional.pad(x.flatten(1) / start, (0, num_quantities))
+    try:
+        final = odeint(velocity, state, span, rtol=tolerance, atol=tolerance, method="dopri5", options=options)[-1]
+    except (
+        AssertionError
+    ) as error:  # torchdiffeq's word for a step that becomes too small, or a state that is not finite
+        raise ValueError(
+            f"The adaptive solver cannot go on between sigma {sigma_start:.4g} and {sigma_end:.4g} ({error}): `model` "
+            f"gives NaN or infinity there, or jumps, or is less precise than `tolerance` = {tolerance}. Check the one, "
+            "or raise the other."
+        ) from error
+    return (final[:, :size] * end).view_as(x), final[:, size:]
+
 
 def solve_adaptive(
     denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
@@ -17,38 +100,9 @@ def solve_adaptive(
     sigma_end: float,
     tolerance: float,
 ) -> torch.Tensor:
-    """Follow field lines from one height to another, either way, with an error control for the whole batch.
+    """The same with nothing to add up: x at `sigma_end` from x̂ = `denoise(x, σ)`."""
 
-    Args:
-        denoise: x̂ from x (B, *) and σ ().
-        x: (B, *), points at `sigma_start`, in data units.
-        sigma_start: the first height, in data units.
-        sigma_end: the last.
-        tolerance: relative to each element, and absolute in data units, of a step's root mean square error.
+    def observe(points: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return denoise(points, sigma), points.new_zeros(len(points), 0)
 
-    Returns:
-        The points at `sigma_end`.
-
-    Raises:
-        ImportError: without torchdiffeq.
-        ValueError: if the tolerance is not a positive number.
-
-    Reference:
-        PFGM, arXiv 2209.11178, section 4.1, which solves dx/dt for z = e^t as well. Here t = −λ.
-    """
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"`tolerance` must be a finite number > 0, such as 1e-3, but is {tolerance}.")
-    try:
-        from torchdiffeq import odeint
-    except ImportError as error:
-        raise ImportError(
-            "An adaptive solver needs torchdiffeq. Install it by `pip install 'diffusers-pfgm[adaptive]'`."
-        ) from error
-    span = torch.tensor([-math.log(sigma_start), -math.log(sigma_end)], dtype=x.dtype, device=x.device)
-
-    def velocity(lam: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return denoise(x, (-lam).exp()) - x
-
-    options = {"dtype": working_dtype(x.device)}  # of time and tolerance, else float64 on any device
-    end: torch.Tensor = odeint(velocity, x, span, rtol=tolerance, atol=tolerance, method="dopri5", options=options)[-1]
-    return end
+    return follow_adaptively(observe, x, sigma_start, sigma_end, tolerance)[0]

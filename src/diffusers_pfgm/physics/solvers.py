@@ -87,6 +87,16 @@ def _plan(sigmas: tuple[float, ...], solver: str, order: int, use_corrector: boo
     return tuple(_multistep(sigmas[i], lambdas, i, order, use_corrector) for i in range(len(sigmas) - 1))
 
 
+def symmetric_weights(sigma: float, target: float) -> tuple[float, tuple[float, float]]:
+    """keep and weights of x' = keep · x + w_0 x̂(x) + w_1 x̂(x'), x̂ linear in λ between the ends, up or down.
+
+    The exponential trapezoid rule. Solved for x it is the same rule from σ' to σ, so that a step there undoes one here.
+    """
+    lambdas = [-math.log(sigma), -math.log(target)]
+    ahead, here = _adams(lambdas, 0, range(1, -1, -1))
+    return target / sigma, (here, ahead)
+
+
 def variance_preserving(steps: Sequence[Step], final_sigma: float) -> list[Step]:
     """The same steps for a state x / √(1 + σ²), as the DDPM family keeps it; x̂ stays in data units."""
     scales = [math.sqrt(1 + sigma**2) for sigma in (*(step.sigma for step in steps), final_sigma)]

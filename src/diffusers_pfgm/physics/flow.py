@@ -1,0 +1,78 @@
+r"""The flow between data and prior in both directions, and whatever adds up along it.
+
+Fixed steps here are those of the exponential trapezoid rule,
+
+    x' = (σ'/σ) x + w_0 x̂(x, σ) + w_1 x̂(x', σ'),
+
+which is its own inverse: a step from σ' to σ solves the same equation for the other unknown. So a run up and down again
+returns to where it began, however long the steps, as closely as each equation is solved. x' is found by iteration, from
+x̂ extrapolated in λ; it converges where w_1 ‖∂x̂/∂x‖ < 1, for short enough steps everywhere.
+
+What adds up is some q(x, σ), such as the trace in `divergence.py`, over log σ, by the trapezoid rule as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .solvers import symmetric_weights
+
+MAX_ITERATIONS = 50
+
+# x̂ (B, *) at x (B, *) and σ, with quantities q (B, P) there; P may be 0
+Observe = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+Denoise = Callable[[torch.Tensor, float], torch.Tensor]
+
+
+def follow(
+    denoise: Denoise, observe: Observe, x: torch.Tensor, sigmas: Sequence[float], tolerance: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Follow field lines through the heights `sigmas`, up or down, by steps that undo themselves.
+
+    Args:
+        denoise: x̂ (B, *) from x and σ, for the iteration.
+        observe: x̂ and q from x and σ, once at each height.
+        x: (B, *), at the first height, in data units.
+        sigmas: two or more heights, rising or falling.
+        tolerance: of an iteration: the largest change of a sample in its last round, relative to its norm.
+
+    Returns:
+        x at the last height, and ∫ q d log σ (B, P) from the first to the last.
+
+    Raises:
+        ValueError: if an iteration does not converge, with the height.
+    """
+    denoised, quantity = observe(x, sigmas[0])
+    total, slope = torch.zeros_like(quantity), torch.zeros_like(x)
+    for sigma, target in itertools.pairwise(sigmas):
+        keep, (here, ahead) = symmetric_weights(sigma, target)
+        length = math.log(target / sigma)
+        known = keep * x + here * denoised
+        x = known + ahead * (denoised + slope * length)
+        for _ in range(MAX_ITERATIONS):
+            change = known + ahead * denoise(x, target) - x
+            x = x + change
+            if _largest(change, x) <= tolerance:
+                break
+        else:
+            if not denoise(known, target).isfinite().all():
+                raise ValueError(f"`model` gives NaN or infinity at sigma {target:.4g}.")
+            raise ValueError(
+                f"The step from sigma {sigma:.4g} to {target:.4g} is too long to be undone: after {MAX_ITERATIONS} "
+                f"rounds a sample still moves by {_largest(change, x):.1e} of its norm, more than `tolerance` = "
+                f"{tolerance}. Take a larger `num_inference_steps`, or None for an adaptive solver."
+            )
+        before, (denoised, following) = denoised, observe(x, target)
+        slope = (denoised - before) / length
+        total = total + (quantity + following) * (length / 2)
+        quantity = following
+    return x, total
+
+
+def _largest(change: torch.Tensor, x: torch.Tensor) -> float:
+    norms = [torch.linalg.vector_norm(values.flatten(1), dim=1) for values in (change, x)]
+    return float((norms[0] / norms[1].clamp(min=torch.finfo(x.dtype).tiny)).max())

@@ -1,0 +1,366 @@
+"""The flow itself, on data of any kind: down to samples, up to latents, and the density that it carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .adaptive import check_tolerance, follow_adaptively
+from .conditioning import GuidedModel
+from .physics.charges import check_finite
+from .physics.denoiser import Denoiser
+from .physics.divergence import check_divergence, draw_probes, estimate_trace
+from .physics.flow import follow
+from .physics.kernel import Generators, narrowed, working_dtype
+from .physics.parameterization import ZERO_SNR_SIGMA
+from .physics.spacing import geometric_sigmas, knotted_sigmas
+from .pipeline_inputs import STOCHASTIC, check_same_field, flow_of
+from .scheduling_poisson_flow import PoissonFlowScheduler
+
+TOLERANCE = 1e-5
+GRAPH_NUMBERS = 2**17  # of data whose passes back through the network are prepared at once: what memory is spent on
+
+
+@dataclass
+class FlowSamples:
+    """Points near or on the data.
+
+    Attributes:
+        sample: (B, *), in data units.
+        nfe: network calls.
+    """
+
+    sample: torch.Tensor
+    nfe: int
+
+
+@dataclass
+class FlowLatents:
+    """Points of the prior.
+
+    Attributes:
+        latents: (B, *), in data units at σ_max.
+        nfe: network calls.
+    """
+
+    latents: torch.Tensor
+    nfe: int
+
+
+@dataclass
+class FlowLogProb:
+    """Log-densities of a flow.
+
+    Attributes:
+        log_prob: (B,), in nats, of the flow's density at σ_min.
+        standard_error: (B,), of the random divergence, in nats; 0 for the exact one, None for a single estimate, which
+            has no spread.
+        truncation: (B,), in nats: the most by which the density should differ from that of a flow followed to infinity,
+            where the prior is exact, rather than to σ_max; with the solver's tolerance.
+        latents: (B, *), where the points come from.
+        nfe: network calls, each of them followed by the products of the divergence.
+    """
+
+    log_prob: torch.Tensor
+    standard_error: torch.Tensor | None
+    truncation: torch.Tensor
+    latents: torch.Tensor
+    nfe: int
+
+
+class PoissonFlow:
+    """The invertible map between data at σ_min and the prior at σ_max that a model's field lines make.
+
+    Args:
+        model: called like `UNet2DModel`, on data (B, *) with channels first, or points (B, N); a network or a
+            `ChargeField`.
+        scheduler: says what the model predicts and between which heights; a scheduler of diffusers that fits it, too.
+
+    Raises:
+        ValueError: for a scheduler that follows no Poisson flow, begins at infinite σ, or is of another field than the
+            `ChargeField`.
+
+    Example:
+        >>> from diffusers_pfgm import ChargeField, PoissonFlowScheduler
+        >>> charges = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+        >>> flow = PoissonFlow(ChargeField(charges), PoissonFlowScheduler(sigma_min=0.5, sigma_max=5000.0))
+        >>> points = torch.tensor([[0.3, 0.4]], dtype=torch.float64)
+        >>> latents = flow.encode(points, num_inference_steps=50).latents
+        >>> torch.allclose(flow.decode(latents, num_inference_steps=50).sample, points, atol=1e-4)
+        True
+        >>> flow.log_prob(points).log_prob.round(decimals=2)
+        tensor([-1.9900], dtype=torch.float64)
+    """
+
+    def __init__(self, model: Callable[..., Any], scheduler: Any) -> None:
+        self.model, self.scheduler = model, flow_of(scheduler)
+        check_same_field(getattr(model, "config", None), self.scheduler)
+        self.sampler_name = type(scheduler).__name__
+        self.sigma_max, self.sigma_min = self.scheduler.sigma_range
+        if self.sigma_max >= ZERO_SNR_SIGMA:
+            raise ValueError(
+                "`scheduler` begins at infinite sigma (`rescale_betas_zero_snr`), from which no point is told from "
+                "another. Make one with `rescale_betas_zero_snr=False`."
+            )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: Sequence[int] | None = None,
+        num_inference_steps: int = 20,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> FlowSamples:
+        """Draw from the prior and follow the field lines to σ = 0 by the scheduler's solver.
+
+        Args:
+            shape: (B, *); not needed with `latents`.
+            num_inference_steps: steps, one call each for "multistep" and "euler".
+            generator: one generator, or a list of B of them.
+            latents: (B, *), points at σ_max, of `encode` for instance, in place of draws.
+            **model_kwargs: given to the model, such as `class_labels` (B,).
+
+        Raises:
+            ValueError: if neither `shape` nor `latents` is given, or an argument does not fit.
+        """
+        scheduler = PoissonFlowScheduler.from_config(self.scheduler.config)
+        device = getattr(self.model, "device", None) if latents is None else latents.device
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        model_dtype = getattr(self.model, "dtype", torch.float32)
+        dtype = torch.promote_types(model_dtype, torch.float32)
+        if latents is not None:
+            check_finite("latents", latents)
+            x = latents.to(torch.promote_types(latents.dtype, dtype)) / scheduler.data_scale(float(scheduler.sigmas[0]))
+        elif shape is None:
+            raise ValueError("Pass the `shape` (B, *) of the samples, or `latents` to begin from.")
+        else:
+            x = scheduler.sample_prior(shape, generator, device, dtype)
+        for timestep in scheduler.timesteps:
+            seen = narrowed(scheduler.scale_model_input(x, timestep), model_dtype)
+            output = self.model(seen, timestep, **model_kwargs)
+            output = output.sample if hasattr(output, "sample") else output[0]
+            x = scheduler.step(output, timestep, x).prev_sample
+        return FlowSamples(x, len(scheduler.timesteps))
+
+    def encode(
+        self,
+        x: torch.Tensor,
+        num_inference_steps: int | None = None,
+        tolerance: float = TOLERANCE,
+        **model_kwargs: Any,
+    ) -> FlowLatents:
+        """Follow the field lines from data at σ_min up to the prior at σ_max.
+
+        Args:
+            x: (B, *), in data units.
+            num_inference_steps: steps of a rule that undoes itself, a few calls each: `decode` with as many returns to
+                x. None for an adaptive solver, torchdiffeq's, which is closer to the equation.
+            tolerance: of the adaptive solver, or how closely each fixed step is undone; relative.
+            **model_kwargs: given to the model, such as `class_labels` (B,).
+
+        Raises:
+            ValueError: if `x` holds NaN or infinity, the model gives them, or a fixed step is too long to be undone.
+            ImportError: if the adaptive solver is not installed.
+        """
+        latents, nfe = self._transport(x, True, num_inference_steps, tolerance, model_kwargs)
+        return FlowLatents(latents, nfe)
+
+    def decode(
+        self,
+        latents: torch.Tensor,
+        num_inference_steps: int | None = None,
+        tolerance: float = TOLERANCE,
+        **model_kwargs: Any,
+    ) -> FlowSamples:
+        """The inverse of `encode`: from the prior at σ_max down to σ_min, without a last denoising. See there."""
+        sample, nfe = self._transport(latents, False, num_inference_steps, tolerance, model_kwargs)
+        return FlowSamples(sample, nfe)
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        x: torch.Tensor,
+        num_inference_steps: int | None = None,
+        divergence: str = "exact",
+        num_probes: int = 1,
+        generator: Generators = None,
+        probe_distribution: str = "rademacher",
+        tolerance: float = TOLERANCE,
+        **model_kwargs: Any,
+    ) -> FlowLogProb:
+        """Log-density of the flow at σ_min, by the change of variables along the way up and the prior's density.
+
+        The prior is the whole kernel around 0, also where the scheduler's `max_norm` limits what is drawn from it. Many
+        points are taken in parts, so that memory stays bounded.
+
+        Args:
+            x: (B, *), in data units.
+            num_inference_steps: fixed steps as in `encode`, of second order; None for the adaptive solver, whose error
+                is controlled.
+            divergence: "exact" (N products vᵀJ a call, each about a plain call), "hutchinson" or "hutch++".
+            num_probes: products a call of the other two; "hutch++" takes multiples of 3.
+            generator: of the probes, one, or a list of B of them.
+            probe_distribution: "rademacher" or "gaussian".
+            tolerance: of the adaptive solver, in nats too.
+            **model_kwargs: given to the model; tensors (B, ...) are taken in the same parts.
+
+        Raises:
+            ValueError: for a guided model or a stochastic scheduler, which have no such density, or if an argument does
+                not fit.
+
+        Reference:
+            PFGM, arXiv 2209.11178, section 3.3; the prior's constant is that of R^N at height r, for any N and D.
+        """
+        self._check_density()
+        check_finite("x", x)
+        check_divergence(divergence, num_probes, probe_distribution)
+        points = x.to(working_dtype(x.device))
+        probes = None
+        if divergence != "exact":
+            probes = draw_probes(points.shape, num_probes, probe_distribution, generator, points)
+        size, found = max(1, GRAPH_NUMBERS // x[0].numel()), []
+        for first in range(0, len(x), size):
+            rows = slice(first, first + size)
+            options = {name: _of_rows(value, rows, len(x)) for name, value in model_kwargs.items()}
+            part = None if probes is None else probes[rows]
+            found.append(self._log_prob(points[rows], num_inference_steps, divergence, part, tolerance, options))
+        log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*found, strict=True))[:3])
+        count, error = log_probs.shape[1], None
+        if divergence == "exact" or count > 1:
+            error = log_probs.new_zeros(len(x)) if count == 1 else log_probs.std(1) / count**0.5
+        nfe = max(calls for *_, calls in found)
+        return FlowLogProb(log_probs.mean(1), error, truncation, latents.to(x.dtype), nfe)
+
+    def _log_prob(
+        self,
+        x: torch.Tensor,
+        num_inference_steps: int | None,
+        divergence: str,
+        probes: torch.Tensor | None,
+        tolerance: float,
+        model_kwargs: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        """Estimates (B, P) of log p, the truncation (B,), latents (B, *), calls."""
+        denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
+
+        def observe(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)
+
+        count = {"exact": 1, "hutchinson": 1, "hutch++": 3}[divergence]
+        count = 1 if probes is None else probes.shape[1] // count
+        if num_inference_steps is None:
+            latents, traces = follow_adaptively(observe, x, self.sigma_min, self.sigma_max, tolerance, count)
+        else:
+            check_tolerance(tolerance)
+            latents, traces = follow(denoiser, observe, x, self._heights(num_inference_steps)[::-1], tolerance)
+        check_finite("model", latents)
+        growth = x[0].numel() * math.log(self.sigma_max / self.sigma_min)
+        log_prior = self.scheduler.kernel.log_prob(latents, self.sigma_max)
+        denoised, trace = observe(latents, self.sigma_max)
+        truncation = tolerance + self._truncation(latents.flatten(1), denoised.flatten(1), trace.mean(1))
+        return (log_prior + growth).unsqueeze(1) - traces, truncation, latents, denoiser.nfe
+
+    def divergence(
+        self,
+        x: torch.Tensor,
+        sigma: float,
+        divergence: str = "exact",
+        num_probes: int = 1,
+        generator: Generators = None,
+        probe_distribution: str = "rademacher",
+        **model_kwargs: Any,
+    ) -> torch.Tensor:
+        """Estimates of the divergence of dx/dσ = (x − x̂)/σ at one height, whose mean is the estimate.
+
+        Args:
+            x: (B, *), in data units.
+            sigma: the height, from σ_min to σ_max.
+            divergence, num_probes, generator, probe_distribution, **model_kwargs: as in `log_prob`.
+
+        Returns:
+            (B, P), one for each probe; P = 1 for "exact", a third of the probes for "hutch++".
+
+        Raises:
+            ValueError: if `sigma` is beyond the heights of the model, or an argument does not fit.
+        """
+        check_finite("x", x)
+        check_divergence(divergence, num_probes, probe_distribution)
+        if not self.sigma_min <= sigma <= self.sigma_max:
+            raise ValueError(
+                f"`sigma` must be a height of the model, from {self.sigma_min:.6g} to {self.sigma_max:.6g}, but is "
+                f"{sigma}."
+            )
+        points, probes = x.to(working_dtype(x.device)), None
+        if divergence != "exact":
+            probes = draw_probes(points.shape, num_probes, probe_distribution, generator, points)
+        denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
+        traces = estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)[1]
+        return (x[0].numel() - traces) / sigma
+
+    @torch.no_grad()
+    def _transport(
+        self, x: torch.Tensor, up: bool, num_inference_steps: int | None, tolerance: float, model_kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, int]:
+        check_finite("x" if up else "latents", x)
+        check_tolerance(tolerance)
+        denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
+
+        def observe(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return denoiser(points, sigma), points.new_zeros(len(points), 0)
+
+        points = x.to(working_dtype(x.device))
+        if num_inference_steps is None:
+            ends = (self.sigma_min, self.sigma_max) if up else (self.sigma_max, self.sigma_min)
+            end, _ = follow_adaptively(observe, points, *ends, tolerance)
+        else:
+            heights = self._heights(num_inference_steps)
+            end, _ = follow(denoiser, observe, points, heights[::-1] if up else heights, tolerance)
+        check_finite("model", end)
+        return end.to(x.dtype), denoiser.nfe
+
+    def _heights(self, num_inference_steps: int) -> list[float]:
+        """One more than steps, from σ_max to σ_min, spaced as the scheduler spaces them."""
+        if not num_inference_steps >= 1 or int(num_inference_steps) != num_inference_steps:
+            raise ValueError(
+                f"`num_inference_steps` must be a whole number >= 1, or None for an adaptive solver, but is "
+                f"{num_inference_steps}."
+            )
+        knots, count = self.scheduler.config.sigma_knots, int(num_inference_steps) + 1
+        return knotted_sigmas(knots, count) if knots else geometric_sigmas(self.sigma_max, self.sigma_min, count)
+
+    def _truncation(self, x: torch.Tensor, denoised: torch.Tensor, trace: torch.Tensor) -> torch.Tensor:
+        """How far the kernel around 0 may be from the flow's true density at σ_max (B,), in nats.
+
+        Far from data y the log of their kernels' mean is that of the kernel around 0 plus g x·ȳ to first order, with
+        g = (N + D)/(‖x‖² + r²), and to second order terms of the size of g² x·Cov(y)·x, g tr Cov(y) = tr J and g ‖ȳ‖².
+        There x̂ is ȳ and a part of the first of these. Twice their sum leaves room for the orders beyond.
+        """
+        aug_dim = self.scheduler.kernel.aug_dim
+        pull = x.new_full((len(x),), self.sigma_max**-2)
+        if math.isfinite(aug_dim):
+            pull = (x.shape[1] + aug_dim) / (x.square().sum(1) + aug_dim * self.sigma_max**2)
+        first = pull * (x * denoised).sum(1)
+        return 2 * (first.abs() + trace.abs() + pull * denoised.square().sum(1) / 2)
+
+    def _check_density(self) -> None:
+        why = "Ask for the likelihood of the model itself, with a PoissonFlowScheduler or another ODE solver."
+        if isinstance(self.model, GuidedModel):
+            raise ValueError(
+                "`model` is guided: its field is a mixture of two that belongs to no distribution of data, so a "
+                f"likelihood of it would mean nothing. {why} Set `guidance_scale=1`."
+            )
+        if self.sampler_name in STOCHASTIC:
+            raise ValueError(
+                f"`scheduler` ({self.sampler_name}) adds noise at every step, so no point has one way up, and "
+                f"the change of variables does not hold. {why}"
+            )
+
+
+def _of_rows(value: Any, rows: slice, count: int) -> Any:
+    per_sample = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == count
+    return value[rows] if per_sample else value

@@ -1,0 +1,70 @@
+"""Steps that undo themselves."""
+
+import math
+
+import pytest
+import torch
+
+from diffusers_pfgm import posterior_mean
+from diffusers_pfgm.physics.flow import Observe, follow
+from diffusers_pfgm.physics.solvers import symmetric_weights
+from diffusers_pfgm.physics.spacing import geometric_sigmas
+from tests.conftest import seeded
+
+VARIANCE = 0.25
+
+
+def gaussian(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """x̂ of data N(0, s²) at D = ∞, whose lines are x ∝ √(s² + σ²)."""
+    return x * VARIANCE / (VARIANCE + sigma**2)
+
+
+def with_trace(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return gaussian(x, sigma), x.new_full((len(x), 1), 3 * VARIANCE / (VARIANCE + sigma**2))
+
+
+def nothing(denoise: object) -> Observe:
+    return lambda x, sigma: (denoise(x, sigma), x.new_zeros(len(x), 0))  # type: ignore[operator]
+
+
+def test_a_step_solved_for_its_start_is_the_step_back() -> None:
+    keep, (here, ahead) = symmetric_weights(3.0, 0.7)
+    back, (here_back, ahead_back) = symmetric_weights(0.7, 3.0)
+    assert back == pytest.approx(1 / keep)
+    assert here_back == pytest.approx(-ahead / keep) and ahead_back == pytest.approx(-here / keep)
+    assert keep + here + ahead == pytest.approx(1)  # x̂ = x stays
+
+
+def test_second_order() -> None:
+    x = torch.randn(4, 3, generator=seeded(), dtype=torch.float64)
+    exact = x * math.sqrt((VARIANCE + 1600) / (VARIANCE + 1e-4))
+    errors, integrals = [], []
+    for steps in (40, 80):
+        heights = geometric_sigmas(40.0, 0.01, steps + 1)[::-1]
+        end, total = follow(gaussian, with_trace, x, heights, 1e-12)
+        errors.append((end - exact).norm().item())
+        wanted = 1.5 * math.log((VARIANCE / 1e-4 + 1) / (VARIANCE / 1600 + 1))  # ∫ 3 s²/(s² + σ²) d log σ
+        integrals.append(abs(total[0, 0].item() - wanted))
+    for coarse, fine in (errors, integrals):
+        assert math.log2(coarse / fine) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
+def test_few_long_steps_return_all_the_same(aug_dim: float | None) -> None:
+    charges = torch.randn(3, 4, generator=seeded(1), dtype=torch.float64)
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return posterior_mean(x, sigma, charges, aug_dim)
+
+    x = charges[[0, 1, 2, 0]] + torch.randn(4, 4, generator=seeded(), dtype=torch.float64)
+    heights = geometric_sigmas(40.0, 1.0, 11)
+    up, _ = follow(denoise, nothing(denoise), x, heights[::-1], 1e-12)
+    down, _ = follow(denoise, nothing(denoise), up, heights, 1e-12)
+    finer, _ = follow(denoise, nothing(denoise), x, geometric_sigmas(40.0, 1.0, 401)[::-1], 1e-12)
+    assert (down - x).norm() / x.norm() < 1e-9 < 1e-4 < (up - finer).norm() / finer.norm()
+
+
+def test_a_step_too_long_to_undo_is_refused() -> None:
+    steep = lambda x, sigma: 50 * x  # noqa: E731
+    with pytest.raises(ValueError, match=r"from sigma 1 to 0.1 is too long to be undone.*larger `num_inference_steps`"):
+        follow(steep, nothing(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)

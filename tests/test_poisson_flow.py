@@ -1,0 +1,281 @@
+"""The invertible flow, against the exact density of charges and against itself."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, UNet2DModel
+from scipy import stats
+
+from diffusers_pfgm import ChargeField, Parameterization, PoissonFlow, PoissonFlowScheduler, PoissonKernel
+from diffusers_pfgm.conditioning import GuidedModel
+from tests.conftest import ExactNetwork, make_tiny_unet, seeded
+
+
+def charges_in(dim: int, count: int = 7) -> torch.Tensor:
+    return torch.rand(count, dim, generator=seeded(dim), dtype=torch.float64) * 2 - 1
+
+
+def flow_of_charges(
+    charges: torch.Tensor, aug_dim: float | None = 1.0, prediction_type: str = "field", **options: Any
+) -> PoissonFlow:
+    scheduler = PoissonFlowScheduler(aug_dim=aug_dim, prediction_type=prediction_type, **options)
+    return PoissonFlow(ChargeField(charges, aug_dim, prediction_type), scheduler)
+
+
+def density(x: torch.Tensor, charges: torch.Tensor, aug_dim: float | None, sigma: float) -> torch.Tensor:
+    """log of the mean of the kernels (design: the flow's density in closed form)."""
+    kernels = [PoissonKernel(aug_dim).log_prob(x - charge, sigma) for charge in charges]
+    return torch.stack(kernels).logsumexp(0) - math.log(len(charges))
+
+
+def drawn(charges: torch.Tensor, aug_dim: float | None, sigma: float, count: int, seed: int = 0) -> torch.Tensor:
+    """Points of that density."""
+    noise = PoissonKernel(aug_dim).sample((count, *charges.shape[1:]), sigma, seeded(seed), dtype=torch.float64)
+    return charges[torch.arange(count) % len(charges)] + noise
+
+
+CASES = [(2, 1.0), (3, 2.5), (3, None), (16, 1.0), (16, 64.0), (65, 1.0), (65, None)]
+
+
+@pytest.mark.parametrize(("dim", "aug_dim"), CASES)
+def test_log_prob_is_the_charges(dim: int, aug_dim: float | None) -> None:
+    charges = charges_in(dim)
+    x = drawn(charges, aug_dim, 0.3, 8)
+    expected = density(x, charges, aug_dim, 0.3)
+    found = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=5000.0).log_prob(x)
+    error = (found.log_prob - expected).abs()
+    assert error.max() < 2e-3 and (found.truncation >= error).all() and found.truncation.max() < 0.02
+    assert torch.equal(found.standard_error, torch.zeros(8))
+    tight = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=50000.0).log_prob(x, tolerance=1e-8)
+    assert (tight.log_prob - expected).abs().max() < 1e-4 and tight.nfe > found.nfe > 20
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+def test_log_prob_in_every_convention(prediction_type: str) -> None:
+    charges = charges_in(4).view(7, 1, 2, 2)
+    x = drawn(charges, 1.0, 0.3, 4)
+    found = flow_of_charges(charges, 1.0, prediction_type, sigma_min=0.3, sigma_max=5000.0).log_prob(x)
+    assert (found.log_prob - density(x, charges, 1.0, 0.3)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("form", [Parameterization("epsilon", sigma_data=0.5), Parameterization("v_prediction")])
+def test_log_prob_of_preconditioned_networks(form: Parameterization) -> None:
+    charges = charges_in(4).view(7, 1, 2, 2)
+    options = {"prediction_type": form.prediction_type, "sigma_data": form.sigma_data, "aug_dim": None}
+    scheduler = PoissonFlowScheduler(sigma_min=0.3, sigma_max=5000.0, **options)
+    x = drawn(charges, None, 0.3, 2)
+    found = PoissonFlow(ExactNetwork(charges, form), scheduler).log_prob(x)
+    assert (found.log_prob - density(x, charges, None, 0.3)).abs().max() < 2e-3
+
+
+def test_fixed_steps_converge_to_the_density() -> None:
+    charges = charges_in(3)
+    x = drawn(charges, 1.0, 0.3, 8)
+    flow = flow_of_charges(charges, sigma_min=0.3, sigma_max=5000.0)
+    exact = density(x, charges, 1.0, 0.3)
+    errors = [(flow.log_prob(x, num_inference_steps=n, tolerance=1e-9).log_prob - exact).abs().max() for n in (60, 120)]
+    assert 3 < errors[0] / errors[1] < 5 and errors[1] < 0.01
+
+
+def test_truncation_covers_the_error_where_it_is_large() -> None:
+    charges = charges_in(3) + 0.5
+    for aug_dim, sigma_max in ((1.0, 40.0), (64.0, 40.0), (None, 40.0), (2.5, 200.0)):
+        x = drawn(charges, aug_dim, 0.3, 64)
+        found = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=sigma_max).log_prob(x)
+        error = (found.log_prob - density(x, charges, aug_dim, 0.3)).abs()
+        assert (found.truncation >= error).double().mean() > 0.98 and found.truncation.median() < 10 * error.median()
+
+
+@pytest.mark.parametrize(("method", "num_probes"), [("hutchinson", 10), ("hutch++", 30)])
+def test_random_divergences_state_their_error(method: str, num_probes: int) -> None:
+    charges = charges_in(64, 20)
+    x = drawn(charges, None, 0.3, 400)
+    flow = flow_of_charges(charges, None, sigma_min=0.3)
+    exact = flow.log_prob(x[:1]).log_prob
+    found = flow.log_prob(x, None, method, num_probes, seeded(), tolerance=1e-3)
+    error = found.log_prob - density(x, charges, None, 0.3)
+    within = (error.abs() <= found.standard_error + found.truncation).double().mean()
+    assert 0.62 <= within <= 0.78 and abs(error.mean()) < 3 * error.std() / 20 + 0.02
+    assert abs(exact - found.log_prob[0]) < 5 * found.standard_error[0] + 0.05
+
+
+def test_one_probe_has_no_spread() -> None:
+    x = drawn(charges_in(3), 1.0, 0.3, 2)
+    assert flow_of_charges(charges_in(3)).log_prob(x, 5, "hutchinson", generator=seeded()).standard_error is None
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 2.5])
+def test_density_integrates_to_one(aug_dim: float) -> None:
+    # x = tan(u): a heavy tail on a finite interval
+    u = (torch.arange(400, dtype=torch.float64) + 0.5) * math.pi / 400 - math.pi / 2
+    flow = flow_of_charges(charges_in(1), aug_dim, sigma_min=0.3, sigma_max=5000.0)
+    density = flow.log_prob(u.tan().unsqueeze(1)).log_prob.exp()
+    assert (density / u.cos().square()).mean() * math.pi == pytest.approx(1, abs=1e-3)
+
+
+def test_untrained_networks_flow_integrates_to_one() -> None:
+    class Network(torch.nn.Module):
+        """Smooth, random, and no field of any charges."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(3, 16), torch.nn.Linear(16, 2)
+            for number, weights in enumerate(self.parameters()):
+                torch.nn.init.normal_(weights, 0.0, 0.4, generator=seeded(number))
+
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+            height = timestep.log().expand(len(sample), 1)
+            return (self.last(self.first(torch.cat([sample, height], dim=1)).tanh()),)
+
+    scheduler = PoissonFlowScheduler(aug_dim=None, prediction_type="sample", sigma_min=0.5)
+    flow = PoissonFlow(Network().double(), scheduler)
+    u = ((torch.arange(80, dtype=torch.float64) + 0.5) / 80 - 0.5) * 16
+    grid = torch.cartesian_prod(u, u)
+    total = flow.log_prob(grid, tolerance=1e-6).log_prob.exp().sum() * (16 / 80) ** 2
+    assert total == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
+def test_encoding_inverts_on_the_exact_field(aug_dim: float | None) -> None:
+    charges = charges_in(16).view(7, 1, 4, 4)
+    flow = flow_of_charges(charges, aug_dim, sigma_min=0.3)
+    x = drawn(charges, aug_dim, 0.3, 16)
+    for steps in (None, 60):
+        encoded = flow.encode(x, steps, tolerance=1e-10)
+        decoded = flow.decode(encoded.latents, steps, tolerance=1e-10)
+        assert (decoded.sample - x).norm() / x.norm() < 1e-6
+        again = flow.encode(decoded.sample, steps, tolerance=1e-10).latents
+        assert (again - encoded.latents).norm() / again.norm() < 1e-6
+    assert encoded.nfe > 60 and decoded.sample.shape == x.shape
+
+
+def test_a_random_network_inverts() -> None:
+    unet = make_tiny_unet()
+    flow = PoissonFlow(unet, PoissonFlowScheduler(max_norm=300.0))
+    x = torch.rand(3, 1, 8, 8, generator=seeded()) * 2 - 1
+    for steps, tolerance, bound in ((50, 1e-5, 1e-3), (None, 1e-6, 1e-4)):
+        latents = flow.encode(x, steps, tolerance).latents
+        assert latents.dtype == torch.float32 and latents.norm() > 40
+        assert (flow.decode(latents, steps, tolerance).sample - x).norm() / x.norm() < bound
+
+
+def test_encoded_points_are_uniform_on_the_hemisphere() -> None:
+    # Theorem 1 of the paper, at fixed seeds
+    charges = charges_in(4)
+    z = 2000.0
+    x = drawn(charges, 1.0, 0.3, 2000, seed=5)
+    latents = flow_of_charges(charges, sigma_min=0.3, sigma_max=z).encode(x).latents
+    points = torch.cat([latents, torch.full((2000, 1), z)], dim=1)
+    points = points / points.norm(dim=1, keepdim=True)
+    # A coordinate u of a uniform point of the sphere in R^5: (1 + u) / 2 ~ Beta(2, 2); z is |u|
+    law = stats.beta(2, 2)
+    for coordinate in points[:, :4].T:
+        assert stats.kstest((1 + coordinate) / 2, law.cdf).pvalue > 0.01
+    assert stats.kstest(points[:, 4], lambda u: 2 * law.cdf((1 + u) / 2) - 1).pvalue > 0.01
+    turned = (points[:, 0] + points[:, 1]) / math.sqrt(2)  # pairs
+    assert stats.kstest((1 + turned) / 2, law.cdf).pvalue > 0.01
+    pairs = (points[:1000] * points[1000:])[:, :4].sum(1) / (
+        points[:1000, :4].norm(dim=1) * points[1000:, :4].norm(dim=1)
+    )
+    assert stats.kstest((1 + pairs) / 2, stats.beta(1.5, 1.5).cdf).pvalue > 0.01
+
+
+def test_samples_are_the_schedulers(digits: torch.Tensor) -> None:
+    flow = flow_of_charges(digits[:50])
+    scheduler = flow.scheduler
+    scheduler.set_timesteps(12)
+    x = latents = scheduler.sample_prior((4, 1, 8, 8), seeded(), dtype=torch.float64)
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(flow.model(x, timestep).sample, timestep, x).prev_sample
+    drawn = flow.sample((4, 1, 8, 8), 12, seeded())
+    assert torch.equal(drawn.sample, x) and drawn.nfe == 12
+    assert torch.equal(flow.sample(latents=latents, num_inference_steps=12).sample, x)
+
+
+def test_models_are_told_their_classes() -> None:
+    charges = torch.stack([torch.full((1, 2, 2), -0.5), torch.full((1, 2, 2), 0.5)]).double()
+    form = Parameterization("sample")
+    network = ExactNetwork(charges, form, 1.0, torch.tensor([0, 1]))
+    flow = PoissonFlow(network, PoissonFlowScheduler(prediction_type="sample", sigma_min=0.1, sigma_max=2000.0))
+    x = drawn(charges, 1.0, 0.1, 2)
+    found = flow.log_prob(x, class_labels=torch.tensor([0, 0])).log_prob
+    expected = PoissonKernel(1.0).log_prob(x - charges[0], 0.1)
+    assert (found - expected).abs().max() < 5e-3 and found[0] > found[1]
+    swapped = flow.sample(
+        latents=flow.encode(x[:1], class_labels=torch.tensor([0])).latents, class_labels=torch.ones(1)
+    )
+    assert torch.allclose(swapped.sample, charges[1:])
+
+
+def test_many_points_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = flow_of_charges(charges_in(3), sigma_min=0.3)
+    x = drawn(charges_in(3), 1.0, 0.3, 10)
+    generators = [seeded(number) for number in range(10)]
+    whole = flow.log_prob(x, 20, "hutchinson", 2, generators, tolerance=1e-12)
+    monkeypatch.setattr("diffusers_pfgm.poisson_flow.GRAPH_NUMBERS", 9)
+    generators = [seeded(number) for number in range(10)]
+    parts = flow.log_prob(x, 20, "hutchinson", 2, generators, tolerance=1e-12)
+    assert torch.allclose(parts.log_prob, whole.log_prob, rtol=1e-9) and parts.latents.shape == (10, 3)
+
+
+def test_divergence_of_one_height() -> None:
+    flow = flow_of_charges(charges_in(5), sigma_min=0.1)
+    x = drawn(charges_in(5), 1.0, 0.5, 3)
+    exact = flow.divergence(x, 0.5)
+    estimates = flow.divergence(x, 0.5, "hutchinson", 2000, seeded())
+    assert exact.shape == (3, 1) and estimates.shape == (3, 2000)
+    assert ((estimates.mean(1) - exact[:, 0]).abs() < 3 * estimates.std(1) / 2000**0.5).all()
+    # Of one charge dx/dσ = (x − y)/σ
+    assert torch.allclose(flow_of_charges(torch.zeros(1, 5)).divergence(x, 0.5), torch.full((3, 1), 10.0).double())
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler(), EulerAncestralDiscreteScheduler()])
+def test_stochastic_samplers_have_no_likelihood(scheduler: Any) -> None:
+    flow = PoissonFlow(make_tiny_unet(out_channels=1), scheduler)
+    with pytest.raises(ValueError, match="adds noise at every step, so no point has one way up"):
+        flow.log_prob(torch.zeros(1, 1, 8, 8))
+
+
+def test_guided_models_have_no_likelihood() -> None:
+    guided = GuidedModel(make_tiny_unet(), Parameterization(), torch.zeros(1, dtype=torch.int64), 10, 2.0)
+    with pytest.raises(ValueError, match=r"`model` is guided.*Set `guidance_scale=1`"):
+        PoissonFlow(guided, PoissonFlowScheduler()).log_prob(torch.zeros(1, 1, 8, 8))
+
+
+def test_bad_requests_are_explained() -> None:
+    flow = flow_of_charges(charges_in(3))
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    x[1, 2] = math.nan
+    for call in (flow.encode, flow.log_prob, lambda x: flow.divergence(x, 1.0)):
+        with pytest.raises(ValueError, match="`x` must be finite, but index 1 holds NaN"):
+            call(x)
+    with pytest.raises(ValueError, match="`latents` must be finite"):
+        flow.decode(x)
+    with pytest.raises(ValueError, match="Pass the `shape`"):
+        flow.sample()
+    x = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"`num_inference_steps` must be a whole number >= 1, or None.*but is 0"):
+        flow.encode(x, 0)
+    with pytest.raises(ValueError, match="`tolerance` must be a finite number > 0"):
+        flow.decode(x, 10, tolerance=0.0)
+    with pytest.raises(ValueError, match="`num_probes` must be a whole number >= 1, but is 0"):
+        flow.log_prob(x, divergence="hutchinson", num_probes=0)
+    with pytest.raises(ValueError, match=r"`sigma` must be a height of the model, from 0.01 to 40, but is 41"):
+        flow.divergence(x, 41.0)
+    with pytest.raises(ValueError, match=r"`aug_dim` is 1.0 of the field, but 64.0 of the scheduler"):
+        PoissonFlow(flow.model, PoissonFlowScheduler(aug_dim=64.0))
+    zero_snr = PoissonFlowScheduler(beta_schedule="linear", rescale_betas_zero_snr=True, prediction_type="sample")
+    with pytest.raises(ValueError, match="begins at infinite sigma"):
+        PoissonFlow(torch.nn.Identity(), zero_snr)
+
+
+def test_a_network_that_fails_is_named() -> None:
+    class Broken(UNet2DModel):
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+            return (torch.full_like(sample, math.nan),)
+
+    flow = PoissonFlow(Broken(**make_tiny_unet().config), PoissonFlowScheduler(prediction_type="sample"))
+    with pytest.raises(ValueError, match="`model` gives NaN or infinity at sigma"):
+        flow.encode(torch.zeros(1, 1, 8, 8), 3)

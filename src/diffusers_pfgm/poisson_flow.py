@@ -22,6 +22,7 @@ from .pipeline_inputs import STOCHASTIC, check_same_field, flow_of
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 TOLERANCE = 1e-5
+SOLVER_ERRORS = 10  # tolerances that the steps of a whole way add up to, about
 GRAPH_NUMBERS = 2**17  # of data whose passes back through the network are prepared at once: what memory is spent on
 
 
@@ -262,7 +263,7 @@ class PoissonFlow:
         growth = x[0].numel() * math.log(self.sigma_max / self.sigma_min)
         log_prior = self.scheduler.kernel.log_prob(latents, self.sigma_max)
         denoised, trace = observe(latents, self.sigma_max)
-        truncation = tolerance + self._truncation(latents.flatten(1), denoised.flatten(1), trace.mean(1))
+        truncation = SOLVER_ERRORS * tolerance + self._truncation(latents.flatten(1), denoised.flatten(1), trace.mean(1))
         return (log_prior + growth).unsqueeze(1) - traces, truncation, latents, denoiser.nfe
 
     def divergence(

@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/demo.py
 
+# One thread for each process: threads that wait for each other are slower than none on small tensors.
 test: $(VENV)/ready-test lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .

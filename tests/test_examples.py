@@ -16,7 +16,8 @@ from diffusers_pfgm.training.data_source import load_image_dataset
 from tests.conftest import make_tiny_pipeline
 from tests.training.test_image_data import write_images
 
-EXAMPLES = sorted(path.stem for path in (Path(__file__).parents[1] / "pipelines_examples").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "pipelines_examples"
+EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if "def main(" in path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,12 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
     right = float(printed.split("right on ")[1].split(" %")[0])
     assert right > 80 and "of 100 real images" in printed and "of 30 drawn images, 2 calls each" in printed
     assert Image.open(labelled / "grid.png").size == (3 * 68, 10 * 68)
+
+
+def test_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("likelihood").main(["--count", "8", "--output", str(tmp_path / "histograms.png")])
+    printed = capsys.readouterr().out
+    bits = [float(line.split(": ")[1].split(" ")[0]) for line in printed.splitlines()[:3]]
+    scores = [float(part.split("\n")[0]) for part in printed.split("AUROC ")[1:]]
+    assert bits[0] < bits[1] and len(scores) == 2 and scores[0] > 0.95 and scores[1] > 0.8
+    assert Image.open(tmp_path / "histograms.png").width > 500

@@ -3,11 +3,13 @@
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers loads schedulers only from where it is
 
 from .fitting import fit_sigmas
+from .inverse import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
 from .losses import FieldObjective, LossOutput, PerturbationObjective
 from .physics import (
     ChargeField,
     Charges,
     ClassCharges,
+    HemisphereLatents,
     Hyperparameters,
     Parameterization,
     PoissonKernel,
@@ -18,6 +20,10 @@ from .physics import (
     recommend_hyperparameters,
 )
 from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
+from .pipeline_pfgm_editing import PFGMEditingPipeline
+from .pipeline_pfgm_inverse import PFGMInverseOutput, PFGMInversePipeline
+from .pipeline_pfgm_likelihood import PFGMLikelihoodOutput, PFGMLikelihoodPipeline
+from .poisson_flow import FlowLatents, FlowLogProb, FlowSamples, PoissonFlow
 from .saved_folder import register
 from .scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
 
@@ -29,20 +35,35 @@ register()
 PoissonFlowScheduler.__module__ = __name__
 
 __all__ = [
+    "Blur",
     "ChargeField",
     "Charges",
     "ClassCharges",
+    "CompressedSensing",
     "FieldObjective",
+    "FlowLatents",
+    "FlowLogProb",
+    "FlowSamples",
+    "HemisphereLatents",
     "Hyperparameters",
+    "Inpainting",
+    "LinearOperator",
     "LossOutput",
+    "PFGMEditingPipeline",
+    "PFGMInverseOutput",
+    "PFGMInversePipeline",
+    "PFGMLikelihoodOutput",
+    "PFGMLikelihoodPipeline",
     "PFGMPipeline",
     "PFGMPipelineOutput",
     "Parameterization",
     "PerturbationObjective",
+    "PoissonFlow",
     "PoissonFlowScheduler",
     "PoissonFlowSchedulerOutput",
     "PoissonKernel",
     "SchedulerMixin",
+    "SuperResolution",
     "fit_sigmas",
     "normalized_field",
     "perturb",

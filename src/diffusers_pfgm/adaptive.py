@@ -77,8 +77,9 @@ def follow_adaptively(
         points = error[:, :size].square().mean(1, keepdim=True).sqrt()
         return torch.cat([points, error[:, size:].abs()], dim=1).max()
 
-    options = {"dtype": working_dtype(x.device), "norm": norm}  # of time, and of tolerance
-    span = torch.tensor([sigma_start, sigma_end], dtype=options["dtype"], device=x.device).log()
+    wide = working_dtype(x.device)  # of time and tolerance, else float64 on any device
+    options = {"dtype": wide, "norm": norm}
+    span = torch.tensor([sigma_start, sigma_end], dtype=wide, device=x.device).log()
     state = torch.nn.functional.pad(x.flatten(1) / start, (0, num_quantities))
     try:
         final = odeint(velocity, state, span, rtol=tolerance, atol=tolerance, method="dopri5", options=options)[-1]

@@ -268,6 +268,9 @@ class PFGMPipeline(DiffusionPipeline):
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         return own_class_name(super()._dict_from_json_file(json_file))
 
+    def _classes(self) -> ClassLabels:
+        return ClassLabels(getattr(self.unet.config, "num_class_embeds", None), self.config.id2label)
+
     def _conditioned(
         self,
         flow: PoissonFlowScheduler,
@@ -277,7 +280,7 @@ class PFGMPipeline(DiffusionPipeline):
         device: torch.device,
     ) -> Callable[..., Any]:
         """The network as a function of sample and timestep alone."""
-        classes = ClassLabels(getattr(self.unet.config, "num_class_embeds", None), self.config.id2label)
+        classes = self._classes()
         numbers = classes.numbers(labels, batch_size)
         if guidance_scale is None or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, but is {guidance_scale}.")

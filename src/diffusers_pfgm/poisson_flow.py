@@ -263,7 +263,9 @@ class PoissonFlow:
         growth = x[0].numel() * math.log(self.sigma_max / self.sigma_min)
         log_prior = self.scheduler.kernel.log_prob(latents, self.sigma_max)
         denoised, trace = observe(latents, self.sigma_max)
-        truncation = SOLVER_ERRORS * tolerance + self._truncation(latents.flatten(1), denoised.flatten(1), trace.mean(1))
+        truncation = SOLVER_ERRORS * tolerance + self._truncation(
+            latents.flatten(1), denoised.flatten(1), trace.mean(1)
+        )
         return (log_prior + growth).unsqueeze(1) - traces, truncation, latents, denoiser.nfe
 
     def divergence(

@@ -88,7 +88,7 @@ def estimate_trace(
             trace[:, i] = products([direction])[0].flatten(1)[:, i]
         return denoised.detach(), trace.sum(1, keepdim=True).detach()
     assert probes is not None  # drawn by the caller of every other method
-    rest, known = probes.flatten(2).mT, 0.0
+    rest, known = probes.flatten(2).mT, x.new_zeros(len(x), 1)
     if method == "hutch++":
         sketch, rest = rest.chunk(3, dim=2)[:2]
         image = products(sketch.mT.reshape(len(x), -1, *x.shape[1:]).unbind(1))

@@ -1,0 +1,27 @@
+"""Inverse problems: samples of the posterior given a measurement, by guidance or by sampling the latent."""
+
+from .guidance import METHODS, GuidedByMeasurement
+from .latent_sampling import LatentSampler, LatentSamples
+from .operators import (
+    Blur,
+    CompressedSensing,
+    Inpainting,
+    LinearOperator,
+    SuperResolution,
+    check_adjoint,
+    linearized,
+)
+
+__all__ = [
+    "METHODS",
+    "Blur",
+    "CompressedSensing",
+    "GuidedByMeasurement",
+    "Inpainting",
+    "LatentSampler",
+    "LatentSamples",
+    "LinearOperator",
+    "SuperResolution",
+    "check_adjoint",
+    "linearized",
+]

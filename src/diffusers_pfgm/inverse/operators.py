@@ -1,0 +1,239 @@
+r"""Measurements y = A x + noise: the linear A with its adjoint, and what can be solved with them.
+
+All that a posterior needs of A is A x, Aᵀ y (with ⟨A x, y⟩ = ⟨x, Aᵀ y⟩, which is checked) and, for s ≥ 0 and ε > 0,
+
+    (s A Aᵀ + ε I)⁻¹ y,        and from it        A⁺ y = Aᵀ (A Aᵀ + ε I)⁻¹ y.
+
+Where A Aᵀ is diagonal this is a division: a mask (A Aᵀ is the mask), means over blocks of f × f (I / f²), orthonormal
+directions (I). Elsewhere conjugate gradients solve it, a few dozen products A Aᵀ without a call of any network.
+
+A measurement h that is not linear acts as one near x: A is its Jacobian there, in products A v and Aᵀ y.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..physics.kernel import draw
+
+Measurement = Callable[[torch.Tensor], torch.Tensor]
+
+ADJOINT_TOLERANCE = 1e-4  # of ‖A x‖ ‖y‖: float32 is right to 1e-6, a wrong scale misses 1e-4 up to 1e7 measured numbers
+SOLVE_TOLERANCE, MAX_SOLVE_ITERATIONS = 1e-5, 200
+RIDGE = 1e-6
+POWER_ITERATIONS = 20
+BOUNDARIES = {"zero": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+class LinearOperator:
+    """A linear measurement of data (B, *), each row for itself.
+
+    Args:
+        forward: A, from (B, *) to (B, *').
+        adjoint: Aᵀ, from (B, *') to (B, *).
+        gram: the diagonal of A Aᵀ, a number or a tensor that broadcasts against y, if it is diagonal.
+
+    Example:
+        >>> reversal = LinearOperator(lambda x: x.flip(1), lambda y: y.flip(1))
+        >>> reversal(torch.tensor([[1.0, 2.0]])), reversal.pseudo_inverse(torch.tensor([[1.0, 2.0]])).round()
+        (tensor([[2., 1.]]), tensor([[2., 1.]]))
+    """
+
+    def __init__(self, forward: Measurement, adjoint: Measurement, gram: float | torch.Tensor | None = None) -> None:
+        self._forward, self._adjoint, self.gram = forward, adjoint, gram
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """A x (B, *')."""
+        return self._forward(x)
+
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        """Aᵀ y (B, *)."""
+        return self._adjoint(y)
+
+    def solve(self, y: torch.Tensor, scale: torch.Tensor | float = 1.0, ridge: float = RIDGE) -> torch.Tensor:
+        """(scale · A Aᵀ + ridge · I)⁻¹ y.
+
+        Args:
+            y: (B, *').
+            scale: a number ≥ 0, or (B,).
+            ridge: a number > 0.
+        """
+        if isinstance(scale, torch.Tensor) and scale.ndim:
+            scale = scale.view(-1, *[1] * (y.ndim - 1))
+        if self.gram is not None:
+            gram = self.gram.to(y) if isinstance(self.gram, torch.Tensor) else self.gram
+            return y / (scale * gram + ridge)
+        return _conjugate_gradients(lambda v: scale * self(self.adjoint(v)) + ridge * v, y)
+
+    def pseudo_inverse(self, y: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
+        """A⁺ y (B, *), the smallest x with A x = y, but for a small ridge."""
+        return self.adjoint(self.solve(y, ridge=ridge))
+
+    def norm(self, x: torch.Tensor) -> float:
+        """The largest ‖A x‖ / ‖x‖ over x of the given one's shape (1, *), by power iteration."""
+        x = draw(torch.randn, tuple(x.shape), torch.Generator().manual_seed(0), x.device).to(x.dtype)
+        for _ in range(POWER_ITERATIONS):
+            x = self.adjoint(self(x / torch.linalg.vector_norm(x).clamp(min=torch.finfo(x.dtype).tiny)))
+        return math.sqrt(float(torch.linalg.vector_norm(x)))
+
+
+class Inpainting(LinearOperator):
+    """Part of each sample is seen, y = mask · x; y has x's shape and is not looked at elsewhere.
+
+    Args:
+        mask: (*) or a shape that broadcasts against x, True or 1 where x is observed.
+
+    Raises:
+        ValueError: if `mask` holds anything but 0 and 1, or nothing is observed.
+    """
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        if not ((mask == 0) | (mask == 1)).all() or not mask.any():
+            raise ValueError(
+                f"`mask` must hold 1 (observed) and 0 only, with a 1 at least, but has values from {mask.min().item()} "
+                f"to {mask.max().item()}. Make one by a comparison, such as `mask > 0.5`."
+            )
+        self.mask = mask
+        super().__init__(self._hide, self._hide, gram=mask)
+
+    def _hide(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.mask.to(x.device).bool(), x, 0)
+
+
+class SuperResolution(LinearOperator):
+    """Images (B, C, H, W) seen at a lower resolution: means over blocks of `factor` × `factor`.
+
+    Args:
+        factor: a whole number ≥ 1 that divides H and W.
+
+    Raises:
+        ValueError: if `factor` is not such a number; on a call if it does not divide.
+    """
+
+    def __init__(self, factor: int) -> None:
+        if int(factor) != factor or factor < 1:
+            raise ValueError(f"`factor` must be a whole number >= 1, but is {factor}.")
+        self.factor = int(factor)
+        super().__init__(self._mean, self._spread, gram=1 / self.factor**2)
+
+    def _mean(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 4 or x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(
+                f"`factor` = {self.factor} must divide height and width of images (B, C, H, W), but `x` has the shape "
+                f"{tuple(x.shape)}."
+            )
+        return torch.nn.functional.avg_pool2d(x, self.factor)
+
+    def _spread(self, y: torch.Tensor) -> torch.Tensor:
+        return y.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3) / self.factor**2
+
+
+class Blur(LinearOperator):
+    """Images (B, C, H, W) seen through a blur, the same for every channel, at their own size.
+
+    Args:
+        kernel: (h, w), both odd.
+        boundary: what lies beyond the edge: "zero", "reflect", "replicate" or "circular".
+
+    Raises:
+        ValueError: if `kernel` or `boundary` is not of this kind.
+    """
+
+    def __init__(self, kernel: torch.Tensor, boundary: str = "reflect") -> None:
+        if kernel.ndim != 2 or not all(size % 2 for size in kernel.shape):
+            raise ValueError(f"`kernel` must have the shape (h, w), both odd, but has {tuple(kernel.shape)}.")
+        if boundary not in BOUNDARIES:
+            raise ValueError(f"`boundary` must be one of {tuple(BOUNDARIES)}, but is {boundary!r}.")
+        self.kernel, self.boundary = kernel, boundary
+        # The blur is linear, so its derivative at any point, here y, is the blur itself.
+        super().__init__(self._blur, lambda y: torch.func.vjp(self._blur, y)[1](y)[0])
+
+    def _blur(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = (size // 2 for size in self.kernel.shape)
+        padded = torch.nn.functional.pad(x, (width, width, height, height), mode=BOUNDARIES[self.boundary])
+        kernels = self.kernel.to(x).expand(x.shape[1], 1, *self.kernel.shape)
+        return torch.nn.functional.conv2d(padded, kernels, groups=x.shape[1])
+
+
+class CompressedSensing(LinearOperator):
+    """Random directions of each sample, orthonormal ones: y (B, M).
+
+    Args:
+        shape: (*) of a sample, N elements.
+        num_measurements: M, from 1 to N.
+        generator: of the directions.
+
+    Raises:
+        ValueError: if M is not from 1 to N.
+    """
+
+    def __init__(self, shape: Sequence[int], num_measurements: int, generator: torch.Generator | None = None) -> None:
+        self.shape = torch.Size(shape)
+        size = self.shape.numel()
+        if int(num_measurements) != num_measurements or not 1 <= num_measurements <= size:
+            raise ValueError(
+                f"`num_measurements` must be a whole number from 1 to the {size} elements of a sample, but is "
+                f"{num_measurements}."
+            )
+        gaussian = draw(torch.randn, (size, int(num_measurements)), generator, torch.device("cpu"))
+        self.directions = torch.linalg.qr(gaussian)[0]  # (N, M)
+        super().__init__(
+            lambda x: x.flatten(1) @ self.directions.to(x),
+            lambda y: (y @ self.directions.mT.to(y)).unflatten(1, self.shape),
+            gram=1.0,
+        )
+
+
+def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
+    """The operator itself, or the Jacobian at x (B, *) of a measurement that is not linear."""
+    if isinstance(measure, LinearOperator):
+        return measure
+    pull = torch.func.vjp(measure, x)[1]
+    return LinearOperator(lambda v: torch.func.jvp(measure, (x,), (v,))[1], lambda y: pull(y)[0])
+
+
+def check_adjoint(operator: LinearOperator, x: torch.Tensor) -> None:
+    """Raise a ValueError unless ⟨A x, y⟩ = ⟨x, Aᵀ y⟩ for random x, of the given one's shape, and y."""
+    source = torch.Generator().manual_seed(0)
+    x = draw(torch.randn, tuple(x.shape), source, x.device).to(x.dtype)
+    measured = operator(x)
+    y = draw(torch.randn, tuple(measured.shape), source, x.device).to(measured.dtype)
+    back = operator.adjoint(y)
+    if back.shape != x.shape:
+        raise ValueError(
+            f"`operator` has the wrong adjoint: it makes the shape {tuple(back.shape)} of a measurement of "
+            f"{tuple(x.shape)}. It must return what `forward` takes."
+        )
+    there, here = float((measured * y).sum()), float((x * back).sum())
+    scale = float(torch.linalg.vector_norm(measured) * torch.linalg.vector_norm(y))
+    if not abs(there - here) <= ADJOINT_TOLERANCE * scale:
+        raise ValueError(
+            f"`operator` has the wrong adjoint: <A x, y> = {there:.6g} but <x, adjoint(y)> = {here:.6g} for random x "
+            f"and y, which differ by more than {ADJOINT_TOLERANCE} |A x| |y| = {ADJOINT_TOLERANCE * scale:.2g}. "
+            "For a matrix it is the transpose; for code that autograd follows, its vector-Jacobian product."
+        )
+
+
+def _conjugate_gradients(apply: Measurement, y: torch.Tensor) -> torch.Tensor:
+    """x with apply(x) = y, for each row of y (B, *') by itself."""
+
+    def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * b).flatten(1).sum(1).view(-1, *[1] * (y.ndim - 1))
+
+    tiny = torch.finfo(y.dtype).tiny
+    x, residual = torch.zeros_like(y), y
+    direction, square = residual, dot(residual, residual)
+    limit = SOLVE_TOLERANCE**2 * square
+    for _ in range(MAX_SOLVE_ITERATIONS):
+        active = square > limit
+        if not active.any():
+            break
+        image = apply(direction)
+        length = torch.where(active, square / dot(direction, image).clamp(min=tiny), 0)
+        x, residual = x + length * direction, residual - length * image
+        before, square = square, dot(residual, residual)
+        direction = residual + square / before.clamp(min=tiny) * direction
+    return x

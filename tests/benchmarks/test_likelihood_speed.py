@@ -1,0 +1,55 @@
+"""What a divergence costs against plain calls of the same batch, in turns, and the memory of many pictures."""
+
+import subprocess
+import sys
+
+import torch
+
+from diffusers_pfgm import Parameterization
+from diffusers_pfgm.physics.denoiser import Denoiser
+from diffusers_pfgm.physics.divergence import draw_probes, estimate_trace
+from tests.benchmarks.test_field_speed import seconds
+from tests.benchmarks.test_training_cost import network
+from tests.conftest import seeded
+
+
+def test_divergence_of_the_demos_network() -> None:
+    denoiser = Denoiser(network("demo's", 8, 1, 2).eval(), Parameterization())
+    for batch in (4, 64):
+        x = torch.randn(batch, 1, 8, 8, generator=seeded())
+        probe = draw_probes(tuple(x.shape), 1, "rademacher", seeded(), x)
+
+        def plain(x: torch.Tensor = x) -> None:
+            with torch.no_grad():
+                denoiser(x, 1.0)
+
+        def hutchinson(x: torch.Tensor = x, probe: torch.Tensor = probe) -> None:
+            estimate_trace(lambda points: denoiser(points, 1.0), x, "hutchinson", probe)
+
+        def exact(x: torch.Tensor = x) -> None:
+            estimate_trace(lambda points: denoiser(points, 1.0), x)
+
+        call, one = seconds(plain, hutchinson, rounds=9)
+        again, whole = seconds(plain, exact, rounds=3)
+        print(f"\nN = 64, batch {batch}: a probe takes {one / call:.2f} plain calls, the exact divergence ", end="")
+        print(f"{whole / again / 64:.2f} N")
+        assert one / call <= 3.5 and whole / again <= 2.5 * 64
+
+
+def test_memory_of_a_thousand_pictures() -> None:
+    # A process of its own, because freed memory of this one would be used again unseen.
+    script = """
+import re, torch
+from pathlib import Path
+from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
+from tests.benchmarks.test_training_cost import network
+
+flow = PoissonFlow(network("1.1 M", 28, 1, 2).eval(), PoissonFlowScheduler())
+x = torch.rand(1000, 1, 28, 28) * 2 - 1
+flow.log_prob(x, 2, "hutchinson", generator=torch.Generator().manual_seed(0), tolerance=0.1)
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    megabytes = int(done.stdout) / 1000
+    print(f"\nlikelihood of 1,000 pictures 28 x 28, 1.1 M parameters: {megabytes:.0f} MB, all of the process")
+    assert megabytes <= 2000

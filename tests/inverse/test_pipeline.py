@@ -1,0 +1,159 @@
+"""The pipeline: exact fields, saved networks, classes, and what it refuses."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler
+
+from diffusers_pfgm import (
+    Blur,
+    ChargeField,
+    CompressedSensing,
+    Inpainting,
+    LinearOperator,
+    Parameterization,
+    PFGMInversePipeline,
+    PoissonFlowScheduler,
+    SuperResolution,
+)
+from tests.conftest import ExactNetwork, make_tiny_pipeline, seeded
+
+UPPER_HALF = Inpainting(torch.arange(8).unsqueeze(1) < 4)
+
+
+@pytest.fixture(scope="module")
+def charges(digits: torch.Tensor) -> torch.Tensor:
+    return digits[:10].float()
+
+
+def quiet(network: Any, scheduler: Any) -> PFGMInversePipeline:
+    pipe = PFGMInversePipeline(network, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pipeline_of(charges: torch.Tensor, aug_dim: float | None = 1.0) -> PFGMInversePipeline:
+    return quiet(ChargeField(charges, aug_dim), PoissonFlowScheduler(aug_dim=aug_dim))
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
+@pytest.mark.parametrize("name", ["inpainting", "super-resolution", "blur", "compressed sensing"])
+def test_guidance_finds_what_was_measured(name: str, aug_dim: float | None, charges: torch.Tensor) -> None:
+    operators = {
+        "inpainting": UPPER_HALF,
+        "super-resolution": SuperResolution(2),
+        "blur": Blur(torch.ones(3, 3) / 9),
+        "compressed sensing": CompressedSensing((1, 8, 8), 20, seeded()),
+    }
+    y = operators[name](charges)
+    y = y + 0.05 * torch.randn(y.shape, generator=seeded(1))
+    output = pipeline_of(charges, aug_dim)(y, operators[name], 0.05, generator=seeded(), output_type="pt")
+    right = (torch.cdist(output.samples.flatten(1), charges.flatten(1)).argmin(1) == torch.arange(10)).double().mean()
+    assert right >= 0.8 and output.nfe == 40 and output.decodes_per_sweep is None
+    assert torch.allclose(output.images, (output.samples / 2 + 0.5).clamp(0, 1))
+
+
+def test_chains_find_what_was_measured(charges: torch.Tensor) -> None:
+    pipe, y = pipeline_of(charges), UPPER_HALF(charges[:4])
+    y = y + 0.5 * torch.randn(y.shape, generator=seeded(1))
+    generators = [seeded(i) for i in range(4)]
+    output = pipe(y, UPPER_HALF, 0.5, "latent", num_sweeps=4, generator=generators, output_type="pt")
+    assert torch.allclose(output.samples, charges[:4], atol=0.05)
+    assert output.decodes_per_sweep > 2 and 0 <= output.acceptance <= 1 and output.nfe > 4 * 2 * 15
+
+
+def test_many_explain_one_measurement(charges: torch.Tensor) -> None:
+    generators = [seeded(i) for i in range(5)]
+    pipe, y = pipeline_of(charges), UPPER_HALF(charges[:1])
+    output = pipe(y, UPPER_HALF, 1.5, batch_size=5, generator=generators, output_type="np")
+    assert output.images.shape == (5, 8, 8, 1)
+    alone = pipe(y, UPPER_HALF, 1.5, generator=[seeded(3)]).samples
+    assert torch.allclose(output.samples[3:4], alone, atol=1e-4)
+
+
+def test_what_is_not_observed_may_be_anything(charges: torch.Tensor) -> None:
+    pipe, y = pipeline_of(charges), charges[:2].clone()
+    clean = pipe(UPPER_HALF(y), UPPER_HALF, generator=seeded()).samples
+    y[:, :, 4:] = math.nan
+    assert torch.equal(pipe(y, UPPER_HALF, generator=seeded()).samples, clean)
+
+
+def test_replacement_costs_one_call_a_step(charges: torch.Tensor) -> None:
+    output = pipeline_of(charges)(UPPER_HALF(charges), UPPER_HALF, method="replacement", generator=seeded())
+    assert output.nfe == 20 and torch.allclose(UPPER_HALF(output.samples), UPPER_HALF(charges), atol=1e-3)
+    assert len(output.images) == 10 and output.images[0].size == (8, 8)
+
+
+def test_a_measurement_of_ones_own(charges: torch.Tensor) -> None:
+    def brightness(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).exp().mean(1, keepdim=True)
+
+    means = brightness(charges)
+    output = pipeline_of(charges)(means[:1], brightness, 0.003, batch_size=16, generator=seeded(), return_dict=False)
+    assert ((brightness(output[1]) - means[0]).abs() < 0.03).double().mean() > 0.6
+
+
+def test_classes(charges: torch.Tensor) -> None:
+    form, labels = Parameterization("sample"), torch.arange(10) // 5
+    network = ExactNetwork(charges, form, labels=labels)
+    pipe = quiet(network, PoissonFlowScheduler(prediction_type="sample"))
+    nothing = LinearOperator(lambda x: 0 * x, lambda y: 0 * y)
+    options: dict[str, Any] = {"class_labels": [0, 1, 1], "num_inference_steps": 12, "generator": seeded()}
+    for method in ("guidance", "latent"):
+        output = pipe(torch.zeros(3, 1, 8, 8), nothing, 1.0, method, num_sweeps=1, **options)
+        nearest = torch.cdist(output.samples.flatten(1), charges.flatten(1)).argmin(1)
+        assert (labels[nearest] == torch.tensor([0, 1, 1])).all()
+    with pytest.raises(ValueError, match="`class_labels` are 2, but the batch has 3"):
+        pipe(torch.zeros(3, 1, 8, 8), nothing, 1.0, class_labels=[0, 1])
+
+
+def test_a_saved_network(tmp_path: Path) -> None:
+    make_tiny_pipeline().save_pretrained(tmp_path)
+    pipe = PFGMInversePipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    y = UPPER_HALF(torch.rand(2, 1, 8, 8, generator=seeded()) * 2 - 1)
+    steps = []
+    options: dict[str, Any] = {
+        "num_inference_steps": 4,
+        "callback_on_step_end": lambda pipe, step, timestep, tensors: steps.append(step) or {},
+    }
+    for method, low in (("guidance", 8), ("replacement", 4), ("latent", 8 + 29 + 15)):
+        output = pipe(y, UPPER_HALF, 0.5, method, num_sweeps=1, generator=seeded(), **options)
+        assert output.samples.isfinite().all() and output.nfe >= low and len(output.images) == 2
+    assert steps == [0, 1, 2, 3] * 3
+
+
+def test_a_scheduler_of_diffusers(charges: torch.Tensor) -> None:
+    form = PoissonFlowScheduler(aug_dim=None, prediction_type="epsilon", sigma_data=0.5).parameterization
+    network = ExactNetwork(charges, form, None)
+    pipe = quiet(network, EDMDPMSolverMultistepScheduler(prediction_type="epsilon", sigma_data=0.5))
+    output = pipe(UPPER_HALF(charges), UPPER_HALF, generator=seeded())
+    assert (torch.cdist(output.samples.flatten(1), charges.flatten(1)).argmin(1) == torch.arange(10)).sum() >= 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, r"`method` must be one of \('guidance', 'replacement', 'latent'\), but is 'magic'"),
+        ({"method": "latent", "noise_std": 0.0}, "`noise_std` must be a finite number > 0 for 'latent'.*but is 0.0"),
+        ({"noise_std": -1.0}, "`noise_std` must be a finite number >= 0, but is -1.0"),
+        ({"measurement": torch.zeros(2, 1, 4, 4)}, r"`measurement` must have the shape \(2, 1, 8, 8\)"),
+        ({"batch_size": 3}, r"\(3, 1, 8, 8\), or \(1, 1, 8, 8\) for all, .* but has \(2, 1, 8, 8\)"),
+        ({"measurement": torch.full((2, 1, 8, 8), math.nan)}, "`measurement` must be finite, but index 0, 1"),
+        (
+            {"measurement": torch.full((2, 1, 8, 8), 255.0)},
+            r"norm 1442, but of pictures .* at most .*Scale bytes",
+        ),
+        ({"operator": LinearOperator(lambda x: x, lambda y: 2 * y)}, "`operator` has the wrong adjoint"),
+        ({"output_type": "jpg"}, "`output_type` must be"),
+        ({"class_labels": 1}, "network has no classes"),
+        ({"method": "latent", "num_sweeps": 0}, "`num_sweeps` must be a whole number >= 1, but is 0"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], message: str, charges: torch.Tensor) -> None:
+    given = {"measurement": torch.zeros(2, 1, 8, 8), "operator": UPPER_HALF, "num_inference_steps": 2} | options
+    with pytest.raises(ValueError, match=message):
+        pipeline_of(charges)(**given)

@@ -1,0 +1,138 @@
+"""Likelihood of a data set under a model, in bits per dimension, resumable.
+
+    python training/evaluate_likelihood.py --model pfgm-mnist --dataset_name mnist-parquet/test.parquet --max_images 500
+
+Each picture's figures are a line of `--output`. Started again with the same options, it goes on where it was: the
+random numbers of a picture depend on the seed and its index alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from arguments import positive
+from tqdm.auto import tqdm
+
+from diffusers_pfgm import PFGMLikelihoodPipeline
+from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.image_data import ImageTensors
+from diffusers_pfgm.training.image_labels import read_class_labels
+from diffusers_pfgm.training.records import Records, read_records
+from diffusers_pfgm.training.stream import position_generators
+
+FREE = ("output", "batch_size", "max_images", "device")  # options that leave a picture's figures alone
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
+    parser.add_argument("--dataset_name", help="Hub id, parquet file, folder of `save_to_disk`")
+    parser.add_argument("--train_data_dir", help="folder of image files, in place of --dataset_name")
+    parser.add_argument("--image_column", help="column of images; the first by default")
+    parser.add_argument("--label_column", help="likelihood under the class of each picture; without it, under all")
+    parser.add_argument("--max_images", type=positive, help="the first so many; all by default")
+    parser.add_argument("--output", type=Path, default=Path("likelihood.jsonl"), help="a line for each picture")
+    parser.add_argument("--batch_size", type=positive, default=64)
+    parser.add_argument("--divergence", choices=["hutchinson", "hutch++", "exact"], default="hutchinson")
+    parser.add_argument("--num_probes", type=positive, default=1)
+    parser.add_argument("--num_inference_steps", type=positive, help="fixed steps in place of an adaptive solver")
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--levels", type=positive, default=256, help="of a pixel")
+    parser.add_argument("--seed", type=int, default=0, help="of dequantisation and probes")
+    parser.add_argument("--device", help="cpu, cuda, mps; the accelerator by default")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    done = _begin(args.output, settings)
+    records = Records(args.output)
+    if not done:
+        records.write("settings", 0, settings=settings)
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    pipe = PFGMLikelihoodPipeline.from_pretrained(args.model).to(args.device or accelerator or "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    config = pipe.unet.config
+    dataset = load_image_dataset(args.dataset_name, data_dir=args.train_data_dir)
+    mode = MODES[config.in_channels]
+    images = ImageTensors(dataset, config.sample_size, args.image_column, mode, center_crop=True)
+    labels = None if args.label_column is None else read_class_labels(dataset, args.label_column)[0].tolist()
+
+    count = min(len(images), args.max_images or len(images))
+    with tqdm(total=count, initial=min(done, count), desc="Images", unit="image") as progress_bar:
+        for first in range(done, count, args.batch_size):
+            rows = range(first, min(first + args.batch_size, count))
+            output = pipe(
+                images.__getitems__(rows) / 2 + 0.5,
+                None if labels is None else labels[first : rows.stop],
+                args.num_inference_steps,
+                args.divergence,
+                args.num_probes,
+                position_generators(args.seed, first, len(rows)),
+                args.levels,
+                args.batch_size,
+                args.tolerance,
+            )
+            for row, index in enumerate(rows):
+                error = {} if output.standard_error is None else {"standard_error": output.standard_error[row].item()}
+                records.write(
+                    "image",
+                    index,
+                    log_prob=output.log_prob[row].item(),
+                    bits_per_dim=output.bits_per_dim[row].item(),
+                    truncation=output.truncation[row].item(),
+                    nfe=output.nfe,
+                    **error,
+                )
+            progress_bar.update(len(rows))
+    _report(args.output)
+
+
+def _begin(path: Path, settings: dict[str, object]) -> int:
+    """Pictures that a file of the same settings holds already.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    if not path.exists():
+        return 0
+    saved = read_records(path, "settings")
+    if not saved:
+        raise ValueError(f"`--output` {str(path)!r} exists and is not a file of this script. Name another.")
+    before = saved[0]["settings"]
+    differing = [
+        f"{name} was {before.get(name)!r} and is {value!r}"
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"`--output` {str(path)!r} holds figures of other settings: {'; '.join(differing)}. Pass these again, or "
+            "name another file."
+        )
+    return len(read_records(path, "image"))
+
+
+def _report(path: Path) -> None:
+    """Mean and standard error over the pictures, which holds that of random divergences and dequantisation too."""
+    found = read_records(path, "image")
+
+    def mean(name: str) -> str:
+        values = torch.tensor([record[name] for record in found], dtype=torch.float64)
+        error = values.std().item() / math.sqrt(len(found)) if len(found) > 1 else math.nan
+        return f"{values.mean():.4f} ± {error:.4f}"
+
+    calls, most = max(record["nfe"] for record in found), max(record["truncation"] for record in found)
+    print(f"{len(found):,} pictures, {calls} network calls each at most: {path}")
+    print(f"  {mean('bits_per_dim')} bits/dim (mean ± standard error)")
+    print(f"  {mean('log_prob')} nats; ending at sigma_max counts {most:.2g} nats at most")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-EXAMPLE, SWAP = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+EXAMPLE, FLOW, SWAP = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,11 +25,13 @@ def test_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    block = EXAMPLE
+    names: dict[str, Any] = {}
     monkeypatch.chdir(tmp_path)
-    exec(block, {})
+    exec(EXAMPLE, names)
     assert capsys.readouterr().out == "20\n" and (tmp_path / "digit.png").exists()
-    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 10
+    exec(FLOW, names)
+    assert capsys.readouterr().out.startswith("tensor(True)\ntensor([") and names["found"].log_prob.shape == (2,)
 
 
 def test_files_that_it_names_exist() -> None:

@@ -90,18 +90,18 @@ def test_ways_begin_and_end_at_their_pictures(pipe: PFGMEditingPipeline, charges
 
 def test_a_folder_of_the_generating_pipeline_loads(tmp_path: Path) -> None:
     unet = make_tiny_unet()
-    PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0)).save_pretrained(tmp_path)
+    PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0, sigma_min=1.0)).save_pretrained(tmp_path)
     pipe = PFGMEditingPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     pictures = torch.rand(2, 1, 8, 8, generator=seeded())
-    found = pipe.encode(pictures, num_inference_steps=40)
-    expected = PoissonFlow(unet, pipe.scheduler).encode(pictures * 2 - 1, 40)
+    found = pipe.encode(pictures, num_inference_steps=20)
+    expected = PoissonFlow(unet, pipe.scheduler).encode(pictures * 2 - 1, 20)
     assert torch.allclose(found.latents, expected.latents, rtol=1e-4) and found.nfe == expected.nfe
     state = torch.random.get_rng_state()
-    images, nfe = pipe.decode(found.latents, num_inference_steps=40, return_dict=False)
-    assert torch.equal(torch.random.get_rng_state(), state) and nfe > 40
+    images, nfe = pipe.decode(found.latents, num_inference_steps=20, return_dict=False)
+    assert torch.equal(torch.random.get_rng_state(), state) and nfe > 20
     assert [image.size for image in images] == [(8, 8)] * 2
-    again = pipe.encode(images, num_inference_steps=40).latents  # of 256 levels
+    again = pipe.encode(images, num_inference_steps=20).latents  # of 256 levels
     angle = HemisphereLatents.from_latents(again).direction * HemisphereLatents.from_latents(found.latents).direction
     assert (angle.flatten(1).sum(1) > 0.9).all()
     pipe.save_pretrained(tmp_path / "again")
@@ -123,8 +123,6 @@ def test_bad_requests_are_explained(pipe: PFGMEditingPipeline, charges: torch.Te
         pipe(pictures, "dark", temperature=0.0, num_inference_steps=30)
     with pytest.raises(ValueError, match="`output_type` must be 'pil', 'np' or 'pt', but is 'png'"):
         pipe.decode(charges[:2], "dark", output_type="png")
-    with pytest.raises(ValueError, match="is too long to be undone"):
-        pipe.encode(pictures, "dark", num_inference_steps=1)
     plain = make_tiny_pipeline()
     plain = PFGMEditingPipeline(plain.unet, plain.scheduler)
     plain.set_progress_bar_config(disable=True)

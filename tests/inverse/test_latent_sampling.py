@@ -94,6 +94,16 @@ def test_latents_near_samples_decode_to_them() -> None:
         assert calls == 29 and (torch.cdist(found, charges).argmin(1) == torch.arange(10)).double().mean() >= 0.9
 
 
+def test_chains_from_samples_that_are_no_finite_begin_at_the_prior() -> None:
+    flow = flow_of(1.0, max_norm=60.0)
+    samples = torch.tensor([[-1.0, 1.0], [math.nan, 0.0]])
+    # A field of charges names what is not finite, a network does not.
+    flow.model = lambda x, timestep: (flow_of(1.0).model(x.nan_to_num(), timestep).sample + 0 * x.sum(1, keepdim=True),)
+    latents, _ = LatentSampler(flow, flat, seeded(), 15).encode(samples)
+    assert latents.isfinite().all() and latents[1].norm() <= 60
+    assert torch.allclose(flow_of(1.0).sample(latents=latents[:1]).sample, samples[:1], atol=1e-2)
+
+
 def test_callback_and_counts() -> None:
     flow, seen = flow_of(1.0), []
     latents = flow.scheduler.sample_prior((20, 2), seeded())

@@ -41,8 +41,6 @@ INSIDE = 1 - 1e-5  # of a limit, what float32 still tells from it
 
 LogLikelihood = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (b,) from samples (b, *) and their rows (b,)
 
-ENCODE_TOLERANCE = 1e-2  # of the point where a chain begins, which need not be exact
-
 
 @dataclass
 class LatentSamples:
@@ -162,18 +160,20 @@ class LatentSampler:
     def encode(self, samples: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Latents (B, *), within the scheduler's `max_norm`, that decode to about these samples, and the calls.
 
-        A start of a chain needs no more than Euler steps upwards, which have no equation to solve.
+        A start of a chain needs no more than Euler steps upwards, which have no equation to solve. Where they lead to
+        no finite number the chain begins at a draw from the prior.
         """
-        scheduler = PoissonFlowScheduler.from_config(self.flow.scheduler.config)
+        scheduler, limit = PoissonFlowScheduler.from_config(self.flow.scheduler.config), self.max_norm
         scheduler.set_timesteps(START_STEPS)
         heights = scheduler.sigmas[scheduler.sigmas > 0].flip(0).tolist()
         denoiser, x = Denoiser(self.flow.model, scheduler.parameterization, **self.model_kwargs), samples
         for sigma, target in itertools.pairwise(heights):
             x = torch.lerp(denoiser(x, sigma), x, target / sigma)
-        if scheduler.config.max_norm is not None:
-            norms = torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.ndim - 1))
-            x = x * (INSIDE * scheduler.config.max_norm / norms).clamp(max=1)
-        return x, denoiser.nfe
+        norms = torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.ndim - 1))
+        kernel, sigma = self.flow.scheduler.kernel, self.flow.sigma_max
+        prior = kernel.sample(x.shape, sigma, self.generator, x.device, x.dtype, limit)
+        within = 1.0 if limit is None else (INSIDE * limit / norms).clamp(max=1)
+        return torch.where(norms.isfinite(), within * x, prior), denoiser.nfe
 
     def decode(self, latents: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Samples of latents (b, *) in these rows of the batch, their log-likelihoods (b,), and the calls."""

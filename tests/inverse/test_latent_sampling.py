@@ -104,6 +104,18 @@ def test_chains_from_samples_that_are_no_finite_begin_at_the_prior() -> None:
     assert torch.allclose(flow_of(1.0).sample(latents=latents[:1]).sample, samples[:1], atol=1e-2)
 
 
+def test_a_chain_whose_state_is_lost_to_rounding_stays() -> None:
+    flow, calls = flow_of(None), []
+    latents = flow.scheduler.sample_prior((3, 2), seeded())
+
+    def falling(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return torch.full((len(x),), -100.0 * len(calls))
+
+    ends = LatentSampler(flow, falling, seeded(1), 2)(latents, 2)
+    assert torch.equal(ends.latents, latents) and ends.decodes_per_sweep < 60
+
+
 def test_callback_and_counts() -> None:
     flow, seen = flow_of(1.0), []
     latents = flow.scheduler.sample_prior((20, 2), seeded())

@@ -37,6 +37,7 @@ from ..poisson_flow import PoissonFlow
 from ..scheduling_poisson_flow import PoissonFlowScheduler
 
 START_STEPS = 30
+CLOSED = 1e-5  # of a bracket, in radians
 INSIDE = 1 - 1e-5  # of a limit, what float32 still tells from it
 
 LogLikelihood = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (b,) from samples (b, *) and their rows (b,)
@@ -142,14 +143,16 @@ class LatentSampler:
             samples[taken], levels[taken] = found[accepted], found_levels[accepted]
             accepted_radii += int(radial[taken].sum())
 
-            searching = rows[~accepted & ~radial[rows]]
+            # A bracket as good as closed has lost its chain's own state to rounding: it stays there.
+            ended = accepted | radial[rows] | (high[rows] - low[rows] < CLOSED).flatten()
+            searching = rows[~ended]
             behind = angle[searching] < 0
             low[searching] = torch.where(behind, angle[searching], low[searching])
             high[searching] = torch.where(behind, high[searching], angle[searching])
             share = self._draw(torch.rand, searching, 1, latents)
             angle[searching] = torch.lerp(low[searching], high[searching], share)
 
-            begins = rows[accepted | radial[rows]]
+            begins = rows[ended]
             sweeps[begins] += (radial[begins] | (not finite)).long()
             if callback is not None:
                 callback(int(sweeps.min()))

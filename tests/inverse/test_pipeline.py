@@ -72,6 +72,8 @@ def test_many_explain_one_measurement(charges: torch.Tensor) -> None:
     assert output.images.shape == (5, 8, 8, 1)
     alone = pipe(y, UPPER_HALF, 1.5, generator=[seeded(3)]).samples
     assert torch.allclose(output.samples[3:4], alone, atol=1e-4)
+    chains = pipe(y, UPPER_HALF, 1.5, "latent", num_sweeps=1, batch_size=5, generator=seeded())
+    assert chains.samples.shape == (5, 1, 8, 8)
 
 
 def test_what_is_not_observed_may_be_anything(charges: torch.Tensor) -> None:

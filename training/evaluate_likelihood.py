@@ -17,14 +17,15 @@ from arguments import positive
 from tqdm.auto import tqdm
 
 from diffusers_pfgm import PFGMLikelihoodPipeline
+from diffusers_pfgm.pipeline_inputs import PIL_MODES
 from diffusers_pfgm.training.data_source import load_image_dataset
 from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.image_labels import read_class_labels
 from diffusers_pfgm.training.records import Records, read_records
+from diffusers_pfgm.training.settings import differences
 from diffusers_pfgm.training.stream import position_generators
 
 FREE = ("output", "batch_size", "max_images", "device")  # options that leave a picture's figures alone
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe.set_progress_bar_config(disable=True)
     config = pipe.unet.config
     dataset = load_image_dataset(args.dataset_name, data_dir=args.train_data_dir)
-    mode = MODES[config.in_channels]
+    mode = PIL_MODES[config.in_channels]
     images = ImageTensors(dataset, config.sample_size, args.image_column, mode, center_crop=True)
     labels = None if args.label_column is None else read_class_labels(dataset, args.label_column)[0].tolist()
 
@@ -105,12 +106,7 @@ def _begin(path: Path, settings: dict[str, object]) -> int:
     saved = read_records(path, "settings")
     if not saved:
         raise ValueError(f"`--output` {str(path)!r} exists and is not a file of this script. Name another.")
-    before = saved[0]["settings"]
-    differing = [
-        f"{name} was {before.get(name)!r} and is {value!r}"
-        for name, value in settings.items()
-        if before.get(name) != value
-    ]
+    differing = differences(saved[0]["settings"], settings)
     if differing:
         raise ValueError(
             f"`--output` {str(path)!r} holds figures of other settings: {'; '.join(differing)}. Pass these again, or "

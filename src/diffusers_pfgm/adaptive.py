@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 
+from .physics.flow import Denoise, Observe, without_quantities
 from .physics.kernel import working_dtype
-
-# x̂ (B, *) at x (B, *) and σ (), with quantities q (B, P) there; P may be 0
-Observe = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def check_tolerance(tolerance: float) -> None:
@@ -83,9 +80,7 @@ def follow_adaptively(
     state = torch.nn.functional.pad(x.flatten(1) / start, (0, num_quantities))
     try:
         final = odeint(velocity, state, span, rtol=tolerance, atol=tolerance, method="dopri5", options=options)[-1]
-    except (
-        AssertionError
-    ) as error:  # torchdiffeq's word for a step that becomes too small, or a state that is not finite
+    except AssertionError as error:  # torchdiffeq's word for steps too small and states that are not finite
         raise ValueError(
             f"The adaptive solver cannot go on between sigma {sigma_start:.4g} and {sigma_end:.4g} ({error}): `model` "
             f"gives NaN or infinity there, or jumps, or is less precise than `tolerance` = {tolerance}. Check the one, "
@@ -95,15 +90,7 @@ def follow_adaptively(
 
 
 def solve_adaptive(
-    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    x: torch.Tensor,
-    sigma_start: float,
-    sigma_end: float,
-    tolerance: float,
+    denoise: Denoise, x: torch.Tensor, sigma_start: float, sigma_end: float, tolerance: float
 ) -> torch.Tensor:
     """The same with nothing to add up: x at `sigma_end` from x̂ = `denoise(x, σ)`."""
-
-    def observe(points: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return denoise(points, sigma), points.new_zeros(len(points), 0)
-
-    return follow_adaptively(observe, x, sigma_start, sigma_end, tolerance)[0]
+    return follow_adaptively(without_quantities(denoise), x, sigma_start, sigma_end, tolerance)[0]

@@ -143,10 +143,7 @@ class PFGMPipeline(DiffusionPipeline):
             sigmas = flow.sigma_range
         self._set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
-            if scheduler is flow:
-                latents = flow.sample_prior(shape, generator, device, dtype)
-            else:
-                latents = flow.sample_noise(shape, generator, device, dtype) * float(scheduler.init_noise_sigma)
+            latents = self._prior(scheduler, flow, shape, generator, device, dtype)
         latents = latents.to(device, dtype)
 
         if tolerance is None:
@@ -163,6 +160,20 @@ class PFGMPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         output = PFGMPipelineOutput(images=images, nfe=nfe)
         return output if return_dict else output.to_tuple()
+
+    def _prior(
+        self,
+        scheduler: Any,
+        flow: PoissonFlowScheduler,
+        shape: tuple[int, ...],
+        generator: Generators,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """The state that the scheduler begins from."""
+        if scheduler is flow:
+            return flow.sample_prior(shape, generator, device, dtype)
+        return flow.sample_noise(shape, generator, device, dtype) * float(scheduler.init_noise_sigma)
 
     def _set_timesteps(
         self, scheduler: Any, num_inference_steps: int | None, sigmas: Sequence[float] | None, device: torch.device
@@ -268,6 +279,11 @@ class PFGMPipeline(DiffusionPipeline):
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         return own_class_name(super()._dict_from_json_file(json_file))
 
+    def _class_options(self, labels: list[Label] | None, batch_size: int, device: torch.device) -> dict[str, Any]:
+        """What the network is told of its samples' classes: nothing where it has none."""
+        numbers = self._classes().numbers(labels, batch_size)
+        return {} if numbers is None else {"class_labels": torch.tensor(numbers, device=device)}
+
     def _classes(self) -> ClassLabels:
         return ClassLabels(getattr(self.unet.config, "num_class_embeds", None), self.config.id2label)
 
@@ -280,18 +296,15 @@ class PFGMPipeline(DiffusionPipeline):
         device: torch.device,
     ) -> Callable[..., Any]:
         """The network as a function of sample and timestep alone."""
-        classes = self._classes()
-        numbers = classes.numbers(labels, batch_size)
+        told = self._class_options(labels, batch_size, device)
         if guidance_scale is None or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, but is {guidance_scale}.")
         if guidance_scale == 1:
-            if numbers is None:
-                return self.unet
-            return functools.partial(self.unet, class_labels=torch.tensor(numbers, device=device))
-        if labels is None or classes.null is None:
+            return functools.partial(self.unet, **told) if told else self.unet
+        null = self._classes().null
+        if labels is None or null is None:
             raise ValueError(
                 f"`guidance_scale` = {guidance_scale} needs `class_labels`, and a network that has also learned to do "
                 "without them, by `--class_conditional` with `--label_dropout` > 0. Set it to 1."
             )
-        told = torch.tensor(numbers, device=device)
-        return GuidedModel(self.unet, flow.parameterization, told, classes.null, guidance_scale)
+        return GuidedModel(self.unet, flow.parameterization, told["class_labels"], null, guidance_scale)

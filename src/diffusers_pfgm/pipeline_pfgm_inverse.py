@@ -18,7 +18,6 @@ from .physics.kernel import Generators
 from .pipeline_inputs import checked_shape, flow_of
 from .pipeline_pfgm import PFGMPipeline
 from .poisson_flow import PoissonFlow
-from .scheduling_poisson_flow import PoissonFlowScheduler
 
 METHODS = ("guidance", "replacement", "latent")
 OUTLIER, SLACK = 5.0, 1.1  # noise in standard deviations, and for a norm that is found from below
@@ -120,8 +119,7 @@ class PFGMInversePipeline(PFGMPipeline):
         shape = checked_shape(self.unet.config, flow, batch_size, None, output_type)
         device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
         measurement = _checked(measurement.to(device, dtype), operator, noise_std, shape)
-        numbers = self._classes().numbers(listed(class_labels), shape[0])
-        labels = {} if numbers is None else {"class_labels": torch.tensor(numbers, device=device)}
+        labels = self._class_options(listed(class_labels), shape[0], device)
 
         guided = GuidedByMeasurement(
             self.unet,
@@ -135,7 +133,7 @@ class PFGMInversePipeline(PFGMPipeline):
             **labels,
         )
         self._set_timesteps(self.scheduler, num_inference_steps, None, device)
-        latents = self._prior(flow, shape, generator, dtype)
+        latents = self._prior(self.scheduler, flow, shape, generator, device, dtype)
         samples = self._follow(guided, latents, generator, callback_on_step_end, callback_on_step_end_tensor_inputs)
         nfe, chains = guided.denoiser.nfe, {}
         if method == "latent":
@@ -146,16 +144,6 @@ class PFGMInversePipeline(PFGMPipeline):
         output = PFGMInverseOutput(images=images, samples=samples, nfe=nfe, **chains)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
-
-    def _prior(
-        self, flow: PoissonFlowScheduler, shape: tuple[int, ...], generator: Generators, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """The state that the scheduler begins from."""
-        scheduler: Any = self.scheduler
-        if scheduler is flow:
-            return flow.sample_prior(shape, generator, self._execution_device, dtype)
-        noise = flow.sample_noise(shape, generator, self._execution_device, dtype)
-        return noise * float(scheduler.init_noise_sigma)
 
     def _sample_latents(
         self,

@@ -93,8 +93,7 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
             check_levels(levels)
         pictures = pictures_to_tensor(images, self.unet.config).to(self._execution_device)
         flow = PoissonFlow(self.unet, self.scheduler)
-        numbers = self._classes().numbers(listed(class_labels), len(pictures))
-        labels = None if numbers is None else torch.tensor(numbers, device=pictures.device)
+        labels = self._class_options(listed(class_labels), len(pictures), pictures.device)
         if not batch_size >= 1 or int(batch_size) != batch_size:
             raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size}.")
         found = []
@@ -102,7 +101,7 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
             rows = slice(first, first + int(batch_size))
             given = generator[rows] if isinstance(generator, list | tuple) else generator
             points = pictures[rows] if levels is None else dequantize(pictures[rows], levels, given)
-            options: dict[str, Any] = {} if labels is None else {"class_labels": labels[rows]}
+            options: dict[str, Any] = {name: value[rows] for name, value in labels.items()}
             found.append(
                 flow.log_prob(
                     points, num_inference_steps, divergence, num_probes, given, tolerance=tolerance, **options

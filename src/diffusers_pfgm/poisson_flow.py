@@ -12,9 +12,9 @@ import torch
 from .adaptive import check_tolerance, follow_adaptively
 from .conditioning import GuidedModel
 from .physics.charges import check_finite
-from .physics.denoiser import Denoiser
+from .physics.denoiser import Denoiser, sample_of
 from .physics.divergence import check_divergence, draw_probes, estimate_trace
-from .physics.flow import follow
+from .physics.flow import Observe, follow, without_quantities
 from .physics.kernel import Generators, narrowed, working_dtype
 from .physics.parameterization import ZERO_SNR_SIGMA
 from .physics.spacing import geometric_sigmas, knotted_sigmas
@@ -143,9 +143,7 @@ class PoissonFlow:
             x = scheduler.sample_prior(shape, generator, device, dtype)
         for timestep in scheduler.timesteps:
             seen = narrowed(scheduler.scale_model_input(x, timestep), model_dtype)
-            output = self.model(seen, timestep, **model_kwargs)
-            output = output.sample if hasattr(output, "sample") else output[0]
-            x = scheduler.step(output, timestep, x).prev_sample
+            x = scheduler.step(sample_of(self.model(seen, timestep, **model_kwargs)), timestep, x).prev_sample
         return FlowSamples(x, len(scheduler.timesteps))
 
     def encode(
@@ -218,12 +216,7 @@ class PoissonFlow:
             PFGM, arXiv 2209.11178, section 3.3; the prior's constant is that of R^N at height r, for any N and D.
         """
         self._check_density()
-        check_finite("x", x)
-        check_divergence(divergence, num_probes, probe_distribution)
-        points = x.to(working_dtype(x.device))
-        probes = None
-        if divergence != "exact":
-            probes = draw_probes(points.shape, num_probes, probe_distribution, generator, points)
+        points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
         size, found = max(1, GRAPH_NUMBERS // x[0].numel()), []
         for first in range(0, len(x), size):
             rows = slice(first, first + size)
@@ -252,14 +245,8 @@ class PoissonFlow:
         def observe(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)
 
-        count = {"exact": 1, "hutchinson": 1, "hutch++": 3}[divergence]
-        count = 1 if probes is None else probes.shape[1] // count
-        if num_inference_steps is None:
-            latents, traces = follow_adaptively(observe, x, self.sigma_min, self.sigma_max, tolerance, count)
-        else:
-            check_tolerance(tolerance)
-            latents, traces = follow(denoiser, observe, x, self._heights(num_inference_steps)[::-1], tolerance)
-        check_finite("model", latents)
+        count = 1 if probes is None else probes.shape[1] // (3 if divergence == "hutch++" else 1)
+        latents, traces = self._follow(denoiser, observe, x, True, num_inference_steps, tolerance, count)
         growth = x[0].numel() * math.log(self.sigma_max / self.sigma_min)
         log_prior = self.scheduler.kernel.log_prob(latents, self.sigma_max)
         denoised, trace = observe(latents, self.sigma_max)
@@ -291,16 +278,12 @@ class PoissonFlow:
         Raises:
             ValueError: if `sigma` is beyond the heights of the model, or an argument does not fit.
         """
-        check_finite("x", x)
-        check_divergence(divergence, num_probes, probe_distribution)
+        points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
         if not self.sigma_min <= sigma <= self.sigma_max:
             raise ValueError(
                 f"`sigma` must be a height of the model, from {self.sigma_min:.6g} to {self.sigma_max:.6g}, but is "
                 f"{sigma}."
             )
-        points, probes = x.to(working_dtype(x.device)), None
-        if divergence != "exact":
-            probes = draw_probes(points.shape, num_probes, probe_distribution, generator, points)
         denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
         traces = estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)[1]
         return (x[0].numel() - traces) / sigma
@@ -310,21 +293,31 @@ class PoissonFlow:
         self, x: torch.Tensor, up: bool, num_inference_steps: int | None, tolerance: float, model_kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, int]:
         check_finite("x" if up else "latents", x)
-        check_tolerance(tolerance)
         denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
+        points, observe = x.to(working_dtype(x.device)), without_quantities(denoiser)
+        end, _ = self._follow(denoiser, observe, points, up, num_inference_steps, tolerance)
+        return end.to(x.dtype), denoiser.nfe
 
-        def observe(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return denoiser(points, sigma), points.new_zeros(len(points), 0)
-
-        points = x.to(working_dtype(x.device))
+    def _follow(
+        self,
+        denoiser: Denoiser,
+        observe: Observe,
+        x: torch.Tensor,
+        up: bool,
+        num_inference_steps: int | None,
+        tolerance: float,
+        num_quantities: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x at the other end of the flow, and what has been observed on the way, by fixed or adaptive steps."""
         if num_inference_steps is None:
             ends = (self.sigma_min, self.sigma_max) if up else (self.sigma_max, self.sigma_min)
-            end, _ = follow_adaptively(observe, points, *ends, tolerance)
+            end, total = follow_adaptively(observe, x, *ends, tolerance, num_quantities)
         else:
+            check_tolerance(tolerance)
             heights = self._heights(num_inference_steps)
-            end, _ = follow(denoiser, observe, points, heights[::-1] if up else heights, tolerance)
+            end, total = follow(denoiser, observe, x, heights[::-1] if up else heights, tolerance)
         check_finite("model", end)
-        return end.to(x.dtype), denoiser.nfe
+        return end, total
 
     def _heights(self, num_inference_steps: int) -> list[float]:
         """One more than steps, from σ_max to σ_min, spaced as the scheduler spaces them."""
@@ -362,6 +355,18 @@ class PoissonFlow:
                 f"`scheduler` ({self.sampler_name}) adds noise at every step, so no point has one way up, and "
                 f"the change of variables does not hold. {why}"
             )
+
+
+def _prepared(
+    x: torch.Tensor, divergence: str, num_probes: int, generator: Generators, distribution: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x in the working dtype, and the probes of a divergence that takes any."""
+    check_finite("x", x)
+    check_divergence(divergence, num_probes, distribution)
+    points = x.to(working_dtype(x.device))
+    if divergence == "exact":
+        return points, None
+    return points, draw_probes(tuple(points.shape), num_probes, distribution, generator, points)
 
 
 def _of_rows(value: Any, rows: slice, count: int) -> Any:

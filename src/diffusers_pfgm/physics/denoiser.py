@@ -10,6 +10,12 @@ import torch
 from .parameterization import Parameterization
 
 
+def sample_of(output: Any) -> torch.Tensor:
+    """The tensor in a network's result, which has it as `.sample` or as the first of a tuple."""
+    found: torch.Tensor = output.sample if hasattr(output, "sample") else output[0]
+    return found
+
+
 class Denoiser:
     """x̂ = E[y | x, σ] as a network sees it, with the number of calls.
 
@@ -43,7 +49,7 @@ class Denoiser:
         form = self.parameterization
         label = torch.as_tensor(form.label(sigma), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         output = self.model((form.input_scale(sigma) * x).to(self.dtype or x.dtype), label, **self.model_kwargs)
-        output = output.sample if hasattr(output, "sample") else output[0]
+        output = sample_of(output)
         form.check_output(output, x)
         self.nfe += 1
         return form.denoised(output.to(x.dtype), x, sigma)

@@ -86,7 +86,7 @@ def estimate_trace(
         trace = torch.zeros_like(x).flatten(1)
         for i, direction in enumerate(_basis(x)):
             trace[:, i] = products([direction])[0].flatten(1)[:, i]
-        return denoised.detach(), trace.sum(1, keepdim=True).detach()
+        return denoised.detach(), trace.sum(1, keepdim=True)
     assert probes is not None  # drawn by the caller of every other method
     rest, known = probes.flatten(2).mT, x.new_zeros(len(x), 1)
     if method == "hutch++":
@@ -99,7 +99,7 @@ def estimate_trace(
 
 def _basis(x: torch.Tensor) -> Iterable[torch.Tensor]:
     """Each e_i of a sample, for all of them."""
-    direction = torch.zeros_like(x, requires_grad=False).flatten(1)
+    direction = torch.zeros_like(x).flatten(1)
     for i in range(direction.shape[1]):
         direction[:, i] = 1
         yield direction.view_as(x)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -23,9 +24,14 @@ from .solvers import symmetric_weights
 
 MAX_ITERATIONS = 50
 
-# x̂ (B, *) at x (B, *) and σ, with quantities q (B, P) there; P may be 0
-Observe = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
-Denoise = Callable[[torch.Tensor, float], torch.Tensor]
+# x̂ (B, *) at x (B, *) and σ, a number or (), with quantities q (B, P) there; P may be 0
+Observe = Callable[[torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]
+Denoise = Callable[[torch.Tensor, Any], torch.Tensor]
+
+
+def without_quantities(denoise: Denoise) -> Observe:
+    """x̂ alone, where nothing is to be added up."""
+    return lambda x, sigma: (denoise(x, sigma), x.new_zeros(len(x), 0))
 
 
 def follow(

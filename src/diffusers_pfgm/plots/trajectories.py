@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..physics.denoiser import sample_of
 from ..physics.kernel import narrowed
 from ..pipeline_inputs import flow_of
 from ..scheduling_poisson_flow import PoissonFlowScheduler
@@ -103,7 +104,7 @@ def record_trajectory(
     for t in flow.timesteps:
         model_input = flow.scale_model_input(states[-1], t)
         output = model(narrowed(model_input, getattr(model, "dtype", latents.dtype)), t, **model_kwargs)
-        step: Any = flow.step(output.sample if hasattr(output, "sample") else output[0], t, states[-1])
+        step: Any = flow.step(sample_of(output), t, states[-1])
         states.append(step.prev_sample)
         denoised.append(step.pred_original_sample)
     scaled = [flow.data_scale(sigma) * state for sigma, state in zip(sigmas.tolist(), states, strict=True)]

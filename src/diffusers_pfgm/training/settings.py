@@ -56,17 +56,22 @@ def run_settings(options: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
     return settings
 
 
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Each key that differs, with its saved and its current value."""
+    return [
+        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    ]
+
+
 def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuse to go on from another configuration.
 
     Raises:
         ValueError: with each key that differs, its saved and its current value.
     """
-    differing = [
-        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
-        for name in sorted({*saved, *current})
-        if saved.get(name) != current.get(name)
-    ]
+    differing = differences(saved, current)
     if "images_per_step" in saved and saved["images_per_step"] != current["images_per_step"]:
         differing.append(
             "images_per_step is --train_batch_size times --gradient_accumulation_steps times the number of processes, "

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diffusers_pfgm import PFGMPipeline
 from diffusers_pfgm.evaluation import image_grid
-from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.pipeline_inputs import PIL_MODES
+from diffusers_pfgm.training.data_source import open_images
 from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.image_labels import read_class_labels
 from diffusers_pfgm.training.samples import draw_samples
@@ -23,9 +25,17 @@ SHOWN = 10  # drawn images of each class in the picture
 
 def load(name: str, resolution: int, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (K, C, R, R) in [-1, 1] and labels (K,) of a parquet file, a folder or a Hub id."""
-    is_folder = Path(name).is_dir()
-    dataset = load_image_dataset(None if is_folder else name, data_dir=name if is_folder else None)
+    dataset = open_images(name)
     return ImageTensors(dataset, resolution, mode=mode, center_crop=True).plain(), read_class_labels(dataset)[0]
+
+
+def load_conditional(kind: type[PFGMPipeline], name: str) -> tuple[Any, dict[int, str]]:
+    """A pipeline of this kind, quiet, from a folder or Hub id, and the names of its classes."""
+    pipe = kind.from_pretrained(name)
+    pipe.set_progress_bar_config(disable=True)
+    if not pipe.config.id2label:
+        raise ValueError(f"`--model` {name!r} has no classes. Train one with `--class_conditional`.")
+    return pipe, pipe.config.id2label
 
 
 def make_classifier(channels: int, resolution: int, classes: int) -> torch.nn.Sequential:
@@ -68,12 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.manual_seed(0)
 
-    pipe = PFGMPipeline.from_pretrained(args.model)
-    pipe.set_progress_bar_config(disable=True)
-    channels, resolution, names = pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.config.id2label
-    if not names:
-        raise ValueError(f"`--model` {args.model!r} has no classes. Train one with `--class_conditional`.")
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    pipe, names = load_conditional(PFGMPipeline, args.model)
+    channels, resolution = pipe.unet.config.in_channels, pipe.unet.config.sample_size
+    mode = PIL_MODES[channels]
     classifier = make_classifier(channels, resolution, len(names))
     train(classifier, *load(args.train_data, resolution, mode), args.epochs)
     images, labels = load(args.test_data, resolution, mode)

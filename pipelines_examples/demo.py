@@ -32,6 +32,13 @@ def split_digits() -> tuple[torch.Tensor, torch.Tensor]:
     return digits[order[HELD_OUT:]], digits[order[:HELD_OUT]]
 
 
+def pictured_charges(digits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Charges for a picture: five on a line, (5, 1), and one digit's pixels in a plane, (K, 2)."""
+    strokes = (digits[5, 0] > 0).nonzero().double()
+    plane = (strokes - 3.5)[:, [1, 0]] * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    return torch.tensor([[-1.0], [-0.8], [0.1], [0.9], [1.0]], dtype=torch.float64), plane
+
+
 def write_parquet(images: torch.Tensor, path: Path) -> None:
     pixels = ((images + 1) * 127.5).round().to(torch.uint8).squeeze(1).numpy()
     features = datasets.Features({"image": datasets.Image()})
@@ -64,10 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     free = PFGMPipeline(unet=ChargeField(train), scheduler=PoissonFlowScheduler())
     print("   distance", draw(free, 20, "training-free.png"))
 
-    strokes = (train[5, 0] > 0).nonzero().double()  # one digit's pixels as charges in a plane
-    plane = (strokes - 3.5)[:, [1, 0]] * torch.tensor([1.0, -1.0], dtype=torch.float64)
-    line = torch.tensor([[-1.0], [-0.8], [0.1], [0.9], [1.0]], dtype=torch.float64)
-    plot_field_lines(line, plane).savefig(folder / "field-lines.png", dpi=110)
+    plot_field_lines(*pictured_charges(train)).savefig(folder / "field-lines.png", dpi=110)
     print(f"   field lines from the hemisphere to charges: {folder / 'field-lines.png'}\n")
 
     print("2. Training a network on the field, by the paper's method")

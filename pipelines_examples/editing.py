@@ -14,11 +14,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from class_accuracy import load, make_classifier, predict, train
+from class_accuracy import load, load_conditional, make_classifier, predict, train
 
 from diffusers_pfgm import HemisphereLatents, PFGMEditingPipeline
 from diffusers_pfgm.evaluation import image_grid
 from diffusers_pfgm.physics import with_temperature
+from diffusers_pfgm.pipeline_inputs import PIL_MODES
 
 TEMPERATURES = (0.5, 1.5)
 COOLED = 2  # images of which the picture shows temperatures
@@ -47,12 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.manual_seed(0)
 
-    pipe = PFGMEditingPipeline.from_pretrained(args.model)
-    pipe.set_progress_bar_config(disable=True)
-    channels, resolution, names = pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.config.id2label
-    if not names:
-        raise ValueError(f"`--model` {args.model!r} has no classes. Train one with `--class_conditional`.")
-    classes, mode = len(names), {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    pipe, names = load_conditional(PFGMEditingPipeline, args.model)
+    channels, resolution, classes = pipe.unet.config.in_channels, pipe.unet.config.sample_size, len(names)
+    mode = PIL_MODES[channels]
     images, labels = load(args.data, resolution, mode)
     rows = pick(labels, classes, args.per_class)
     images, labels = images[rows] / 2 + 0.5, labels[rows]

@@ -15,7 +15,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.evaluation import image_grid
-from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.data_source import open_images
 from diffusers_pfgm.training.image_data import ImageTensors
 
 
@@ -31,8 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("generated-without-training.png"))
     args = parser.parse_args(argv)
 
-    source = {"data_dir": args.images} if Path(args.images).is_dir() else {"name": args.images}
-    images = ImageTensors(load_image_dataset(**source), args.resolution, center_crop=True)
+    images = ImageTensors(open_images(args.images), args.resolution, center_crop=True)
     charges = images.__getitems__(range(len(images)))
     pipe = PFGMPipeline(unet=ChargeField(charges), scheduler=PoissonFlowScheduler()).to(args.device)
     generator = torch.Generator().manual_seed(args.seed)

@@ -17,7 +17,7 @@ import torch
 
 from diffusers_pfgm import PFGMEditingPipeline, PoissonFlow
 from diffusers_pfgm.evaluation import image_grid, sliced_wasserstein
-from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.data_source import open_images
 from diffusers_pfgm.training.image_data import ImageTensors
 
 
@@ -53,8 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe = PFGMEditingPipeline.from_pretrained(args.model, torch_dtype=dtype).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size
-    source = {"data_dir": args.data} if Path(args.data).is_dir() else {"name": args.data}
-    data = ImageTensors(load_image_dataset(**source), size, center_crop=True)
+    data = ImageTensors(open_images(args.data), size, center_crop=True)
     real = data.__getitems__(range(len(data))).to(args.device, dtype)
     if len(real) <= args.pairs * args.num:
         raise ValueError(f"`--data` must have more than {args.pairs * args.num} images for these ways: {len(real)}.")

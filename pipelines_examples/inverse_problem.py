@@ -11,7 +11,7 @@ from demo import split_digits
 
 from diffusers_pfgm import ChargeField, LinearOperator, PFGMInversePipeline, PoissonFlowScheduler
 from diffusers_pfgm.evaluation import image_grid
-from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.data_source import open_images
 from diffusers_pfgm.training.image_data import ImageTensors
 
 SHOWN = 2  # draws of each method in the picture
@@ -35,9 +35,7 @@ def make_parser(description: str, output: str) -> argparse.ArgumentParser:
 
 def load_images(name: str, size: int) -> torch.Tensor:
     """(K, C, size, size) in [-1, 1]."""
-    is_folder = Path(name).is_dir()
-    dataset = load_image_dataset(None if is_folder else name, data_dir=name if is_folder else None)
-    images = ImageTensors(dataset, size, center_crop=True)
+    images = ImageTensors(open_images(name), size, center_crop=True)
     return images.__getitems__(range(len(images)))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo import split_digits
+from demo import pictured_charges, split_digits
 
 from diffusers_pfgm import ChargeField, Charges, PFGMPipeline, PoissonFlowScheduler, PoissonKernel, plan, posterior_mean
 from diffusers_pfgm.plots import (
@@ -85,9 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     digits = split_digits()[0]
 
     print("1. Field lines cross equipotentials at right angles")
-    strokes = (digits[5, 0] > 0).nonzero().double()  # one digit's pixels as charges in a plane
-    plane = (strokes - 3.5)[:, [1, 0]] * torch.tensor([1.0, -1.0], dtype=torch.float64)
-    line = torch.tensor([[-1.0], [-0.8], [0.1], [0.9], [1.0]], dtype=torch.float64)
+    line, plane = pictured_charges(digits)
     plot_field_lines(line, plane).savefig(folder / "field-lines.png", dpi=110)
     lines = field_lines(dome(10.0, 300), plane)
     angles = normal_angles(lines, plane).rad2deg().flatten()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from point_network import PointNetwork, train
+from point_network import PointNetwork, make_scheduler, train
 from sklearn.datasets import make_moons
 
-from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
+from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.evaluation import sliced_wasserstein
 
 NOISE = 0.1  # standard deviation around the moons, in their own units
@@ -51,13 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     mean, scale = raw.mean(0), raw.std(0)
     held_out, other, data = ((raw - mean) / scale).float().split([args.samples, args.samples, 10_000])
 
-    scheduler = PoissonFlowScheduler(
-        aug_dim=None if math.isinf(args.aug_dim) else args.aug_dim,
-        sigma_min=args.sigma_min,
-        sigma_max=args.sigma_max,
-        prediction_type="epsilon",
-        sigma_data=1.0,
-    )
+    scheduler = make_scheduler(args.aug_dim, args.sigma_min, args.sigma_max)
     network, started = PointNetwork(2), time.perf_counter()
     loss = train(network, data, scheduler, args.max_train_steps, seed=args.seed)
     seconds = time.perf_counter() - started

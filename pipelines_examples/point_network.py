@@ -50,6 +50,11 @@ class PointNetwork(torch.nn.Module):
         return SimpleNamespace(sample=self.leave(hidden))
 
 
+def make_scheduler(aug_dim: float, sigma_min: float, sigma_max: float) -> PoissonFlowScheduler:
+    """For a network with EDM's preconditioning on data of standard deviation 1; `math.inf` is the Gaussian limit."""
+    return PoissonFlowScheduler(aug_dim, sigma_min, sigma_max, prediction_type="epsilon", sigma_data=1.0)
+
+
 def train(
     network: PointNetwork,
     data: torch.Tensor,

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.evaluation import sliced_wasserstein
-from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.data_source import open_images
 from diffusers_pfgm.training.image_data import ImageTensors
 
 LONG_RUN = 200
@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe = PFGMPipeline.from_pretrained(args.model).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     config, size = pipe.scheduler.config, pipe.unet.config.sample_size
-    source = {"data_dir": args.data} if Path(args.data).is_dir() else {"name": args.data}
-    data = ImageTensors(load_image_dataset(**source), size, center_crop=True)
+    data = ImageTensors(open_images(args.data), size, center_crop=True)
     real = data.__getitems__(range(len(data)))
     shape = (args.batch_size, pipe.unet.config.in_channels, size, size)
     latents = pipe.scheduler.sample_prior(shape, torch.Generator().manual_seed(args.seed), args.device)

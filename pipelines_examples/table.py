@@ -9,16 +9,15 @@ training rows, blurred to the flow's height as well, and each column's quantiles
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from point_network import PointNetwork, train
+from point_network import PointNetwork, make_scheduler, train
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
+from diffusers_pfgm import PoissonFlow
 
 TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine}
 SHARES = torch.linspace(0.05, 0.95, 19)  # of the quantiles
@@ -60,13 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     mean, scale = raw[order[count:]].mean(0), raw[order[count:]].std(0)
     held_out, data = ((raw[order] - mean) / scale).float().split([count, len(raw) - count])
 
-    scheduler = PoissonFlowScheduler(
-        aug_dim=None if math.isinf(args.aug_dim) else args.aug_dim,
-        sigma_min=args.sigma_min,
-        sigma_max=args.sigma_max,
-        prediction_type="epsilon",
-        sigma_data=1.0,
-    )
+    scheduler = make_scheduler(args.aug_dim, args.sigma_min, args.sigma_max)
     columns = data.shape[1]
     network, started = PointNetwork(columns, dropout=args.dropout), time.perf_counter()
     loss = train(network, data, scheduler, args.max_train_steps, seed=args.seed)

@@ -37,7 +37,12 @@ def endpoints() -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in np.load(FIXTURES / "sampler_endpoints.npz").items()}
 
 
-def make_tiny_unet(in_channels: int = 1, out_channels: int = 2, sample_size: int | tuple[int, int] = 8) -> UNet2DModel:
+def make_tiny_unet(
+    in_channels: int = 1,
+    out_channels: int = 2,
+    sample_size: int | tuple[int, int] = 8,
+    num_class_embeds: int | None = None,
+) -> UNet2DModel:
     """A network of random weights, the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -50,6 +55,7 @@ def make_tiny_unet(in_channels: int = 1, out_channels: int = 2, sample_size: int
             down_block_types=("DownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "UpBlock2D"),
             norm_num_groups=4,
+            num_class_embeds=num_class_embeds,
         ).eval()
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from demo import split_digits, write_parquet
-from diffusers import UNet2DModel
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.training.data_source import load_image_dataset
-from tests.conftest import make_tiny_pipeline
+from tests.conftest import make_tiny_pipeline, make_tiny_unet
 from tests.training.test_image_data import write_images
 
 FOLDER = Path(__file__).parents[1] / "pipelines_examples"
@@ -142,17 +141,7 @@ def test_mnist_to_parquet(labelled: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        norm_num_groups=4,
-        num_class_embeds=10,
-    )
+    unet = make_tiny_unet(num_class_embeds=10)
     names = {digit: str(digit) for digit in range(10)}
     PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0), names).save_pretrained(labelled / "model")
     options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train.parquet"), "--per_class", "3"]

@@ -82,17 +82,7 @@ def write_digits(folder: Path, rows: slice) -> str:
 
 
 def test_editing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        norm_num_groups=4,
-        num_class_embeds=10,
-    )
+    unet = make_tiny_unet(1, 1, num_class_embeds=10)
     names = {digit: str(digit) for digit in range(10)}
     options = ["--model", save_model(tmp_path / "model", unet, names), "--num_inference_steps", "10"]
     options += ["--data", write_digits(tmp_path / "test", slice(400, 440))]

@@ -8,6 +8,12 @@ from typing import Any
 import datasets
 
 
+def open_images(place: str) -> datasets.Dataset:
+    """The images at a place that a command names: a folder of image files, else what `load_image_dataset` reads."""
+    is_folder = Path(place).is_dir()
+    return load_image_dataset(None if is_folder else place, data_dir=place if is_folder else None)
+
+
 def load_image_dataset(
     name: str | None = None,
     config_name: str | None = None,

@@ -18,6 +18,12 @@ from diffusers_pfgm.training.streamed_images import StreamedImages
 COUNT = 23
 
 
+@pytest.fixture(autouse=True)
+def no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets sleeps five seconds at each end of a shuffled stream, for threads that outlive their process."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
 @pytest.fixture
 def parquet(tmp_path: Path) -> str:
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 10, 8), dtype=np.uint8)

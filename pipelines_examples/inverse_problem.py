@@ -1,4 +1,4 @@
-"""What `inpainting.py` and `super_resolution.py` share: pictures, every method on them, figures and the picture."""
+"""What the examples of inverse problems share: pictures, every method on them, figures and the picture."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from .scheduling_poisson_flow import PoissonFlowScheduler
 
 TOLERANCE = 1e-5
 SOLVER_ERRORS = 10  # tolerances that the steps of a whole way add up to, about
-GRAPH_NUMBERS = 2**17  # of data whose passes back through the network are prepared at once: what memory is spent on
+GRAPH_NUMBERS = 2**16  # of data whose passes back through the network are prepared at once: what memory is spent on
 
 
 @dataclass
@@ -315,6 +315,7 @@ class PoissonFlow:
         else:
             check_tolerance(tolerance)
             heights = self._heights(num_inference_steps)
+            tolerance = max(tolerance, torch.finfo(denoiser.dtype or x.dtype).eps)  # no network is more precise
             end, total = follow(denoiser, observe, x, heights[::-1] if up else heights, tolerance)
         check_finite("model", end)
         return end, total

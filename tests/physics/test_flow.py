@@ -64,7 +64,18 @@ def test_few_long_steps_return_all_the_same(aug_dim: float | None) -> None:
     assert (down - x).norm() / x.norm() < 1e-9 < 1e-4 < (up - finer).norm() / finer.norm()
 
 
-def test_a_step_too_long_to_undo_is_refused() -> None:
-    steep = lambda x, sigma: 50 * x  # noqa: E731
-    with pytest.raises(ValueError, match=r"from sigma 1 to 0.1 is too long to be undone.*larger `num_inference_steps`"):
+def test_a_step_without_a_solution_is_refused() -> None:
+    steep = lambda x, sigma: 50 * x.square() + 50  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"from sigma 1 to 0.1 cannot be undone.* 1 of 1 .*larger `num_inference_steps`"
+    ):
         follow(steep, nothing(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)
+
+
+def test_a_steep_mean_is_solved_for_all_the_same() -> None:
+    steep = lambda x, sigma: 50 * x  # noqa: E731
+    heights = [1.0, 0.1, 0.01]
+    x = torch.ones(1, 2, dtype=torch.float64)
+    down, _ = follow(steep, nothing(steep), x, heights, 1e-12)
+    up, _ = follow(steep, nothing(steep), down, heights[::-1], 1e-12)
+    assert torch.allclose(up, x, atol=1e-10) and (down - x).norm() > 0.1

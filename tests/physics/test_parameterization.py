@@ -50,12 +50,32 @@ def test_only_the_mean_of_the_last_channel_counts() -> None:
     assert torch.allclose(Parameterization("field").denoised(output, X, SIGMA), DENOISED, atol=1e-9)
 
 
-def test_near_the_plane_the_last_channel_does_not_count() -> None:
-    output = field_towards(DENOISED, X, SIGMA, 5.0)
-    output[:, -1] = 123.0
-    found = Parameterization("field").denoised(output, X, SIGMA)
-    near = SIGMA.flatten() < 5
-    assert torch.allclose(found[near], DENOISED[near], atol=1e-9)
+@pytest.mark.parametrize("z", [1e-3, 0.1, 1.0, 5.0, 30.0])
+def test_lengths_are_as_precise_as_both_measurements_of_them_allow(z: float) -> None:
+    # Of two independent measurements of w, by p and by q, the inverse variances of the best mean add up.
+    x, sigma, error = torch.zeros(1, 1, 8, dtype=torch.float64), torch.tensor([z], dtype=torch.float64), 1e-6
+    denoised = torch.full_like(x, 0.7)
+
+    def length(p_error: float, q_error: float) -> float:
+        output = field_towards(denoised.unsqueeze(2), x.unsqueeze(2), sigma.view(1, 1, 1, 1), 5.0).squeeze(2)
+        output[:, :1] *= 1 + p_error / (output[:, :1].norm() / math.sqrt(8))
+        output[:, 1:] -= q_error * math.sqrt(8)
+        return Parameterization("field").denoised(output, x, z).norm().item()
+
+    a = denoised.norm().item()
+    w = 1 / (math.hypot(a, z) + 5)
+    # a = p / w: what an error of p and of q does to it, by differences, against ∂a = ∂p / w − a ∂w / w.
+    by_p, by_q = ((length(*errors) - length(0, 0)) / error for errors in ((error, 0.0), (0.0, error)))
+    g = 5 * (1 - 5 * w) + z**2 * w
+    share = g**2 / (g**2 + (z * a * w) ** 2)  # of w_p
+    assert by_p == pytest.approx(1 / w + a / w * share * (a * w) / g, rel=1e-3)
+    assert by_q == pytest.approx(-a / w * (1 - share) / z, rel=1e-3, abs=1e-3)
+
+
+def test_no_jump_between_the_plane_and_the_prior() -> None:
+    output = field_towards(DENOISED, X, torch.full_like(SIGMA, 5.0), 5.0) * 1.01  # of a network that is a little wrong
+    below, above = (Parameterization("field").denoised(output, X, z) for z in (5 - 1e-6, 5 + 1e-6))
+    assert torch.allclose(below, above, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
@@ -92,14 +112,6 @@ def test_bad_input_is_explained() -> None:
         Parameterization("epsilon", sigma_data=0)
     with pytest.raises(ValueError, match=r"must have the shape \(6, 3, 4, 3\) for prediction_type 'field'"):
         Parameterization("field").check_output(X, X)
-
-
-def test_near_the_plane_the_last_channel_does_not_count_for_a_number() -> None:
-    output = field_towards(DENOISED, X, SIGMA, 5.0)
-    output[:, -1] = 123.0
-    for i in range(4):
-        found = Parameterization("field", 5.0).denoised(output[i : i + 1], X[i : i + 1], SIGMA[i].item())
-        assert torch.allclose(found, DENOISED[i : i + 1], atol=1e-9)
 
 
 def test_a_field_of_full_length_gives_a_finite_mean() -> None:

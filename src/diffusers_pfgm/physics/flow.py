@@ -5,14 +5,15 @@ Fixed steps here are those of the exponential trapezoid rule,
     x' = (σ'/σ) x + w_0 x̂(x, σ) + w_1 x̂(x', σ'),
 
 which is its own inverse: a step from σ' to σ solves the same equation for the other unknown. So a run up and down again
-returns to where it began, however long the steps, as closely as each equation is solved. x' is found by iteration, from
-x̂ extrapolated in λ; it converges where w_1 ‖∂x̂/∂x‖ < 1, for short enough steps everywhere.
+returns to where it began, however long the steps, as closely as each equation is solved. x' is found by iteration
+(`fixed_point.py`) from x̂ extrapolated in λ, in two or three rounds where w_1 ‖∂x̂/∂x‖ is small.
 
 What adds up is some q(x, σ), such as the trace in `divergence.py`, over log σ, by the trapezoid rule as well.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -20,9 +21,10 @@ from typing import Any
 
 import torch
 
+from .fixed_point import solve_fixed_point
 from .solvers import symmetric_weights
 
-MAX_ITERATIONS = 50
+MAX_ROUNDS = 50
 
 # x̂ (B, *) at x (B, *) and σ, a number or (), with quantities q (B, P) there; P may be 0
 Observe = Callable[[torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]
@@ -44,7 +46,7 @@ def follow(
         observe: x̂ and q from x and σ, once at each height.
         x: (B, *), at the first height, in data units.
         sigmas: two or more heights, rising or falling.
-        tolerance: of an iteration: the largest change of a sample in its last round, relative to its norm.
+        tolerance: of an iteration: the change of a sample in its last round, relative to its norm.
 
     Returns:
         x at the last height, and ∫ q d log σ (B, P) from the first to the last.
@@ -58,19 +60,17 @@ def follow(
         keep, (here, ahead) = symmetric_weights(sigma, target)
         length = math.log(target / sigma)
         known = keep * x + here * denoised
-        x = known + ahead * (denoised + slope * length)
-        for _ in range(MAX_ITERATIONS):
-            change = known + ahead * denoise(x, target) - x
-            x = x + change
-            if _largest(change, x) <= tolerance:
-                break
-        else:
+        update = functools.partial(_stepped, denoise, known, ahead, target)
+        x, changes = solve_fixed_point(update, known + ahead * (denoised + slope * length), tolerance, MAX_ROUNDS)
+        failed = ~(changes <= tolerance)
+        if failed.any():
             if not denoise(known, target).isfinite().all():
                 raise ValueError(f"`model` gives NaN or infinity at sigma {target:.4g}.")
             raise ValueError(
-                f"The step from sigma {sigma:.4g} to {target:.4g} is too long to be undone: after {MAX_ITERATIONS} "
-                f"rounds a sample still moves by {_largest(change, x):.1e} of its norm, more than `tolerance` = "
-                f"{tolerance}. Take a larger `num_inference_steps`, or None for an adaptive solver."
+                f"The step from sigma {sigma:.4g} to {target:.4g} cannot be undone: after {MAX_ROUNDS} rounds "
+                f"{int(failed.sum())} of {len(x)} samples still change by more than `tolerance` = {tolerance} of their "
+                "norms. Take a larger `num_inference_steps`, or None for an adaptive solver; or a larger `tolerance`, "
+                "if `model` is less precise than this one."
             )
         before, (denoised, following) = denoised, observe(x, target)
         slope = (denoised - before) / length
@@ -79,6 +79,6 @@ def follow(
     return x, total
 
 
-def _largest(change: torch.Tensor, x: torch.Tensor) -> float:
-    norms = [torch.linalg.vector_norm(values.flatten(1), dim=1) for values in (change, x)]
-    return float((norms[0] / norms[1].clamp(min=torch.finfo(x.dtype).tiny)).max())
+def _stepped(denoise: Denoise, known: torch.Tensor, ahead: float, target: float, x: torch.Tensor) -> torch.Tensor:
+    """The step's end from a guess x of it."""
+    return known + ahead * denoise(x, target)

@@ -17,12 +17,22 @@ With `train_sigmas` it is one of the DDPM family (arXiv 2006.11239), which has l
 its index t: it sees x / √(1 + σ²), whose variance is preserved, and t. Its √ᾱ is 1/√(1 + σ²); x̂ is read as from a plain
 network. Between the heights ln σ is linear in t, as in diffusers.
 
-The field's x̂. Away from the plane the direction tells it, x̂ = x − z F_x / F_z. Near the plane F_z is too small to
-divide by, but the length remains: with p = ‖F_x‖/√N, the distance a = ‖x̂ − x‖ solves a = p (√(a² + z²) + γ), so
+The field's x̂. With p = ‖F_x‖/√N and q = −F_z/√N, the distance a = ‖x̂ − x‖ and L = √(a² + z²), one unknown w makes both,
 
-    a = p (γ + √(γ² p² + z² (1 − p²))) / (1 − p²),        x̂ = x + a F_x / ‖F_x‖.
+    p = a w,    q = z w,    w = 1 / (L + γ),        x̂ = x + F_x / (√N w).
 
-On an exact field both are exact. The reference approximates the second (its Appendix B.2.3).
+Either tells it: w_q = q/z, and from p alone, in closed form,
+
+    w_p = (1 − p²) / (γ + √(γ² p² + z² (1 − p²))).
+
+On an exact field they are the same. A network errs in both, and an error δ of p or q is one of δ p / g or δ / z in w,
+with g = −p dp/dw = γ (1 − γ w) + z² w. So their mean is taken by the inverse squares of these, as of any two
+measurements,
+
+    w = (z p² q + g² w_p) / (z² p² + g²):
+
+near the plane, where q is all but 0, it is w_p, far from it, where p is all but 1, it is w_q. The reference takes q
+above z = 5 and an approximation of w_p below (its Appendix B.2.3), and so jumps there by what its network is wrong.
 """
 
 from __future__ import annotations
@@ -208,17 +218,11 @@ class Parameterization:
         self, v_x: torch.Tensor, v_z: torch.Tensor, x: torch.Tensor, z: float | torch.Tensor
     ) -> torch.Tensor:
         dims, root_n = tuple(range(1, x.ndim)), math.sqrt(v_x[0].numel())
-
-        def far() -> torch.Tensor:
-            # The bounds here and in near() only keep a poor network's x̂ finite: a field within 1e5 z never meets them.
-            return -z / v_z.mean(dims, keepdim=True).clamp(max=-1e-5 * root_n)
-
-        def near() -> torch.Tensor:
-            length = torch.linalg.vector_norm(v_x, dim=dims, keepdim=True)
-            p_squared = (length / root_n).square().clamp(max=1 - 1e-6)
-            rest = 1 - p_squared
-            return (self.gamma + (self.gamma**2 * p_squared + z**2 * rest).sqrt()) / (root_n * rest)
-
-        if isinstance(z, torch.Tensor):
-            return torch.addcmul(x, v_x, torch.where(z < self.gamma, near(), far()))
-        return torch.addcmul(x, v_x, near() if z < self.gamma else far())
+        longest = 1 - torch.finfo(x.dtype).eps
+        p_squared = (v_x / root_n).square().sum(dims, keepdim=True).clamp(max=longest)
+        q, rest = -v_z.mean(dims, keepdim=True) / root_n, 1 - p_squared
+        w_p = rest / (self.gamma + (self.gamma**2 * p_squared + z**2 * rest).sqrt())
+        slope_squared = (self.gamma * (1 - self.gamma * w_p) + z**2 * w_p).square()
+        w = (z * p_squared * q + slope_squared * w_p) / (z**2 * p_squared + slope_squared)
+        # The bound only keeps a poor network's x̂ finite: an exact field within 1e5 (γ + z) never meets it.
+        return torch.addcdiv(x, v_x, root_n * w.clamp(min=1e-5 / (self.gamma + z)))

@@ -42,15 +42,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--num", type=int, default=9, help="images of a row, ends included")
     parser.add_argument("--num_inference_steps", type=int, default=50)
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="how closely each step is undone, relative")
-    parser.add_argument("--adaptive_tolerance", type=float, default=1e-5, help="of the adaptive solver")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="how closely each step is undone, relative")
+    parser.add_argument("--adaptive_tolerance", type=float, default=1e-7, help="of the adaptive solver")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the network")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("interpolation.png"))
     args = parser.parse_args(argv)
 
     dtype = getattr(torch, args.dtype)
-    pipe = PFGMEditingPipeline.from_pretrained(args.model, torch_dtype=dtype).to(args.device)
+    pipe = PFGMEditingPipeline.from_pretrained(args.model).to(args.device, dtype)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size
     data = ImageTensors(open_images(args.data), size, center_crop=True)

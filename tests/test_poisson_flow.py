@@ -8,8 +8,16 @@ import torch
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, UNet2DModel
 from scipy import stats
 
-from diffusers_pfgm import ChargeField, Parameterization, PoissonFlow, PoissonFlowScheduler, PoissonKernel
+from diffusers_pfgm import (
+    ChargeField,
+    Parameterization,
+    PoissonFlow,
+    PoissonFlowScheduler,
+    PoissonKernel,
+    SuperResolution,
+)
 from diffusers_pfgm.conditioning import GuidedModel
+from diffusers_pfgm.inverse.guidance import GuidedByMeasurement
 from tests.conftest import ExactNetwork, make_tiny_unet, seeded
 
 
@@ -240,9 +248,14 @@ def test_stochastic_samplers_have_no_likelihood(scheduler: Any) -> None:
 
 
 def test_guided_models_have_no_likelihood() -> None:
-    guided = GuidedModel(make_tiny_unet(), Parameterization(), torch.zeros(1, dtype=torch.int64), 10, 2.0)
-    with pytest.raises(ValueError, match=r"`model` is guided.*Set `guidance_scale=1`"):
-        PoissonFlow(guided, PoissonFlowScheduler()).log_prob(torch.zeros(1, 1, 8, 8))
+    unet, form = make_tiny_unet(), Parameterization()
+    by_class = GuidedModel(unet, form, torch.zeros(1, dtype=torch.int64), 10, 2.0)
+    by_measurement = GuidedByMeasurement(unet, form, SuperResolution(2), torch.zeros(1, 1, 4, 4), 0.1)
+    for guided in (by_class, by_measurement):
+        with pytest.raises(
+            ValueError, match=rf"`model` \({type(guided).__name__}\) is guided.*likelihood of the model"
+        ):
+            PoissonFlow(guided, PoissonFlowScheduler()).log_prob(torch.zeros(1, 1, 8, 8))
 
 
 def test_bad_requests_are_explained() -> None:

@@ -3,6 +3,7 @@
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers loads schedulers only from where it is
 
 from .fitting import fit_sigmas
+from .flow_results import FlowLatents, FlowLogProb, FlowSamples
 from .inverse import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
 from .losses import FieldObjective, LossOutput, PerturbationObjective
 from .physics import (
@@ -23,7 +24,7 @@ from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
 from .pipeline_pfgm_editing import PFGMEditingPipeline
 from .pipeline_pfgm_inverse import PFGMInverseOutput, PFGMInversePipeline
 from .pipeline_pfgm_likelihood import PFGMLikelihoodOutput, PFGMLikelihoodPipeline
-from .poisson_flow import FlowLatents, FlowLogProb, FlowSamples, PoissonFlow
+from .poisson_flow import PoissonFlow
 from .saved_folder import register
 from .scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
 

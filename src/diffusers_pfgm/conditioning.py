@@ -102,6 +102,8 @@ class GuidedModel:
         scale: 1 for the condition alone.
     """
 
+    is_guided = True
+
     def __init__(
         self, model: Any, parameterization: Parameterization, class_labels: torch.Tensor, null: int, scale: float
     ) -> None:

@@ -65,6 +65,21 @@ def check_same_field(config: Any, flow: PoissonFlowScheduler) -> None:
             )
 
 
+def check_density(model: Any, sampler: str) -> None:
+    """Raises ValueError for a guided model, or a scheduler's class that adds noise: neither has a density to tell."""
+    why = "Ask for the likelihood of the model itself, with a PoissonFlowScheduler or another ODE solver."
+    if getattr(model, "is_guided", False):
+        raise ValueError(
+            f"`model` ({type(model).__name__}) is guided: its field is made of several and belongs to no distribution "
+            f"of data, so a likelihood of it would mean nothing. {why}"
+        )
+    if sampler in STOCHASTIC:
+        raise ValueError(
+            f"`scheduler` ({sampler}) adds noise at every step, so no point has one way up, and the change of "
+            f"variables does not hold. {why}"
+        )
+
+
 def checked_shape(
     config: Any, flow: PoissonFlowScheduler, batch_size: int | None, latents: torch.Tensor | None, output_type: str
 ) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from .conditioning import Label, listed
+from .flow_results import FlowLatents
 from .physics.kernel import narrowed
 from .physics.latents import HemisphereLatents, interpolate, with_temperature
 from .pipeline_inputs import checked_shape, flow_of, pictures_to_tensor
 from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
-from .poisson_flow import TOLERANCE, FlowLatents, PoissonFlow
+from .poisson_flow import TOLERANCE, PoissonFlow
 
 Labels = Label | Sequence[Label] | torch.Tensor | None
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .adaptive import check_tolerance, follow_adaptively
-from .conditioning import GuidedModel
+from .flow_results import FlowLatents, FlowLogProb, FlowSamples
 from .physics.charges import check_finite
 from .physics.denoiser import Denoiser, sample_of
 from .physics.divergence import check_divergence, draw_probes, estimate_trace
@@ -18,59 +17,12 @@ from .physics.flow import Observe, follow, without_quantities
 from .physics.kernel import Generators, narrowed, working_dtype
 from .physics.parameterization import ZERO_SNR_SIGMA
 from .physics.spacing import geometric_sigmas, knotted_sigmas
-from .pipeline_inputs import STOCHASTIC, check_same_field, flow_of
+from .pipeline_inputs import check_density, check_same_field, flow_of
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 TOLERANCE = 1e-5
 SOLVER_ERRORS = 10  # tolerances that the steps of a whole way add up to, about
 GRAPH_NUMBERS = 2**16  # of data whose passes back through the network are prepared at once: what memory is spent on
-
-
-@dataclass
-class FlowSamples:
-    """Points near or on the data.
-
-    Attributes:
-        sample: (B, *), in data units.
-        nfe: network calls.
-    """
-
-    sample: torch.Tensor
-    nfe: int
-
-
-@dataclass
-class FlowLatents:
-    """Points of the prior.
-
-    Attributes:
-        latents: (B, *), in data units at σ_max.
-        nfe: network calls.
-    """
-
-    latents: torch.Tensor
-    nfe: int
-
-
-@dataclass
-class FlowLogProb:
-    """Log-densities of a flow.
-
-    Attributes:
-        log_prob: (B,), in nats, of the flow's density at σ_min.
-        standard_error: (B,), of the random divergence, in nats; 0 for the exact one, None for a single estimate, which
-            has no spread.
-        truncation: (B,), in nats: the most by which the density should differ from that of a flow followed to infinity,
-            where the prior is exact, rather than to σ_max; with the solver's tolerance.
-        latents: (B, *), where the points come from.
-        nfe: network calls, each of them followed by the products of the divergence.
-    """
-
-    log_prob: torch.Tensor
-    standard_error: torch.Tensor | None
-    truncation: torch.Tensor
-    latents: torch.Tensor
-    nfe: int
 
 
 class PoissonFlow:
@@ -215,7 +167,7 @@ class PoissonFlow:
         Reference:
             PFGM, arXiv 2209.11178, section 3.3; the prior's constant is that of R^N at height r, for any N and D.
         """
-        self._check_density()
+        check_density(self.model, self.sampler_name)
         points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
         size, found = max(1, GRAPH_NUMBERS // x[0].numel()), []
         for first in range(0, len(x), size):
@@ -250,9 +202,8 @@ class PoissonFlow:
         growth = x[0].numel() * math.log(self.sigma_max / self.sigma_min)
         log_prior = self.scheduler.kernel.log_prob(latents, self.sigma_max)
         denoised, trace = observe(latents, self.sigma_max)
-        truncation = SOLVER_ERRORS * tolerance + self._truncation(
-            latents.flatten(1), denoised.flatten(1), trace.mean(1)
-        )
+        truncation = self.scheduler.kernel.log_prob_remainder(latents, self.sigma_max, denoised, trace.mean(1))
+        truncation = truncation + SOLVER_ERRORS * tolerance
         return (log_prior + growth).unsqueeze(1) - traces, truncation, latents, denoiser.nfe
 
     def divergence(
@@ -329,33 +280,6 @@ class PoissonFlow:
             )
         knots, count = self.scheduler.config.sigma_knots, int(num_inference_steps) + 1
         return knotted_sigmas(knots, count) if knots else geometric_sigmas(self.sigma_max, self.sigma_min, count)
-
-    def _truncation(self, x: torch.Tensor, denoised: torch.Tensor, trace: torch.Tensor) -> torch.Tensor:
-        """How far the kernel around 0 may be from the flow's true density at σ_max (B,), in nats.
-
-        Far from data y the log of their kernels' mean is that of the kernel around 0 plus g x·ȳ to first order, with
-        g = (N + D)/(‖x‖² + r²), and to second order terms of the size of g² x·Cov(y)·x, g tr Cov(y) = tr J and g ‖ȳ‖².
-        There x̂ is ȳ and a part of the first of these. Twice their sum leaves room for the orders beyond.
-        """
-        aug_dim = self.scheduler.kernel.aug_dim
-        pull = x.new_full((len(x),), self.sigma_max**-2)
-        if math.isfinite(aug_dim):
-            pull = (x.shape[1] + aug_dim) / (x.square().sum(1) + aug_dim * self.sigma_max**2)
-        first = pull * (x * denoised).sum(1)
-        return 2 * (first.abs() + trace.abs() + pull * denoised.square().sum(1) / 2)
-
-    def _check_density(self) -> None:
-        why = "Ask for the likelihood of the model itself, with a PoissonFlowScheduler or another ODE solver."
-        if isinstance(self.model, GuidedModel):
-            raise ValueError(
-                "`model` is guided: its field is a mixture of two that belongs to no distribution of data, so a "
-                f"likelihood of it would mean nothing. {why} Set `guidance_scale=1`."
-            )
-        if self.sampler_name in STOCHASTIC:
-            raise ValueError(
-                f"`scheduler` ({self.sampler_name}) adds noise at every step, so no point has one way up, and "
-                f"the change of variables does not hold. {why}"
-            )
 
 
 def _prepared(

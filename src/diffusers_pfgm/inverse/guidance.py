@@ -73,6 +73,8 @@ class GuidedByMeasurement:
         ['0.00', '0.76']
     """
 
+    is_guided = True
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num", type=int, default=9, help="images of a row, ends included")
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--tolerance", type=float, default=1e-5, help="how closely each step is undone, relative")
-    parser.add_argument("--adaptive_tolerance", type=float, default=1e-7, help="of the adaptive solver")
+    parser.add_argument("--adaptive_tolerance", type=float, default=1e-6, help="of the adaptive solver")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the network")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("interpolation.png"))

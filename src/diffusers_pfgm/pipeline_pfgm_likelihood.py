@@ -12,7 +12,7 @@ from .likelihood import bits_per_dim, check_levels, dequantize
 from .physics.kernel import Generators
 from .pipeline_inputs import pictures_to_tensor
 from .pipeline_pfgm import PFGMPipeline
-from .poisson_flow import TOLERANCE, PoissonFlow
+from .poisson_flow import DENSITY_TOLERANCE, PoissonFlow
 
 
 @dataclass
@@ -61,7 +61,7 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
         generator: Generators = None,
         levels: int | None = 256,
         batch_size: int = 64,
-        tolerance: float = TOLERANCE,
+        tolerance: float = DENSITY_TOLERANCE,
         guidance_scale: float = 1.0,
         return_dict: bool = True,
     ) -> PFGMLikelihoodOutput:

@@ -20,7 +20,8 @@ from .physics.spacing import geometric_sigmas, knotted_sigmas
 from .pipeline_inputs import check_density, check_same_field, flow_of
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6  # of points, whose errors near the data the way up spreads
+DENSITY_TOLERANCE = 1e-5
 SOLVER_ERRORS = 10  # tolerances that the steps of a whole way add up to, about
 GRAPH_NUMBERS = 2**16  # of data whose passes back through the network are prepared at once: what memory is spent on
 
@@ -141,7 +142,7 @@ class PoissonFlow:
         num_probes: int = 1,
         generator: Generators = None,
         probe_distribution: str = "rademacher",
-        tolerance: float = TOLERANCE,
+        tolerance: float = DENSITY_TOLERANCE,
         **model_kwargs: Any,
     ) -> FlowLogProb:
         """Log-density of the flow at σ_min, by the change of variables along the way up and the prior's density.

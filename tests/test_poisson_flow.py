@@ -170,6 +170,13 @@ def test_a_networks_flow_inverts() -> None:
         assert (flow.decode(latents, steps, tolerance).sample - x).norm() / x.norm() < bound
 
 
+def test_fixed_steps_ask_no_more_of_a_network_than_its_own_precision() -> None:
+    flow = PoissonFlow(make_tiny_unet(out_channels=1), PoissonFlowScheduler(prediction_type="sample", max_norm=300.0))
+    x = torch.rand(3, 1, 8, 8, generator=seeded()) * 2 - 1
+    latents = flow.encode(x, 20, 1e-12).latents
+    assert (flow.decode(latents, 20, 1e-12).sample - x).norm() / x.norm() < 1e-5
+
+
 def test_encoded_points_are_uniform_on_the_hemisphere() -> None:
     # Theorem 1 of the paper, at fixed seeds
     charges = charges_in(4)
@@ -253,7 +260,8 @@ def test_guided_models_have_no_likelihood() -> None:
     by_measurement = GuidedByMeasurement(unet, form, SuperResolution(2), torch.zeros(1, 1, 4, 4), 0.1)
     for guided in (by_class, by_measurement):
         with pytest.raises(
-            ValueError, match=rf"`model` \({type(guided).__name__}\) is guided.*likelihood of the model"
+            ValueError,
+            match=rf"`model` \({type(guided).__name__}\) is guided.*likelihood of the model.*Set `guidance_scale=1`",
         ):
             PoissonFlow(guided, PoissonFlowScheduler()).log_prob(torch.zeros(1, 1, 8, 8))
 

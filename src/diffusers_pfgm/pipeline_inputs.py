@@ -71,7 +71,8 @@ def check_density(model: Any, sampler: str) -> None:
     if getattr(model, "is_guided", False):
         raise ValueError(
             f"`model` ({type(model).__name__}) is guided: its field is made of several and belongs to no distribution "
-            f"of data, so a likelihood of it would mean nothing. {why}"
+            f"of data, so a likelihood of it would mean nothing. {why} Set `guidance_scale=1`, or leave out the "
+            "measurement."
         )
     if sampler in STOCHASTIC:
         raise ValueError(

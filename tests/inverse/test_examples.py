@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deblurring import gaussian_kernel
 from demo import split_digits, write_parquet
 from inpainting import OBSERVED, make_mask
 from inverse_problem import psnr
@@ -58,6 +59,13 @@ def test_masks() -> None:
     shares = {observed: make_mask(observed, 8, 12, 0).float().mean().item() for observed in OBSERVED}
     assert shares["upper"] == shares["left"] == 0.5 and shares["border"] == 0.75 and 0.3 < shares["random"] < 0.7
     assert torch.equal(make_mask("random", 8, 12, 3), make_mask("random", 8, 12, 3))
+
+
+def test_blur() -> None:
+    kernel, places = gaussian_kernel(1.5), torch.arange(-3.0, 4.0)
+    assert kernel.shape == (7, 7) and kernel.sum().item() == pytest.approx(1) and torch.equal(kernel, kernel.T)
+    variance = (kernel.sum(0) * places.square()).sum().item()
+    assert 0.75 * 1.5**2 < variance < 1.5**2  # less than the whole Gaussian's by what is cut off
 
 
 def test_psnr() -> None:

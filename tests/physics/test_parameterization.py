@@ -52,7 +52,7 @@ def test_only_the_mean_of_the_last_channel_counts() -> None:
 
 @pytest.mark.parametrize("z", [1e-3, 0.1, 1.0, 5.0, 30.0])
 def test_lengths_are_as_precise_as_both_measurements_of_them_allow(z: float) -> None:
-    # Of two independent measurements of w, by p and by q, the inverse variances of the best mean add up.
+    # p and q both measure w; what an error of each does to a must be its share of the mean by inverse variances.
     x, sigma, error = torch.zeros(1, 1, 8, dtype=torch.float64), torch.tensor([z], dtype=torch.float64), 1e-6
     denoised = torch.full_like(x, 0.7)
 
@@ -64,7 +64,7 @@ def test_lengths_are_as_precise_as_both_measurements_of_them_allow(z: float) -> 
 
     a = denoised.norm().item()
     w = 1 / (math.hypot(a, z) + 5)
-    # a = p / w: what an error of p and of q does to it, by differences, against ∂a = ∂p / w − a ∂w / w.
+    # By differences, against ∂a = ∂p / w − a ∂w / w of a = p / w.
     by_p, by_q = ((length(*errors) - length(0, 0)) / error for errors in ((error, 0.0), (0.0, error)))
     g = 5 * (1 - 5 * w) + z**2 * w
     share = g**2 / (g**2 + (z * a * w) ** 2)  # of w_p

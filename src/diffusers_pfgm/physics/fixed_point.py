@@ -54,9 +54,10 @@ def solve_fixed_point(
             changes_x = [*changes_x, x - before[0]][-MEMORY:]
             changes_f = [*changes_f, f - before[1]][-MEMORY:]
         before = x, f
-        step = f - _mixed(changes_x, changes_f, f).masked_fill((sizes <= tolerance).unsqueeze(1), 0)
+        settled = sizes <= tolerance
+        step = f - _mixed(changes_x, changes_f, f).masked_fill(settled.unsqueeze(1), 0)
         x = x + step.masked_fill(done.unsqueeze(1), 0)
-        done = done | (sizes <= tolerance)
+        done = done | settled
         if (done | ~sizes.isfinite()).all():
             break
     return x.view(shape), last

@@ -13,7 +13,6 @@ What adds up is some q(x, σ), such as the trace in `divergence.py`, over log σ
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -60,18 +59,8 @@ def follow(
         keep, (here, ahead) = symmetric_weights(sigma, target)
         length = math.log(target / sigma)
         known = keep * x + here * denoised
-        update = functools.partial(_stepped, denoise, known, ahead, target)
-        x, changes = solve_fixed_point(update, known + ahead * (denoised + slope * length), tolerance, MAX_ROUNDS)
-        failed = ~(changes <= tolerance)
-        if failed.any():
-            if not denoise(known, target).isfinite().all():
-                raise ValueError(f"`model` gives NaN or infinity at sigma {target:.4g}.")
-            raise ValueError(
-                f"The step from sigma {sigma:.4g} to {target:.4g} cannot be undone: after {MAX_ROUNDS} rounds "
-                f"{int(failed.sum())} of {len(x)} samples still change by more than `tolerance` = {tolerance} of their "
-                "norms. Take a larger `num_inference_steps`, or None for an adaptive solver; or a larger `tolerance`, "
-                "if `model` is less precise than this one."
-            )
+        guess = known + ahead * (denoised + slope * length)
+        x = _solved(denoise, known, ahead, guess, sigma, target, tolerance)
         before, (denoised, following) = denoised, observe(x, target)
         slope = (denoised - before) / length
         total = total + (quantity + following) * (length / 2)
@@ -79,6 +68,25 @@ def follow(
     return x, total
 
 
-def _stepped(denoise: Denoise, known: torch.Tensor, ahead: float, target: float, x: torch.Tensor) -> torch.Tensor:
-    """The step's end from a guess x of it."""
-    return known + ahead * denoise(x, target)
+def _solved(
+    denoise: Denoise,
+    known: torch.Tensor,
+    ahead: float,
+    guess: torch.Tensor,
+    sigma: float,
+    target: float,
+    tolerance: float,
+) -> torch.Tensor:
+    """x' = known + ahead · x̂(x') of a step from `sigma` to `target`, from a guess of it."""
+    x, changes = solve_fixed_point(lambda x: known + ahead * denoise(x, target), guess, tolerance, MAX_ROUNDS)
+    failed = ~(changes <= tolerance)
+    if not failed.any():
+        return x
+    if not denoise(known, target).isfinite().all():
+        raise ValueError(f"`model` gives NaN or infinity at sigma {target:.4g}.")
+    raise ValueError(
+        f"The step from sigma {sigma:.4g} to {target:.4g} cannot be undone: after {MAX_ROUNDS} rounds "
+        f"{int(failed.sum())} of {len(x)} samples still change by more than `tolerance` = {tolerance} of their norms. "
+        "Take a larger `num_inference_steps`, or None for an adaptive solver; or a larger `tolerance`, if `model` is "
+        "less precise than this one."
+    )

@@ -50,6 +50,20 @@ def test_only_the_mean_of_the_last_channel_counts() -> None:
     assert torch.allclose(Parameterization("field").denoised(output, X, SIGMA), DENOISED, atol=1e-9)
 
 
+@pytest.mark.parametrize("v_z", [123.0, -123.0])
+def test_near_the_plane_the_last_channel_does_not_count(v_z: float) -> None:
+    z = torch.full_like(SIGMA, 0.002)
+    output = field_towards(DENOISED, X, z, 5.0)
+    output[:, -1:] = v_z
+    assert torch.allclose(Parameterization("field").denoised(output, X, z), DENOISED, rtol=0, atol=1e-5)
+
+
+def test_far_above_it_a_wrong_last_channel_cannot_take_the_mean_away() -> None:
+    output = field_towards(DENOISED, X, SIGMA, 5.0)
+    output[:, -1:] = 123.0  # of the wrong sign: the distance seems infinite
+    assert Parameterization("field").denoised(output, X, SIGMA).norm() < 1e3 * DENOISED.norm()
+
+
 @pytest.mark.parametrize("z", [1e-3, 0.1, 1.0, 5.0, 30.0])
 def test_lengths_are_as_precise_as_both_measurements_of_them_allow(z: float) -> None:
     # p and q both measure w; what an error of each does to a must be its share of the mean by inverse variances.

@@ -31,8 +31,10 @@ measurements,
 
     w = (z p² q + g² w_p) / (z² p² + g²):
 
-near the plane, where q is all but 0, it is w_p, far from it, where p is all but 1, it is w_q. The reference takes q
-above z = 5 and an approximation of w_p below (its Appendix B.2.3), and so jumps there by what its network is wrong.
+near the plane, where q is all but 0, it is w_p, far from it, where p is all but 1, it is w_q. Before that q is brought
+between its bounds, 0 and z / (z + γ) where a = 0, so that near the plane a network's v_z does not count, however wrong
+it is. The reference takes q above z = 5 and an approximation of w_p below (its Appendix B.2.3), and so jumps there by
+what its network is wrong.
 """
 
 from __future__ import annotations
@@ -220,7 +222,8 @@ class Parameterization:
         dims, root_n = tuple(range(1, x.ndim)), math.sqrt(v_x[0].numel())
         longest = 1 - torch.finfo(x.dtype).eps
         p_squared = (v_x / root_n).square().sum(dims, keepdim=True).clamp(max=longest)
-        q, rest = -v_z.mean(dims, keepdim=True) / root_n, 1 - p_squared
+        q = (-v_z.mean(dims, keepdim=True) / root_n).clamp(min=0).clamp(max=z / (z + self.gamma))
+        rest = 1 - p_squared
         w_p = rest / (self.gamma + (self.gamma**2 * p_squared + z**2 * rest).sqrt())
         slope_squared = (self.gamma * (1 - self.gamma * w_p) + z**2 * w_p).square()
         w = (z * p_squared * q + slope_squared * w_p) / (z**2 * p_squared + slope_squared)

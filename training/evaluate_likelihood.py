@@ -124,10 +124,12 @@ def _report(path: Path) -> None:
         error = values.std().item() / math.sqrt(len(found)) if len(found) > 1 else math.nan
         return f"{values.mean():.4f} ± {error:.4f}"
 
-    calls, most = max(record["nfe"] for record in found), max(record["truncation"] for record in found)
+    calls, bounds = max(record["nfe"] for record in found), [record["truncation"] for record in found]
     print(f"{len(found):,} pictures, {calls} network calls each at most: {path}")
     print(f"  {mean('bits_per_dim')} bits/dim (mean ± standard error)")
-    print(f"  {mean('log_prob')} nats; ending at sigma_max counts {most:.2g} nats at most")
+    print(f"  {mean('log_prob')} nats")
+    average = sum(bounds) / len(bounds)
+    print(f"  ending at sigma_max counts at most {average:.2g} nats on average, {max(bounds):.2g} for one picture")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from .adaptive import check_tolerance, follow_adaptively
 from .flow_results import FlowLatents, FlowLogProb, FlowSamples
 from .physics.charges import check_finite
-from .physics.denoiser import Denoiser, sample_of
+from .physics.denoiser import Denoiser, of_rows, sample_of
 from .physics.divergence import check_divergence, draw_probes, estimate_trace
 from .physics.flow import Observe, follow, without_quantities
 from .physics.kernel import Generators, narrowed, working_dtype
@@ -173,8 +173,7 @@ class PoissonFlow:
         size, found = max(1, GRAPH_NUMBERS // x[0].numel()), []
         for first in range(0, len(x), size):
             rows = slice(first, first + size)
-            options = {name: _of_rows(value, rows, len(x)) for name, value in model_kwargs.items()}
-            part = None if probes is None else probes[rows]
+            options, part = of_rows(model_kwargs, rows, len(x)), None if probes is None else probes[rows]
             found.append(self._log_prob(points[rows], num_inference_steps, divergence, part, tolerance, options))
         log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*found, strict=True))[:3])
         count, error = log_probs.shape[1], None
@@ -293,8 +292,3 @@ def _prepared(
     if divergence == "exact":
         return points, None
     return points, draw_probes(tuple(points.shape), num_probes, distribution, generator, points)
-
-
-def _of_rows(value: Any, rows: slice, count: int) -> Any:
-    per_sample = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == count
-    return value[rows] if per_sample else value

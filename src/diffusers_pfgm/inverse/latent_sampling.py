@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from ..physics.charges import check_finite
-from ..physics.denoiser import Denoiser
+from ..physics.denoiser import Denoiser, of_rows
 from ..physics.kernel import Generators, draw
 from ..poisson_flow import PoissonFlow
 from ..scheduling_poisson_flow import PoissonFlowScheduler
@@ -107,7 +107,7 @@ class LatentSampler:
             raise ValueError(f"`num_sweeps` must be a whole number >= 1, but is {num_sweeps}.")
         finite = math.isfinite(self.aug_dim)
         every = torch.arange(len(latents), device=latents.device)
-        latents, (samples, levels, nfe) = latents.clone(), self.decode(latents, every)
+        latents, (samples, levels, nfe) = latents.clone(), self.decode(latents, every, len(latents))
         check_finite("log_likelihood", levels.unsqueeze(1))
 
         # What a chain is about to do: move by an angle in a bracket, or, at the angle 0, to another χ².
@@ -134,7 +134,7 @@ class LatentSampler:
                 break
             moved = gaussian[rows] * angle[rows].cos() + direction[rows] * angle[rows].sin()
             points = self._join(moved, chi2[rows]).view_as(latents[rows])
-            found, found_levels, calls = self.decode(points, rows)
+            found, found_levels, calls = self.decode(points, rows, len(latents))
             nfe, decodes = nfe + calls, decodes + len(rows)
 
             accepted = found_levels > threshold[rows]
@@ -178,21 +178,15 @@ class LatentSampler:
         within = 1.0 if limit is None else (INSIDE * limit / norms).clamp(max=1)
         return torch.where(norms.isfinite(), within * x, prior), denoiser.nfe
 
-    def decode(self, latents: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Samples of latents (b, *) in these rows of the batch, their log-likelihoods (b,), and the calls."""
-        output = self.flow.sample(None, self.num_inference_steps, latents=latents, **self._options(rows))
+    def decode(self, latents: torch.Tensor, rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Samples of latents (b, *) in these rows of a batch of `count`, their log-likelihoods (b,), and the calls."""
+        options = of_rows(self.model_kwargs, rows, count)
+        output = self.flow.sample(None, self.num_inference_steps, latents=latents, **options)
         levels = self.log_likelihood(output.sample, rows).nan_to_num(nan=-math.inf)
         if self.max_norm is not None:
             beyond = latents.flatten(1).norm(dim=1) > self.max_norm
             levels = levels.masked_fill(beyond, -math.inf)
         return output.sample, levels, output.nfe
-
-    def _options(self, rows: torch.Tensor) -> dict[str, Any]:
-        """What the model is given for these rows."""
-        return {
-            name: value[rows] if isinstance(value, torch.Tensor) and value.ndim else value
-            for name, value in self.model_kwargs.items()
-        }
 
     def _split(self, latents: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """g (b, N) and χ² (b, 1), drawn where their latents are given."""

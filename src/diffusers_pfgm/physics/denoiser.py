@@ -16,6 +16,14 @@ def sample_of(output: Any) -> torch.Tensor:
     return found
 
 
+def of_rows(model_kwargs: dict[str, Any], rows: slice | torch.Tensor, count: int) -> dict[str, Any]:
+    """What a model is given for these rows of a batch of `count`: of tensors (B, ...) the rows, all else as it is."""
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) and value.ndim and len(value) == count else value
+        for name, value in model_kwargs.items()
+    }
+
+
 class Denoiser:
     """x̂ = E[y | x, σ] as a network sees it, with the number of calls.
 

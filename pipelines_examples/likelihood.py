@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=100, help="pictures of each kind")
     parser.add_argument("--divergence", choices=["hutchinson", "hutch++", "exact"], default="hutchinson")
     parser.add_argument("--num_probes", type=int, default=1)
-    parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--tolerance", type=float, default=0.03, help="in nats")
     parser.add_argument("--output", type=Path, default=Path("likelihood.png"))
     args = parser.parse_args(argv)
 

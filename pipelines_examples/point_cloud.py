@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=2000, help="drawn, held out, and real ones to compare with")
     parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--grid", type=int, default=64, help="points of the density along a side")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the log-densities")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="of the log-densities, in nats")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("point-cloud.png"))
     args = parser.parse_args(argv)

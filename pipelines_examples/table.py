@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--held_out", type=float, default=0.3, help="share of the rows")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the log-densities")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="of the log-densities, in nats")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("table.png"))
     args = parser.parse_args(argv)

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, UNet2DModel
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    UNet2DModel,
+)
 from scipy import stats
 
 from diffusers_pfgm import (
@@ -56,7 +62,7 @@ def test_log_prob_is_the_charges(dim: int, aug_dim: float | None) -> None:
     error = (found.log_prob - expected).abs()
     assert error.max() < 2e-3 and (found.truncation >= error).all() and found.truncation.max() < 0.02
     assert torch.equal(found.standard_error, torch.zeros(8))
-    tight = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=50000.0).log_prob(x, tolerance=1e-7)
+    tight = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=50000.0).log_prob(x, tolerance=1e-5)
     assert (tight.log_prob - expected).abs().max() < 1e-4 and tight.nfe > found.nfe > 20
 
 
@@ -124,22 +130,32 @@ def test_density_integrates_to_one(aug_dim: float) -> None:
     assert (density / u.cos().square()).mean() * math.pi == pytest.approx(1, abs=1e-3)
 
 
+class SmoothNetwork(torch.nn.Module):
+    """Random, no field of any charges, and silent about its dtype and device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, 16), torch.nn.Linear(16, 2)
+        for number, weights in enumerate(self.parameters()):
+            torch.nn.init.normal_(weights, 0.0, 0.2, generator=seeded(number))
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        height = timestep.log().expand(len(sample), 1)
+        return (self.last(self.first(torch.cat([sample, height.to(sample)], dim=1)).tanh()),)
+
+
+@pytest.mark.parametrize("tolerance", [1.0, 1e-2])
+def test_the_tolerance_is_in_nats_in_many_dimensions(tolerance: float) -> None:
+    charges = charges_in(200, 20)
+    x = drawn(charges, 1.0, 0.05, 1)
+    found = flow_of_charges(charges, sigma_min=0.05, sigma_max=1e6).log_prob(x, tolerance=tolerance)
+    error = (found.log_prob - density(x, charges, 1.0, 0.05)).abs()
+    assert error < 5 * tolerance and error < found.truncation < 15 * tolerance
+
+
 def test_untrained_networks_flow_integrates_to_one() -> None:
-    class Network(torch.nn.Module):
-        """Smooth, random, and no field of any charges."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = torch.nn.Linear(3, 16), torch.nn.Linear(16, 2)
-            for number, weights in enumerate(self.parameters()):
-                torch.nn.init.normal_(weights, 0.0, 0.2, generator=seeded(number))
-
-        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
-            height = timestep.log().expand(len(sample), 1)
-            return (self.last(self.first(torch.cat([sample, height], dim=1)).tanh()),)
-
     scheduler = PoissonFlowScheduler(aug_dim=None, prediction_type="sample", sigma_min=0.5)
-    flow = PoissonFlow(Network().double(), scheduler)
+    flow = PoissonFlow(SmoothNetwork().double(), scheduler)
     u = ((torch.arange(80, dtype=torch.float64) + 0.5) / 80 - 0.5) * 16
     grid = torch.cartesian_prod(u, u)
     total = flow.log_prob(grid, tolerance=1e-6).log_prob.exp().sum() * (16 / 80) ** 2
@@ -175,6 +191,53 @@ def test_fixed_steps_ask_no_more_of_a_network_than_its_own_precision() -> None:
     x = torch.rand(3, 1, 8, 8, generator=seeded()) * 2 - 1
     latents = flow.encode(x, 20, 1e-12).latents
     assert (flow.decode(latents, 20, 1e-12).sample - x).norm() / x.norm() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_module_has_a_flow(dtype: torch.dtype) -> None:
+    flow = PoissonFlow(SmoothNetwork().to(dtype), PoissonFlowScheduler(prediction_type="sample"))
+    latents = flow.encode(torch.zeros(2, 2), 20).latents
+    assert flow.decode(latents, 20).sample.abs().max() < 1e-4
+    assert flow.sample((3, 2), 5, seeded()).sample.dtype == dtype
+    assert flow.log_prob(torch.zeros(2, 2), tolerance=1e-3).log_prob.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_latents_are_as_wide_as_the_prior_needs(dtype: torch.dtype) -> None:
+    flow = flow_of_charges(charges_in(3), sigma_max=1e6)
+    x = torch.ones(2, 3, dtype=dtype)
+    latents = flow.encode(x).latents
+    assert latents.dtype == flow.log_prob(x).latents.dtype == torch.float32
+    assert latents.norm() > torch.finfo(torch.float16).max
+    assert torch.allclose(flow.decode(latents).sample, torch.ones(2, 3), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_in_half_precision_are_asked_no_more_than_they_know(dtype: torch.dtype) -> None:
+    unet = make_tiny_unet(out_channels=1).to(dtype)
+    flow = PoissonFlow(unet, PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5, sigma_max=100.0))
+    for steps in (None, 20):
+        found = flow.encode(torch.full((1, 1, 8, 8), 0.1), steps)
+        assert found.latents.isfinite().all() and found.nfe < 300
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_latents_of_a_beta_schedule_are_those_of_its_last_timestep(spacing: str) -> None:
+    charges, calls = charges_in(4), []
+    scheduler = PoissonFlowScheduler(
+        aug_dim=None, prediction_type="epsilon", beta_schedule="linear", timestep_spacing=spacing
+    )
+    network = ExactNetwork(charges, scheduler.parameterization, None)
+
+    def model(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
+        calls.append((sample, timestep))
+        return network(sample, timestep)
+
+    flow = PoissonFlow(model, scheduler)
+    latents = flow.encode(charges, tolerance=1e-3).latents
+    calls.clear()
+    assert torch.allclose(flow.sample(latents=latents).sample, charges, atol=1e-2)
+    assert calls[0][1] == 999 and torch.allclose(calls[0][0], latents / math.hypot(1, flow.sigma_max))
 
 
 def test_encoded_points_are_uniform_on_the_hemisphere() -> None:
@@ -247,7 +310,25 @@ def test_divergence_of_one_height() -> None:
     assert torch.allclose(flow_of_charges(torch.zeros(1, 5)).divergence(x, 0.5), torch.full((3, 1), 10.0).double())
 
 
-@pytest.mark.parametrize("scheduler", [DDPMScheduler(), EulerAncestralDiscreteScheduler()])
+def test_log_prob_works_in_inference_mode() -> None:
+    flow = flow_of_charges(charges_in(3), sigma_min=0.3)
+    with torch.inference_mode():
+        x = torch.ones(2, 3, dtype=torch.float64)
+        found, divergence = flow.log_prob(x, divergence="hutchinson", generator=seeded()), flow.divergence(x, 1.0)
+    x = torch.ones(2, 3, dtype=torch.float64)
+    assert torch.equal(found.log_prob, flow.log_prob(x, divergence="hutchinson", generator=seeded()).log_prob)
+    assert torch.equal(divergence, flow.divergence(x, 1.0))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(),
+        EulerAncestralDiscreteScheduler(),
+        DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+        EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+    ],
+)
 def test_stochastic_samplers_have_no_likelihood(scheduler: Any) -> None:
     flow = PoissonFlow(make_tiny_unet(out_channels=1), scheduler)
     with pytest.raises(ValueError, match="adds noise at every step, so no point has one way up"):
@@ -262,8 +343,11 @@ def test_guided_models_have_no_likelihood() -> None:
         with pytest.raises(
             ValueError,
             match=rf"`model` \({type(guided).__name__}\) is guided.*likelihood of the model.*Set `guidance_scale=1`",
-        ):
+        ) as error:
             PoissonFlow(guided, PoissonFlowScheduler()).log_prob(torch.zeros(1, 1, 8, 8))
+        with pytest.raises(ValueError) as same:
+            PoissonFlow(guided, PoissonFlowScheduler()).divergence(torch.zeros(1, 1, 8, 8), 1.0)
+        assert str(same.value) == str(error.value)
 
 
 def test_bad_requests_are_explained() -> None:
@@ -275,8 +359,16 @@ def test_bad_requests_are_explained() -> None:
             call(x)
     with pytest.raises(ValueError, match="`latents` must be finite"):
         flow.decode(x)
-    with pytest.raises(ValueError, match="Pass the `shape`"):
-        flow.sample()
+    for options in ({}, {"shape": (2, 3), "latents": torch.ones(2, 3)}):
+        with pytest.raises(ValueError, match="Pass either the `shape`"):
+            flow.sample(**options)
+    for call in (flow.encode, flow.log_prob, lambda x: flow.divergence(x, 1.0)):
+        with pytest.raises(
+            ValueError, match=r"`x` must have the shape \(B, \*\) of one point or more, but has \(0, 3\)"
+        ):
+            call(torch.zeros(0, 3))
+        with pytest.raises(ValueError, match=r"but has \(3,\). A single point \(N,\) is `x.unsqueeze\(0\)`"):
+            call(torch.zeros(3))
     x = torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"`num_inference_steps` must be a whole number >= 1, or None.*but is 0"):
         flow.encode(x, 0)

@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--divergence", choices=["hutchinson", "hutch++", "exact"], default="hutchinson")
     parser.add_argument("--num_probes", type=positive, default=1)
     parser.add_argument("--num_inference_steps", type=positive, help="fixed steps in place of an adaptive solver")
-    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--tolerance", type=float, default=0.03, help="of the adaptive solver, in nats")
     parser.add_argument("--levels", type=positive, default=256, help="of a pixel")
     parser.add_argument("--seed", type=int, default=0, help="of dequantisation and probes")
     parser.add_argument("--device", help="cpu, cuda, mps; the accelerator by default")

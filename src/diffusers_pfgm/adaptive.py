@@ -23,13 +23,12 @@ def follow_adaptively(
     sigma_end: float,
     tolerance: float,
     num_quantities: int = 0,
-    scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Follow field lines from one height to another, either way, and add up what is observed along them.
 
-    With u = x / √(s² + σ²), which stays of order one, and t = log σ the equation dx/dt = x − x̂ is
+    With u = x / √(1 + σ²), which stays of order one, and t = log σ the equation dx/dt = x − x̂ is
 
-        du/dt = (x s² / (s² + σ²) − x̂) / √(s² + σ²),
+        du/dt = (x / (1 + σ²) − x̂) / √(1 + σ²),
 
     which far above the plane is next to nothing, so that the solver takes long steps there.
 
@@ -41,7 +40,6 @@ def follow_adaptively(
         tolerance: of a step's error, relative to each element of u and of the integrals, and absolute; the root mean
             square over u's elements, the largest over samples and integrals.
         num_quantities: P.
-        scale: s, about the standard deviation of the data.
 
     Returns:
         The points at `sigma_end`, and ∫ q d log σ (B, P) from the first height to the last.
@@ -60,14 +58,14 @@ def follow_adaptively(
         raise ImportError(
             "An adaptive solver needs torchdiffeq. Install it by `pip install 'diffusers-pfgm[adaptive]'`."
         ) from error
-    size, start, end = x[0].numel(), math.hypot(scale, sigma_start), math.hypot(scale, sigma_end)
+    size, start, end = x[0].numel(), math.hypot(1, sigma_start), math.hypot(1, sigma_end)
 
     def velocity(time: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         sigma = time.exp()
-        total = scale**2 + sigma**2
+        total = 1 + sigma**2
         u = state[:, :size]
         denoised, quantity = observe((u * total.sqrt()).to(x.dtype).view_as(x), sigma)
-        du = u * (scale**2 / total) - denoised.flatten(1) / total.sqrt()
+        du = u / total - denoised.flatten(1) / total.sqrt()
         return torch.cat([du, quantity], dim=1).to(x.dtype)
 
     def norm(error: torch.Tensor) -> torch.Tensor:

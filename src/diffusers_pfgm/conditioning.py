@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,17 @@ class ClassLabels:
         if not 0 <= number < self.count:
             raise ValueError(f"`class_labels` must be whole numbers from 0 to {self.count - 1}, but one is {label}.")
         return number
+
+
+class CountedModel:
+    """A network as a function of sample and timestep alone, whose calls a progress bar counts."""
+
+    def __init__(self, model: Callable[..., Any], progress_bar: Any, dtype: torch.dtype) -> None:
+        self.model, self.progress_bar, self.dtype = model, progress_bar, dtype
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> Any:
+        self.progress_bar.update()
+        return self.model(sample, timestep, return_dict=False)
 
 
 class GuidedModel:

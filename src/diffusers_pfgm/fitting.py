@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .physics.denoiser import Denoiser
+from .physics.denoiser import Denoiser, home_of
 from .physics.kernel import Generators
 from .physics.parameterization import ZERO_SNR_SIGMA
 from .physics.spacing import fit_knots, geometric_sigmas
@@ -60,8 +60,8 @@ def fit_sigmas(
             "`scheduler` starts at infinite sigma (`rescale_betas_zero_snr`), so no spacing can be fitted. Keep its "
             "`timestep_spacing`, 'trailing' at best."
         )
-    device = getattr(model, "device", None)
-    dtype = torch.promote_types(getattr(model, "dtype", torch.float32), torch.float32)
+    dtype, device = home_of(model)
+    dtype = torch.promote_types(dtype or torch.float32, torch.float32)
     x = scheduler.kernel.sample((num_samples, *shape), high, generator, device, dtype, scheduler.config.max_norm)
     denoiser = Denoiser(model, scheduler.parameterization, **model_kwargs)
     knots = fit_knots(denoiser, x, geometric_sigmas(high, low, FINE_STEPS))

@@ -42,7 +42,8 @@ class FlowLogProb:
         standard_error: (B,), of the random divergence, in nats; 0 for the exact one, None for a single estimate, which
             has no spread.
         truncation: (B,), in nats: the most by which the density should differ from that of a flow followed to infinity,
-            where the prior is exact, rather than to σ_max; with the solver's tolerance.
+            where the prior is exact, rather than to σ_max; with the tolerance of an adaptive solver, but not with the
+            error of fixed steps.
         latents: (B, *), where the points come from.
         nfe: network calls, each of them followed by the products of the divergence.
     """

@@ -65,8 +65,8 @@ def check_same_field(config: Any, flow: PoissonFlowScheduler) -> None:
             )
 
 
-def check_density(model: Any, sampler: str) -> None:
-    """Raises ValueError for a guided model, or a scheduler's class that adds noise: neither has a density to tell."""
+def check_density(model: Any, scheduler: Any) -> None:
+    """Raises ValueError for a guided model, or a scheduler that adds noise: neither has a density to tell."""
     why = "Ask for the likelihood of the model itself, with a PoissonFlowScheduler or another ODE solver."
     if getattr(model, "is_guided", False):
         raise ValueError(
@@ -74,10 +74,11 @@ def check_density(model: Any, sampler: str) -> None:
             f"of data, so a likelihood of it would mean nothing. {why} Set `guidance_scale=1`, or leave out the "
             "measurement."
         )
-    if sampler in STOCHASTIC:
+    name, algorithm = type(scheduler).__name__, str(scheduler.config.get("algorithm_type", ""))
+    if not isinstance(scheduler, PoissonFlowScheduler) and (name in STOCHASTIC or algorithm.startswith("sde")):
         raise ValueError(
-            f"`scheduler` ({sampler}) adds noise at every step, so no point has one way up, and the change of "
-            f"variables does not hold. {why}"
+            f"`scheduler` ({name}) adds noise at every step, so no point has one way up, and the change of variables "
+            f"does not hold. {why}"
         )
 
 

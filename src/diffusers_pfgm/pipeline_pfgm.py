@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import create_repo, file_exists
 
 from .adaptive import solve_adaptive
-from .conditioning import ClassLabels, GuidedModel, Label, listed
+from .conditioning import ClassLabels, CountedModel, GuidedModel, Label, listed
 from .model_card import make_model_card, save_model_card
 from .physics.denoiser import Denoiser
 from .physics.kernel import Generators, narrowed
@@ -217,12 +217,7 @@ class PFGMPipeline(DiffusionPipeline):
         """The same by RK45, and its calls."""
         high, low = flow.sigma_range
         with self.progress_bar(itertools.count()) as progress_bar:
-
-            def counted(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
-                progress_bar.update()
-                return model(narrowed(sample, self.unet.dtype), timestep, return_dict=False)
-
-            denoiser = Denoiser(counted, flow.parameterization)
+            denoiser = Denoiser(CountedModel(model, progress_bar, self.unet.dtype), flow.parameterization)
             x = solve_adaptive(denoiser, latents * flow.data_scale(high), high, low, tolerance)
             if flow.config.final_sigmas_type == "zero":
                 x = denoiser(x, low)

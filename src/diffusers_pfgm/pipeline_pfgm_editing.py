@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from .conditioning import Label, listed
+from .conditioning import CountedModel, Label, listed
 from .flow_results import FlowLatents
-from .physics.kernel import narrowed
 from .physics.latents import HemisphereLatents, interpolate, with_temperature
 from .pipeline_inputs import checked_shape, flow_of, pictures_to_tensor
 from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
@@ -188,9 +187,4 @@ class PFGMEditingPipeline(PFGMPipeline):
         """The flow of a class, whose calls the bar counts."""
         scheduler = flow_of(self.scheduler)
         model = self._conditioned(scheduler, listed(class_labels), guidance_scale, len(x), x.device)
-
-        def counted(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
-            progress_bar.update()
-            return model(narrowed(sample, self.unet.dtype), timestep, return_dict=False)
-
-        return PoissonFlow(counted, scheduler)
+        return PoissonFlow(CountedModel(model, progress_bar, self.unet.dtype), scheduler)

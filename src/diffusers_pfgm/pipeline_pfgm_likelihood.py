@@ -76,7 +76,7 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
             generator: of dequantisation and probes, one, or a list of one for each picture.
             levels: of a pixel, 256 for 8 bits; None for the density of the pictures as they are.
             batch_size: pictures at a time.
-            tolerance: of the solver.
+            tolerance: of the adaptive solver, in nats.
             guidance_scale: must be 1: a guided sampler has no such likelihood.
             return_dict: whether to return an output object rather than a tuple.
 

@@ -11,7 +11,7 @@ import torch
 from .adaptive import check_tolerance, follow_adaptively
 from .flow_results import FlowLatents, FlowLogProb, FlowSamples
 from .physics.charges import check_finite
-from .physics.denoiser import Denoiser, of_rows, sample_of
+from .physics.denoiser import Denoiser, home_of, of_rows, sample_of
 from .physics.divergence import check_divergence, draw_probes, estimate_trace
 from .physics.flow import Observe, follow, without_quantities
 from .physics.kernel import Generators, narrowed, working_dtype
@@ -21,8 +21,8 @@ from .pipeline_inputs import check_density, check_same_field, flow_of
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 TOLERANCE = 1e-6  # of points, whose errors near the data the way up spreads
-DENSITY_TOLERANCE = 1e-5
-SOLVER_ERRORS = 10  # tolerances that the steps of a whole way add up to, about
+DENSITY_TOLERANCE = 3e-4  # nats
+SOLVER_ERRORS = 10  # tolerances that an adaptive solver's steps add up to, at most: 1 to 4 on exact fields
 GRAPH_NUMBERS = 2**16  # of data whose passes back through the network are prepared at once: what memory is spent on
 
 
@@ -51,9 +51,12 @@ class PoissonFlow:
     """
 
     def __init__(self, model: Callable[..., Any], scheduler: Any) -> None:
-        self.model, self.scheduler = model, flow_of(scheduler)
+        # "trailing" begins at the last trained timestep, σ_max; only a beta schedule's networks have another spacing.
+        self.model, self.sampler = model, scheduler
+        self.scheduler: PoissonFlowScheduler = PoissonFlowScheduler.from_config(
+            flow_of(scheduler).config, timestep_spacing="trailing"
+        )
         check_same_field(getattr(model, "config", None), self.scheduler)
-        self.sampler_name = type(scheduler).__name__
         self.sigma_max, self.sigma_min = self.scheduler.sigma_range
         if self.sigma_max >= ZERO_SNR_SIGMA:
             raise ValueError(
@@ -70,7 +73,9 @@ class PoissonFlow:
         latents: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> FlowSamples:
-        """Draw from the prior and follow the field lines to σ = 0 by the scheduler's solver.
+        """Draw from the prior at σ_max and follow the field lines by the scheduler's solver.
+
+        They end at σ = 0, or at σ_min where the scheduler's `final_sigmas_type` says so.
 
         Args:
             shape: (B, *); not needed with `latents`.
@@ -80,24 +85,25 @@ class PoissonFlow:
             **model_kwargs: given to the model, such as `class_labels` (B,).
 
         Raises:
-            ValueError: if neither `shape` nor `latents` is given, or an argument does not fit.
+            ValueError: unless one of `shape` and `latents` is given, or if an argument does not fit.
         """
+        if (shape is None) == (latents is None):
+            raise ValueError("Pass either the `shape` (B, *) of the samples, or `latents` to begin from.")
         scheduler = PoissonFlowScheduler.from_config(self.scheduler.config)
-        device = getattr(self.model, "device", None) if latents is None else latents.device
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        model_dtype = getattr(self.model, "dtype", torch.float32)
-        dtype = torch.promote_types(model_dtype, torch.float32)
+        model_dtype, device = home_of(self.model)
+        dtype = torch.promote_types(model_dtype or torch.float32, torch.float32)
         if latents is not None:
-            check_finite("latents", latents)
-            x = latents.to(torch.promote_types(latents.dtype, dtype)) / scheduler.data_scale(float(scheduler.sigmas[0]))
-        elif shape is None:
-            raise ValueError("Pass the `shape` (B, *) of the samples, or `latents` to begin from.")
-        else:
+            _check_points("latents", latents)
+            device, dtype = latents.device, torch.promote_types(latents.dtype, dtype)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        if latents is None:
             x = scheduler.sample_prior(shape, generator, device, dtype)
+        else:
+            x = latents.to(dtype) / scheduler.data_scale(self.sigma_max)
         for timestep in scheduler.timesteps:
-            seen = narrowed(scheduler.scale_model_input(x, timestep), model_dtype)
+            seen = narrowed(scheduler.scale_model_input(x, timestep), model_dtype or dtype)
             x = scheduler.step(sample_of(self.model(seen, timestep, **model_kwargs)), timestep, x).prev_sample
-        return FlowSamples(x, len(scheduler.timesteps))
+        return FlowSamples(x * scheduler.data_scale(float(scheduler.sigmas[-1])), len(scheduler.timesteps))
 
     def encode(
         self,
@@ -112,7 +118,8 @@ class PoissonFlow:
             x: (B, *), in data units.
             num_inference_steps: steps of a rule that undoes itself, a few calls each: `decode` with as many returns to
                 x. None for an adaptive solver, torchdiffeq's, which is closer to the equation.
-            tolerance: of the adaptive solver, or how closely each fixed step is undone; relative.
+            tolerance: of the adaptive solver, or how closely each fixed step is undone; relative. At least what the
+                network's dtype can tell.
             **model_kwargs: given to the model, such as `class_labels` (B,).
 
         Raises:
@@ -133,6 +140,7 @@ class PoissonFlow:
         sample, nfe = self._transport(latents, False, num_inference_steps, tolerance, model_kwargs)
         return FlowSamples(sample, nfe)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def log_prob(
         self,
@@ -158,7 +166,8 @@ class PoissonFlow:
             num_probes: products a call of the other two; "hutch++" takes multiples of 3.
             generator: of the probes, one, or a list of B of them.
             probe_distribution: "rademacher" or "gaussian".
-            tolerance: of the adaptive solver, in nats too.
+            tolerance: in nats. The adaptive solver's, relative, is this over N: an error of all of a point's distance
+                to the data changes log p by N times as much. At least what the network's dtype can tell.
             **model_kwargs: given to the model; tensors (B, ...) are taken in the same parts.
 
         Raises:
@@ -168,7 +177,8 @@ class PoissonFlow:
         Reference:
             PFGM, arXiv 2209.11178, section 3.3; the prior's constant is that of R^N at height r, for any N and D.
         """
-        check_density(self.model, self.sampler_name)
+        check_density(self.model, self.sampler)
+        check_tolerance(tolerance)
         points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
         size, found = max(1, GRAPH_NUMBERS // x[0].numel()), []
         for first in range(0, len(x), size):
@@ -180,7 +190,7 @@ class PoissonFlow:
         if divergence == "exact" or count > 1:
             error = log_probs.new_zeros(len(x)) if count == 1 else log_probs.std(1) / count**0.5
         nfe = max(calls for *_, calls in found)
-        return FlowLogProb(log_probs.mean(1), error, truncation, latents.to(x.dtype), nfe)
+        return FlowLogProb(log_probs.mean(1), error, truncation, _returned(latents, x), nfe)
 
     def _log_prob(
         self,
@@ -192,20 +202,23 @@ class PoissonFlow:
         model_kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Estimates (B, P) of log p, the truncation (B,), latents (B, *), calls."""
-        denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
+        size = x[0].numel()
+        denoiser, tolerance = self._denoiser(tolerance / size, x, model_kwargs)
 
         def observe(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)
 
         count = 1 if probes is None else probes.shape[1] // (3 if divergence == "hutch++" else 1)
         latents, traces = self._follow(denoiser, observe, x, True, num_inference_steps, tolerance, count)
-        growth = x[0].numel() * math.log(self.sigma_max / self.sigma_min)
+        growth = size * math.log(self.sigma_max / self.sigma_min)
         log_prior = self.scheduler.kernel.log_prob(latents, self.sigma_max)
         denoised, trace = observe(latents, self.sigma_max)
         truncation = self.scheduler.kernel.log_prob_remainder(latents, self.sigma_max, denoised, trace.mean(1))
-        truncation = truncation + SOLVER_ERRORS * tolerance
+        if num_inference_steps is None:
+            truncation = truncation + SOLVER_ERRORS * tolerance * size
         return (log_prior + growth).unsqueeze(1) - traces, truncation, latents, denoiser.nfe
 
+    @torch.inference_mode(False)
     def divergence(
         self,
         x: torch.Tensor,
@@ -227,8 +240,9 @@ class PoissonFlow:
             (B, P), one for each probe; P = 1 for "exact", a third of the probes for "hutch++".
 
         Raises:
-            ValueError: if `sigma` is beyond the heights of the model, or an argument does not fit.
+            ValueError: for what `log_prob` refuses, or if `sigma` is beyond the heights of the model.
         """
+        check_density(self.model, self.sampler)
         points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
         if not self.sigma_min <= sigma <= self.sigma_max:
             raise ValueError(
@@ -243,11 +257,17 @@ class PoissonFlow:
     def _transport(
         self, x: torch.Tensor, up: bool, num_inference_steps: int | None, tolerance: float, model_kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, int]:
-        check_finite("x" if up else "latents", x)
-        denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
+        _check_points("x" if up else "latents", x)
+        denoiser, tolerance = self._denoiser(tolerance, x, model_kwargs)
         points, observe = x.to(working_dtype(x.device)), without_quantities(denoiser)
         end, _ = self._follow(denoiser, observe, points, up, num_inference_steps, tolerance)
-        return end.to(x.dtype), denoiser.nfe
+        return _returned(end, x), denoiser.nfe
+
+    def _denoiser(self, tolerance: float, x: torch.Tensor, model_kwargs: dict[str, Any]) -> tuple[Denoiser, float]:
+        """x̂, and the tolerance, or what its dtype can tell if that is more."""
+        check_tolerance(tolerance)
+        denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
+        return denoiser, max(tolerance, torch.finfo(denoiser.dtype or working_dtype(x.device)).eps)
 
     def _follow(
         self,
@@ -264,15 +284,13 @@ class PoissonFlow:
             ends = (self.sigma_min, self.sigma_max) if up else (self.sigma_max, self.sigma_min)
             end, total = follow_adaptively(observe, x, *ends, tolerance, num_quantities)
         else:
-            check_tolerance(tolerance)
             heights = self._heights(num_inference_steps)
-            tolerance = max(tolerance, torch.finfo(denoiser.dtype or x.dtype).eps)  # no network is more precise
             end, total = follow(denoiser, observe, x, heights[::-1] if up else heights, tolerance)
         check_finite("model", end)
         return end, total
 
     def _heights(self, num_inference_steps: int) -> list[float]:
-        """One more than steps, from σ_max to σ_min, spaced as the scheduler spaces them."""
+        """One more than steps, from σ_max to σ_min: by the scheduler's knots, else at equal ratios."""
         if not num_inference_steps >= 1 or int(num_inference_steps) != num_inference_steps:
             raise ValueError(
                 f"`num_inference_steps` must be a whole number >= 1, or None for an adaptive solver, but is "
@@ -282,13 +300,28 @@ class PoissonFlow:
         return knotted_sigmas(knots, count) if knots else geometric_sigmas(self.sigma_max, self.sigma_min, count)
 
 
+def _check_points(name: str, x: torch.Tensor) -> None:
+    """Raises ValueError unless x is a batch (B, *) of finite points."""
+    if x.ndim < 2 or not x.numel():
+        raise ValueError(
+            f"`{name}` must have the shape (B, *) of one point or more, but has {tuple(x.shape)}. A single point "
+            "(N,) is `x.unsqueeze(0)`."
+        )
+    check_finite(name, x)
+
+
+def _returned(points: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Points in the dtype that the caller gave, but in no narrower one than float32: the prior is heavy-tailed."""
+    return points.to(torch.promote_types(given.dtype, torch.float32))
+
+
 def _prepared(
     x: torch.Tensor, divergence: str, num_probes: int, generator: Generators, distribution: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """x in the working dtype, and the probes of a divergence that takes any."""
-    check_finite("x", x)
+    _check_points("x", x)
     check_divergence(divergence, num_probes, distribution)
-    points = x.to(working_dtype(x.device))
+    points = x.to(working_dtype(x.device), copy=True)  # one that autograd may follow, also under inference mode
     if divergence == "exact":
         return points, None
     return points, draw_probes(tuple(points.shape), num_probes, distribution, generator, points)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .kernel import narrowed
 from .parameterization import Parameterization
 
 
@@ -14,6 +15,14 @@ def sample_of(output: Any) -> torch.Tensor:
     """The tensor in a network's result, which has it as `.sample` or as the first of a tuple."""
     found: torch.Tensor = output.sample if hasattr(output, "sample") else output[0]
     return found
+
+
+def home_of(model: Any) -> tuple[torch.dtype | None, torch.device | None]:
+    """Where a model computes, as it says, or else as its first parameter does; None where neither tells."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    first = next((parameter for parameter in parameters if parameter.is_floating_point()), None)
+    dtype, device = (getattr(model, name, None) or getattr(first, name, None) for name in ("dtype", "device"))
+    return dtype, device
 
 
 def of_rows(model_kwargs: dict[str, Any], rows: slice | torch.Tensor, count: int) -> dict[str, Any]:
@@ -33,6 +42,7 @@ class Denoiser:
         model_kwargs: such as `class_labels`.
 
     Attributes:
+        dtype: of the network, if it tells.
         nfe: calls so far.
 
     Example:
@@ -45,7 +55,7 @@ class Denoiser:
 
     def __init__(self, model: Callable[..., Any], parameterization: Parameterization, **model_kwargs: Any) -> None:
         self.model, self.parameterization, self.model_kwargs = model, parameterization, model_kwargs
-        self.dtype: torch.dtype | None = getattr(model, "dtype", None)
+        self.dtype = home_of(model)[0]
         self.nfe = 0
 
     def __call__(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
@@ -56,8 +66,8 @@ class Denoiser:
         """
         form = self.parameterization
         label = torch.as_tensor(form.label(sigma), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        output = self.model((form.input_scale(sigma) * x).to(self.dtype or x.dtype), label, **self.model_kwargs)
-        output = sample_of(output)
+        seen = narrowed(form.input_scale(sigma) * x, self.dtype or x.dtype)
+        output = sample_of(self.model(seen, label, **self.model_kwargs))
         form.check_output(output, x)
         self.nfe += 1
         return form.denoised(output.to(x.dtype), x, sigma)

@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..physics.denoiser import sample_of
+from ..physics.denoiser import home_of, sample_of
 from ..physics.kernel import narrowed
 from ..pipeline_inputs import flow_of
 from ..scheduling_poisson_flow import PoissonFlowScheduler
@@ -103,7 +103,7 @@ def record_trajectory(
     states, denoised = [latents], []
     for t in flow.timesteps:
         model_input = flow.scale_model_input(states[-1], t)
-        output = model(narrowed(model_input, getattr(model, "dtype", latents.dtype)), t, **model_kwargs)
+        output = model(narrowed(model_input, home_of(model)[0] or latents.dtype), t, **model_kwargs)
         step: Any = flow.step(sample_of(output), t, states[-1])
         states.append(step.prev_sample)
         denoised.append(step.pred_original_sample)

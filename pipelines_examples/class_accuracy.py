@@ -23,10 +23,16 @@ from diffusers_pfgm.training.samples import draw_samples
 SHOWN = 10  # drawn images of each class in the picture
 
 
-def load(name: str, resolution: int, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (K, C, R, R) in [-1, 1] and labels (K,) of a parquet file, a folder or a Hub id."""
+def load(name: str, resolution: int, mode: str, id2label: dict[int, str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (K, C, R, R) in [-1, 1] and labels (K,), numbered by `id2label`, of a parquet file, folder or Hub id."""
     dataset = open_images(name)
-    return ImageTensors(dataset, resolution, mode=mode, center_crop=True).plain(), read_class_labels(dataset)[0]
+    numbers, names = read_class_labels(dataset)
+    known = {label: number for number, label in id2label.items()}
+    unknown = sorted({names[number] for number in numbers.tolist()} - set(known))
+    if unknown:
+        raise ValueError(f"{name!r} has the classes {unknown}, but the model's are {list(known)}. Use its own data.")
+    labels = torch.tensor([known[names[number]] for number in numbers.tolist()])
+    return ImageTensors(dataset, resolution, mode=mode, center_crop=True).plain(), labels
 
 
 def load_conditional(kind: type[PFGMPipeline], name: str) -> tuple[Any, dict[int, str]]:
@@ -82,8 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     channels, resolution = pipe.unet.config.in_channels, pipe.unet.config.sample_size
     mode = PIL_MODES[channels]
     classifier = make_classifier(channels, resolution, len(names))
-    train(classifier, *load(args.train_data, resolution, mode), args.epochs)
-    images, labels = load(args.test_data, resolution, mode)
+    train(classifier, *load(args.train_data, resolution, mode, names), args.epochs)
+    images, labels = load(args.test_data, resolution, mode, names)
     right = (predict(classifier, images) == labels).double().mean().item()
     print(f"Classifier: right on {100 * right:.2f} % of {len(images):,} real images that it has not seen")
 

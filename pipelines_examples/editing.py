@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe, names = load_conditional(PFGMEditingPipeline, args.model)
     channels, resolution, classes = pipe.unet.config.in_channels, pipe.unet.config.sample_size, len(names)
     mode = PIL_MODES[channels]
-    images, labels = load(args.data, resolution, mode)
+    images, labels = load(args.data, resolution, mode, names)
     rows = pick(labels, classes, args.per_class)
     images, labels = images[rows] / 2 + 0.5, labels[rows]
     options = {"num_inference_steps": args.num_inference_steps, "tolerance": args.tolerance}
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(targets)} edits, {swapped.nfe} calls down, guidance {args.guidance_scale:g}")
     if args.train_data:
         classifier = make_classifier(channels, resolution, classes)
-        train(classifier, *load(args.train_data, resolution, mode), args.epochs)
+        train(classifier, *load(args.train_data, resolution, mode, names), args.epochs)
         real = (predict(classifier, images * 2 - 1) == labels).double().mean() * 100
         read = predict(classifier, swapped.images * 2 - 1)[changed]
         asked = (read == targets[changed]).double().mean() * 100

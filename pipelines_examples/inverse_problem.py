@@ -21,7 +21,7 @@ def make_parser(description: str, output: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id; without it the exact field of the training images")
     parser.add_argument("--data", help="images to measure, a folder or a parquet file; scikit-learn's digits without")
-    parser.add_argument("--train_data", help="images for the best charge and the exact field; the same")
+    parser.add_argument("--train_data", help="images for the best charge and the exact field, as large; the digits too")
     parser.add_argument("--noise_std", type=float, default=0.1, help="of the measurement, for images in [-1, 1]")
     parser.add_argument("--num_images", type=int, default=10, help="images to measure")
     parser.add_argument("--draws", type=int, default=4, help="posterior samples of each")
@@ -48,6 +48,11 @@ def make_pipeline(args: argparse.Namespace) -> tuple[PFGMInversePipeline, torch.
         held_out = load_images(args.data, pipe.unet.config.sample_size if args.model else 8)
     if args.train_data:
         train = load_images(args.train_data, held_out.shape[-1])
+    if train.shape[1:] != held_out.shape[1:]:
+        raise ValueError(
+            f"`--train_data` has images {tuple(train.shape[1:])}, but those of `--data` or the digits are "
+            f"{tuple(held_out.shape[1:])}. Name both, of the model's kind."
+        )
     if not args.model:
         pipe = PFGMInversePipeline(ChargeField(train), PoissonFlowScheduler())
     pipe.set_progress_bar_config(disable=True)

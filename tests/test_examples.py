@@ -153,6 +153,15 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert Image.open(labelled / "grid.png").size == (3 * 68, 10 * 68)
 
 
+def test_classes_go_by_the_models_names(labelled: Path) -> None:
+    load = importlib.import_module("class_accuracy").load
+    names = {number: str(9 - number) for number in range(10)}
+    images, labels = load(str(labelled / "test.parquet"), 8, "L", names)
+    assert images.shape == (100, 1, 8, 8) and torch.equal(labels, 9 - torch.tensor(load_digits().target[400:500]))
+    with pytest.raises(ValueError, match=r"has the classes \['0'\], but the model's are \['1', '2'"):
+        load(str(labelled / "test.parquet"), 8, "L", {number: str(number) for number in range(1, 10)})
+
+
 def test_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("likelihood").main(["--count", "8", "--output", str(tmp_path / "histograms.png")])
     printed = capsys.readouterr().out

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from demo import split_digits, write_parquet
@@ -20,7 +21,7 @@ from diffusers_pfgm import (
 )
 from diffusers_pfgm.likelihood import dequantize
 from diffusers_pfgm.training.records import read_records
-from tests.conftest import ExactNetwork, make_tiny_pipeline, seeded
+from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 SCHEDULER = PoissonFlowScheduler(sigma_min=0.3, sigma_max=2000.0)
 
@@ -142,6 +143,31 @@ def test_a_data_set_goes_on_where_it_was(
     bits = torch.tensor([record["bits_per_dim"] for record in parts], dtype=torch.float64)
     printed = capsys.readouterr().out
     assert f"{bits.mean():.4f} ± {bits.std() / math.sqrt(10):.4f} bits/dim" in printed and "10 pictures" in printed
+
+
+def test_a_refused_run_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    main = importlib.import_module("evaluate_likelihood").main
+    found = tmp_path / "found.jsonl"
+    with pytest.raises(ValueError, match="`num_probes` must be a multiple of 3"):
+        main(options(folder, found, "--divergence=hutch++"))
+    assert not found.exists()
+    main(options(folder, found, "--divergence=hutch++", "--num_probes=3", "--max_images=1"))
+
+
+def test_classes_go_by_their_names(folder: Path, tmp_path: Path) -> None:
+    unet = make_tiny_unet(out_channels=1, num_class_embeds=3)
+    pipe = PFGMLikelihoodPipeline(unet, PoissonFlowScheduler(prediction_type="sample"), {0: "a", 1: "b", 2: "c"})
+    pipe.save_pretrained(tmp_path / "model")
+    images = datasets.load_dataset("parquet", data_files=str(folder / "digits.parquet"), split="train").select([0, 1])
+    found = []
+    for labels in (["c", "b"], [2, 1]):
+        column = datasets.ClassLabel(names=["a", "b", "c"]) if labels == [2, 1] else None
+        images.add_column("label", labels, feature=column).to_parquet(tmp_path / "labelled.parquet")
+        arguments = options(folder, tmp_path / f"{labels[0]}.jsonl", "--label_column=label")
+        arguments[:2] = [f"--model={tmp_path / 'model'}", f"--dataset_name={tmp_path / 'labelled.parquet'}"]
+        importlib.import_module("evaluate_likelihood").main(arguments)
+        found.append([record["log_prob"] for record in read_records(tmp_path / f"{labels[0]}.jsonl", "image")])
+    assert found[0] == found[1]
 
 
 def test_figures_of_other_settings_stay(folder: Path, tmp_path: Path) -> None:

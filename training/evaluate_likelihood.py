@@ -12,11 +12,13 @@ import argparse
 import math
 from pathlib import Path
 
+import datasets
 import torch
 from arguments import positive
 from tqdm.auto import tqdm
 
 from diffusers_pfgm import PFGMLikelihoodPipeline
+from diffusers_pfgm.conditioning import Label
 from diffusers_pfgm.pipeline_inputs import PIL_MODES
 from diffusers_pfgm.training.data_source import load_image_dataset
 from diffusers_pfgm.training.image_data import ImageTensors
@@ -52,9 +54,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     done = _begin(args.output, settings)
-    records = Records(args.output)
-    if not done:
-        records.write("settings", 0, settings=settings)
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     pipe = PFGMLikelihoodPipeline.from_pretrained(args.model).to(args.device or accelerator or "cpu")
@@ -63,8 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     dataset = load_image_dataset(args.dataset_name, data_dir=args.train_data_dir)
     mode = PIL_MODES[config.in_channels]
     images = ImageTensors(dataset, config.sample_size, args.image_column, mode, center_crop=True)
-    labels = None if args.label_column is None else read_class_labels(dataset, args.label_column)[0].tolist()
+    labels = None if args.label_column is None else _labels(dataset, args.label_column, pipe.config.id2label)
 
+    records = Records(args.output)
     count = min(len(images), args.max_images or len(images))
     with tqdm(total=count, initial=min(done, count), desc="Images", unit="image") as progress_bar:
         for first in range(done, count, args.batch_size):
@@ -80,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
                 args.batch_size,
                 args.tolerance,
             )
+            if not first:
+                records.write("settings", 0, settings=settings)
             for row, index in enumerate(rows):
                 error = {} if output.standard_error is None else {"standard_error": output.standard_error[row].item()}
                 records.write(
@@ -113,6 +115,12 @@ def _begin(path: Path, settings: dict[str, object]) -> int:
             "name another file."
         )
     return len(read_records(path, "image"))
+
+
+def _labels(dataset: datasets.Dataset, column: str, id2label: dict[str, str] | None) -> list[Label]:
+    """Each picture's class, by its name where the model's classes have names: a data set may number them otherwise."""
+    numbers, names = read_class_labels(dataset, column)
+    return [names[number] if id2label else number for number in numbers.tolist()]
 
 
 def _report(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from huggingface_hub import create_repo, file_exists
 
@@ -152,11 +153,7 @@ class PFGMPipeline(DiffusionPipeline):
         else:
             latents, nfe = self._follow_adaptively(flow, model, latents, tolerance)
 
-        images: Any = (latents / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.permute(0, 2, 3, 1).float().cpu().numpy()
-            if output_type == "pil":
-                images = self.numpy_to_pil(images)
+        images = VaeImageProcessor(vae_scale_factor=1).postprocess(latents, output_type)
         self.maybe_free_model_hooks()
         output = PFGMPipelineOutput(images=images, nfe=nfe)
         return output if return_dict else output.to_tuple()

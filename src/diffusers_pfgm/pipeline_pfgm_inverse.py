@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
 from .conditioning import Label, listed
-from .inverse.guidance import GuidedByMeasurement
+from .inverse.guidance import GUIDANCE_METHODS, GuidedByMeasurement
 from .inverse.latent_sampling import LatentSampler, LatentSamples
 from .inverse.operators import Inpainting, LinearOperator, Measurement, check_adjoint
 from .physics.charges import check_finite
@@ -19,7 +19,7 @@ from .pipeline_inputs import checked_shape, flow_of
 from .pipeline_pfgm import PFGMPipeline
 from .poisson_flow import PoissonFlow
 
-METHODS = ("guidance", "replacement", "latent")
+METHODS = (*GUIDANCE_METHODS, "latent")
 OUTLIER, SLACK = 5.0, 1.1  # noise in standard deviations, and for a norm that is found from below
 
 
@@ -80,7 +80,7 @@ class PFGMInversePipeline(PFGMPipeline):
         """Draw pictures given y = A x + noise_std · ε, x in [-1, 1].
 
         Args:
-            measurement: y (B, *), or (1, *) for B pictures that explain one measurement.
+            measurement: y (B, *'), or (1, *') for B pictures that explain one measurement.
             operator: A, a `LinearOperator`; or any function of x (B, C, H, W) that autograd follows.
             noise_std: σ_y, in y's units.
             method: "guidance" (fast, approximate), "replacement" (for comparison: no noise, linear A) or "latent"
@@ -159,7 +159,7 @@ class PFGMInversePipeline(PFGMPipeline):
 
         def log_likelihood(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             errors = measurement[rows] - operator(x)
-            return -errors.flatten(1).square().sum(1) / (2 * noise_std**2)
+            return -errors.reshape(len(errors), -1).square().sum(1) / (2 * noise_std**2)
 
         sampler = LatentSampler(PoissonFlow(self.unet, self.scheduler), log_likelihood, generator, **labels)
         start, nfe = sampler.encode(samples)
@@ -190,7 +190,7 @@ def _checked(
     if isinstance(operator, LinearOperator):
         check_adjoint(operator, blank)
         # Pictures in [-1, 1] are no longer than √N, and what A makes of them no longer than its norm times that.
-        longest = float(torch.linalg.vector_norm(measurement.flatten(1), dim=1).max())
+        longest = float(torch.linalg.vector_norm(measurement.reshape(len(measurement), -1), dim=1).max())
         noise = OUTLIER * max(noise_std, 0.0) * math.sqrt(measurement[0].numel())
         room = operator.norm(blank) * math.sqrt(blank.numel()) + noise
         if longest > SLACK * room:

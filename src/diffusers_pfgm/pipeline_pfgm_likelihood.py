@@ -78,7 +78,7 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
             batch_size: pictures at a time.
             tolerance: of the adaptive solver, in nats.
             guidance_scale: must be 1: a guided sampler has no such likelihood.
-            return_dict: whether to return an output object rather than a tuple.
+            return_dict: whether to return an output object rather than a tuple of its values that are not None.
 
         Raises:
             ValueError: if an argument does not fit, or the sampler is guided or stochastic.

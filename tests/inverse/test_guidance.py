@@ -16,7 +16,7 @@ from diffusers_pfgm import (
     PoissonFlowScheduler,
     SuperResolution,
 )
-from diffusers_pfgm.inverse import METHODS, GuidedByMeasurement
+from diffusers_pfgm.inverse import GUIDANCE_METHODS, GuidedByMeasurement
 from diffusers_pfgm.inverse.guidance import MAX_CHANGE, MAX_MOVE
 from diffusers_pfgm.physics.denoiser import Denoiser
 from tests.conftest import seeded
@@ -125,7 +125,7 @@ def test_bad_input() -> None:
 
     with pytest.raises(ValueError, match=r"`method` must be one of \('guidance', 'replacement'\), but is 'magic'"):
         make(method="magic")
-    assert METHODS == ("guidance", "replacement")
+    assert GUIDANCE_METHODS == ("guidance", "replacement")
     for noise_std in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"`noise_std` must be a finite number >= 0, but is {noise_std}"):
             make(noise_std=noise_std)

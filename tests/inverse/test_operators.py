@@ -84,6 +84,9 @@ def test_bad_input() -> None:
         Inpainting(torch.tensor([0.0, 0.5]))
     with pytest.raises(ValueError, match="with a 1 at least"):
         Inpainting(torch.zeros(4))
+    for shape in ((3, 4), (2, 1, 4, 4), (1, 1, 1, 4, 4)):
+        with pytest.raises(ValueError, match=r"`mask` must have the shape \(1, 4, 4\) of a sample, or one that"):
+            Inpainting(torch.ones(shape))(torch.zeros(2, 1, 4, 4))
     for factor in (0, 1.5):
         with pytest.raises(ValueError, match=f"`factor` must be a whole number >= 1, but is {factor}"):
             SuperResolution(factor)

@@ -98,6 +98,22 @@ def test_a_measurement_of_ones_own(charges: torch.Tensor) -> None:
     assert ((brightness(output[1]) - means[0]).abs() < 0.03).double().mean() > 0.6
 
 
+def test_a_measurement_of_one_number(charges: torch.Tensor) -> None:
+    def keeping(x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2, 3)).unsqueeze(1)
+
+    for kind in (
+        lambda x: x,
+        lambda measure: LinearOperator(measure, lambda y: y.view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 64),
+    ):
+        one, many = kind(lambda x: x.mean((1, 2, 3))), kind(keeping)
+        for method in ("guidance", "latent"):
+            pipe, options = pipeline_of(charges), {"num_inference_steps": 5, "num_sweeps": 1}
+            output = pipe(one(charges[:2]), one, 0.05, method, generator=seeded(), **options)
+            same = pipe(many(charges[:2]), many, 0.05, method, generator=seeded(), **options)
+            assert torch.allclose(output.samples, same.samples, atol=1e-5)
+
+
 def test_classes(charges: torch.Tensor) -> None:
     form, labels = Parameterization("sample"), torch.arange(10) // 5
     network = ExactNetwork(charges, form, labels=labels)

@@ -1,6 +1,6 @@
 """Inverse problems: samples of the posterior given a measurement, by guidance or by sampling the latent."""
 
-from .guidance import METHODS, GuidedByMeasurement
+from .guidance import GUIDANCE_METHODS, GuidedByMeasurement
 from .latent_sampling import LatentSampler, LatentSamples
 from .operators import (
     Blur,
@@ -13,7 +13,7 @@ from .operators import (
 )
 
 __all__ = [
-    "METHODS",
+    "GUIDANCE_METHODS",
     "Blur",
     "CompressedSensing",
     "GuidedByMeasurement",

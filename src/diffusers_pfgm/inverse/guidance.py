@@ -42,7 +42,7 @@ from ..physics.kernel import check_aug_dim
 from ..physics.parameterization import Parameterization
 from .operators import RIDGE, LinearOperator, Measurement, linearized
 
-METHODS = ("guidance", "replacement")
+GUIDANCE_METHODS = ("guidance", "replacement")
 MAX_MOVE, MAX_CHANGE = 1.0, 2.0
 
 
@@ -87,8 +87,8 @@ class GuidedByMeasurement:
         method: str = "guidance",
         **model_kwargs: Any,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"`method` must be one of {METHODS}, but is {method!r}.")
+        if method not in GUIDANCE_METHODS:
+            raise ValueError(f"`method` must be one of {GUIDANCE_METHODS}, but is {method!r}.")
         if not 0 <= noise_std < math.inf:
             raise ValueError(f"`noise_std` must be a finite number >= 0, but is {noise_std}.")
         if not 0 < data_std < math.inf:

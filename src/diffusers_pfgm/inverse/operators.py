@@ -64,8 +64,9 @@ class LinearOperator:
         if isinstance(scale, torch.Tensor) and scale.ndim:
             scale = scale.view(-1, *[1] * (y.ndim - 1))
         if self.gram is not None:
-            gram = self.gram.to(y) if isinstance(self.gram, torch.Tensor) else self.gram
-            return y / (scale * gram + ridge)
+            if isinstance(self.gram, torch.Tensor):
+                self.gram = self.gram.to(y.device)
+            return y / (scale * self.gram + ridge)
         return _conjugate_gradients(lambda v: scale * self(self.adjoint(v)) + ridge * v, y)
 
     def pseudo_inverse(self, y: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
@@ -84,10 +85,10 @@ class Inpainting(LinearOperator):
     """Part of each sample is seen, y = mask · x; y has x's shape and is not looked at elsewhere.
 
     Args:
-        mask: (*) or a shape that broadcasts against x, True or 1 where x is observed.
+        mask: (*) or a shape that broadcasts against it, the same for every sample, True or 1 where x is observed.
 
     Raises:
-        ValueError: if `mask` holds anything but 0 and 1, or nothing is observed.
+        ValueError: if `mask` holds anything but 0 and 1, or nothing is observed; on a call if it does not fit.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
@@ -96,11 +97,18 @@ class Inpainting(LinearOperator):
                 f"`mask` must hold 1 (observed) and 0 only, with a 1 at least, but has values from {mask.min().item()} "
                 f"to {mask.max().item()}. Make one by a comparison, such as `mask > 0.5`."
             )
-        self.mask = mask
+        self.mask = mask.bool()
         super().__init__(self._hide, self._hide, gram=mask)
 
     def _hide(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.where(self.mask.to(x.device).bool(), x, 0)
+        sizes = zip(reversed(self.mask.shape), reversed((1, *x.shape[1:])), strict=False)
+        if self.mask.ndim > x.ndim or any(size not in (1, expected) for size, expected in sizes):
+            raise ValueError(
+                f"`mask` must have the shape {tuple(x.shape[1:])} of a sample, or one that broadcasts against it, but "
+                f"has {tuple(self.mask.shape)}."
+            )
+        self.mask = self.mask.to(x.device)
+        return torch.where(self.mask, x, 0)
 
 
 class SuperResolution(LinearOperator):
@@ -154,7 +162,8 @@ class Blur(LinearOperator):
     def _blur(self, x: torch.Tensor) -> torch.Tensor:
         height, width = (size // 2 for size in self.kernel.shape)
         padded = torch.nn.functional.pad(x, (width, width, height, height), mode=BOUNDARIES[self.boundary])
-        kernels = self.kernel.to(x).expand(x.shape[1], 1, *self.kernel.shape)
+        self.kernel = self.kernel.to(x.device)
+        kernels = self.kernel.to(x.dtype).expand(x.shape[1], 1, *self.kernel.shape)
         return torch.nn.functional.conv2d(padded, kernels, groups=x.shape[1])
 
 
@@ -181,10 +190,14 @@ class CompressedSensing(LinearOperator):
         gaussian = draw(torch.randn, (size, int(num_measurements)), generator, torch.device("cpu"))
         self.directions = torch.linalg.qr(gaussian)[0]  # (N, M)
         super().__init__(
-            lambda x: x.flatten(1) @ self.directions.to(x),
-            lambda y: (y @ self.directions.mT.to(y)).unflatten(1, self.shape),
+            lambda x: x.flatten(1) @ self._directions(x),
+            lambda y: (y @ self._directions(y).mT).unflatten(1, self.shape),
             gram=1.0,
         )
+
+    def _directions(self, like: torch.Tensor) -> torch.Tensor:
+        self.directions = self.directions.to(like.device)
+        return self.directions.to(like.dtype)
 
 
 def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
@@ -221,7 +234,7 @@ def _conjugate_gradients(apply: Measurement, y: torch.Tensor) -> torch.Tensor:
     """x with apply(x) = y, for each row of y (B, *') by itself."""
 
     def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a * b).flatten(1).sum(1).view(-1, *[1] * (y.ndim - 1))
+        return (a * b).sum(tuple(range(1, y.ndim)), keepdim=True) if y.ndim > 1 else a * b
 
     tiny = torch.finfo(y.dtype).tiny
     x, residual = torch.zeros_like(y), y

@@ -82,7 +82,7 @@ def check_finite(name: str, values: torch.Tensor, first_index: int = 0) -> None:
     """Raise a ValueError that names the rows of `values` (B, *) with NaN or infinity."""
     finite = values.isfinite()
     if not finite.all():
-        bad = (~finite.flatten(1).all(1)).nonzero().flatten() + first_index
+        bad = (~finite.reshape(len(finite), -1).all(1)).nonzero().flatten() + first_index
         listed = ", ".join(str(i) for i in bad[:8].tolist()) + (", ..." if len(bad) > 8 else "")
         raise ValueError(f"`{name}` must be finite, but index {listed} holds NaN or infinity. Remove or repair it.")
 

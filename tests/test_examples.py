@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from demo import split_digits, write_parquet
 from PIL import Image
 from sklearn.datasets import load_digits

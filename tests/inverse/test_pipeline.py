@@ -99,14 +99,11 @@ def test_a_measurement_of_ones_own(charges: torch.Tensor) -> None:
 
 
 def test_a_measurement_of_one_number(charges: torch.Tensor) -> None:
-    def keeping(x: torch.Tensor) -> torch.Tensor:
-        return x.mean((1, 2, 3)).unsqueeze(1)
+    def spread(y: torch.Tensor) -> torch.Tensor:
+        return y.view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 64
 
-    for kind in (
-        lambda x: x,
-        lambda measure: LinearOperator(measure, lambda y: y.view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 64),
-    ):
-        one, many = kind(lambda x: x.mean((1, 2, 3))), kind(keeping)
+    for kind in (lambda measure: measure, lambda measure: LinearOperator(measure, spread)):
+        one, many = kind(lambda x: x.mean((1, 2, 3))), kind(lambda x: x.mean((1, 2, 3)).unsqueeze(1))
         for method in ("guidance", "latent"):
             pipe, options = pipeline_of(charges), {"num_inference_steps": 5, "num_sweeps": 1}
             output = pipe(one(charges[:2]), one, 0.05, method, generator=seeded(), **options)

@@ -27,11 +27,11 @@ soak: $(VENV)/ready-test
 $(VENV)/ready-demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[training]' scikit-learn
+	$(PIP) --editable '.[examples]'
 	touch $@
 
 $(VENV)/ready-test: $(VENV)/ready-demo
-	$(PIP) --editable '.[training,adaptive,test,dev]'
+	$(PIP) --editable '.[examples,test,dev]'
 	touch $@
 
 clean:

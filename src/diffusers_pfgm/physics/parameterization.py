@@ -26,10 +26,10 @@ Either tells it: w_q = q/z, and from p alone, in closed form,
     w_p = (1 − p²) / (γ + √(γ² p² + z² (1 − p²))).
 
 On an exact field they are the same. A network errs in both, and an error δ of p or q is one of δ p / g or δ / z in w,
-with g = −p dp/dw = γ (1 − γ w) + z² w. So their mean is taken by the inverse squares of these, as of any two
-measurements,
+with g = −p dp/dw = γ (1 − γ w) + z² w, which is the root above. So their mean is taken by the inverse squares of these,
+as of any two measurements, and z² p² + g² = γ² p² + z²,
 
-    w = (z p² q + g² w_p) / (z² p² + g²):
+    w = (z p² q + g² w_p) / (γ² p² + z²):
 
 near the plane, where q is all but 0, it is w_p, far from it, where p is all but 1, it is w_q. Before that q is brought
 between its bounds, 0 and z / (z + γ) where a = 0, so that near the plane a network's v_z does not count, however wrong
@@ -219,13 +219,13 @@ class Parameterization:
     def _denoised_field(
         self, v_x: torch.Tensor, v_z: torch.Tensor, x: torch.Tensor, z: float | torch.Tensor
     ) -> torch.Tensor:
-        dims, root_n = tuple(range(1, x.ndim)), math.sqrt(v_x[0].numel())
-        longest = 1 - torch.finfo(x.dtype).eps
-        p_squared = (v_x / root_n).square().sum(dims, keepdim=True).clamp(max=longest)
-        q = (-v_z.mean(dims, keepdim=True) / root_n).clamp(min=0).clamp(max=z / (z + self.gamma))
-        rest = 1 - p_squared
-        w_p = rest / (self.gamma + (self.gamma**2 * p_squared + z**2 * rest).sqrt())
-        slope_squared = (self.gamma * (1 - self.gamma * w_p) + z**2 * w_p).square()
-        w = (z * p_squared * q + slope_squared * w_p) / (z**2 * p_squared + slope_squared)
+        dims, size, gamma = tuple(range(1, x.ndim)), v_x[0].numel(), self.gamma
+        length = torch.linalg.vector_norm(v_x, dim=dims, keepdim=True)
+        p_squared = (length.square() / size).clamp(max=1 - torch.finfo(x.dtype).eps)
+        q = (v_z.mean(dims, keepdim=True) * -(size**-0.5)).clamp(min=0).clamp(max=z / (z + gamma))
+        rest, known = 1 - p_squared, gamma**2 * p_squared
+        g_squared = known + z**2 * rest
+        w_p = rest / (g_squared.sqrt() + gamma)
+        w = (z * (p_squared * q) + g_squared * w_p) / (known + z**2)
         # The bound only keeps a poor network's x̂ finite: an exact field within 1e5 (γ + z) never meets it.
-        return torch.addcdiv(x, v_x, root_n * w.clamp(min=1e-5 / (self.gamma + z)))
+        return torch.addcdiv(x, v_x, w.clamp(min=1e-5 / (gamma + z)), value=size**-0.5)

@@ -3,7 +3,7 @@
 python pipelines_examples/inpainting.py --model demo-output/model --data demo-output/held-out.parquet
 
 Printed are each method's PSNR against the truth, that of the mean of its draws, how far its draws are from what is
-measured without noise, and its network calls. Latent sampling ends in the model's own posterior, at some twenty times
+measured without noise, and its network calls. Latent sampling ends in the model's own posterior, at some fifty times
 the calls of guidance.
 """
 

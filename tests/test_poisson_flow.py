@@ -56,12 +56,12 @@ CASES = [(2, 1.0), (3, 2.5), (3, None), (16, 1.0), (16, 64.0), (65, None)]
 @pytest.mark.parametrize(("dim", "aug_dim"), CASES)
 def test_log_prob_is_the_charges(dim: int, aug_dim: float | None) -> None:
     charges = charges_in(dim)
-    x = drawn(charges, aug_dim, 0.3, 8)
+    x = drawn(charges, aug_dim, 0.3, 4)
     expected = density(x, charges, aug_dim, 0.3)
     found = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=5000.0).log_prob(x)
     error = (found.log_prob - expected).abs()
     assert error.max() < 2e-3 and (found.truncation >= error).all() and found.truncation.max() < 0.02
-    assert torch.equal(found.standard_error, torch.zeros(8))
+    assert torch.equal(found.standard_error, torch.zeros(4))
     tight = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=50000.0).log_prob(x, tolerance=1e-5)
     assert (tight.log_prob - expected).abs().max() < 1e-4 and tight.nfe > found.nfe > 20
 
@@ -144,9 +144,9 @@ class SmoothNetwork(torch.nn.Module):
         return (self.last(self.first(torch.cat([sample, height.to(sample)], dim=1)).tanh()),)
 
 
-@pytest.mark.parametrize("tolerance", [1.0, 1e-2])
+@pytest.mark.parametrize("tolerance", [1.0, 3e-2])
 def test_the_tolerance_is_in_nats_in_many_dimensions(tolerance: float) -> None:
-    charges = charges_in(200, 20)
+    charges = charges_in(150, 10)
     x = drawn(charges, 1.0, 0.05, 1)
     found = flow_of_charges(charges, sigma_min=0.05, sigma_max=1e6).log_prob(x, tolerance=tolerance)
     error = (found.log_prob - density(x, charges, 1.0, 0.05)).abs()

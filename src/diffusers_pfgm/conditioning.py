@@ -1,4 +1,4 @@
-"""Class labels: what a caller may say, and classifier-free guidance in one call of the network."""
+"""Networks as pipelines call them: under class labels, with guidance in one call, before a progress bar."""
 
 from __future__ import annotations
 

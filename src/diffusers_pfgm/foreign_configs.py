@@ -94,9 +94,14 @@ def refuse_noise(**amounts: float) -> None:
             )
 
 
+def adds_noise(config: Mapping[str, Any]) -> bool:
+    """Whether a multistep solver is that of an SDE, by its algorithm."""
+    return str(config.get("algorithm_type", "")).startswith("sde")
+
+
 def check_deterministic(config: Mapping[str, Any], aug_dim: float | None) -> None:
     """Raises ValueError for a stochastic solver at finite D, whose kernel is not its Gaussian noise."""
-    if str(config.get("algorithm_type", "")).startswith("sde") and aug_dim is not None:
+    if adds_noise(config) and aug_dim is not None:
         raise ValueError(
             f"`algorithm_type` {config['algorithm_type']!r} adds Gaussian noise on its way, which is not the kernel of "
             f"`aug_dim` = {aug_dim}. Set `aug_dim=None`, or take the ODE, `algorithm_type='dpmsolver++'`."

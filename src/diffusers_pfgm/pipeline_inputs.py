@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .foreign_configs import refusal
+from .foreign_configs import adds_noise, refusal
 from .physics.charges import check_finite
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
@@ -74,8 +74,8 @@ def check_density(model: Any, scheduler: Any) -> None:
             f"of data, so a likelihood of it would mean nothing. {why} Set `guidance_scale=1`, or leave out the "
             "measurement."
         )
-    name, algorithm = type(scheduler).__name__, str(scheduler.config.get("algorithm_type", ""))
-    if not isinstance(scheduler, PoissonFlowScheduler) and (name in STOCHASTIC or algorithm.startswith("sde")):
+    name = type(scheduler).__name__
+    if not isinstance(scheduler, PoissonFlowScheduler) and (name in STOCHASTIC or adds_noise(scheduler.config)):
         raise ValueError(
             f"`scheduler` ({name}) adds noise at every step, so no point has one way up, and the change of variables "
             f"does not hold. {why}"

@@ -258,6 +258,7 @@ class PoissonFlow:
         self, x: torch.Tensor, up: bool, num_inference_steps: int | None, tolerance: float, model_kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, int]:
         _check_points("x" if up else "latents", x)
+        check_tolerance(tolerance)
         denoiser, tolerance = self._denoiser(tolerance, x, model_kwargs)
         points, observe = x.to(working_dtype(x.device)), without_quantities(denoiser)
         end, _ = self._follow(denoiser, observe, points, up, num_inference_steps, tolerance)
@@ -265,7 +266,6 @@ class PoissonFlow:
 
     def _denoiser(self, tolerance: float, x: torch.Tensor, model_kwargs: dict[str, Any]) -> tuple[Denoiser, float]:
         """x̂, and the tolerance, or what its dtype can tell if that is more."""
-        check_tolerance(tolerance)
         denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
         return denoiser, max(tolerance, torch.finfo(denoiser.dtype or working_dtype(x.device)).eps)
 

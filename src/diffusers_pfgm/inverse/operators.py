@@ -64,10 +64,15 @@ class LinearOperator:
         if isinstance(scale, torch.Tensor) and scale.ndim:
             scale = scale.view(-1, *[1] * (y.ndim - 1))
         if self.gram is not None:
-            if isinstance(self.gram, torch.Tensor):
-                self.gram = self.gram.to(y.device)
-            return y / (scale * self.gram + ridge)
+            gram = self._kept("gram", y) if isinstance(self.gram, torch.Tensor) else self.gram
+            return y / (scale * gram + ridge)
         return _conjugate_gradients(lambda v: scale * self(self.adjoint(v)) + ridge * v, y)
+
+    def _kept(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of the operator in the dtype of `like`; it stays on that device once it has been there."""
+        kept: torch.Tensor = getattr(self, name).to(like.device)
+        setattr(self, name, kept)
+        return kept.to(like.dtype)
 
     def pseudo_inverse(self, y: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
         """A⁺ y (B, *), the smallest x with A x = y, but for a small ridge."""
@@ -162,8 +167,7 @@ class Blur(LinearOperator):
     def _blur(self, x: torch.Tensor) -> torch.Tensor:
         height, width = (size // 2 for size in self.kernel.shape)
         padded = torch.nn.functional.pad(x, (width, width, height, height), mode=BOUNDARIES[self.boundary])
-        self.kernel = self.kernel.to(x.device)
-        kernels = self.kernel.to(x.dtype).expand(x.shape[1], 1, *self.kernel.shape)
+        kernels = self._kept("kernel", x).expand(x.shape[1], 1, *self.kernel.shape)
         return torch.nn.functional.conv2d(padded, kernels, groups=x.shape[1])
 
 
@@ -190,14 +194,10 @@ class CompressedSensing(LinearOperator):
         gaussian = draw(torch.randn, (size, int(num_measurements)), generator, torch.device("cpu"))
         self.directions = torch.linalg.qr(gaussian)[0]  # (N, M)
         super().__init__(
-            lambda x: x.flatten(1) @ self._directions(x),
-            lambda y: (y @ self._directions(y).mT).unflatten(1, self.shape),
+            lambda x: x.flatten(1) @ self._kept("directions", x),
+            lambda y: (y @ self._kept("directions", y).mT).unflatten(1, self.shape),
             gram=1.0,
         )
-
-    def _directions(self, like: torch.Tensor) -> torch.Tensor:
-        self.directions = self.directions.to(like.device)
-        return self.directions.to(like.dtype)
 
 
 def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:

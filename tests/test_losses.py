@@ -257,3 +257,84 @@ def test_losses_of_half_precision_are_taken_in_float32(digits: torch.Tensor, dty
 def test_a_network_with_a_channel_too_many_is_refused(digits: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"must have the shape \(4, 1, 8, 8\)"):
         PerturbationObjective(Parameterization("epsilon"))(make_tiny_unet(out_channels=2), digits[:4].float(), seeded())
+
+
+@pytest.mark.parametrize("aug_dim", [0.01, 0.2, 1.0])
+def test_float16_trains_at_small_aug_dim_as_it_does_for_diffusion(digits: torch.Tensor, aug_dim: float) -> None:
+    """Float16 loses the steps whose scaled gradients overflow; at D = ∞ it is the first of 70, while the scale falls."""
+    batches = digits.float().split(16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(65, 128), torch.nn.SiLU(), torch.nn.Linear(128, 64))
+
+    def network(x: torch.Tensor, label: torch.Tensor) -> FieldOutput:
+        return FieldOutput(layers(torch.cat([x.flatten(1), label.view(-1, 1)], dim=1)).view_as(x))
+
+    optimizer = torch.optim.AdamW(layers.parameters(), lr=1e-3)
+    objective = PerturbationObjective(Parameterization("epsilon", sigma_data=0.5), aug_dim)
+    scaler, generator = torch.amp.GradScaler("cpu"), seeded()
+    for step in range(70):
+        with torch.autocast("cpu", torch.float16):
+            loss = objective(network, batches[step], generator).loss
+        assert loss.item() < 16.0  # 1 / q² is the largest mean square of the target of a network that knows nothing
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert scaler.get_scale() >= 2**14 and all(weight.isfinite().all() for weight in layers.parameters())
+
+
+@pytest.mark.parametrize("aug_dim", [0.01, 0.2, 1.0, 2.5])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_inputs_and_targets_are_bounded_at_small_aug_dim(
+    digits: torch.Tensor, aug_dim: float, prediction_type: str
+) -> None:
+    clean, seen = digits[:1000].float(), []
+    form = Parameterization(prediction_type, sigma_data=0.5)
+
+    def look(x: torch.Tensor, label: torch.Tensor) -> FieldOutput:
+        seen.append(x)
+        return FieldOutput(torch.zeros_like(x))
+
+    result = PerturbationObjective(form, aug_dim)(look, clean, seeded())
+    # Rms of the noise is at most 4 σ, that of a digit at most 1.
+    assert seen[0].flatten(1).square().mean(1).max().sqrt() <= 4 + 1 / 0.5
+    assert result.per_sample.max().sqrt() <= 4 + 1 / 0.5
+
+
+def test_diffusion_is_not_limited(digits: torch.Tensor) -> None:
+    clean, seen = digits[:16].float(), []
+
+    def look(x: torch.Tensor, label: torch.Tensor) -> FieldOutput:
+        seen.append(x)
+        return FieldOutput(torch.zeros_like(x))
+
+    result = PerturbationObjective(Parameterization("sample"), None)(look, clean, seeded(5))
+    generator = seeded(5)
+    sigma = (-1.2 + 1.2 * torch.randn(16, generator=generator)).exp()
+    noise = torch.randn(clean.shape, generator=generator)
+    assert torch.equal(result.sigma, sigma) and torch.equal(seen[0], clean + sigma.view(-1, 1, 1, 1) * noise)
+
+
+def test_the_scheduler_of_a_trained_network_draws_what_training_saw() -> None:
+    objective = PerturbationObjective(Parameterization("epsilon", sigma_data=0.5), 1.0)
+    limit = objective.max_norm(80.0, 64)
+    clean, norms = torch.zeros(4000, 64), []
+
+    def look(x: torch.Tensor, label: torch.Tensor) -> FieldOutput:
+        norms.append((x * (torch.exp(4 * label.view(-1, 1)) ** 2 + 0.25).sqrt() / torch.exp(4 * label.view(-1, 1))))
+        return FieldOutput(torch.zeros_like(x))
+
+    objective(look, clean, seeded())
+    scheduler = PoissonFlowScheduler(1.0, sigma_max=80.0, prediction_type="epsilon", sigma_data=0.5, max_norm=limit)
+    prior = scheduler.sample_prior((4000, 64), seeded(1)) / 80
+    quantiles = torch.tensor([0.1, 0.5, 0.9, 1.0])
+    trained, drawn = (x.norm(dim=1).quantile(quantiles) for x in (norms[0], prior))
+    assert torch.allclose(trained, drawn, rtol=0.1) and limit == pytest.approx(80 * 8 * 4)
+    assert PerturbationObjective(Parameterization("epsilon"), None).max_norm(80.0, 64) is None
+
+
+def test_an_aug_dim_that_cannot_train_is_refused() -> None:
+    for aug_dim in (1e-3, 1e-300):
+        with pytest.raises(ValueError, match=r"`aug_dim` = .* is too small to train: it must be at least 0\.01"):
+            PerturbationObjective(Parameterization("epsilon"), aug_dim)

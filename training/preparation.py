@@ -27,6 +27,7 @@ from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.output_folder import check_output_dir, claim_output_dir
 from diffusers_pfgm.training.streamed_images import StreamedImages
 
+SIGMA_MAX = 80.0  # of the perturbation objective, as in EDM
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
 
 
@@ -71,15 +72,16 @@ def make_objective(
         scheduler = PoissonFlowScheduler(sigma_max=found.z_max, max_norm=found.upper_norm, gamma=args.gamma, M=found.M)
         return FieldObjective(found, args.gamma), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
-    form = Parameterization(args.prediction_type, sigma_data=args.sigma_data)
+    objective = PerturbationObjective(Parameterization(args.prediction_type, sigma_data=args.sigma_data), aug_dim)
     scheduler = PoissonFlowScheduler(
         aug_dim=aug_dim,
         sigma_min=0.002,
-        sigma_max=80.0,
+        sigma_max=SIGMA_MAX,
         prediction_type=args.prediction_type,
         sigma_data=args.sigma_data,
+        max_norm=objective.max_norm(SIGMA_MAX, images.channels * args.resolution**2),
     )
-    return PerturbationObjective(form, aug_dim), scheduler
+    return objective, scheduler
 
 
 def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:

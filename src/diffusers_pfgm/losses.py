@@ -11,12 +11,14 @@ field of all. Dropping labels at random teaches it both, for classifier-free gui
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .physics.bounded_noise import check_trainable, reach, sample_bounded
 from .physics.charges import Charges, check_finite
 from .physics.class_charges import ClassCharges
 from .physics.field import normalized_field
@@ -153,14 +155,26 @@ class PerturbationObjective:
     σ is log-normal as in EDM (arXiv 2206.00364, table 1), whose hyper-parameters carry over by r = σ√D. The error is
     taken in the network's own output, which with `sigma_data` is EDM's weighting.
 
+    The heavy tail of a finite D is cut where the noise exceeds four times its σ (`physics.bounded_noise`), so that
+    inputs, targets and gradients are bounded. Give the scheduler the same limit, `max_norm`, and the flow is exact.
+
     Args:
         parameterization: any but "field", whose target one point alone does not make.
-        aug_dim: D; None for ∞.
+        aug_dim: D, at least 0.01; None for ∞.
         p_mean: mean of ln σ.
         p_std: standard deviation of ln σ.
 
     Raises:
-        ValueError: for "field".
+        ValueError: for "field", or a D that is too small.
+
+    Example:
+        >>> from diffusers_pfgm import PoissonFlowScheduler
+        >>> objective = PerturbationObjective(Parameterization("epsilon", sigma_data=0.5), aug_dim=1.0)
+        >>> scheduler = PoissonFlowScheduler(
+        ...     sigma_max=80.0, prediction_type="epsilon", sigma_data=0.5, max_norm=objective.max_norm(80.0, data_dim=64)
+        ... )
+        >>> scheduler.config.max_norm
+        2560.0
     """
 
     def __init__(
@@ -175,7 +189,15 @@ class PerturbationObjective:
                 "prediction_type 'field' needs the field of many charges: use `FieldObjective`, or another type here."
             )
         self.parameterization, self.kernel = parameterization, PoissonKernel(aug_dim)
+        check_trainable(self.kernel.aug_dim)
         self.p_mean, self.p_std = p_mean, p_std
+
+    def max_norm(self, sigma_max: float, data_dim: int) -> float | None:
+        """Largest norm that training has seen at `sigma_max`, in data units, for `data_dim` dimensions; None at D = ∞.
+
+        The `max_norm` of a scheduler that draws with the trained network.
+        """
+        return None if math.isinf(self.kernel.aug_dim) else sigma_max * reach(data_dim)
 
     def __call__(
         self, model: Callable[..., Any], clean: torch.Tensor, generator: Generators = None, **model_kwargs: Any
@@ -189,7 +211,7 @@ class PerturbationObjective:
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
         height = sigma.view(-1, *[1] * (clean.ndim - 1))
-        x = clean + self.kernel.sample(clean.shape, sigma, generator, clean.device, clean.dtype)
+        x = clean + sample_bounded(self.kernel, tuple(clean.shape), sigma, generator, clean.device, clean.dtype)
         form = self.parameterization
         output = model(form.input_scale(height) * x, form.label(sigma), **model_kwargs).sample
         form.check_output(output, clean)

@@ -1,0 +1,99 @@
+r"""Noise of the Poisson kernel within a radius, for training.
+
+The kernel's unit noise n = g √(D / χ²_D) is heavy-tailed: the smaller D, the more of it lies beyond what a network can
+learn, or a float can hold (at D = 0.2 half of the norms exceed 30 √N, and one in a hundred exceeds 10¹⁰ √N). Training
+therefore conditions it on
+
+    ‖n‖ ≤ reach = √N / q,        q = LEAST_RATIO,
+
+so that the noise of a sample is at most 1 / q times the σ that the network is told. In many dimensions this is a lower
+limit q on √(χ²_D / D), which is constant along a field line far from the data.
+
+The flow stays exact. For noise n of any fixed distribution, x = y + σ n is transported by dx/dσ = E[n | x] = (x − x̂)/σ,
+so a network that has learned x̂ for the conditioned noise maps the conditioned prior, ‖x‖ ≤ σ_max · reach, to the data.
+That prior is what a scheduler draws whose `max_norm` is `PerturbationObjective.max_norm`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .kernel import Generators, PoissonKernel, draw
+
+LEAST_RATIO = 0.25  # q; below it the prior's far samples decoded to noise in trained networks
+LEAST_AUG_DIM = 0.01  # below it more than 96 % of the kernel lies beyond the reach
+FAILURE = 28.0  # a row finds no candidate with a probability below exp(-28) = 7e-13
+
+
+def check_trainable(aug_dim: float) -> None:
+    """Raise a ValueError for a D whose kernel lies almost entirely beyond the reach."""
+    if aug_dim < LEAST_AUG_DIM:
+        raise ValueError(
+            f"`aug_dim` = {aug_dim} is too small to train: it must be at least {LEAST_AUG_DIM}, or None for infinity, "
+            "since below that hardly any noise is within reach of a network. Use 1.0 for PFGM and larger for PFGM++."
+        )
+
+
+def reach(data_dim: int) -> float:
+    """Largest norm of the unit noise in `data_dim` dimensions."""
+    return math.sqrt(data_dim) / LEAST_RATIO
+
+
+def sample_bounded(
+    kernel: PoissonKernel,
+    shape: tuple[int, ...],
+    sigma: torch.Tensor,
+    generator: Generators,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Draw x − y = σ n with ‖n‖ ≤ reach, exactly and without waiting for the device.
+
+    A draw of the kernel that is within reach is kept. Any other keeps its direction, which is independent of its norm,
+    and takes the first norm within reach among as many further draws as leave a failure out of question. At D = ∞ the
+    kernel is not limited.
+
+    Args:
+        kernel: of D ≥ `LEAST_AUG_DIM`.
+        shape: (B, *).
+        sigma: (B,), in data units.
+        generator: one generator, or a list of B of them.
+        device: of the result.
+        dtype: of the result; numbers are drawn in float32 or wider, radii in float64.
+
+    Returns:
+        Tensor of `shape`.
+    """
+    if math.isinf(kernel.aug_dim):
+        return kernel.sample(shape, sigma, generator, device, dtype)
+    aug_dim, dim, wide = kernel.aug_dim, math.prod(shape[1:]), torch.promote_types(dtype, torch.float32)
+    limit = reach(dim)
+    candidates = _candidates(aug_dim)
+
+    def bounded(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        def chi_squared(degrees: float, count: int) -> torch.Tensor:
+            half = torch.full((shape[0], count), degrees / 2, device=device, dtype=torch.float64)
+            return 2 * torch._standard_gamma(half, generator=generator)
+
+        gaussian = torch.randn(shape, generator=generator, device=device, dtype=wide)
+        ratio = (aug_dim / chi_squared(aug_dim, 1)).sqrt()
+        norms = (aug_dim * chi_squared(dim, candidates) / chi_squared(aug_dim, candidates)).sqrt()
+        first = (norms <= limit).byte().argmax(1, keepdim=True)
+        length = torch.linalg.vector_norm(gaussian.flatten(1), dim=1, keepdim=True).double()
+        redrawn = norms.gather(1, first).clamp(max=limit) / length
+        factor = torch.where(ratio * length <= limit, ratio, redrawn).to(wide)
+        return gaussian * factor.view(-1, *[1] * (len(shape) - 1))
+
+    noise = draw(bounded, shape, generator, device)
+    return (sigma.to(device, wide).view(-1, *[1] * (len(shape) - 1)) * noise).to(dtype)
+
+
+def _candidates(aug_dim: float) -> int:
+    """Draws of which at least one is within reach, but for a probability of exp(-FAILURE).
+
+    P(√(χ²_D / D) ≥ q) is the share within reach in many dimensions, and close to it in few.
+    """
+    half = torch.tensor([aug_dim / 2, aug_dim * LEAST_RATIO**2 / 2], dtype=torch.float64)
+    return math.ceil(FAILURE / torch.special.gammaincc(half[0], half[1]).item())

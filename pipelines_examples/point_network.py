@@ -67,7 +67,8 @@ def train(
 ) -> float:
     """Train on data (K, N) of standard deviation 1 by PFGM++'s objective; the mean loss of the last tenth."""
     generator = torch.Generator().manual_seed(seed)
-    objective = PerturbationObjective(scheduler.parameterization, scheduler.config.aug_dim, p_mean=-0.8, p_std=1.4)
+    # In few dimensions a density counts the whole kernel.
+    objective = PerturbationObjective(scheduler.parameterization, scheduler.config.aug_dim, -0.8, 1.4, bounded=False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     network.train()

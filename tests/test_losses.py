@@ -14,6 +14,7 @@ from diffusers_pfgm import (
     Parameterization,
     PerturbationObjective,
     PoissonFlowScheduler,
+    PoissonKernel,
     recommend_hyperparameters,
 )
 from diffusers_pfgm.losses import LossOutput, drop_labels
@@ -261,7 +262,7 @@ def test_a_network_with_a_channel_too_many_is_refused(digits: torch.Tensor) -> N
 
 @pytest.mark.parametrize("aug_dim", [0.01, 0.2, 1.0])
 def test_float16_trains_at_small_aug_dim_as_it_does_for_diffusion(digits: torch.Tensor, aug_dim: float) -> None:
-    """Float16 loses the steps whose scaled gradients overflow; at D = ∞ it is the first of 70, while the scale falls."""
+    """Float16 skips steps whose scaled gradients overflow: at D = ∞ the first of 70, until the scale has fallen."""
     batches = digits.float().split(16)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -276,7 +277,7 @@ def test_float16_trains_at_small_aug_dim_as_it_does_for_diffusion(digits: torch.
     for step in range(70):
         with torch.autocast("cpu", torch.float16):
             loss = objective(network, batches[step], generator).loss
-        assert loss.item() < 16.0  # 1 / q² is the largest mean square of the target of a network that knows nothing
+        assert loss.item() < 16.0  # 16 = 4² is the largest mean square of the target of a network that knows nothing
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -322,7 +323,7 @@ def test_the_scheduler_of_a_trained_network_draws_what_training_saw() -> None:
     clean, norms = torch.zeros(4000, 64), []
 
     def look(x: torch.Tensor, label: torch.Tensor) -> FieldOutput:
-        norms.append((x * (torch.exp(4 * label.view(-1, 1)) ** 2 + 0.25).sqrt() / torch.exp(4 * label.view(-1, 1))))
+        norms.append(x * (torch.exp(4 * label.view(-1, 1)) ** 2 + 0.25).sqrt() / torch.exp(4 * label.view(-1, 1)))
         return FieldOutput(torch.zeros_like(x))
 
     objective(look, clean, seeded())
@@ -338,3 +339,18 @@ def test_an_aug_dim_that_cannot_train_is_refused() -> None:
     for aug_dim in (1e-3, 1e-300):
         with pytest.raises(ValueError, match=r"`aug_dim` = .* is too small to train: it must be at least 0\.01"):
             PerturbationObjective(Parameterization("epsilon"), aug_dim)
+
+
+def test_the_whole_kernel_is_there_where_it_is_asked_for(digits: torch.Tensor) -> None:
+    clean, seen = digits[:64].float(), []
+
+    def look(x: torch.Tensor, label: torch.Tensor) -> FieldOutput:
+        seen.append(x)
+        return FieldOutput(torch.zeros_like(x))
+
+    objective = PerturbationObjective(Parameterization("sample"), 1.0, bounded=False)
+    sigma = objective(look, clean, seeded()).sigma
+    generator = seeded()
+    torch.randn(64, generator=generator)
+    assert torch.equal(seen[0], clean + PoissonKernel(1.0).sample(clean.shape, sigma, generator))
+    assert objective.max_norm(80.0, 64) is None

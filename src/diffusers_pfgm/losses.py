@@ -11,6 +11,7 @@ field of all. Dropping labels at random teaches it both, for classifier-free gui
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,14 +156,17 @@ class PerturbationObjective:
     σ is log-normal as in EDM (arXiv 2206.00364, table 1), whose hyper-parameters carry over by r = σ√D. The error is
     taken in the network's own output, which with `sigma_data` is EDM's weighting.
 
-    The heavy tail of a finite D is cut where the noise exceeds four times its σ (`physics.bounded_noise`), so that
-    inputs, targets and gradients are bounded. Give the scheduler the same limit, `max_norm`, and the flow is exact.
+    By default the heavy tail of a finite D is cut where the noise exceeds four times its σ (`physics.bounded_noise`),
+    so that inputs, targets and gradients are bounded. Give the scheduler the same limit, `max_norm`, and samples follow
+    the data exactly.
 
     Args:
         parameterization: any but "field", whose target one point alone does not make.
         aug_dim: D, at least 0.01; None for ∞.
         p_mean: mean of ln σ.
         p_std: standard deviation of ln σ.
+        bounded: cut the tail. False for the whole kernel, whose prior `PoissonFlow` takes for densities; for small D
+            its losses overflow.
 
     Raises:
         ValueError: for "field", or a D that is too small.
@@ -170,8 +174,9 @@ class PerturbationObjective:
     Example:
         >>> from diffusers_pfgm import PoissonFlowScheduler
         >>> objective = PerturbationObjective(Parameterization("epsilon", sigma_data=0.5), aug_dim=1.0)
+        >>> limit = objective.max_norm(sigma_max=80.0, data_dim=64)
         >>> scheduler = PoissonFlowScheduler(
-        ...     sigma_max=80.0, prediction_type="epsilon", sigma_data=0.5, max_norm=objective.max_norm(80.0, data_dim=64)
+        ...     sigma_max=80.0, prediction_type="epsilon", sigma_data=0.5, max_norm=limit
         ... )
         >>> scheduler.config.max_norm
         2560.0
@@ -183,21 +188,22 @@ class PerturbationObjective:
         aug_dim: float | None = 1.0,
         p_mean: float = -1.2,
         p_std: float = 1.2,
+        bounded: bool = True,
     ) -> None:
         if parameterization.prediction_type == "field":
             raise ValueError(
                 "prediction_type 'field' needs the field of many charges: use `FieldObjective`, or another type here."
             )
         self.parameterization, self.kernel = parameterization, PoissonKernel(aug_dim)
+        self.p_mean, self.p_std, self.bounded = p_mean, p_std, bounded and math.isfinite(self.kernel.aug_dim)
         check_trainable(self.kernel.aug_dim)
-        self.p_mean, self.p_std = p_mean, p_std
 
     def max_norm(self, sigma_max: float, data_dim: int) -> float | None:
-        """Largest norm that training has seen at `sigma_max`, in data units, for `data_dim` dimensions; None at D = ∞.
+        """Largest norm ‖x‖ that training has seen at `sigma_max`, in data units; None without a limit, as at D = ∞.
 
-        The `max_norm` of a scheduler that draws with the trained network.
+        It is the `max_norm` of a scheduler that draws `data_dim` numbers with the trained network.
         """
-        return None if math.isinf(self.kernel.aug_dim) else sigma_max * reach(data_dim)
+        return sigma_max * reach(data_dim) if self.bounded else None
 
     def __call__(
         self, model: Callable[..., Any], clean: torch.Tensor, generator: Generators = None, **model_kwargs: Any
@@ -211,7 +217,8 @@ class PerturbationObjective:
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
         height = sigma.view(-1, *[1] * (clean.ndim - 1))
-        x = clean + sample_bounded(self.kernel, tuple(clean.shape), sigma, generator, clean.device, clean.dtype)
+        sample = functools.partial(sample_bounded, self.kernel) if self.bounded else self.kernel.sample
+        x = clean + sample(tuple(clean.shape), sigma, generator, clean.device, clean.dtype)
         form = self.parameterization
         output = model(form.input_scale(height) * x, form.label(sigma), **model_kwargs).sample
         form.check_output(output, clean)

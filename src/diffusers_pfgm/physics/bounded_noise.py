@@ -1,13 +1,13 @@
 r"""Noise of the Poisson kernel within a radius, for training.
 
 The kernel's unit noise n = g √(D / χ²_D) is heavy-tailed: the smaller D, the more of it lies beyond what a network can
-learn, or a float can hold (at D = 0.2 half of the norms exceed 30 √N, and one in a hundred exceeds 10¹⁰ √N). Training
+learn, or a float can hold (at D = 0.2 half of the norms exceed 13 √N, and one in a hundred exceeds 10⁹ √N). Training
 therefore conditions it on
 
-    ‖n‖ ≤ reach = √N / q,        q = LEAST_RATIO,
+    ‖n‖ ≤ reach = √N c,        c = MAX_RATIO,
 
-so that the noise of a sample is at most 1 / q times the σ that the network is told. In many dimensions this is a lower
-limit q on √(χ²_D / D), which is constant along a field line far from the data.
+so that the root mean square of a sample's noise is at most c times the σ that the network is told. In many dimensions
+this is a lower limit 1 / c on √(χ²_D / D), which is constant along a field line far from the data.
 
 The flow stays exact. For noise n of any fixed distribution, x = y + σ n is transported by dx/dσ = E[n | x] = (x − x̂)/σ,
 so a network that has learned x̂ for the conditioned noise maps the conditioned prior, ‖x‖ ≤ σ_max · reach, to the data.
@@ -22,7 +22,7 @@ import torch
 
 from .kernel import Generators, PoissonKernel, draw
 
-LEAST_RATIO = 0.25  # q; below it the prior's far samples decoded to noise in trained networks
+MAX_RATIO = 4.0  # c; samples from farther out were noise even where networks had been trained there
 LEAST_AUG_DIM = 0.01  # below it more than 96 % of the kernel lies beyond the reach
 FAILURE = 28.0  # a row finds no candidate with a probability below exp(-28) = 7e-13
 
@@ -38,7 +38,7 @@ def check_trainable(aug_dim: float) -> None:
 
 def reach(data_dim: int) -> float:
     """Largest norm of the unit noise in `data_dim` dimensions."""
-    return math.sqrt(data_dim) / LEAST_RATIO
+    return math.sqrt(data_dim) * MAX_RATIO
 
 
 def sample_bounded(
@@ -52,11 +52,10 @@ def sample_bounded(
     """Draw x − y = σ n with ‖n‖ ≤ reach, exactly and without waiting for the device.
 
     A draw of the kernel that is within reach is kept. Any other keeps its direction, which is independent of its norm,
-    and takes the first norm within reach among as many further draws as leave a failure out of question. At D = ∞ the
-    kernel is not limited.
+    and takes the first norm within reach among as many further draws as leave a failure out of question.
 
     Args:
-        kernel: of D ≥ `LEAST_AUG_DIM`.
+        kernel: of a finite D ≥ `LEAST_AUG_DIM`.
         shape: (B, *).
         sigma: (B,), in data units.
         generator: one generator, or a list of B of them.
@@ -66,8 +65,6 @@ def sample_bounded(
     Returns:
         Tensor of `shape`.
     """
-    if math.isinf(kernel.aug_dim):
-        return kernel.sample(shape, sigma, generator, device, dtype)
     aug_dim, dim, wide = kernel.aug_dim, math.prod(shape[1:]), torch.promote_types(dtype, torch.float32)
     limit = reach(dim)
     candidates = _candidates(aug_dim)
@@ -93,7 +90,7 @@ def sample_bounded(
 def _candidates(aug_dim: float) -> int:
     """Draws of which at least one is within reach, but for a probability of exp(-FAILURE).
 
-    P(√(χ²_D / D) ≥ q) is the share within reach in many dimensions, and close to it in few.
+    P(√(χ²_D / D) ≥ 1 / c) is the share within reach in many dimensions, and close to it in few.
     """
-    half = torch.tensor([aug_dim / 2, aug_dim * LEAST_RATIO**2 / 2], dtype=torch.float64)
+    half = torch.tensor([aug_dim / 2, aug_dim / MAX_RATIO**2 / 2], dtype=torch.float64)
     return math.ceil(FAILURE / torch.special.gammaincc(half[0], half[1]).item())

@@ -25,7 +25,8 @@ from demo import split_digits, write_parquet
 from safetensors.torch import load_file
 
 from diffusers_pfgm import PFGMPipeline
-from diffusers_pfgm.training.checkpoints import checkpoint_step, damage, find_checkpoint, list_checkpoints
+from diffusers_pfgm.training.checkpoint_contents import checkpoint_step, damage
+from diffusers_pfgm.training.checkpoints import find_checkpoint, list_checkpoints
 
 SCRIPT = Path(__file__).parents[1] / "training" / "train_pfgm.py"
 NETWORK = {
@@ -107,14 +108,13 @@ def soak(folder: Path, kills: int, steps: int, mean_seconds: float, seed: int = 
     run_to_its_end(command(folder, folder / "alone", steps))
     output, moments = folder / "killed", random.Random(seed)
     found, writing, logged = [], 0, 0
-    resume: list[str] = []
+    resume = ["--resume_from_checkpoint=latest"]  # as the command of a job that is put into its queue again
     while len(found) < kills:
         if not run_and_kill([*command(folder, output, steps), *resume], 2 * mean_seconds * moments.random()):
             break
         whole = list_checkpoints(output)
         assert all(damage(path) is None for path in whole), [damage(path) for path in whole]
         if not whole:  # killed before its first checkpoint, it starts anew
-            resume = ["--overwrite_output_dir"]
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -123,7 +123,6 @@ def soak(folder: Path, kills: int, steps: int, mean_seconds: float, seed: int = 
         last = max(record["step"] for record in records(output / "log.jsonl"))
         writing, logged = writing + bool(list(output.glob(".checkpoint-*"))), max(logged, last - newest)
         found.append(newest)
-        resume = ["--resume_from_checkpoint=latest"]
     run_to_its_end([*command(folder, output, steps), *resume])
     return Report(found, writing, logged)
 

@@ -108,16 +108,9 @@ def test_perturbation_objective_trains_any_aug_dim(data: Path, tmp_path: Path) -
     assert pipe(2, 4, seeded(), output_type="pt").images.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--resume_from_checkpoint=latest", "there is no checkpoint-* folder"),
-        ("--resume_from_checkpoint=nowhere", "'nowhere' is no folder"),
-    ],
-)
-def test_a_missing_checkpoint_is_explained(data: Path, tmp_path: Path, option: str, message: str) -> None:
-    done = launch(data, tmp_path / "model", "--max_train_steps=2", option)
-    assert done.returncode != 0 and message in done.stderr
+def test_a_missing_checkpoint_is_explained(data: Path, tmp_path: Path) -> None:
+    done = launch(data, tmp_path / "model", "--max_train_steps=2", "--resume_from_checkpoint=nowhere")
+    assert done.returncode != 0 and "'nowhere' is no folder" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -127,6 +120,9 @@ def test_a_missing_checkpoint_is_explained(data: Path, tmp_path: Path, option: s
         (["--objective=perturbation", "--gamma=1"], "--gamma belongs to --objective field"),
         (["--max_train_steps=0"], "--max_train_steps: must be a whole number >= 1, but is 0"),
         (["--checkpointing_steps=-1"], "--checkpointing_steps: must be a whole number >= 1"),
+        (["--dataset_name="], "--dataset_name is empty. Leave it out, or name what it shall be"),
+        (["--output_dir", " "], "--output_dir is empty"),
+        (["--resume_from_checkpoint="], "--resume_from_checkpoint is empty"),
     ],
 )
 def test_options_that_cannot_serve_are_refused(

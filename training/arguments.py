@@ -105,6 +105,9 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     hub("--hub_private_repo", action="store_true", help="make a private one")
     hub("--license", help="of the model, for its card, such as cc-by-4.0")
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if isinstance(value, str) and not value.strip():
+            parser.error(f"--{name} is empty. Leave it out, or name what it shall be")
     if args.label_column is not None and not args.class_conditional:
         parser.error("--label_column needs --class_conditional")
     if args.keep_best and not args.validation_split:

@@ -127,7 +127,7 @@ class Outputs:
 
     def _write_card(self, pipeline: PFGMPipeline, step: int) -> None:
         samples = sorted((self.folder / "samples").glob("step-*.png"))
-        options = {name: value for name, value in self.settings.items() if not name.startswith("unet.")}
+        options = {name: value for name, value in self.settings.items() if not name.startswith(("unet.", "data."))}
         card = make_model_card(
             pipeline,
             dataset=self.args.dataset_name or self.args.train_data_dir,

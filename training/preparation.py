@@ -7,13 +7,14 @@ import contextlib
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list
+from filelock import FileLock
 
 from diffusers_pfgm import (
     FieldObjective,
@@ -22,13 +23,16 @@ from diffusers_pfgm import (
     PoissonFlowScheduler,
     recommend_hyperparameters,
 )
-from diffusers_pfgm.training.checkpoints import sweep
+from diffusers_pfgm.training.checkpoints import LATEST, find_checkpoint, list_checkpoints, sweep
+from diffusers_pfgm.training.folders import set_aside
 from diffusers_pfgm.training.image_data import ImageTensors
-from diffusers_pfgm.training.output_folder import check_output_dir, claim_output_dir
+from diffusers_pfgm.training.output_folder import check_output_dir, claim_output_dir, is_inside
+from diffusers_pfgm.training.run_files import files_after, files_of_a_run, is_run_without_checkpoint
 from diffusers_pfgm.training.streamed_images import StreamedImages
 
 SIGMA_MAX = 80.0  # of the perturbation objective, as in EDM
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
+Result = TypeVar("Result")
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -94,14 +98,70 @@ def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:
 @contextlib.contextmanager
 def claimed(args: argparse.Namespace, accelerator: Accelerator) -> Iterator[None]:
     """The output folder, swept up and kept from other runs while this one lasts."""
-    lock = None
-    if accelerator.is_main_process:
-        check_output_dir(args.output_dir, args.overwrite_output_dir, args.resume_from_checkpoint)
-        lock = claim_output_dir(args.output_dir)
-        sweep(args.output_dir, everything=args.resume_from_checkpoint is None)
-    accelerator.wait_for_everyone()
+
+    def claim() -> None:
+        resume_from, logging_dir = args.resume_from_checkpoint, args.logging_dir
+        check_output_dir(args.output_dir, args.overwrite_output_dir, resume_from, logging_dir)
+        locks.append(claim_output_dir(args.output_dir))
+        sweep(args.output_dir)
+
+    locks: list[FileLock] = []
+    on_main_process(accelerator, claim)
     try:
         yield
     finally:
-        if lock is not None:
+        for lock in locks:
             lock.release()
+
+
+def find_resume_point(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
+    """The checkpoint to go on from; None to start anew."""
+    name, folder = args.resume_from_checkpoint, Path(args.output_dir)
+
+    def find() -> Path | None:
+        if name is None:
+            return None
+        may_start = args.overwrite_output_dir and not list_checkpoints(folder)
+        if name == LATEST and (may_start or is_run_without_checkpoint(folder, args.logging_dir)):
+            accelerator.print(f"There is no checkpoint in {folder} yet, so the run starts anew.")
+            return None
+        return find_checkpoint(name, folder)
+
+    return on_main_process(accelerator, find)
+
+
+def clear_output_dir(
+    args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | None, first_step: int
+) -> None:
+    """Set aside what another run, or the abandoned part of this one, has left in the output folder."""
+    folder = Path(args.output_dir)
+
+    def clear() -> None:
+        if checkpoint is not None and is_inside(args.resume_from_checkpoint, folder):
+            found, what = files_after(folder, checkpoint, first_step), f"What is newer than step {first_step:,}"
+        else:
+            found, what = files_of_a_run(folder, args.logging_dir), "What an earlier run has left"
+        aside = set_aside(folder, found)
+        if aside is not None:
+            names = ", ".join(path.relative_to(folder).as_posix() for path in found)
+            accelerator.print(f"{what} is set aside in {aside}: {names}.")
+
+    on_main_process(accelerator, clear)
+
+
+def on_main_process(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
+    """What a function returns on the main process, on every process.
+
+    Raises:
+        ValueError: on every process, if the function raises a `ValueError` or an `OSError`, so that none waits for it.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = decide()
+        except (ValueError, OSError) as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]

@@ -20,24 +20,27 @@ from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from outputs import Outputs
-from preparation import agree_on_seed, claimed, make_accelerator, make_objective
+from preparation import (
+    agree_on_seed,
+    claimed,
+    clear_output_dir,
+    find_resume_point,
+    make_accelerator,
+    make_objective,
+)
 from tqdm.auto import tqdm
 from training_data import TrainingData
 
 from diffusers_pfgm import FieldObjective
 from diffusers_pfgm.losses import drop_labels
-from diffusers_pfgm.training.checkpoints import (
-    checkpoint_step,
-    find_checkpoint,
-    keep_average_with_state,
-    read_settings,
-    save_checkpoint,
-)
+from diffusers_pfgm.training.checkpoint_contents import checkpoint_step, read_settings
+from diffusers_pfgm.training.checkpoints import keep_average_with_state, restore_checkpoint, save_checkpoint
 from diffusers_pfgm.training.field_batch import FieldWindow
+from diffusers_pfgm.training.fingerprint import data_facts
 from diffusers_pfgm.training.hub import check_hub
 from diffusers_pfgm.training.network import make_unet
 from diffusers_pfgm.training.records import Meter
-from diffusers_pfgm.training.settings import check_settings, run_settings
+from diffusers_pfgm.training.settings import check_settings, check_steps, run_settings
 from diffusers_pfgm.training.stopping import StopRequest
 from diffusers_pfgm.training.stream import BatchPlan, position_generators
 
@@ -49,10 +52,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
-    output_dir, resume, repo_id = Path(args.output_dir), args.resume_from_checkpoint, None
+    output_dir, repo_id = Path(args.output_dir), None
     if args.push_to_hub and accelerator.is_main_process:
         repo_id = check_hub(args.hub_model_id, output_dir, args.hub_private_repo)
-    checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+    checkpoint = find_resume_point(args, accelerator)
     saved = {} if checkpoint is None else read_settings(checkpoint)
     seed = agree_on_seed(args, saved)
     set_seed(seed, device_specific=True)
@@ -113,6 +116,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         images_per_step=plan.images_per_step,
         processes_of_a_field=plan.processes if field_of == "local" else 1,
         images=data.count,
+        **data_facts(data.images, data.labels, data.id2label, scheduler),
         mixed_precision=accelerator.mixed_precision,
         **{f"unet.{name}": value for name, value in unet.config.items() if not name.startswith("_")},
     )
@@ -120,9 +124,10 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     first_step = 0
     if checkpoint is not None:
         check_settings(saved, settings)
-        accelerator.load_state(str(checkpoint))
-        first_step = checkpoint_step(checkpoint)
-        accelerator.print(f"Resumed from {checkpoint}.")
+        check_steps(checkpoint_step(checkpoint), max_steps)
+        first_step = restore_checkpoint(accelerator, checkpoint, seed)
+        accelerator.print(f"Resumed from {checkpoint} after step {first_step:,}.")
+    clear_output_dir(args, accelerator, checkpoint, first_step)
     parameters, images = unet.num_parameters(), f"{data.count:,} images" if data.count else "A stream"
     accelerator.print(
         f"{images} of {data.images.channels} x {args.resolution} x {args.resolution}, {parameters:,} parameters, "
@@ -183,7 +188,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
                 outputs.log(step, {**found, "lr": lr_scheduler.get_last_lr()[0], "ema_decay": ema.cur_decay_value})
             with meter.pause():
                 if step % args.checkpointing_steps == 0 or last or stops:
-                    save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit)
+                    save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit, checkpoint)
                 if outputs is not None and not (last or stops):
                     outputs.at_intervals(step, steps_per_epoch)
             if stops:

@@ -43,7 +43,7 @@ class TrainingData:
         self.mode = args.image_mode
         source = args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir
         dataset: Any = load_image_dataset(*source, args.streaming)
-        self._held_out = None
+        self._held_out = self.labels = None
         if args.streaming:
             self.images: Any = self._stream(dataset)
             self.count, self.id2label = 0, self.images.id2label

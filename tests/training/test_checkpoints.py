@@ -12,12 +12,12 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from diffusers_pfgm.training import checkpoints
+from diffusers_pfgm.training.checkpoint_contents import checkpoint_step, damage, read_settings
 from diffusers_pfgm.training.checkpoints import (
-    damage,
     find_checkpoint,
     keep_average_with_state,
     list_checkpoints,
-    read_settings,
+    restore_checkpoint,
     save_checkpoint,
     sweep,
 )
@@ -110,13 +110,8 @@ def test_only_damaged_ones_are_none(saved: Path) -> None:
 
 def test_what_a_kill_leaves_is_swept_up(saved: Path) -> None:
     shutil.copytree(saved / "checkpoint-3", saved / ".checkpoint-4.partial")
-    (saved / "checkpoint-2").rename(saved / ".checkpoint-2.replaced")  # killed before the new one took its name
-    shutil.copytree(saved / "checkpoint-3", saved / ".checkpoint-3.replaced")  # killed after that
     sweep(saved)
     assert sorted(path.name for path in saved.iterdir()) == ["checkpoint-2", "checkpoint-3"]
-    assert damage(saved / "checkpoint-2") is None
-    sweep(saved, everything=True)
-    assert not list(saved.iterdir())
 
 
 def test_a_failed_write_leaves_the_last_one_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,14 +120,100 @@ def test_a_failed_write_leaves_the_last_one_whole(saved: Path, monkeypatch: pyte
     def full(*args: Any) -> None:
         raise RuntimeError("No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_close", full)
+    monkeypatch.setattr(checkpoints, "write_contents", full)
     with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*No space left.*checkpoint-3, is untouched"):
         save_checkpoint(run.accelerator, saved, 4, {})
     assert sorted(path.name for path in saved.iterdir()) == ["checkpoint-2", "checkpoint-3"]
     assert damage(saved / "checkpoint-3") is None
 
 
-def test_one_of_that_name_is_replaced(saved: Path) -> None:
+def test_one_of_that_name_is_set_aside(saved: Path) -> None:
     save_checkpoint(Run().accelerator, saved, 3, {"seed": 8})
     assert read_settings(saved / "checkpoint-3") == {"seed": 8} and not list(saved.glob(".*"))
-    assert json.loads((saved / "checkpoint-3" / "contents.json").read_text())["files"]
+    assert read_settings(saved / "set-aside-1" / "checkpoint-3") == {"seed": 7}
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(folder)]
+
+
+def spoil(checkpoint: Path) -> None:
+    path = checkpoint / "optimizer.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def write(folder: Path, *steps: int, **options: Any) -> None:
+    run = Run()
+    for step in steps:
+        save_checkpoint(run.accelerator, folder, step, {}, **options)
+
+
+def test_a_damaged_one_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path, 2, 4, 6)
+    spoil(tmp_path / "checkpoint-4")
+    with pytest.warns(UserWarning, match=r"checkpoint-4 does not count for the total limit, for it is damaged: opt"):
+        write(tmp_path, 8, total_limit=3)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"]
+
+
+def test_what_was_just_written_and_gone_on_from_stays(tmp_path: Path) -> None:
+    write(tmp_path, 2, 4, 6, 8)
+    shutil.copytree(tmp_path / "checkpoint-8", tmp_path / "checkpoint-900")  # a user's copy, made while it runs
+    write(tmp_path, 7, total_limit=1, resumed_from=tmp_path / "checkpoint-6")
+    assert names(tmp_path)[:2] == ["checkpoint-6", "checkpoint-7"] and len(names(tmp_path)) == 3
+
+
+def test_links_and_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "checkpoint-1").rename(tmp_path / "archive" / "checkpoint-1")
+    (tmp_path / "checkpoint-1").symlink_to("archive/checkpoint-1")
+    (tmp_path / "checkpoint-0").mkdir()
+    (tmp_path / "checkpoint-0" / "photo.png").write_text("mine")
+    (tmp_path / "checkpoint-5").symlink_to("nowhere")
+    with pytest.warns(UserWarning, match=r"checkpoint-0 does not count .* contents.json is missing"):
+        write(tmp_path, 3, 4, total_limit=1)
+    assert sorted(names(tmp_path)) == [f"checkpoint-{step}" for step in (0, 1, 4, 5)]
+    assert damage(tmp_path / "archive" / "checkpoint-1") is None and (tmp_path / "checkpoint-0" / "photo.png").exists()
+    with pytest.warns(UserWarning, match="checkpoint-5 is passed over"):
+        assert find_checkpoint("latest", tmp_path).name == "checkpoint-4"
+
+
+def test_the_step_is_that_of_the_contents(saved: Path) -> None:
+    (saved / "checkpoint-2").rename(saved / "checkpoint-70")
+    shutil.copytree(saved / "checkpoint-3", saved / "copy")
+    assert [checkpoint_step(saved / name) for name in ("checkpoint-70", "copy")] == [2, 3]
+    assert find_checkpoint("latest", saved).name == "checkpoint-3"
+    # A checkpoint of version 0.1.0 has its step in the numbers of the average alone.
+    old = saved / "checkpoint-70" / "contents.json"
+    contents = json.loads(old.read_text())
+    old.write_text(json.dumps({name: contents[name] for name in ("settings", "files")}, indent=1))
+    assert damage(old.parent) is None and checkpoint_step(old.parent) == 2
+
+
+def test_one_changed_byte_of_the_contents_is_noticed(saved: Path) -> None:
+    path = saved / "checkpoint-3" / "contents.json"
+    whole = path.read_bytes()
+    for position, byte in enumerate(whole):
+        for changed in (byte ^ 1 << position % 8, ord("\t")):  # white space changes no value, and is noticed too
+            path.write_bytes(whole[:position] + bytes([changed]) + whole[position + 1 :])
+            assert damage(path.parent) is not None, position
+    for text in (b"", b"[]", b"3", b'{"settings": {}, "files": []}', whole[:-1], whole + b"\n"):
+        path.write_bytes(text)
+        assert damage(path.parent) is not None, text
+
+
+def test_a_plain_name_is_looked_up_in_the_output_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (saved / "elsewhere").mkdir()
+    monkeypatch.chdir(saved / "elsewhere")
+    assert find_checkpoint("checkpoint-2", saved) == saved / "checkpoint-2"
+    assert find_checkpoint("../checkpoint-2", saved).resolve() == saved / "checkpoint-2"
+    with pytest.raises(ValueError, match=r"'checkpoint-1' is no folder.*\(checkpoint-2, checkpoint-3\)"):
+        find_checkpoint("checkpoint-1", saved)
+
+
+def test_accumulated_parts_begin_anew(tmp_path: Path) -> None:
+    run = Run()
+    run.accelerator.step = 3  # accelerate's number of parts, of another accumulation
+    path = save_checkpoint(run.accelerator, tmp_path, 3, {})
+    assert restore_checkpoint(run.accelerator, path, seed=0) == 3 and run.accelerator.step == 0

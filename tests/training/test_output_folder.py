@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from diffusers_pfgm.training.output_folder import check_output_dir, claim_output_dir
 
@@ -20,6 +21,11 @@ def test_a_used_output_folder_is_refused(tmp_path: Path) -> None:
         check_output_dir(tmp_path)
     with pytest.raises(ValueError, match="is not empty"):  # another run's checkpoint
         check_output_dir(tmp_path, resume_from=str(tmp_path / "other" / "checkpoint-3"))
+    (tmp_path / "checkpoint-3").mkdir()
+    check_output_dir(tmp_path, resume_from="checkpoint-3")
+    check_output_dir(tmp_path, resume_from=str(tmp_path / "set-aside-1" / "checkpoint-3"))
+    with pytest.raises(ValueError, match="is not empty"):  # a plain name that is not there
+        check_output_dir(tmp_path, resume_from="checkpoint-4")
     with pytest.raises(ValueError, match="is a file"):
         check_output_dir(tmp_path / "model_index.json", overwrite=True)
 
@@ -54,3 +60,22 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"`--output_dir` .*inside' cannot be written to: Not a directory"):
         claim_output_dir(tmp_path / "file" / "inside")
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a link"])
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path, kind: str) -> None:
+    if kind == "a folder":
+        (tmp_path / ".lock").mkdir()
+    else:
+        (tmp_path / ".lock").symlink_to("nowhere/.lock")
+    with pytest.raises(ValueError, match=r"cannot be locked: its file .lock, .*remove that file; else choose another"):
+        claim_output_dir(tmp_path)
+
+
+def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FileLock, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(ValueError, match=r"cannot be locked: its file .lock, .* \(Permission denied\)"):
+        claim_output_dir(tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusers_pfgm.training.settings import check_settings, run_settings
+from diffusers_pfgm.training.settings import check_settings, check_steps, run_settings
 
 
 def test_each_key_that_differs_is_named_with_both_values() -> None:
@@ -22,3 +22,25 @@ def test_processes_that_do_not_divide_are_told_which_would() -> None:
 def test_settings_are_strict_json_and_survive_it() -> None:
     settings = run_settings({"aug_dim": float("inf"), "channels": (8, 16)})
     assert settings == {"aug_dim": "inf", "channels": [8, 16]}
+
+
+def test_what_the_data_tell_is_compared_but_for_rounding() -> None:
+    saved = run_settings({}, images_per_step=32, **{"data.images": "ab", "data.sigma_max": 17.88})
+    check_settings(saved, saved | {"data.sigma_max": 17.88 * (1 + 1e-7)})
+    for name, value in {"data.images": "cd", "data.sigma_max": 17.9, "data.classes": "ef"}.items():
+        current = saved | {name: value}
+        with pytest.raises(ValueError, match=rf"{name} was .* found from the images and class names"):
+            check_settings(current, saved)
+    with pytest.raises(ValueError, match=r"data.sigma_max was 17.88 and is 1.6"):
+        check_settings(saved, saved | {"data.sigma_max": 1.6})
+
+
+def test_a_checkpoint_that_does_not_tell_of_the_data_goes_on() -> None:
+    saved = run_settings({}, images_per_step=32)
+    check_settings(saved, run_settings({}, images_per_step=32, **{"data.images": "ab", "data.M": 261}))
+
+
+def test_a_run_does_not_end_before_it_begins() -> None:
+    check_steps(4, 4)
+    with pytest.raises(ValueError, match=r"written after step 1,000, but the run ends after step 999"):
+        check_steps(1000, 999)

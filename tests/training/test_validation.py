@@ -1,12 +1,16 @@
 """Held-out images, and the distance to them."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.training import folders
 from diffusers_pfgm.training.samples import draw_samples, save_samples
 from diffusers_pfgm.training.validation import BestModel, Validation, split_indices
 from tests.conftest import make_tiny_pipeline
@@ -42,6 +46,62 @@ def test_the_best_model_stays_also_after_a_restart(tmp_path: Path) -> None:
     again = BestModel(tmp_path / "best")
     assert again.distance == 0.4 and not again.offer(pipe, 0.45, step=4) and not again.offer(pipe, float("nan"), step=5)
     assert PFGMPipeline.from_pretrained(tmp_path / "best") is not None
+
+
+class Kill(BaseException):
+    """Not an `Exception`, so that nothing puts right what it cuts off."""
+
+
+CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.utime", "shutil.rmtree", "ctypes.dlsym"}
+kill_after: list[int] = []  # changes of the file system that are left; none while it is empty
+
+
+def watch(event: str, arguments: tuple[object, ...]) -> None:
+    if kill_after and event in CHANGES:
+        kill_after[0] -= 1
+        if kill_after[0] < 0:
+            kill_after.clear()
+            raise Kill
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_leaves_the_best_model_with_its_own_distance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
+    sys.addaudithook(watch)
+    old, new = make_tiny_pipeline(), make_tiny_pipeline()
+    torch.nn.init.ones_(new.unet.conv_in.weight)
+    BestModel(tmp_path / "old").offer(old, 0.5, step=1)
+    met, points, killed = set(), 0, True
+    while killed:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(tmp_path / "old", tmp_path / "run" / "best")
+        best = BestModel(tmp_path / "run" / "best")
+        try:
+            kill_after.append(points)
+            best.offer(new, 0.4, step=2)
+            killed = False
+        except Kill:
+            points += 1
+        finally:
+            kill_after.clear()
+        if exchanges:  # at any moment, else after a restart
+            assert (tmp_path / "run" / "best" / "validation.json").exists()
+        distance = BestModel(tmp_path / "run" / "best").distance
+        weights = load_file(tmp_path / "run" / "best" / "unet" / "diffusion_pytorch_model.safetensors")
+        assert distance == (0.4 if bool((weights["conv_in.weight"] == 1).all()) else 0.5)
+        met.add(distance)
+    assert points > 20 and met == {0.4, 0.5}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["best"]
+
+
+def test_a_note_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for text in ("{", "[]", '{"distance": null}'):
+        (tmp_path / "validation.json").write_text(text)
+        with pytest.raises(ValueError, match=r"validation.json does not tell the distance of the best model so far"):
+            BestModel(tmp_path)
 
 
 def test_samples_are_the_same_in_any_batch(digits: torch.Tensor) -> None:

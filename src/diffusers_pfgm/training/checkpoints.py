@@ -9,10 +9,8 @@ folders, and the settings that a run must share to go on from it. Order and nois
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,59 +20,51 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
-PREFIX = "checkpoint-"
-CONTENTS = "contents.json"  # the list of files, written last
-AVERAGE = "average.json"  # the average's numbers beside its weights
-PARTIAL, REPLACED = ".partial", ".replaced"
+from .checkpoint_contents import AVERAGE, PREFIX, checkpoint_step, damage, write_contents
+from .folders import set_aside
+from .random_states import restore_random_states
 
-
-def checkpoint_step(path: str | Path) -> int:
-    """Number of optimiser steps that a checkpoint folder's name tells.
-
-    Raises:
-        ValueError: if its name is not `checkpoint-<number>`.
-    """
-    number = Path(path).name.removeprefix(PREFIX)
-    if not number.isdigit():
-        raise ValueError(f"`--resume_from_checkpoint` {str(path)!r} must be named {PREFIX}<number of steps>.")
-    return int(number)
+LATEST = "latest"
+PARTIAL = ".partial"
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Checkpoint folders in `output_dir`, oldest first, damaged ones too."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    """Everything in `output_dir` that is named `checkpoint-<number>`, damaged or not, by the step that it tells."""
+    found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=checkpoint_step)
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if it is whole."""
-    try:
-        contents = json.loads((path / CONTENTS).read_text())
-        for name, (size, checksum) in contents["files"].items():
-            if (path / name).stat().st_size != size:
-                return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
-            if _checksum(path / name) != checksum:
-                return f"{name} does not have the contents that were saved"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its {CONTENTS} cannot be read: {error}"
-    return None
+def newer_checkpoints(output_dir: str | Path, checkpoint: Path, step: int) -> list[Path]:
+    """Those in `output_dir` of a later step than a checkpoint's, which a run that goes on from it abandons."""
+    others = [path for path in list_checkpoints(output_dir) if path.resolve() != checkpoint.resolve()]
+    return [path for path in others if checkpoint_step(path) > step]
+
+
+def locate_checkpoint(name: str, output_dir: str | Path) -> Path:
+    """The path that `--resume_from_checkpoint` names, there or not: a plain name is looked up in `output_dir` first."""
+    inside = Path(output_dir) / name
+    return inside if len(Path(name).parts) == 1 and inside.exists() else Path(name)
 
 
 def find_checkpoint(name: str, output_dir: str | Path) -> Path:
-    """The folder that `--resume_from_checkpoint` names: a path, or "latest", the newest whole one in `output_dir`.
+    """The folder that `--resume_from_checkpoint` names.
 
-    Damaged ones are passed over with a warning.
+    Args:
+        name: the name of a checkpoint in `output_dir`, the path of one, or "latest" for the newest whole one in
+            `output_dir`. Damaged ones are then passed over with a warning.
+        output_dir: of the run.
 
     Raises:
         ValueError: if there is none, or the one that was named is damaged.
     """
-    if name != "latest":
-        path = Path(name)
+    if name != LATEST:
+        path = locate_checkpoint(name, output_dir)
         if not path.is_dir():
-            raise ValueError(f"`--resume_from_checkpoint` {name!r} is no folder. Use a path, or 'latest'.")
-        checkpoint_step(path)
+            found = [each.name for each in list_checkpoints(output_dir)]
+            raise ValueError(
+                f"`--resume_from_checkpoint` {name!r} is no folder. Use a path, the name of a checkpoint in "
+                f"{str(output_dir)!r} ({', '.join(found) or 'there are none'}), or 'latest'."
+            )
         wrong = damage(path)
         if wrong is not None:
             raise ValueError(
@@ -89,33 +79,15 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
         warnings.warn(f"{path} is passed over, for it is damaged: {wrong}.", stacklevel=2)
     raise ValueError(
         f"`--resume_from_checkpoint` 'latest': there is no {PREFIX}* folder that is whole in {str(output_dir)!r}. "
-        "Leave it out to start anew."
+        "To start anew, choose a new `--output_dir`, or leave it out and pass `--overwrite_output_dir`."
     )
 
 
-def read_settings(checkpoint: Path) -> dict[str, Any]:
-    """The settings of the run that wrote a checkpoint."""
-    settings: dict[str, Any] = json.loads((checkpoint / CONTENTS).read_text())["settings"]
-    return settings
-
-
-def sweep(output_dir: str | Path, everything: bool = False) -> None:
-    """Remove half-written checkpoints, and put back one whose replacement was cut off.
-
-    Args:
-        output_dir: of the run.
-        everything: also whole ones, lest an overwritten run's be taken for the new run's latest.
-    """
-    for path in Path(output_dir).glob(f".{PREFIX}*{REPLACED}"):
-        target = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
-        if target.exists():
-            shutil.rmtree(path)
-        else:
-            path.rename(target)
+def sweep(output_dir: str | Path) -> None:
+    """Remove checkpoints that a kill has left half-written or half-removed."""
     for path in Path(output_dir).glob(f".{PREFIX}*{PARTIAL}"):
-        shutil.rmtree(path)
-    for path in list_checkpoints(output_dir) if everything else []:
-        _discard(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def save_checkpoint(
@@ -124,20 +96,35 @@ def save_checkpoint(
     step: int,
     settings: Mapping[str, Any],
     total_limit: int | None = None,
+    resumed_from: Path | None = None,
 ) -> Path:
     """Write `checkpoint-<step>` and remove the oldest beyond `total_limit`. To be called by every process.
+
+    Damaged checkpoints and links do not count and are left alone. Neither the checkpoint that was just written nor
+    the one that the run went on from is removed.
+
+    Args:
+        accelerator: of the run.
+        output_dir: of the run.
+        step: number of optimiser steps made.
+        settings: of the run.
+        total_limit: number of checkpoints that are kept; all by default.
+        resumed_from: the checkpoint that the run went on from.
 
     Raises:
         OSError: if it cannot be written, a full disk for instance; older checkpoints are left as they are.
     """
-    target = Path(output_dir) / f"{PREFIX}{step}"
+    output_dir = Path(output_dir)
+    target = output_dir / f"{PREFIX}{step}"
     partial = target.with_name(f".{target.name}{PARTIAL}")
     try:
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _close(partial, settings)
-            _swap(partial, target)
+            write_contents(partial, step, settings)
+            if target.exists() or target.is_symlink():
+                accelerator.print(f"{target} was there already and is now in {set_aside(output_dir, [target])}.")
+            partial.rename(target)
     except Exception as error:  # torch, safetensors and accelerate each have their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         last = [str(path) for path in list_checkpoints(output_dir)][-1:] or ["none yet"]
@@ -147,51 +134,34 @@ def save_checkpoint(
             f"{last[0]}, is untouched. Make room and go on by `--resume_from_checkpoint latest`."
         ) from error
     if accelerator.is_main_process and total_limit is not None:
-        whole = [path for path in list_checkpoints(output_dir) if (path / CONTENTS).exists()]
-        for old in whole[:-total_limit]:
-            _discard(old)
+        _rotate(output_dir, total_limit, [target] if resumed_from is None else [target, resumed_from])
     accelerator.wait_for_everyone()
     return target
 
 
-def _close(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Put everything on the disk, the list of contents last."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            _flush(path)
-            files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
-    (folder / CONTENTS).write_text(json.dumps({"settings": dict(settings), "files": files}, indent=1))
-    _flush(folder / CONTENTS)
-
-
-def _swap(partial: Path, target: Path) -> None:
-    """Rename; one of that name, as a run that went on from an older checkpoint meets it, stays until then."""
-    replaced = target.with_name(f".{target.name}{REPLACED}")
-    if target.exists():
-        target.rename(replaced)
-    partial.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+def _rotate(output_dir: Path, total_limit: int, kept: list[Path]) -> None:
+    """Remove the oldest whole checkpoints beyond a number."""
+    whole = []
+    for path in list_checkpoints(output_dir):
+        wrong = None if path.is_symlink() else damage(path)
+        if wrong is not None:
+            warnings.warn(f"{path} does not count for the total limit, for it is damaged: {wrong}.", stacklevel=3)
+        elif not path.is_symlink():
+            whole.append(path)
+    kept = [path.resolve() for path in kept]
+    for path in whole[:-total_limit]:
+        if path.resolve() not in kept:
+            _discard(path)
 
 
 def _discard(checkpoint: Path) -> None:
     """Remove it under another name, so that no half of it is ever taken for a whole."""
     hidden = checkpoint.with_name(f".{checkpoint.name}{PARTIAL}")
-    checkpoint.rename(hidden)
-    shutil.rmtree(hidden)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            value = zlib.crc32(block, value)
-    return value
+    try:
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:  # the new checkpoint is whole, so the run goes on
+        warnings.warn(f"{checkpoint} is beyond the total limit but could not be removed: {error}.", stacklevel=4)
 
 
 def keep_average_with_state(accelerator: Accelerator, ema: EMAModel) -> None:
@@ -202,9 +172,11 @@ def keep_average_with_state(accelerator: Accelerator, ema: EMAModel) -> None:
             unet = accelerator.unwrap_model(models[0])
             unet.save_pretrained(Path(folder) / "unet")
             ema.store(unet.parameters())
-            ema.copy_to(unet.parameters())
-            unet.save_pretrained(Path(folder) / "unet_ema")
-            ema.restore(unet.parameters())
+            try:
+                ema.copy_to(unet.parameters())
+                unet.save_pretrained(Path(folder) / "unet_ema")
+            finally:
+                ema.restore(unet.parameters())
             numbers = {name: value for name, value in ema.state_dict().items() if name != "shadow_params"}
             (Path(folder) / "unet_ema" / AVERAGE).write_text(json.dumps(numbers))
         weights.clear()  # what is left here accelerate would write again
@@ -220,3 +192,25 @@ def keep_average_with_state(accelerator: Accelerator, ema: EMAModel) -> None:
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def restore_checkpoint(accelerator: Accelerator, checkpoint: Path, seed: int) -> int:
+    """Load every state of a checkpoint. To be called by every process, after `keep_average_with_state`.
+
+    The number of processes and of accumulated parts may be another than that of the run that wrote it.
+
+    Args:
+        accelerator: of the run.
+        checkpoint: the folder.
+        seed: of the run, for the random states of processes that the other run did not have.
+
+    Returns:
+        The step after which it was written.
+    """
+    step = checkpoint_step(checkpoint)
+    accelerator.load_state(str(checkpoint))
+    # accelerate counts accumulated parts and restores that number, whose meaning depends on the accumulation. A
+    # checkpoint is always at the end of a step, where none is accumulated.
+    accelerator.step = 0
+    restore_random_states(accelerator, checkpoint, seed, step)
+    return step

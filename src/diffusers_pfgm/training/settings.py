@@ -46,6 +46,8 @@ FREE = {
     "license",
     "mixed_precision",
 }
+DATA = "data."  # begins the names of what is found from the images
+ROUNDING = 1e-5  # of statistics of the images, as machines differ in the order of their sums
 
 
 def run_settings(options: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     return [
         f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
         for name in sorted({*saved, *current})
-        if saved.get(name) != current.get(name)
+        if not _is_same(name, saved, current)
     ]
 
 
@@ -77,8 +79,42 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
             "images_per_step is --train_batch_size times --gradient_accumulation_steps times the number of processes, "
             f"so only numbers of processes that divide {saved['images_per_step']} can go on"
         )
+    if any(difference.startswith(DATA) for difference in differing):
+        differing.append(
+            f"what begins with {DATA!r} is found from the images and class names, so these are other ones, or in "
+            "another order"
+        )
     if differing:
         raise ValueError(
             f"`--resume_from_checkpoint`: the checkpoint is of another configuration: {'; '.join(differing)}. Pass the "
             "saved values, or start anew in another `--output_dir`."
         )
+
+
+def check_steps(first_step: int, max_steps: int) -> None:
+    """Refuse to go on to an end that is already passed.
+
+    Args:
+        first_step: of the checkpoint.
+        max_steps: of the run.
+
+    Raises:
+        ValueError: if the checkpoint was written after more steps than the run shall have.
+    """
+    if first_step > max_steps:
+        raise ValueError(
+            f"`--resume_from_checkpoint`: the checkpoint was written after step {first_step:,}, but the run ends "
+            f"after step {max_steps:,} by `--max_train_steps` or `--num_epochs`. Raise that to at least "
+            f"{first_step:,}, or go on from an earlier checkpoint."
+        )
+
+
+def _is_same(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    if not name.startswith(DATA):
+        return saved.get(name) == current.get(name)
+    if name not in saved:  # by version 0.1.0
+        return True
+    first, second = saved[name], current.get(name)
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=ROUNDING)
+    return first == second

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import torch
 
 from ..evaluation import sliced_wasserstein
 from ..pipeline_pfgm import PFGMPipeline
+from .folders import recover_folder, replace_folder
+from .run_files import NOTE
 from .samples import draw_samples
 
 MOST_IMAGES = 1000  # that are compared; the distance of finite sets depends on it
@@ -55,20 +59,34 @@ class BestModel:
 
     Args:
         folder: of the pipeline, with `validation.json` that tells its step and distance.
+
+    Raises:
+        ValueError: if there is such a file and it cannot be read.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._note = self.folder / "validation.json"
-        self.distance = json.loads(self._note.read_text())["distance"] if self._note.exists() else float("inf")
+        self.folder = Path(folder).resolve()  # a link to another disk stays one
+        recover_folder(self.folder)
+        note = self.folder / NOTE
+        try:
+            self.distance = float(json.loads(note.read_text())["distance"]) if note.exists() else math.inf
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{note} does not tell the distance of the best model so far: {error}. Repair it, or move the folder "
+                "away to begin with the next model that is measured."
+            ) from error
 
     def offer(self, pipeline: PFGMPipeline, distance: float, step: int) -> bool:
-        """Keep the pipeline if it is the best; whether it was."""
+        """Keep the pipeline if it is the best; whether it was.
+
+        It is written aside, with its note, and then exchanged for the one before.
+        """
         if not distance < self.distance:
             return False
-        pipeline.save_pretrained(self.folder)
-        partial = self._note.with_suffix(".partial")
-        partial.write_text(json.dumps({"step": step, "distance": distance}))
-        partial.replace(self._note)
+        partial = self.folder.with_name(f".{self.folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        pipeline.save_pretrained(partial)
+        (partial / NOTE).write_text(json.dumps({"step": step, "distance": distance}))
+        replace_folder(partial, self.folder)
         self.distance = distance
         return True

@@ -127,6 +127,13 @@ def test_a_failed_write_leaves_the_last_one_whole(saved: Path, monkeypatch: pyte
     assert damage(saved / "checkpoint-3") is None
 
 
+def test_a_failed_write_names_the_last_good_one(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(saved / "checkpoint-3")
+    monkeypatch.setattr(checkpoints, "write_contents", lambda *args: 1 / 0)
+    with pytest.warns(UserWarning), pytest.raises(OSError, match=r"The last good checkpoint, .*checkpoint-2, is unt"):
+        save_checkpoint(Run().accelerator, saved, 4, {})
+
+
 def test_one_of_that_name_is_set_aside(saved: Path) -> None:
     save_checkpoint(Run().accelerator, saved, 3, {"seed": 8})
     assert read_settings(saved / "checkpoint-3") == {"seed": 8} and not list(saved.glob(".*"))

@@ -72,15 +72,23 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
                 "whole one."
             )
         return path
-    for path in reversed(list_checkpoints(output_dir)):
-        wrong = damage(path)
-        if wrong is None:
-            return path
-        warnings.warn(f"{path} is passed over, for it is damaged: {wrong}.", stacklevel=2)
+    newest = newest_whole_checkpoint(output_dir)
+    if newest is not None:
+        return newest
     raise ValueError(
         f"`--resume_from_checkpoint` 'latest': there is no {PREFIX}* folder that is whole in {str(output_dir)!r}. "
         "To start anew, choose a new `--output_dir`, or leave it out and pass `--overwrite_output_dir`."
     )
+
+
+def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint in `output_dir` that is whole; None if there is none. It warns of damaged newer ones."""
+    for path in reversed(list_checkpoints(output_dir)):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        warnings.warn(f"{path} is passed over, for it is damaged: {wrong}.", stacklevel=3)
+    return None
 
 
 def sweep(output_dir: str | Path) -> None:
@@ -127,11 +135,11 @@ def save_checkpoint(
             partial.rename(target)
     except Exception as error:  # torch, safetensors and accelerate each have their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        last = [str(path) for path in list_checkpoints(output_dir)][-1:] or ["none yet"]
+        last = newest_whole_checkpoint(output_dir) or "none yet"
         free = shutil.disk_usage(output_dir).free / 1e6
         raise OSError(
             f"{target} could not be written, with {free:,.0f} MB free on its disk: {error}. The last good checkpoint, "
-            f"{last[0]}, is untouched. Make room and go on by `--resume_from_checkpoint latest`."
+            f"{last}, is untouched. Make room and go on by `--resume_from_checkpoint latest`."
         ) from error
     if accelerator.is_main_process and total_limit is not None:
         _rotate(output_dir, total_limit, [target] if resumed_from is None else [target, resumed_from])

@@ -64,8 +64,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     plan = BatchPlan(
         args.train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )
-    with accelerator.main_process_first():
-        data = TrainingData(args, seed, accelerator)
+    data = TrainingData(args, seed, accelerator)  # datasets lets one process prepare it, while the others wait
     objective, scheduler = make_objective(args, data.images)
     field_of, all_charges = None, None
     if args.objective == "field":

@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
 
 from diffusers_pfgm import Charges, ClassCharges
 from diffusers_pfgm.training.data_source import load_image_dataset
@@ -145,9 +147,16 @@ class TrainingData:
         )
 
     def _without_broken(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        broken = self._tensors(dataset, center_crop=True).broken()
+        """The images that can be read. Each process tries its share of them."""
+        args, accelerator = self.args, self.accelerator
+        images = ImageTensors(dataset, args.resolution, args.image_column, args.image_mode or "RGB", cache=False)
+        own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        shown = tqdm(own, desc="Looking for broken images", disable=not accelerator.is_main_process, leave=False)
+        broken = dict(sorted(gather_object([*images.broken(shown).items()])))
         if broken:
             reasons = "\n  ".join([*broken.values()][:NAMED])
             more = f"\n  and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
-            self.accelerator.print(f"{len(broken):,} of {len(dataset):,} images are left out:\n  {reasons}{more}")
+            if len(broken) == len(dataset):
+                raise ValueError(f"None of the {len(dataset):,} images can be read:\n  {reasons}{more}")
+            accelerator.print(f"{len(broken):,} of {len(dataset):,} images are left out:\n  {reasons}{more}")
         return dataset.select([index for index in range(len(dataset)) if index not in broken])

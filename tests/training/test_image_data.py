@@ -1,5 +1,7 @@
 """Images come as diffusers' examples would give them, and bad data are refused by name."""
 
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -112,6 +114,22 @@ def test_mean_norm_is_the_data_sets(digits: torch.Tensor) -> None:
     images = ImageTensors(as_dataset([Image.fromarray(image.numpy().astype("uint8")[0]) for image in pixels]), 8)
     expected = (pixels / 127.5 - 1).flatten(1).norm(dim=1).mean().item()
     assert images.mean_norm() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_mean_norm_keeps_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageTensors(as_dataset([Image.new("L", (8, 8), 200)] * 300), 8)
+    read, alive, most = images.__getitems__, [], 0
+
+    def look(keys: Sequence[int]) -> torch.Tensor:
+        nonlocal most
+        most = max(most, sum(len(found) for each in alive if (found := each()) is not None) + len(keys))
+        batch = read(keys)
+        alive.append(weakref.ref(batch))
+        return batch
+
+    monkeypatch.setattr(images, "__getitems__", look)
+    assert images.mean_norm() == pytest.approx(8 * (200 / 127.5 - 1), rel=1e-6)
+    assert most <= 64
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import datasets
 import numpy as np
 import torch
 
-from .decode import BrokenImageError, Entry, ImageReader
+from .decode import SKIP, BrokenImageError, Entry, ImageReader
+from .image_column import with_image_files
 from .stream import mixed
 
 CACHE_BYTES = 2**30  # decoded images are kept in memory up to this size
@@ -57,16 +57,8 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("The data set is empty. Training needs at least one image.")
-        features: dict[str, Any] = dataset.features
-        columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-        column = image_column or (columns[0] if columns else None)
-        if column not in columns:
-            raise ValueError(
-                f"`--image_column` is {image_column!r}, but the data set's columns of images are {columns} "
-                f"(all columns: {list(features)})."
-            )
-        self.column: str = column
-        self.files = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        dataset, self.column = with_image_files(dataset, image_column)
+        self.files = dataset.select_columns(self.column)
         self.resolution, self.center_crop, self.random_flip, self.seed = resolution, center_crop, random_flip, seed
         if resolution < 1:
             raise ValueError(f"`--resolution` must be at least 1, but is {resolution}.")
@@ -111,12 +103,12 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
 
         return self._read(range(len(self)), refuse)
 
-    def broken(self) -> dict[int, str]:
-        """Indices of the images that cannot be read, and why."""
+    def broken(self, indices: Iterable[int] | None = None) -> dict[int, str]:
+        """Which of these images, all by default, cannot be read, and why."""
         found = {}
-        for index in range(len(self)):
+        for index in range(len(self)) if indices is None else indices:
             try:
-                self[index]
+                self.reader(*self._entry(index), lambda: 0)
             except BrokenImageError as error:
                 found[index] = str(error)
         return found
@@ -125,8 +117,8 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         """Mean Euclidean norm of an image, over at most 10,000 of them, evenly spaced."""
         count = min(len(self), NORM_IMAGES)
         indices = torch.linspace(0, len(self) - 1, count).round().long().tolist()
-        parts = [self.__getitems__(indices[i : i + 512]) for i in range(0, count, 512)]
-        return torch.cat([part.flatten(1).norm(dim=1) for part in parts]).double().mean().item()
+        norms = [self.__getitems__(indices[i : i + 16]).flatten(1).norm(dim=1) for i in range(0, count, 16)]
+        return torch.cat(norms).double().mean().item()
 
     def _generator(self, key: int, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(mixed(self.seed, 2 * key + purpose))
@@ -144,10 +136,13 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
                 if whole:
                     self._cache[indices[row]] = pixels[row]
                     self._cached[indices[row]] = True
-        return pixels.float() / 127.5 - 1
+        return pixels.float().div_(127.5).sub_(1)
 
     def _pixels(self, index: int, key: int, number: Callable[[int], int]) -> tuple[torch.Tensor, bool]:
-        return self.reader(*self._entry(index), lambda: number(key))
+        try:
+            return self.reader(*self._entry(index), lambda: number(key))
+        except BrokenImageError as error:
+            raise BrokenImageError(f"{error} {SKIP}") from error
 
     def _entry(self, index: int) -> tuple[str, Entry]:
         return f"Image {index} of the data set", self.files[index][self.column]

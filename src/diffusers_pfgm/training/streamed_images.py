@@ -14,6 +14,7 @@ import datasets
 import torch
 
 from .decode import BrokenImageError, Entry, ImageReader
+from .image_column import with_image_files
 from .stream import BatchPlan, mixed
 
 BUFFER = 1000  # images from which the next one is drawn
@@ -50,14 +51,8 @@ class StreamedImages:
         label_column: str | None = None,
         skip_broken: bool = False,
     ) -> None:
-        features = dataset.features or {}
-        columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-        self.column = image_column or (columns[0] if columns else None)
-        if self.column not in columns:
-            raise ValueError(
-                f"`--image_column` is {image_column!r}, but the stream's columns of images are {columns} "
-                f"(all columns: {list(features)})."
-            )
+        dataset, self.column = with_image_files(dataset, image_column, "stream")
+        features = dataset.features
         self.label_column, self.id2label = label_column, None
         if label_column is not None:
             feature = features.get(label_column)
@@ -67,7 +62,7 @@ class StreamedImages:
                     f"data set tells, but the columns are {features}. Leave out `--streaming`."
                 )
             self.id2label = dict(enumerate(feature.names))
-        self.rows = dataset.cast_column(self.column, datasets.Image(decode=False))
+        self.rows = dataset
         self.random_flip, self.seed, self.skip_broken = random_flip, seed, skip_broken
         entries = (self._entry(i, row) for i, row in enumerate(self.rows))
         self.reader = ImageReader.of(entries, resolution, mode, center_crop)

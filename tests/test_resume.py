@@ -52,23 +52,26 @@ def options(data: Path, output: Path, *more: str) -> list[str]:
 
 
 def run(jobs: dict[Layout, list[list[str]]], folder: Path) -> None:
-    """Every layout's command lines; those of two processes by torchrun, which is ended if it hangs."""
+    """Every layout's command lines; those of two processes by torchrun, which is ended if they hang."""
     alone = [job for layout, of_it in jobs.items() if layout.processes == 1 for job in of_it]
     together = [job for layout, of_it in jobs.items() if layout.processes == 2 for job in of_it]
     run_all(alone)
     (folder / "jobs.json").write_text(json.dumps(together))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    paths = os.pathsep.join(
-        [str(ROOT / "training"), str(ROOT / "pipelines_examples"), os.environ.get("PYTHONPATH", "")]
-    )
-    done = subprocess.run(
-        [*launch, str(ROOT / "tests" / "layouts.py"), str(folder / "jobs.json")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    paths = [str(ROOT / "training"), str(ROOT / "pipelines_examples"), os.environ.get("PYTHONPATH", "")]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [*launch, str(ROOT / "tests" / "layouts.py"), str(folder / "jobs.json")],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+            stdout=said,
+            stderr=said,
+        )
+        try:
+            process.wait(timeout=300)
+        finally:
+            process.terminate()  # torchrun then ends its processes, which a kill would leave
+            process.wait()
+    assert process.returncode == 0, (folder / "said.txt").read_text()
 
 
 def layout_options(layout: Layout) -> list[str]:

@@ -63,3 +63,4 @@ def test_one_bit_of_one_image_counts(tmp_path: Path) -> None:
     assert fingerprint(one) != fingerprint(other)
     assert fingerprint([{"bytes": b"ab", "path": None}, {"bytes": b"c", "path": None}]) != fingerprint(one)
     assert fingerprint([None]) == fingerprint([{"bytes": None, "path": str(tmp_path / "missing")}])
+    assert len({fingerprint([pixels]) for pixels in ([[1, 2]], [[1], [2]], [[1, 3]])}) == 3

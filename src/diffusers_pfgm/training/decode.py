@@ -132,7 +132,7 @@ def open_image(name: str, entry: Entry) -> Image.Image:
         raise BrokenImageError(f"{name} is missing.")
     with _broken(name, entry), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of metadata and of images that are merely large
-        image = _decoded(_file(entry)) if isinstance(entry, dict) else _of_pixels(entry)
+        image = _decoded(read_file(entry)) if isinstance(entry, dict) else _of_pixels(entry)
     if image.mode not in EIGHT_BIT_MODES:
         raise BrokenImageError(
             f"{_named(name, entry)} has pixels of mode {image.mode!r}, not of 8 bits per channel. Convert it to 8 bits."
@@ -144,7 +144,8 @@ def is_gray(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA")
 
 
-def _file(entry: dict[str, Any]) -> bytes:
+def read_file(entry: dict[str, Any]) -> bytes:
+    """The encoded image of an entry, from wherever datasets opens it."""
     if entry["bytes"] is not None:
         return bytes(entry["bytes"])
     path = entry["path"]

@@ -122,3 +122,23 @@ def test_log_prob_of_float32_is_that_of_float64() -> None:
     x, kernel = 3 * torch.randn(4, 3072, generator=seeded()), PoissonKernel(64.0)
     found, expected = kernel.log_prob(x, 0.7), kernel.log_prob(x.double(), 0.7)
     assert found.dtype == torch.float32 and torch.equal(found, expected.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("aug_dim", [0.005, 1.0])
+def test_draws_beyond_a_dtype_keep_their_direction(dtype: torch.dtype, aug_dim: float) -> None:
+    x = PoissonKernel(aug_dim).sample((4000, 2), 40.0, seeded(3), dtype=dtype)
+    assert x.dtype == dtype and x.isfinite().all()
+    x = x.double()[x.double().abs().amax(1) > torch.finfo(dtype).max ** 0.5]  # the radius may be limited here
+    x = x / x.abs().amax(1, keepdim=True)
+    assert len(x) > 50 or aug_dim == 1.0
+    angle = torch.atan2(x[:, 1], x[:, 0]).numpy() / (2 * math.pi) + 0.5
+    assert not len(x) or scipy.stats.kstest(angle, "uniform").pvalue > 0.01
+
+
+def test_log_prob_is_finite_wherever_a_draw_may_be() -> None:
+    for size in (1e150, 1e200, 1e300):
+        x = torch.tensor([[0.6, -0.8]], dtype=torch.float64) * size
+        expected = -(2 + 0.01) * math.log(size)  # (N + D)/2 log(‖x‖² / D σ²), and what does not depend on x
+        near = PoissonKernel(0.01).log_prob(x / size * 1e100, 0.7).item() + (2 + 0.01) * math.log(1e100)
+        assert PoissonKernel(0.01).log_prob(x, 0.7).item() == pytest.approx(expected + near, rel=1e-12)

@@ -16,12 +16,14 @@ prior of PFGM (arXiv 2209.11178, section 3.3).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 REDRAWS = 1000  # of a radius before a limit counts as out of reach
+LARGEST = 1e-3  # of a dtype's largest number: what is computed from a draw has to stay finite, too
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -50,6 +52,20 @@ def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x.to(dtype)
 
 
+def brought_near(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows x / c and c ≥ 1, with c such that the squares of a heavy-tailed x do not overflow.
+
+    Args:
+        flat: (B, N).
+
+    Returns:
+        (B, N) and (B, 1). c is 1, and x unchanged, up to about 1e123 in float64 and 1e15 in float32.
+    """
+    reach = torch.finfo(flat.dtype).max ** 0.4
+    factor = (flat.detach().abs().amax(1, keepdim=True) / reach).clamp(min=1)
+    return flat / factor, factor
+
+
 def draw(
     sampler: Callable[..., torch.Tensor],
     shape: tuple[int, ...],
@@ -58,15 +74,16 @@ def draw(
 ) -> torch.Tensor:
     """Call `sampler(shape, generator=..., device=...)`, such as `torch.randn`, once per row for a list of generators.
 
-    As in diffusers, a CPU generator draws on the CPU wherever the result goes, and MPS always draws on the CPU, so that
-    a seed means the same numbers everywhere.
+    As in diffusers, a CPU generator draws on the CPU wherever the result goes. For MPS all numbers are drawn on the
+    CPU, where every sampler exists and a seed gives the same numbers; a generator of MPS itself gives the CPU a seed.
 
     Raises:
         ValueError: if a list of generators has another length than the batch.
     """
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device
-        source = torch.device("cpu") if source.type == "mps" else source
+        if source.type == "mps":
+            generator, source = _on_cpu(generator), torch.device("cpu")
         return sampler(shape, generator=generator, device=source).to(device)
     if len(generator) != shape[0]:
         raise ValueError(
@@ -74,6 +91,14 @@ def draw(
             "Pass one generator, or one for each sample."
         )
     return torch.cat([draw(sampler, (1, *shape[1:]), one, device) for one in generator])
+
+
+def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
+    """A CPU generator that an MPS generator seeds, so that it moves on and makes other numbers the next time."""
+    if generator is None:
+        return None
+    seed = torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed.item()))
 
 
 class PoissonKernel:
@@ -121,7 +146,8 @@ class PoissonKernel:
             max_norm: largest norm of a row; one beyond it is drawn again. None for the whole, heavy-tailed kernel.
 
         Returns:
-            Tensor of `shape`. Draws beyond `dtype`'s largest number (they exist for small D) are clamped to it.
+            Tensor of `shape`. Draws whose radius is beyond `dtype` (they exist for small D) keep their direction, and
+            no element exceeds a thousandth of its largest number, or for float16 that number.
 
         Raises:
             ValueError: if a list of generators, or `sigma`, has another length than B, or `max_norm` is out of reach.
@@ -131,25 +157,35 @@ class PoissonKernel:
                 raise ValueError("`sigma` must be a number where `max_norm` is given.")
             return self._sample_within(max_norm, shape, sigma, generator, device, dtype)
         shape, device, dtype = tuple(shape), torch.device(device or "cpu"), dtype or torch.get_default_dtype()
+        column = (shape[0], *[1] * (len(shape) - 1))
         wide = torch.promote_types(dtype, torch.float32)
-
-        def mixture(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-            gaussian = torch.randn(shape, generator=generator, device=device, dtype=wide)
-            if math.isinf(self.aug_dim):
-                return gaussian
-            # For small D, χ² comes closer to 0 than float32 can tell.
-            half = torch.full((shape[0], *[1] * (len(shape) - 1)), self.aug_dim / 2, device=device, dtype=torch.float64)
-            chi2 = 2 * torch._standard_gamma(half, generator=generator)
-            return gaussian * (self.aug_dim / chi2).sqrt().clamp(max=torch.finfo(wide).max).to(wide)
-
-        if isinstance(sigma, torch.Tensor) and sigma.ndim:
-            if sigma.shape != shape[:1]:
+        if isinstance(sigma, torch.Tensor):
+            if sigma.shape not in ((), shape[:1]):
                 raise ValueError(
                     f"`sigma` must be a number or have the shape {shape[:1]}, but has {tuple(sigma.shape)}."
                 )
-            sigma = sigma.to(device, wide).reshape(-1, *[1] * (len(shape) - 1))
-        limit = torch.finfo(dtype).max
-        return (sigma * draw(mixture, shape, generator, device)).clamp(-limit, limit).to(dtype)
+            sigma = sigma.to(device, wide).view(column if sigma.ndim else ())
+        gaussian = draw(functools.partial(torch.randn, dtype=wide), shape, generator, device)
+        scale = sigma * self._radius(column, generator, device, wide)
+        # The scale of each row is limited, not its elements, so that no direction changes.
+        largest = gaussian.view(shape[0], math.prod(shape[1:])).abs().amax(1).clamp(min=1).view(column)
+        limit = torch.finfo(dtype).max * (1 if dtype == torch.float16 else LARGEST)
+        return narrowed(gaussian * torch.minimum(scale, limit / largest), dtype)
+
+    def _radius(
+        self, column: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """√(D / χ²_D) of each row, (B, 1, ...)."""
+        if math.isinf(self.aug_dim):
+            return torch.ones(column, dtype=dtype, device=device)
+
+        def sampler(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+            # For small D, χ² comes closer to 0 than float32 can tell.
+            half = torch.full(shape, self.aug_dim / 2, device=device, dtype=torch.float64)
+            chi2 = 2 * torch._standard_gamma(half, generator=generator)
+            return (self.aug_dim / chi2).sqrt().clamp(max=torch.finfo(dtype).max).to(dtype)
+
+        return draw(sampler, column, generator, device)
 
     def _sample_within(
         self,
@@ -185,12 +221,14 @@ class PoissonKernel:
             (B,), computed in float64 where the device has it, in x's dtype.
         """
         flat = x.flatten(1).to(working_dtype(x.device))
-        scale = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device)
-        dim, squares = flat.shape[1], flat.square().sum(1) / scale.square()
+        scale, dim = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device), flat.shape[1]
         if math.isinf(self.aug_dim):
-            log_density = -squares / 2 - dim / 2 * math.log(2 * math.pi)
+            log_density = -(flat.square().sum(1) / scale.square()) / 2 - dim / 2 * math.log(2 * math.pi)
         else:
-            log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * torch.log1p(squares / self.aug_dim)
+            near, factor = brought_near(flat)
+            squares = near.square().sum(1) / scale.square()
+            growth = torch.log1p(squares / self.aug_dim) + 2 * factor.squeeze(1).log()  # that far out the 1 is nothing
+            log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * growth
         return (log_density - dim * scale.log()).to(x.dtype)
 
     def log_prob_remainder(

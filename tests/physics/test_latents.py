@@ -83,6 +83,50 @@ def test_temperature_scales_radii_or_the_spread_of_directions() -> None:
     assert torch.allclose(own.direction, latents.direction.roll(1, 0))
 
 
+def rows_of(way: HemisphereLatents) -> list[HemisphereLatents]:
+    return [HemisphereLatents(*each) for each in zip(way.direction, way.radius, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["one for all", "one for each latent", "one for each on the way"])
+def test_a_way_is_cooled_as_each_of_its_batches(kind: str) -> None:
+    way = interpolate(prior(3, seed=1), prior(3, seed=2), torch.linspace(0, 1, 4, dtype=torch.float64))
+    centre = 5 * {"one for all": way.direction[0, 0], "one for each latent": way.direction[1]}.get(kind, way.direction)
+    found = with_temperature(way, 0.5, centre)
+    assert found.direction.shape == (4, 3, 2, 3, 3) and torch.equal(found.radius, way.radius)
+    norms = found.direction.flatten(2).norm(dim=2)
+    assert torch.allclose(norms, torch.ones_like(norms))
+    for step, (batch, expected) in enumerate(zip(rows_of(found), rows_of(way), strict=True)):
+        own = centre[step] if kind == "one for each on the way" else centre
+        assert torch.allclose(batch.direction, with_temperature(expected, 0.5, own).direction)
+    assert torch.equal(with_temperature(way, 2.0).radius, 2 * way.radius)
+
+
+def test_points_and_ways_of_a_way_are_those_of_its_batches() -> None:
+    way = interpolate(prior(3, seed=1), prior(3, seed=2), torch.linspace(0, 1, 4, dtype=torch.float64))
+    other = interpolate(prior(3, seed=3), prior(3, seed=4), torch.linspace(0, 1, 4, dtype=torch.float64))
+    points = hemisphere_points(way, 40.0)
+    assert points.shape == (4, 3, 19)
+    assert torch.allclose(points, torch.stack([hemisphere_points(batch, 40.0) for batch in rows_of(way)]))
+    shares = torch.tensor([0.0, 0.3], dtype=torch.float64)
+    both, middle = interpolate(way, other, shares), interpolate(way, other, 0.3)
+    assert both.direction.shape == (2, 4, 3, 2, 3, 3) and both.radius.shape == (2, 4, 3)
+    assert torch.allclose(both.direction[0], way.direction) and torch.allclose(both.radius[0], way.radius)
+    assert torch.equal(both.direction[1], middle.direction) and torch.equal(both.radius[1], middle.radius)
+    for step, batch in enumerate(rows_of(middle)):
+        expected = interpolate(rows_of(way)[step], rows_of(other)[step], 0.3)
+        assert torch.allclose(batch.direction, expected.direction) and torch.allclose(batch.radius, expected.radius)
+    assert torch.allclose(way.to_latents()[2], rows_of(way)[2].to_latents())
+
+
+def test_latents_beyond_what_can_be_squared_keep_their_direction() -> None:
+    x = torch.tensor([[3e200, 4e200], [3.0, 4.0]], dtype=torch.float64)
+    latents = HemisphereLatents.from_latents(x)
+    assert torch.allclose(latents.direction, torch.tensor([0.6, 0.8], dtype=torch.float64))
+    assert torch.allclose(latents.radius, torch.tensor([5e200, 5.0], dtype=torch.float64))
+    half = HemisphereLatents.from_latents(torch.full((1, 64), 6e4, dtype=torch.float16))
+    assert half.radius.item() == pytest.approx(8 * 6e4, rel=1e-3)  # beyond float16 itself
+
+
 def test_bad_arguments_are_explained() -> None:
     latents = prior(3)
     flat = HemisphereLatents.from_latents(torch.tensor([[2.0], [-3.0]]))
@@ -108,3 +152,13 @@ def test_bad_arguments_are_explained() -> None:
         with_temperature(latents, 1.0, torch.ones(2))
     with pytest.raises(ValueError, match="`x` must have a direction, but index 0 is 0"):
         with_temperature(latents, 1.0, torch.zeros(2, 3, 3))
+    way = interpolate(latents, prior(3, seed=1), torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"\(2, 3, 3\) or \(3, 2, 3, 3\) or \(2, 3, 2, 3, 3\), but has \(2, 2, 3, 3\)"):
+        with_temperature(way, 1.0, torch.ones(2, 2, 3, 3))
+    with pytest.raises(ValueError, match=r"`direction` must have the shape of `radius`.* \(3, 4\) and \(2,\)"):
+        HemisphereLatents(torch.ones(3, 4), torch.ones(2))
+    with pytest.raises(ValueError, match=r"must have the same shape, but have .* radii \(6,\) and \(6, 2\)"):
+        interpolate(
+            HemisphereLatents(torch.ones(6, 2, 9), torch.ones(6)),
+            HemisphereLatents(torch.ones(6, 2, 9), torch.ones(6, 2)),
+        )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import Hyperparameters, perturb, recommend_hyperparameters
 from tests.conftest import seeded
@@ -38,10 +39,47 @@ def test_perturbation_has_the_authors_quantiles(statistics: dict[str, Any], dim:
 
 def test_without_restriction_small_heights_go_as_far_as_others() -> None:
     def largest_near_plane(restrict: bool) -> float:
-        x, z = perturb(torch.zeros(100_000, 2), CIFAR, restrict_small_z=restrict, generator=seeded())
+        x, z = perturb(torch.zeros(400_000, 2), CIFAR, restrict_small_z=restrict, generator=seeded())
         return x.norm(dim=1)[z < 0.01].max().item()
 
-    assert largest_near_plane(False) > 5 * largest_near_plane(True)
+    limit = (
+        CIFAR.sigma * (1 + CIFAR.tau) ** math.floor(0.7 * CIFAR.M) * 5.6
+    )  # 6e-2 draws of 400,000 have a longer eps_x
+    assert largest_near_plane(True) < limit < largest_near_plane(False)
+
+
+class DrawnNumbers(TorchDispatchMode):
+    """Counts the random numbers that are drawn."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.randn, torch.ops.aten.rand, torch.ops.aten._standard_gamma):
+            self.count += result.numel()
+        return result
+
+
+def test_each_point_takes_three_numbers_more_than_it_has_dimensions() -> None:
+    # A direction, a height, the norm of eps_x and the exponent m: the norm's N components are not drawn.
+    with DrawnNumbers() as drawn:
+        perturb(torch.zeros(5, 3072), CIFAR, generator=seeded())
+    assert drawn.count == 5 * (3072 + 3)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3072])
+def test_the_radius_is_the_norm_of_a_gaussian_in_every_dimension(dim: int) -> None:
+    still = Hyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=0.5, tau=1e-9)
+    x, _ = perturb(torch.zeros(4000, dim, dtype=torch.float64), still, generator=seeded(2))
+    assert scipy.stats.kstest((x.norm(dim=1) / 0.5).numpy(), scipy.stats.chi(dim).cdf).pvalue > 0.01
+
+
+def test_half_precision_data_get_the_points_of_float32() -> None:
+    far = Hyperparameters(M=400, z_max=1.0, upper_norm=1.0)  # up to 65,504 and beyond
+    x, z = perturb(torch.zeros(2000, 64, dtype=torch.float16), far, generator=seeded())
+    wide, height = perturb(torch.zeros(2000, 64), far, generator=seeded())
+    assert x.dtype == z.dtype == torch.float16 and x.isfinite().all() and z.isfinite().all()
+    assert torch.equal(x, wide.clamp(-65504, 65504).half()) and torch.equal(z, height.clamp(max=65504).half())
 
 
 def test_perturbation_is_centred_on_the_data_in_its_shape() -> None:

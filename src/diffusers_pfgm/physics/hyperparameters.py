@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .kernel import Generators, draw
+from .kernel import Generators, draw, narrowed
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,19 @@ def perturb(
         x (B, *) and z (B,), both in data units and in data's dtype.
     """
     sigma, tau, dim = hyperparameters.sigma, hyperparameters.tau, data[0].numel()
-    batch, dtype, device = data.shape[0], data.dtype, data.device
-    normal = draw(functools.partial(torch.randn, dtype=dtype), (batch, 2 * dim + 1), generator, device)
+    batch, device, dtype = data.shape[0], data.device, torch.promote_types(data.dtype, torch.float32)
+
+    def norm(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        """‖ε‖ of ε ~ N(0, I_N), which is χ_N, from one number in place of N."""
+        half = torch.full(shape, dim / 2, dtype=torch.float64, device=device)
+        return (2 * torch._standard_gamma(half, generator=generator)).sqrt().to(dtype)
+
+    normal = draw(functools.partial(torch.randn, dtype=dtype), (batch, dim + 1), generator, device)
+    length = draw(norm, (batch,), generator, device)
     m = hyperparameters.M * draw(functools.partial(torch.rand, dtype=dtype), (batch,), generator, device)
-    direction, noise, height = normal[:, :dim], normal[:, dim : 2 * dim], normal[:, -1].abs()
+    direction, height = normal[:, :dim], normal[:, dim].abs()
     if restrict_small_z:
         m = torch.where(height < 0.5, m * (math.floor(0.7 * hyperparameters.M) / hyperparameters.M), m)
     growth = sigma * (1 + tau) ** m
-    radius = growth * noise.norm(dim=1)
-    offset = direction * (radius / direction.norm(dim=1)).unsqueeze(1)
-    return data + offset.view_as(data), height * growth
+    offset = direction * (growth * length / direction.norm(dim=1)).unsqueeze(1)
+    return narrowed(data + offset.view_as(data), data.dtype), narrowed(height * growth, data.dtype)

@@ -1,10 +1,12 @@
 """The field of charges against the authors' targets, naive formulas, limits and derivatives."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import ChargeField, Charges, Parameterization, PoissonKernel, normalized_field, posterior_mean
 from diffusers_pfgm.physics import charges as charges_module
@@ -228,3 +230,61 @@ def test_charge_field_describes_itself(prediction_type: str, out_channels: int) 
     assert not field.state_dict()
     half = torch.ones(1, 2, 4, 3, dtype=torch.float16)
     assert field(half, 1.0).sample.dtype == torch.float16
+
+
+class Readings(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, which on an accelerator waits for all work before it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += func.overloadpacket is torch.ops.aten._local_scalar_dense
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("function", [posterior_mean, normalized_field])
+def test_many_chunks_of_charges_are_read_from_once(function: Any) -> None:
+    charges, x = torch.randn(100, 4, generator=seeded(0)), torch.randn(5, 4, generator=seeded(1))
+    with Readings() as readings:
+        function(x, 0.5, charges, chunk_size=3)
+    assert readings.count == 1
+
+
+@pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
+def test_a_charge_field_reads_nothing(prediction_type: str) -> None:
+    field, x = ChargeField(torch.rand(30, 4), prediction_type=prediction_type), torch.randn(5, 4)
+    with Readings() as readings:
+        field(x, torch.tensor(0.5))
+    assert readings.count == 0
+
+
+@pytest.mark.parametrize("function", [posterior_mean, normalized_field])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_every_input_that_is_not_finite_is_named(function: Any, value: float) -> None:
+    def broken(given: torch.Tensor, *index: int) -> torch.Tensor:
+        given = given.clone()
+        given[index] = value
+        return given
+
+    x, sigma, charges = torch.randn(6, 4), torch.rand(6) + 0.1, torch.randn(9, 4)
+    with pytest.raises(ValueError, match="`x` must be finite, but index 2 "):
+        function(broken(x, 2, 1), sigma, charges, chunk_size=2)
+    with pytest.raises(ValueError, match="`charges` must be finite, but index 7 "):
+        function(x, sigma, broken(charges, 7, 0), chunk_size=2)
+    if math.isnan(value):
+        with pytest.raises(ValueError, match="`sigma` must be finite, but index 3 "):
+            function(x, broken(sigma, 3), charges)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", [1e6, 1e18, 1e30, 1e300])
+def test_the_mean_far_away_is_that_of_all_charges(dtype: torch.dtype, distance: float) -> None:
+    charges = 3 + torch.randn(12, 6, generator=seeded(0), dtype=torch.float64)
+    x = torch.randn(9, 6, generator=seeded(1), dtype=torch.float64)
+    x = (x / x.norm(dim=1, keepdim=True) * min(distance, torch.finfo(dtype).max / 10)).to(dtype)
+    for points in (charges, Charges(charges, dtype=torch.float32))[: 1 if distance > 1e38 else 2]:
+        found = posterior_mean(x, 0.5, points, 0.05)
+        assert torch.allclose(found.double(), charges.mean(0).expand(9, 6), atol=2e-4)
+        field = normalized_field(x, 0.5, points, 5.0)
+        # Towards the charges, that is towards 0, at its full length √N.
+        assert torch.allclose(field[:, :-1] / 6**0.5, -torch.nn.functional.normalize(x / x.abs().amax()), atol=3e-5)

@@ -133,3 +133,28 @@ def test_a_field_of_full_length_gives_a_finite_mean() -> None:
     for sigma in (SIGMA, 1.0):
         found = Parameterization("field").denoised(output, X, sigma)
         assert found.isfinite().all() and (found > X).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["field", "epsilon"])
+@pytest.mark.parametrize("z", [0.01, 1.0, 40.0])
+def test_far_from_the_data_the_mean_is_right_to_the_rounding_of_a_point(prediction_type: str, z: float) -> None:
+    # Small D starts points at any distance. In float32 x alone is right to 6e-8, and v to as much.
+    form, directions = Parameterization(prediction_type), torch.nn.functional.normalize(X.flatten(1)).view_as(X)
+    for distance in (1e3, 1e4, 1e5, 1e6):
+        x = (distance * directions).float()
+        output = form.target(DENOISED, x.double(), z).float()
+        error = (form.denoised(output, x, z) - DENOISED).flatten(1).norm(dim=1).max().item()
+        assert error < 4 * 1.2e-7 * distance + (0.02 if distance == 1e3 else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("prediction_type", ["field", "epsilon"])
+def test_farther_than_digits_reach_the_mean_stays_among_the_data(prediction_type: str, dtype: torch.dtype) -> None:
+    form, largest = Parameterization(prediction_type), torch.finfo(dtype).max * 1e-3
+    for distance in (1e8, 1e12, 1e20, 1e35, largest):
+        x = torch.nn.functional.normalize(X.flatten(1)).view_as(X).to(dtype) * distance
+        output = form.target(DENOISED.to(dtype), x, 40.0)
+        found = form.denoised(output, x, 40.0)
+        assert output.isfinite().all() and found.isfinite().all()
+        # Relative to x the mean is nothing, and what is not told from rounding is 0.
+        assert (found.abs().amax() < 5) or (dtype == torch.float64 and distance < 1e16)

@@ -26,12 +26,12 @@ from collections.abc import Iterator
 
 import torch
 
-from .kernel import check_aug_dim, working_dtype
+from .kernel import brought_near, check_aug_dim, working_dtype
 
 MEMORY_BUDGET = 32 * 2**20  # bytes of temporaries beside inputs and outputs; larger chunks were slower
 NEAREST = 16  # charges whose distances float32 redoes
 
-Force = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # nearest squared distance, Σ w_i, Σ w_i (y_i − x)
+Force = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # nearest squared distance, Σ w_i, Σ w_i (y_i − x) or Σ w_i y_i
 
 
 class Charges:
@@ -46,7 +46,7 @@ class Charges:
         ValueError: if there are no charges, or one holds NaN or infinity (its index is named).
     """
 
-    def __init__(self, charges: torch.Tensor, dtype: torch.dtype | None = None, first_index: int = 0) -> None:
+    def __init__(self, charges: torch.Tensor, dtype: torch.dtype | None = None) -> None:
         if charges.ndim < 2 or charges.shape[0] == 0 or charges[0].numel() == 0:
             raise ValueError(
                 f"`charges` must have the shape (K, *) with at least one charge, but has {tuple(charges.shape)}."
@@ -54,7 +54,7 @@ class Charges:
         self.shape = charges.shape
         self.points = charges.flatten(1).to(dtype or working_dtype(charges.device))
         self.squares = torch.linalg.vector_norm(self.points, dim=1).square()
-        check_finite("charges", self.squares.unsqueeze(1), first_index)
+        check_finite("charges", self.squares.unsqueeze(1))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,18 +71,19 @@ class Charges:
         """The same charges on another device, in its working dtype."""
         if device == self.points.device:
             return self
-        return Charges(self.points.to(device, working_dtype(device)).view(self.shape))
+        points = self.points.to(working_dtype(device)) if device.type == "mps" else self.points  # MPS takes no float64
+        return Charges(points.to(device).view(self.shape), working_dtype(device))
 
     def split(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Points (k, N) and their squared norms (k,), at most `size` at a time."""
         return zip(self.points.split(size), self.squares.split(size), strict=True)
 
 
-def check_finite(name: str, values: torch.Tensor, first_index: int = 0) -> None:
+def check_finite(name: str, values: torch.Tensor) -> None:
     """Raise a ValueError that names the rows of `values` (B, *) with NaN or infinity."""
     finite = values.isfinite()
     if not finite.all():
-        bad = (~finite.reshape(len(finite), -1).all(1)).nonzero().flatten() + first_index
+        bad = (~finite.reshape(len(finite), -1).all(1)).nonzero().flatten()
         listed = ", ".join(str(i) for i in bad[:8].tolist()) + (", ..." if len(bad) > 8 else "")
         raise ValueError(f"`{name}` must be finite, but index {listed} holds NaN or infinity. Remove or repair it.")
 
@@ -104,16 +105,41 @@ def pull(
         chunk_size: charges per chunk; by default as many as `MEMORY_BUDGET` holds.
 
     Returns:
-        (B, N), in float64 where the device has it.
+        (B, N), in float64 where the device has it. A row is NaN where x, σ or any charge is.
 
     Raises:
         ValueError: if sizes do not fit, D is not positive or `chunk_size` < 1.
     """
+    return _in_parts(x, sigma, charges, aug_dim, chunk_size, from_x=True)
+
+
+def mean(
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    charges: torch.Tensor | Charges,
+    aug_dim: float | None,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """x̂ (B, N) itself, without cancellation far from the charges. See `pull`."""
+    return _in_parts(x, sigma, charges, aug_dim, chunk_size, from_x=False)
+
+
+def _in_parts(
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    charges: torch.Tensor | Charges,
+    aug_dim: float | None,
+    chunk_size: int | None,
+    from_x: bool,
+) -> torch.Tensor:
+    """x̂ − x or x̂, by blocks of points and chunks of charges that fit the memory budget."""
     dim, aug_dim = x.shape[1], check_aug_dim(aug_dim)
     if math.prod(charges.shape[1:]) != dim:
         raise ValueError(
             f"`charges` have the shape {tuple(charges.shape[1:])} each, but a sample in `x` has {dim} elements."
         )
+    if not isinstance(charges, Charges) and charges.shape[0] == 0:
+        raise ValueError(f"`charges` must be at least one, but have the shape {tuple(charges.shape)}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, but is {chunk_size}. Leave it out to choose by memory.")
     dtype = charges.points.dtype if isinstance(charges, Charges) else working_dtype(x.device)
@@ -122,21 +148,39 @@ def pull(
     rows = max(1, MEMORY_BUDGET // (64 * min(charges.shape[0], 1024) + redone))
     size = chunk_size or max(1, MEMORY_BUDGET // (8 * (dim + 4 * min(rows, x.shape[0]))))
     blocks = zip(x.to(dtype).split(rows), sigma.to(dtype).unsqueeze(1).split(rows), strict=True)
-    return torch.cat([_pull(block, height, _chunks(charges, size), aug_dim) for block, height in blocks])
+    return torch.cat([_block(block, height, _chunks(charges, size), aug_dim, from_x) for block, height in blocks])
 
 
 def _chunks(charges: torch.Tensor | Charges, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     if isinstance(charges, Charges):
         yield from charges.split(size)
-    else:
-        for index in range(0, charges.shape[0], size):
-            yield from Charges(charges[index : index + size], first_index=index).split(size)
+        return
+    for part in charges.flatten(1).split(size):
+        points = part.to(working_dtype(part.device))
+        yield points, torch.linalg.vector_norm(points, dim=1).square()
 
 
-def _pull(
-    x: torch.Tensor, sigma: torch.Tensor, chunks: Iterator[tuple[torch.Tensor, torch.Tensor]], aug_dim: float
+def _block(
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    chunks: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    aug_dim: float,
+    from_x: bool,
 ) -> torch.Tensor:
-    """Σ w_i (y_i − x) / Σ w_i, each chunk's sums relative to its nearest charge until they are added."""
+    # From farther away than can be squared the charges weigh the same to all digits.
+    near = brought_near(x)[0]
+    found = _weighted(near, sigma, chunks, aug_dim, from_x)
+    return found + (near - x) if from_x else found
+
+
+def _weighted(
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    chunks: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    aug_dim: float,
+    from_x: bool,
+) -> torch.Tensor:
+    """Σ w_i (y_i − x) / Σ w_i or Σ w_i y_i / Σ w_i, each chunk's sums relative to its nearest charge until they add."""
     dim, x_squares = x.shape[1], x.square().sum(1, keepdim=True)
     tiny = torch.finfo(x.dtype).tiny  # no 0 / 0 for a point on a charge at height 0
 
@@ -155,6 +199,8 @@ def _pull(
             squares = squares.scatter(1, index, steps.square().sum(2))
         nearest = squares.detach().amin(1, keepdim=True)  # cancels in the quotient, so it needs no gradient
         weights = weight(squares, nearest)
+        if not from_x:
+            return nearest, weights.sum(1, keepdim=True), weights @ points
         far = weights.scatter(1, index, 0.0) if x.dtype == torch.float32 else weights
         total = torch.addmm(far.sum(1, keepdim=True) * -x, far, points)
         if x.dtype == torch.float32:

@@ -18,8 +18,8 @@ from typing import Literal
 
 import torch
 
-from .charges import Charges, check_finite, pull
-from .kernel import check_aug_dim, working_dtype
+from .charges import Charges, check_finite, mean, pull
+from .kernel import check_aug_dim, narrowed, working_dtype
 from .parameterization import field_channels, normalize_field
 
 
@@ -43,16 +43,16 @@ def posterior_mean(
         x̂ of x's shape and dtype.
 
     Raises:
-        ValueError: if shapes do not fit, or `x` or `charges` hold NaN or infinity (the index is named).
+        ValueError: if shapes do not fit, or `x`, `sigma` or `charges` hold NaN or infinity (the index is named).
 
     Example:
         >>> charges = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
         >>> posterior_mean(torch.tensor([[0.0, 7.0]]), 0.5, charges)
         tensor([[0., 0.]])
     """
-    check_finite("x", x)
-    flat = x.flatten(1)
-    return (flat + pull(flat, _heights(sigma, x), charges, aug_dim, chunk_size)).to(x.dtype).view_as(x)
+    heights = _heights(sigma, x)
+    found = _checked(mean(x.flatten(1), heights, charges, aug_dim, chunk_size), x, heights, charges)
+    return narrowed(found, x.dtype).view_as(x)
 
 
 def normalized_field(
@@ -75,11 +75,23 @@ def normalized_field(
         (B, N + 1), the last column along z, in x's dtype.
 
     Raises:
-        ValueError: if shapes do not fit, or `x` or `charges` hold NaN or infinity (the index is named).
+        ValueError: if shapes do not fit, or `x`, `z` or `charges` hold NaN or infinity (the index is named).
     """
-    check_finite("x", x)
-    height = _heights(z, x)
-    return normalize_field(pull(x.flatten(1), height, charges, 1.0, chunk_size), height, gamma).to(x.dtype)
+    heights = _heights(z, x)
+    found = normalize_field(pull(x.flatten(1), heights, charges, 1.0, chunk_size), heights, gamma)
+    return _checked(found, x, heights, charges).to(x.dtype)
+
+
+def _checked(
+    found: torch.Tensor, x: torch.Tensor, heights: torch.Tensor, charges: torch.Tensor | Charges
+) -> torch.Tensor:
+    """What has been found, if it is finite. Only else, after one look at the device, the cause is searched for."""
+    if not found.isfinite().all():
+        check_finite("x", x)
+        check_finite("sigma", heights)
+        if isinstance(charges, torch.Tensor):
+            Charges(charges)  # names the charge that is not finite
+    return found
 
 
 def _heights(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -140,7 +152,7 @@ class ChargeField(torch.nn.Module):
             sigma_data=None,
             beta_schedule=None,
         )
-        self.dtype = torch.promote_types(charges.dtype, torch.float32)
+        self._dtype = torch.promote_types(charges.dtype, torch.float32)
         # An empty buffer of integers follows .to(device) and no .to(dtype): the charges keep their precision.
         self._anchor: torch.Tensor
         self.register_buffer("_anchor", torch.empty(0, dtype=torch.int8, device=charges.device), persistent=False)
@@ -154,18 +166,25 @@ class ChargeField(torch.nn.Module):
     def device(self) -> torch.device:
         return self._anchor.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the charges that were given, at least float32, and float32 on MPS, which has no wider one."""
+        return torch.float32 if self.device.type == "mps" else self._dtype
+
     def forward(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = True
     ) -> FieldOutput | tuple[torch.Tensor]:
         """The field at `sample` (B, C, *) and the height σ = `timestep`, a number, () or (B,)."""
         flat = sample.flatten(1)
         sigma = _heights(timestep, sample)
-        offset = pull(flat, sigma, self.charges, self.config.aug_dim)
-        if self.config.prediction_type == "field":
-            output = field_channels(normalize_field(offset, sigma, self.config.gamma), sample.shape)
-        elif self.config.prediction_type == "sample":
-            output = (flat + offset).view_as(sample)
+        if self.config.prediction_type == "sample":
+            output = mean(flat, sigma, self.charges, self.config.aug_dim).view_as(sample)
         else:
-            output = (-offset / sigma.to(offset.dtype).unsqueeze(1)).view_as(sample)
-        output = output.to(sample.dtype)
+            offset = pull(flat, sigma, self.charges, self.config.aug_dim)
+            if self.config.prediction_type == "field":
+                output = field_channels(normalize_field(offset, sigma, self.config.gamma), sample.shape)
+            else:
+                output = (-offset / sigma.to(offset.dtype).unsqueeze(1)).view_as(sample)
+        limit = torch.finfo(sample.dtype).max  # which an epsilon exceeds far away at small σ
+        output = output.clamp(-limit, limit).to(sample.dtype)
         return FieldOutput(output) if return_dict else (output,)

@@ -31,10 +31,11 @@ as of any two measurements, and z² p² + g² = γ² p² + z²,
 
     w = (z p² q + g² w_p) / (γ² p² + z²):
 
-near the plane, where q is all but 0, it is w_p, far from it, where p is all but 1, it is w_q. Before that q is brought
-between its bounds, 0 and z / (z + γ) where a = 0, so that near the plane a network's v_z does not count, however wrong
-it is. The reference takes q above z = 5 and an approximation of w_p below (its Appendix B.2.3), and so jumps there by
-what its network is wrong.
+near the plane, where q is all but 0, it is w_p, far from it, where p is all but 1, it is w_q. Far from the data, too,
+p is all but 1, and w_p drowns in the errors of a network or in float32's: its share g² falls to 0 as 1 − p² falls from
+2e-3 to 1e-3. Before that q is brought between its bounds, 0 and z / (z + γ) where a = 0, so that near the plane a
+network's v_z does not count, however wrong it is. The reference takes q above z = 5 and an approximation of w_p below
+(its Appendix B.2.3), and so jumps there by what its network is wrong.
 """
 
 from __future__ import annotations
@@ -45,7 +46,12 @@ from dataclasses import dataclass
 
 import torch
 
+from .kernel import brought_near, working_dtype
+
 PREDICTION_TYPES = ("field", "sample", "epsilon", "v_prediction")
+
+FAR = 1e-3  # of 1 − p² of the field: up to there p does not tell the distance
+LOST = 8  # roundings of x that x̂ must exceed to be told from them
 
 ZERO_SNR_SIGMA = 2.0**40  # stands for σ = ∞: far enough that no digit of float64 remembers x̂
 
@@ -67,9 +73,9 @@ def _log_sigmas(train_sigmas: tuple[float, ...], dtype: torch.dtype, device: tor
 
 def normalize_field(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
     """v (B, N + 1) from x̂ − x (B, N) and z (B,), in the offset's dtype."""
-    field = torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1)
-    length = (torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma).clamp(min=torch.finfo(field.dtype).tiny)
-    return field * (math.sqrt(offset.shape[1]) / length)
+    field, factor = brought_near(torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1))
+    length = torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma / factor
+    return field * (math.sqrt(offset.shape[1]) / length.clamp(min=torch.finfo(field.dtype).tiny))
 
 
 def field_channels(v: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -177,7 +183,11 @@ class Parameterization:
         if self.prediction_type == "field":
             return self._denoised_field(output[:, :-1], output[:, -1:], x, sigma)
         c_skip, c_out = self._coefficients(sigma)
-        return c_out * output if self.prediction_type == "sample" else c_skip * x + c_out * output
+        if self.prediction_type == "sample":
+            return c_out * output
+        denoised = c_skip * x + c_out * output
+        plain = self.prediction_type == "epsilon" and self.sigma_data is None and self.train_sigmas is None
+        return _without_rounding(denoised, x) if plain else denoised
 
     def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
         """The output F that stands for x̂ = `denoised`, of x's shape or with the field's further channel."""
@@ -219,13 +229,27 @@ class Parameterization:
     def _denoised_field(
         self, v_x: torch.Tensor, v_z: torch.Tensor, x: torch.Tensor, z: float | torch.Tensor
     ) -> torch.Tensor:
-        dims, size, gamma = tuple(range(1, x.ndim)), v_x[0].numel(), self.gamma
-        length = torch.linalg.vector_norm(v_x, dim=dims, keepdim=True)
-        p_squared = (length.square() / size).clamp(max=1 - torch.finfo(x.dtype).eps)
-        q = (v_z.mean(dims, keepdim=True) * -(size**-0.5)).clamp(min=0).clamp(max=z / (z + gamma))
-        rest, known = 1 - p_squared, gamma**2 * p_squared
-        g_squared = known + z**2 * rest
+        dims, size, gamma, wide = tuple(range(1, x.ndim)), v_x[0].numel(), self.gamma, working_dtype(x.device)
+        length = torch.linalg.vector_norm(v_x, dim=dims, keepdim=True, dtype=wide)
+        p_squared = (length.square() / size).clamp(max=1 - torch.finfo(wide).eps)
+        q = (v_z.mean(dims, keepdim=True, dtype=wide) * -(size**-0.5)).clamp(min=0).clamp(max=z / (z + gamma))
+        rest = 1 - p_squared
+        g_squared = gamma**2 * p_squared + z**2 * rest
         w_p = rest / (g_squared.sqrt() + gamma)
-        w = (z * (p_squared * q) + g_squared * w_p) / (known + z**2)
-        # The bound only keeps a poor network's x̂ finite: an exact field within 1e5 (γ + z) never meets it.
-        return torch.addcdiv(x, v_x, w.clamp(min=1e-5 / (gamma + z)), value=size**-0.5)
+        trusted = g_squared * (rest / FAR - 1).clamp(0, 1)
+        w = (z * (p_squared * q) + trusted * w_p) / (z**2 * p_squared + trusted)
+        # The bound only keeps a poor network's x̂ finite: an exact field of data within 1e5 (γ + z) never meets it.
+        farthest = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide) + 1e5 * (gamma + z)
+        denoised = torch.addcdiv(x, v_x, torch.maximum(w, 1 / farthest).to(x.dtype), value=size**-0.5)
+        return _without_rounding(denoised, x)
+
+
+def _without_rounding(denoised: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """x̂ = x − a, or 0 where it is no more than what rounding leaves of an x as far away as small D starts it.
+
+    Only data are near 0 then, and so is the best that is known of x̂. The flow does not feel the difference, which is a
+    rounding of x, until its last step, where it would be noise far beyond the data.
+    """
+    dims, wide = tuple(range(1, x.ndim)), working_dtype(x.device)
+    found, far = (torch.linalg.vector_norm(each, dim=dims, keepdim=True, dtype=wide) for each in (denoised, x))
+    return denoised * (found > LOST * torch.finfo(x.dtype).eps * far)

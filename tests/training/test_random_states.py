@@ -53,7 +53,7 @@ def test_what_cannot_be_restored_is_said_and_defined(
     for seed, step in ((1, 3), (1, 3), (1, 4), (2, 3)):
         restore_random_states(accelerator, checkpoint, seed, step)
         found.append(torch.rand(()).item())
-        assert "Process 0 goes on with new random states" in capsys.readouterr().out
+        assert "Of processes 0 the random states begin anew, from the seed and the step" in capsys.readouterr().out
     assert found[0] == found[1] and len({*found}) == 3
 
 

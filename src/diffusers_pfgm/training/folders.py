@@ -36,7 +36,7 @@ def set_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
             target.symlink_to(path.parent.resolve() / os.readlink(path))
             path.unlink()
         else:
-            path.rename(target)
+            shutil.move(path, target)  # `path` may be on another disk, by a link to its folder
     return aside
 
 

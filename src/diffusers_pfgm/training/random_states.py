@@ -42,9 +42,9 @@ def restore_random_states(accelerator: Accelerator, checkpoint: Path, seed: int,
         reason = f"{path.name} has no {error}"
     except Exception as error:  # each library has its own for a state that it does not take
         reason = f"{path.name} cannot be loaded: {error}"
-    reasons = gather_object([reason])
-    for number, each in enumerate(reasons):
-        if each is not None:
-            accelerator.print(
-                f"Process {number} goes on with new random states, from the seed and the step: in {checkpoint}, {each}."
-            )
+    missing = {number: each for number, each in enumerate(gather_object([reason])) if each is not None}
+    if missing:
+        accelerator.print(
+            f"Of processes {', '.join(map(str, missing))} the random states begin anew, from the seed and the step: in "
+            f"{checkpoint}, {next(iter(missing.values()))}."
+        )

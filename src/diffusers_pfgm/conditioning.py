@@ -129,7 +129,10 @@ class GuidedModel:
         outputs = self.model(twice, timestep, class_labels=self.class_labels, return_dict=False)[0]
         output, unconditional = outputs.chunk(2)
         if self.parameterization.prediction_type != "field":  # linear in x̂
-            return (torch.lerp(unconditional, output, self.scale),)
+            # A variance that the network also predicts stays that of the condition, as in diffusers' pipelines.
+            prediction, variance = output.tensor_split([sample.shape[1]], dim=1)
+            guided = torch.lerp(unconditional[:, : sample.shape[1]], prediction, self.scale)
+            return (torch.cat([guided, variance], dim=1),)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         sigma = self.parameterization.sigma(timestep)
         x = sample.to(dtype) / self.parameterization.input_scale(sigma)

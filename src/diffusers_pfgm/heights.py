@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from .ddpm_family import SPACINGS, DDPMFamily
-from .foreign_configs import timesteps_rule
+from .named_schedulers import own_timesteps
 from .physics.parameterization import Parameterization
 from .physics.spacing import falls, geometric_sigmas, knotted_sigmas
 
@@ -37,12 +38,23 @@ class Heights:
         known = dict(zip(self.sigmas, self.timesteps, strict=True))
         values = rounded([known[sigma] if sigma in known else float(form.label(sigma)) for sigma in calls])
         whole = form.train_sigmas is not None and all(value.is_integer() for value in values)
-        return torch.tensor(values, dtype=torch.int64 if whole else torch.float32)
+        return torch.tensor(values, dtype=torch.int64 if whole else torch.float32, device="cpu")
+
+    def sigmas_of_rounded(self, form: Parameterization) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The timesteps and the σ's, both (n,), if the timesteps were rounded and so do not say what σ they stand for.
+
+        With Karras' spacing diffusers' multistep schedulers round the timesteps that their networks see.
+        """
+        labels = torch.tensor(self.timesteps, dtype=torch.float64, device="cpu")
+        sigmas = torch.tensor(self.sigmas, dtype=torch.float64, device="cpu")
+        if form.train_sigmas is None or torch.allclose(torch.as_tensor(form.sigma(labels)), sigmas, rtol=1e-4, atol=0):
+            return None
+        return labels, sigmas
 
 
 def rounded(values: list[float]) -> list[float]:
     """In float32, so that the network sees just the σ's of the solver's coefficients."""
-    result: list[float] = torch.tensor(values, dtype=torch.float32).tolist()
+    result: list[float] = torch.tensor(values, dtype=torch.float32, device="cpu").tolist()
     return result
 
 
@@ -85,17 +97,15 @@ def choose_heights(
         )
     if num_inference_steps is None:
         return _given(config, form, sigmas, timesteps)
-    if not num_inference_steps >= 1 or int(num_inference_steps) != num_inference_steps:
-        raise ValueError(f"`num_inference_steps` must be a whole number >= 1, but is {num_inference_steps}.")
+    real = isinstance(num_inference_steps, numbers.Real | torch.Tensor) and not isinstance(num_inference_steps, bool)
+    if not real or not num_inference_steps >= 1 or int(num_inference_steps) != num_inference_steps:
+        raise ValueError(f"`num_inference_steps` must be a whole number >= 1, but is {num_inference_steps!r}.")
     return _spaced(config, form, family, int(num_inference_steps))
 
 
 def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, count: int) -> Heights:
-    if family is not None and config.sigma_knots is None:
-        rule = timesteps_rule(config)
-        timesteps = family.timesteps(count, config.timestep_spacing, config.steps_offset, rule)
-        sigmas = [float(form.sigma(t)) if t % 1 else family.sigmas[int(t)] for t in timesteps]
-        return Heights(sigmas, [*map(float, timesteps)], _final(config, form, sigmas[-1]))
+    if config.sigma_knots is None and (family is not None or config.timesteps_from is not None):
+        return _as_diffusers(config, form, family, count)
     # A run that ends at σ_min has one height more than steps. The DDPM family's end is its first timestep instead.
     points = count + (config.final_sigmas_type == "sigma_min" and family is None)
     if config.sigma_knots is not None:
@@ -111,6 +121,28 @@ def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, coun
     return Heights(sigmas, [float(form.label(sigma)) for sigma in sigmas], _final(config, form, sigmas[-1]))
 
 
+def _as_diffusers(config: Any, form: Parameterization, family: DDPMFamily | None, count: int) -> Heights:
+    """The heights of the diffusers scheduler that `timesteps_from` names, DDIM's for a beta schedule without one."""
+    trained = config.num_train_timesteps if family is None else len(family.sigmas)
+    if family is not None and count > trained:
+        raise ValueError(f"`num_inference_steps` must be at most the {trained} timesteps trained, but is {count}.")
+    timesteps, sigmas = own_timesteps(config.timesteps_from or "DDIMScheduler", config, trained, count)
+    if family is not None and (len(timesteps) < count or not 0 <= timesteps[-1] <= timesteps[0] < trained):
+        raise ValueError(
+            f"`timestep_spacing` {config.timestep_spacing!r} with `steps_offset` = {config.steps_offset} gives "
+            f"{len(timesteps)} timesteps from {timesteps[0]} in place of {count} within 0 to {trained - 1}, those "
+            "trained. Set `steps_offset` to 0 or take fewer steps."
+        )
+    if sigmas is None:
+        sigmas = [float(form.sigma(t)) if family is None or t % 1 else family.sigmas[int(t)] for t in timesteps]
+    if not falls(sigmas):
+        raise ValueError(
+            f"{count} heights of {config.timesteps_from} do not fall strictly. Take a smaller `num_inference_steps`, or "
+            "set `timesteps_from=None`."
+        )
+    return Heights(sigmas, [*map(float, timesteps)], _final(config, form, sigmas[-1]))
+
+
 def _given(
     config: Any,
     form: Parameterization,
@@ -118,7 +150,12 @@ def _given(
     timesteps: Sequence[float] | torch.Tensor | None,
 ) -> Heights:
     name, given = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
-    wide = torch.as_tensor(given, dtype=torch.float64)
+    if isinstance(given, torch.Tensor):  # which may lie on a device without float64
+        given = given.detach().cpu()
+    try:
+        wide = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be a list of numbers, but is {given!r:.100}.") from error
     values = labels = rounded(wide.flatten().tolist())
     if timesteps is not None:
         values = [float(form.sigma(label)) for label in labels]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from .foreign_configs import adds_noise, refusal
+from .named_schedulers import class_of_name
 from .physics.charges import check_finite
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
@@ -51,6 +52,8 @@ def flow_of(scheduler: Any) -> PoissonFlowScheduler:
         reason = f"a source of Gaussian noise, which is not the kernel of `aug_dim` = {aug_dim}. Use an ODE solver"
     if reason is not None:
         raise ValueError(f"`scheduler` ({name}) is {reason}.")
+    if class_of_name(name) is type(scheduler):
+        config = {**config, "_class_name": name}
     flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(config, sigma_knots=None)
     return flow
 
@@ -99,11 +102,12 @@ def checked_shape(
     """
     form, channels = flow.parameterization, config.in_channels
     check_same_field(config, flow)
-    if config.out_channels != form.output_channels(channels):
+    if not form.allows_channels(config.out_channels, channels):
         raise ValueError(
             f"`unet` returns {config.out_channels} channels for {channels}, but prediction_type "
             f"{form.prediction_type!r} of the scheduler needs {form.output_channels(channels)}. "
-            "Change `out_channels` of the network or `prediction_type` of the scheduler."
+            "Change `out_channels` of the network, or `prediction_type` of the scheduler, or its `variance_type` if the "
+            "network also predicts a variance."
         )
     if output_type not in ("pil", "np", "pt"):
         raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', but is {output_type!r}.")

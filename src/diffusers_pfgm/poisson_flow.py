@@ -54,7 +54,7 @@ class PoissonFlow:
         # "trailing" begins at the last trained timestep, σ_max; only a beta schedule's networks have another spacing.
         self.model, self.sampler = model, scheduler
         self.scheduler: PoissonFlowScheduler = PoissonFlowScheduler.from_config(
-            flow_of(scheduler).config, timestep_spacing="trailing"
+            flow_of(scheduler).config, timestep_spacing="trailing", timesteps_from=None
         )
         check_same_field(getattr(model, "config", None), self.scheduler)
         self.sigma_max, self.sigma_min = self.scheduler.sigma_range

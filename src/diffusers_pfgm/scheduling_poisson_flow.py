@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 
@@ -17,17 +18,21 @@ from .foreign_configs import (
     DDPM_COMPATIBLES,
     EDM_COMPATIBLES,
     adopted,
-    check_deterministic,
+    completed,
     hidden_defaults,
     refuse_noise,
 )
 from .heights import Heights, check_height_options, choose_heights
+from .named_schedulers import class_of_name
 from .physics.kernel import Generators, PoissonKernel, narrowed
 from .physics.parameterization import Parameterization
 from .physics.solvers import Step, check_solver, plan, variance_preserving
 from .physics.spacing import check_knots
+from .scheduler_options import checked_options
 
 logger = logging.get_logger(__name__)
+
+VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range", None)
 
 
 @dataclass
@@ -77,6 +82,10 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr: of the beta schedule, as in diffusers.
         timestep_spacing: "leading", "trailing" or "linspace".
         steps_offset: added to the timesteps of "leading".
+        timesteps_from: the name of a scheduler of diffusers whose timesteps and σ's are taken, as its `set_timesteps`
+            makes them; `from_config` sets it. None for equal ratios of σ, or with a beta schedule for DDIMScheduler's.
+        variance_type: "learned" or "learned_range" for a network that also predicts a variance, in C further channels,
+            which are not used. The other values that diffusers has for it are allowed and mean none.
 
     Raises:
         ValueError: if an argument is not one of these.
@@ -114,38 +123,66 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading",
         steps_offset: int = 0,
+        timesteps_from: str | None = None,
+        variance_type: str | None = None,
     ) -> None:
-        if aug_dim is not None and math.isinf(aug_dim):
+        self.register_to_config(**checked_options(self.config))
+        config = self.config
+        if config.prediction_type == "original_sample":  # another name that EulerDiscreteScheduler has for it
+            self.register_to_config(prediction_type="sample")
+        if config.aug_dim is not None and math.isinf(config.aug_dim):
             self.register_to_config(aug_dim=None)  # JSON has no infinity
-        has_betas = beta_schedule is not None or trained_betas is not None
+        has_betas = config.beta_schedule is not None or config.trained_betas is not None
         if has_betas:  # which tell the heights; what other schedulers do with these does not fit
-            self.register_to_config(sigma_min=None, sigma_max=None)
-        check_solver(solver, solver_order)
-        check_height_options(self.config)
-        if max_norm is not None and not 0 < max_norm < math.inf:
-            raise ValueError(f"`max_norm` must be a finite number > 0 or None, but is {max_norm}.")
-        if trained_betas is not None:
-            trained_betas = [float(beta) for beta in trained_betas]
-            self.register_to_config(trained_betas=trained_betas)
-        self.kernel = PoissonKernel(aug_dim)
+            given = set() if timesteps_from is None else {"sigma_min", "sigma_max"}
+            given -= set(config.get("_use_default_values", ()))
+            self.register_to_config(**dict.fromkeys({"sigma_min", "sigma_max"} - given))
+        config = self.config
+        check_solver(config.solver, config.solver_order)
+        check_height_options(config)
+        if config.max_norm is not None and not 0 < config.max_norm < math.inf:
+            raise ValueError(f"`max_norm` must be a finite number > 0 or None, but is {config.max_norm}.")
+        if config.sigma_data is not None and math.isinf(config.sigma_data):
+            raise ValueError(f"`sigma_data` must be a finite number > 0 or None, but is {config.sigma_data}.")
+        if config.variance_type not in VARIANCE_TYPES:
+            raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, but is {config.variance_type!r}.")
+        self.kernel = PoissonKernel(config.aug_dim)
         self._family: DDPMFamily | None = None
         if has_betas:
             self._family = DDPMFamily(
-                beta_schedule, trained_betas, num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr
+                config.beta_schedule,
+                config.trained_betas,
+                config.num_train_timesteps,
+                config.beta_start,
+                config.beta_end,
+                config.rescale_betas_zero_snr,
             )
             self.betas, self.alphas_cumprod = self._family.betas, self._family.alphas_cumprod
-        train_sigmas = None if self._family is None else self._family.sigmas
-        self.parameterization = Parameterization(prediction_type, gamma, sigma_data, train_sigmas)
-        if sigma_knots is not None:
-            check_knots(sigma_knots, self.sigma_range)
+        self.parameterization = Parameterization(
+            config.prediction_type,
+            config.gamma,
+            config.sigma_data,
+            None if self._family is None else self._family.sigmas,
+            learns_variance=config.variance_type in ("learned", "learned_range"),
+        )
+        if config.sigma_knots is not None:
+            check_knots(config.sigma_knots, self.sigma_range)
         if "_use_default_values" in self.config:
             hidden = hidden_defaults(self.config._use_default_values, has_betas)
             self.register_to_config(_use_default_values=hidden)
+        if timesteps_from is not None and class_of_name(timesteps_from) is None:
+            raise ValueError(
+                f"`timesteps_from` must be the name of a scheduler of diffusers or None, but is {timesteps_from!r}, which "
+                "this version of diffusers does not have. Set `timesteps_from=None` for the spacing of our own."
+            )
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._denoised: list[torch.Tensor] = []  # x̂ of the latest calls, newest first
-        self._set_heights(choose_heights(self.config, self.parameterization, self._family, 1))
+        self._start_was_read = self._input_was_scaled = False
+        # Until `set_timesteps` there is one step, which not every scheduler of diffusers can make.
+        one_step = FrozenDict({**self.config, "timesteps_from": None})
+        self._set_heights(choose_heights(one_step, self.parameterization, self._family, 1))
 
     @classmethod
     def from_config(
@@ -153,18 +190,21 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """A scheduler from a configuration: its own, or that of a diffusers scheduler whose network it is to drive.
 
-        Of the latter all values are kept, defaults too, and D is ∞, with which such networks are trained. A finite
-        `aug_dim` is allowed, with a warning. See diffusers for the arguments.
+        The latter is read as its own class reads it, so that options that are missing are at that class's defaults, and
+        its timesteps and σ's are taken. D is ∞, with which such networks are trained. A finite `aug_dim` is allowed, with
+        a warning. Options of the other scheduler can be set here too. See diffusers for the arguments.
 
         Raises:
             ValueError: if an option is wrong, or `config` is of a scheduler whose network follows no Poisson flow, such
                 as one of flow matching or consistency.
         """
-        if isinstance(config, dict) and not ("aug_dim" in config or config.get("_class_name") == cls.__name__):
-            config = adopted(config, kwargs)
-        elif isinstance(config, dict):
-            options = {**config, **kwargs}
-            check_deterministic(options, options.get("aug_dim", 1.0))
+        if "pretrained_model_name_or_path" in kwargs:  # diffusers still takes a folder in place of a configuration
+            config = kwargs.pop("pretrained_model_name_or_path")
+        if isinstance(config, str | os.PathLike):
+            config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
+        if isinstance(config, dict):
+            is_own = "aug_dim" in config or config.get("_class_name") == cls.__name__
+            config = (completed if is_own else adopted)(config, kwargs, cls._get_init_keys(cls))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -181,6 +221,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """Scale of the prior against `sample_noise`, as diffusers' pipelines expect it."""
+        self._start_was_read = True
         return self._heights[0] if self._family is None else 1.0
 
     @property
@@ -211,7 +252,11 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             ValueError: if there is no such timestep.
         """
         if not 0 <= begin_index < len(self.timesteps):
-            raise ValueError(f"`begin_index` must be from 0 to {len(self.timesteps) - 1}, but is {begin_index}.")
+            raise ValueError(
+                f"`begin_index` must be from 0 to {len(self.timesteps) - 1}, but is {begin_index}. In an image-to-image "
+                f"pipeline {len(self.timesteps)} means that `strength` * `num_inference_steps` is less than 1, so that no "
+                "step is left: raise one of them."
+            )
         self._begin_index = int(begin_index)
 
     def sample_noise(
@@ -255,13 +300,42 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x + σ · noise as a state; `noise` from `sample_noise`, `timesteps` () or (B,) as in `self.timesteps`."""
-        labels = timesteps.to(original_samples.device, torch.float32).reshape(-1, *[1] * (original_samples.ndim - 1))
-        sigma = torch.as_tensor(self.parameterization.sigma(labels))
-        dtype = original_samples.dtype
+        self._start_was_read = True
+        sigma, dtype = self._sigmas_at(timesteps, original_samples), original_samples.dtype
         if self._family is None:
             return original_samples + sigma.to(dtype) * noise
         alpha = torch.as_tensor(self.parameterization.input_scale(sigma))
         return alpha.to(dtype) * original_samples + (alpha * sigma).to(dtype) * noise
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What a network for "v_prediction" is trained to return for `add_noise(sample, noise, timesteps)`.
+
+        With a beta schedule or a plain network this is (noise − σ · sample) / √(1 + σ²), as in diffusers' schedulers; with
+        `sigma_data` σ_d it is (σ_d · noise − σ / σ_d · sample) / √(σ² + σ_d²).
+
+        Args:
+            sample: (B, *), data.
+            noise: (B, *), from `sample_noise`.
+            timesteps: () or (B,), as the network sees them.
+
+        Returns:
+            (B, *), in the sample's dtype.
+        """
+        sigma, dtype = self._sigmas_at(timesteps, sample), sample.dtype
+        sigma_data = self.config.sigma_data or 1.0
+        scale = (sigma**2 + sigma_data**2) ** -0.5
+        return (sigma_data * scale).to(dtype) * noise - (sigma * scale / sigma_data).to(dtype) * sample
+
+    def _sigmas_at(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """σ (B, 1, ...) at timesteps () or (B,), in float32 at least."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        labels = torch.as_tensor(timesteps).to(like.device, dtype).reshape(-1, *[1] * (like.ndim - 1))
+        sigma = torch.as_tensor(self.parameterization.sigma(labels))
+        if self._own_sigmas is None:
+            return sigma
+        known, sigmas = (values.to(labels.device, dtype) for values in self._own_sigmas)
+        same = labels.unsqueeze(-1) == known
+        return torch.where(same.any(-1), sigmas.take(same.to(torch.uint8).argmax(-1)), sigma)
 
     def set_timesteps(
         self,
@@ -293,6 +367,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         calls = [step.sigma for step in self._plan]
         timesteps = heights.timesteps_at(calls, self.parameterization)
         self._labels: list[float] = timesteps.tolist()
+        self._own_sigmas = heights.sigmas_of_rounded(self.parameterization)
         self.timesteps = timesteps.to(device)
         self.sigmas = torch.tensor([*calls, heights.final], dtype=torch.float32)
         self._begin_index = self._step_index = None
@@ -340,8 +415,20 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         return begin
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
-        """The input that the network sees: the state itself, or c_in times it with `sigma_data`."""
-        if self.config.sigma_data is None:
+        """The input that the network sees: the state itself, or c_in times it with `sigma_data`.
+
+        Raises:
+            ValueError: if `sample` is one number, as from a pipeline that scales σ for a state and an output of its own.
+        """
+        config = self.config
+        if sample.ndim == 0 and not (config.sigma_data == 1 and config.prediction_type == "sample"):
+            raise ValueError(
+                "`sample` must be a state (B, *), but is one number. A pipeline that scales sigma itself, such as "
+                "StableDiffusionLatentUpscalePipeline, has a variance-exploding state and reads x̂ itself. Give it "
+                "EulerDiscreteScheduler, or PoissonFlowScheduler(None, sigma_min, sigma_max, 'sample', sigma_data=1.0)."
+            )
+        self._start_was_read = self._input_was_scaled = True
+        if config.sigma_data is None:
             return sample
         return sample * self.parameterization.input_scale(self._plan[self._current_index(timestep)].sigma)
 
@@ -355,23 +442,27 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         eta: float = 0.0,
         s_churn: float = 0.0,
         use_clipped_model_output: bool | None = None,
+        prev_timestep: float | torch.Tensor | None = None,
     ) -> PoissonFlowSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Follow the field line from this σ to the next, smaller one.
 
         Args:
-            model_output: (B, C', *), the network's output at `sample`; C' = C + 1 for "field", else C.
+            model_output: (B, C', *), the network's output at `sample`; C' = C + 1 for "field", else C, or 2 C with a
+                learned variance.
             timestep: the element of `timesteps` that the network has seen. Read at the first step only.
             sample: (B, C, *), the state, in data units or, with a beta schedule, those divided by √(1 + σ²).
             generator: not used, the flow is deterministic; accepted because diffusers' pipelines pass it.
             return_dict: whether to return an output object rather than a tuple.
             eta, s_churn, use_clipped_model_output: left alone; accepted because some of diffusers' pipelines pass them.
+            prev_timestep: the element of `timesteps` that follows, as pipelines for UnCLIPScheduler pass it, or None.
 
         Returns:
             The next state and x̂, both in sample's dtype. Arithmetic is in float32 at least.
 
         Raises:
-            ValueError: before `set_timesteps`, after the last step, if `model_output` has the wrong shape, or for
-                `eta` or `s_churn` other than 0.
+            ValueError: before `set_timesteps`, after the last step, if `model_output` has the wrong shape, for `eta` or
+                `s_churn` other than 0 or another `prev_timestep`, or with `sigma_data` if `scale_model_input` was not
+                called in this run.
 
         Reference:
             PFGM, arXiv 2209.11178, section 3.3; PFGM++, arXiv 2302.04265, section 3.
@@ -380,6 +471,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("The scheduler was used before `set_timesteps`. Call `scheduler.set_timesteps(20)` first.")
         refuse_noise(eta=eta, s_churn=s_churn)
         index = self._current_index(timestep)
+        self._check_use(index, prev_timestep)
         step = self._plan[index]
         self.parameterization.check_output(model_output, sample)
         dtype = torch.promote_types(sample.dtype, torch.float32)
@@ -391,5 +483,27 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = index + 1
         following = self._plan[index + 1 : index + 2]
         del self._denoised[len(following[0].weights) - 1 if following else 0 :]  # no step needs older ones
+        self._input_was_scaled = self._input_was_scaled and bool(following)  # the next run is asked again
         output = PoissonFlowSchedulerOutput(narrowed(prev_sample, sample.dtype), narrowed(denoised, sample.dtype))
         return output if return_dict else output.to_tuple()
+
+    def _check_use(self, index: int, prev_timestep: float | torch.Tensor | None) -> None:
+        """Raises ValueError, or warns, where a pipeline does without what this scheduler's state needs."""
+        if self.config.sigma_data is not None and not self._input_was_scaled:
+            raise ValueError(
+                f"`scale_model_input` was not called before `step`, so the network has not seen c_in x, as `sigma_data` = "
+                f"{self.config.sigma_data} demands. Call it before the network, or use a pipeline that does: PFGMPipeline "
+                "does, DDPMPipeline and DDIMPipeline do not."
+            )
+        if index == 0 and self._family is None and not self._start_was_read:
+            self._start_was_read = True
+            logger.warning(
+                "`step` begins a run, but nothing has asked this scheduler where it begins. A state must begin as "
+                "`scheduler.sample_prior(shape)`, or as noise times `scheduler.init_noise_sigma`. PFGMPipeline does so, "
+                "DDPMPipeline and DDIMPipeline do not."
+            )
+        if prev_timestep is not None and index + 1 not in self._find(prev_timestep):
+            raise ValueError(
+                f"`prev_timestep` must be the element of `timesteps` after this one, or None after the last, but is "
+                f"{prev_timestep}. Choose the timesteps of a run by `set_timesteps(timesteps=...)`."
+            )

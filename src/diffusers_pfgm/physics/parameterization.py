@@ -93,6 +93,8 @@ class Parameterization:
         gamma: γ of the field, in data units.
         sigma_data: EDM's preconditioning for data of this standard deviation; None for a plain network.
         train_sigmas: σ of each training timestep of a network of the DDPM family, rising; None for another network.
+        learns_variance: whether the network also predicts a variance, in C further channels, which are not used here
+            (arXiv 2102.09672).
 
     Raises:
         ValueError: if an argument is not one of these.
@@ -102,6 +104,7 @@ class Parameterization:
     gamma: float = 5.0
     sigma_data: float | None = None
     train_sigmas: tuple[float, ...] | None = None
+    learns_variance: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -110,6 +113,11 @@ class Parameterization:
             raise ValueError(f"`gamma` must be a finite number >= 0, but is {self.gamma}.")
         if self.sigma_data is not None and not self.sigma_data > 0:
             raise ValueError(f"`sigma_data` must be a number > 0 or None, but is {self.sigma_data}.")
+        if self.learns_variance and self.prediction_type == "field":
+            raise ValueError(
+                "`variance_type` 'learned' and 'learned_range' are for networks of diffusion models, but "
+                "`prediction_type` is 'field', which has no variance. Set `variance_type=None`."
+            )
         if self.train_sigmas is not None:
             if self.sigma_data is not None:
                 raise ValueError(
@@ -124,16 +132,27 @@ class Parameterization:
 
     def output_channels(self, channels: int) -> int:
         """Channels that a network must return for data of `channels`: one more for the field's z."""
+        if self.learns_variance:
+            return 2 * channels
         return channels + 1 if self.prediction_type == "field" else channels
+
+    def allows_channels(self, found: int, channels: int) -> bool:
+        """Whether a network may return `found` channels for data of `channels`.
+
+        With a learned variance both are allowed, since some pipelines of diffusers cut the variance off themselves.
+        """
+        return found == self.output_channels(channels) or (self.learns_variance and found == channels)
 
     def check_output(self, output: torch.Tensor, x: torch.Tensor) -> None:
         """Raise a ValueError that says what is wrong if `output` cannot belong to `x`."""
         expected = (x.shape[0], self.output_channels(x.shape[1]), *x.shape[2:])
-        if output.shape != expected:
+        same = output.ndim == x.ndim and self.allows_channels(output.shape[1], x.shape[1])
+        if not same or (output.shape[0], *output.shape[2:]) != (x.shape[0], *x.shape[2:]):
             raise ValueError(
                 f"`model_output` must have the shape {expected} for prediction_type {self.prediction_type!r}, but has "
-                f"{tuple(output.shape)}. A network for 'field' returns one channel more than the data, for any other "
-                "type as many: set `out_channels` of the network or `prediction_type` of the scheduler."
+                f"{tuple(output.shape)}. A network for 'field' returns one channel more than the data, one that also "
+                "predicts a variance (`variance_type` 'learned' or 'learned_range') twice as many, any other as many: "
+                "set `out_channels` of the network, or `prediction_type` or `variance_type` of the scheduler."
             )
 
     def input_scale(self, sigma: Scalar) -> Scalar:
@@ -182,6 +201,8 @@ class Parameterization:
         """
         if self.prediction_type == "field":
             return self._denoised_field(output[:, :-1], output[:, -1:], x, sigma)
+        if self.learns_variance:
+            output = output[:, : x.shape[1]]
         c_skip, c_out = self._coefficients(sigma)
         if self.prediction_type == "sample":
             return c_out * output

@@ -144,8 +144,8 @@ def test_zero_terminal_snr_is_the_limit(solver: str, prediction_type: str) -> No
         ({"beta_end": 1.0}, r"make sigma infinite.*change `beta_start`, `beta_end`"),
         ({"beta_start": 1e-8}, r"beta\[0\] = 1e-08 gives alpha_cumprod = 1"),
         ({"trained_betas": [0.01, 1e-9, 0.02]}, r"beta\[1\] = 1e-09"),
-        ({"trained_betas": []}, "the length of `trained_betas`, must be at least 1, but is 0"),
-        ({"num_train_timesteps": 0}, "must be at least 1, but is 0"),
+        ({"trained_betas": []}, "The length of `trained_betas` must be at least 1 and at most 1000000, but is 0"),
+        ({"num_train_timesteps": 0}, "`num_train_timesteps` must be at least 1 and at most 1000000, but is 0"),
         ({"beta_end": 0.9, "num_train_timesteps": 10_000}, "make sigma infinite"),
         ({"rescale_betas_zero_snr": True}, "'epsilon' says nothing about the data where sigma is infinite"),
         (

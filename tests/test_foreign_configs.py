@@ -94,6 +94,7 @@ def test_a_finite_aug_dim_has_one_warning_and_the_same_steps(aug_dim: float, cap
     ends = []
     for scheduler in (ours, same):
         scheduler.set_timesteps(4)
+        scheduler.scale_model_input(x, scheduler.timesteps[0])
         ends.append(scheduler.step(output, scheduler.timesteps[0], x).prev_sample)
     assert torch.equal(*ends) and ours.kernel.aug_dim == aug_dim
 

@@ -9,17 +9,14 @@ import diffusers
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     SchedulerMixin,
-    StableVideoDiffusionPipeline,
     UnCLIPScheduler,
 )
 
 from diffusers_pfgm import PoissonFlowScheduler
 from diffusers_pfgm.named_schedulers import class_of_config, class_of_name, own_timesteps
-from tests.conftest import seeded
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SVD = {
@@ -159,7 +156,10 @@ def test_a_published_configuration_means_what_its_class_reads(name: str, steps: 
 def test_what_earlier_schedulers_left_behind_does_not_count(kind: Any) -> None:
     pairs = 0
     for earlier_kind in [*adoptable(), diffusers.EDMDPMSolverMultistepScheduler, diffusers.LCMScheduler]:
-        explicit = {**parameters(earlier_kind), **{k: v for k, v in ODD_OPTIONS.items() if k in parameters(earlier_kind)}}
+        explicit = {
+            **parameters(earlier_kind),
+            **{k: v for k, v in ODD_OPTIONS.items() if k in parameters(earlier_kind)},
+        }
         if earlier_kind is UnCLIPScheduler:
             explicit["beta_schedule"] = "squaredcos_cap_v2"  # which is the only one that it has
         try:
@@ -170,7 +170,10 @@ def test_what_earlier_schedulers_left_behind_does_not_count(kind: Any) -> None:
         assert parameters(class_of_config(later.config)).keys() == parameters(kind).keys()
         ours = PoissonFlowScheduler.from_config(later.config)
         expected = PoissonFlowScheduler.from_config(
-            {"_class_name": kind.__name__, **{name: later.config[name] for name in parameters(kind) if name != "kwargs"}}
+            {
+                "_class_name": kind.__name__,
+                **{name: later.config[name] for name in parameters(kind) if name != "kwargs"},
+            }
         )
         names = inspect.signature(PoissonFlowScheduler.__init__).parameters.keys() - {"self"}
         # Schedulers of the same options cannot be told apart, and make the same timesteps.
@@ -183,7 +186,9 @@ def test_what_earlier_schedulers_left_behind_does_not_count(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("option", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
-@pytest.mark.parametrize("kind", [k for k in adoptable() if "use_beta_sigmas" in parameters(k)], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", [k for k in adoptable() if "use_beta_sigmas" in parameters(k)], ids=lambda k: k.__name__
+)
 def test_spacings_by_sigma_are_taken_over(kind: Any, option: str) -> None:
     theirs = kind(**SCALED_LINEAR, **{option: True})
     ours = PoissonFlowScheduler.from_config({"_class_name": kind.__name__, **theirs.config})
@@ -251,7 +256,11 @@ def test_unknown_names_are_explained(config: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("kind", "steps", "message"),
     [
-        ("UnCLIPScheduler", 1, r"'UnCLIPScheduler' cannot make 1 steps .*\(division by zero\).* another `num_inference_"),
+        (
+            "UnCLIPScheduler",
+            1,
+            r"'UnCLIPScheduler' cannot make 1 steps .*\(division by zero\).* another `num_inference_",
+        ),
         ("DPMSolverMultistepScheduler", 1000, "1000 heights of DPMSolverMultistepScheduler do not fall strictly"),
     ],
 )

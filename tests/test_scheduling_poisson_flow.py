@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from diffusers_pfgm import ChargeField, PoissonFlowScheduler, PoissonKernel, plan, posterior_mean
 from tests.conftest import seeded
@@ -269,11 +269,12 @@ def test_config_survives_a_round_trip(tmp_path: Any) -> None:
         ({"prediction_type": "flow"}, "`prediction_type` must be one of .* but is 'flow'"),
         ({"solver": "rk45"}, "`solver` must be one of .* but is 'rk45'"),
         ({"solver_order": 4}, "`solver_order` must be 1, 2 or 3, but is 4"),
-        ({"solver_order": 2.0}, "`solver_order` must be 1, 2 or 3, but is 2.0"),
+        ({"solver_order": 2.0}, "`solver_order` must be a whole number, but is 2.0"),
         ({"max_norm": math.inf}, "`max_norm` must be a finite number > 0 or None, but is inf"),
         ({"gamma": math.inf}, "`gamma` must be a finite number >= 0, but is inf"),
         ({"gamma": -1.0}, "`gamma` must be a finite number >= 0, but is -1.0"),
-        ({"sigma_data": 0.0}, "`sigma_data` must be a number > 0 or None, but is 0.0"),
+        ({"sigma_data": 0.0}, "`sigma_data` must be a finite number > 0 or None, but is 0.0"),
+        ({"sigma_data": math.inf}, "`sigma_data` must be a finite number > 0 or None, but is inf"),
         ({"max_norm": 0.0}, "`max_norm` must be a finite number > 0 or None, but is 0.0"),
     ],
 )
@@ -301,12 +302,151 @@ def test_bad_configs_are_explained(config: dict[str, Any], message: str) -> None
         ({"sigmas": [[3.0, 2.0]]}, "must be a list"),
         ({"num_inference_steps": math.nan}, "whole number >= 1, but is nan"),
         ({"sigmas": [math.inf, 1.0]}, "falls strictly"),
+        ({"sigmas": ["high", "low"]}, r"`sigmas` must be a list of numbers, but is \['high', 'low'\]"),
+        ({"timesteps": "900"}, "`timesteps` must be a list of numbers, but is '900'"),
+        ({"num_inference_steps": "20"}, "whole number >= 1, but is '20'"),
+        ({"num_inference_steps": True}, "whole number >= 1, but is True"),
         ({"timesteps": [1.0, 2.0]}, "`timesteps` must be a list that falls strictly"),
     ],
 )
 def test_bad_timesteps_are_explained(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PoissonFlowScheduler().set_timesteps(**arguments)
+
+
+def test_heights_on_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_mps, as_tensor = torch.tensor([3.0, 2.0, 1.0]), torch.as_tensor
+
+    def without_float64(data: Any, dtype: torch.dtype | None = None, device: Any = None) -> torch.Tensor:
+        if data is on_mps and dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return as_tensor(data, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "as_tensor", without_float64)
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)  # what brings it to the CPU
+    for name in ("sigmas", "timesteps"):
+        scheduler = PoissonFlowScheduler()
+        scheduler.set_timesteps(**{name: on_mps})
+        assert scheduler.timesteps.tolist() == [3.0, 2.0, 1.0] and scheduler.timesteps.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"},
+        {"beta_schedule": "linear", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "sigma_data": 0.5},
+        {"prediction_type": "v_prediction", "sigma_data": 1.0, "aug_dim": 3.0},
+    ],
+)
+def test_a_network_that_returns_the_velocity_is_read_as_the_data(options: dict[str, Any]) -> None:
+    scheduler = PoissonFlowScheduler(**options)
+    scheduler.set_timesteps(5)
+    x, noise = (torch.randn(5, 2, 3, 3, generator=seeded(i)).double() for i in (0, 1))
+    for i, t in enumerate(scheduler.timesteps[1:], 1):
+        states = scheduler.add_noise(x, noise, t)
+        velocity = scheduler.get_velocity(x, noise, t)
+        sigma = float(scheduler.sigmas[i])
+        found = scheduler.parameterization.denoised(velocity, states * scheduler.data_scale(sigma), sigma)
+        assert torch.allclose(found, x, atol=1e-3)  # σ is float32's
+        many = scheduler.get_velocity(x, noise, t.repeat(5))
+        assert torch.equal(many, velocity) and velocity.dtype == torch.float64
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_the_velocity_is_that_of_ddpm(schedule: str) -> None:
+    ours, theirs = (kind(beta_schedule=schedule) for kind in (epsilon, DDPMScheduler))
+    x, noise = (torch.randn(6, 2, 4, 4, generator=seeded(i)) for i in (0, 1))
+    t = torch.tensor([0, 1, 50, 500, 998, 999])
+    assert torch.allclose(ours.get_velocity(x, noise, t), theirs.get_velocity(x, noise, t), atol=1e-6)
+    assert ours.get_velocity(x.half(), noise.half(), t).dtype == torch.float16
+
+
+def epsilon(**options: Any) -> PoissonFlowScheduler:
+    return PoissonFlowScheduler(None, prediction_type="epsilon", **options)
+
+
+def test_a_network_with_sigma_data_must_see_its_scaled_input() -> None:
+    scheduler, x = epsilon(sigma_data=0.5), torch.ones(1, 1, 2, 2)
+    for _ in range(2):  # a second run is asked again
+        scheduler.set_timesteps(2)
+        with pytest.raises(ValueError, match=r"`scale_model_input` was not called before `step`.*DDPMPipeline"):
+            scheduler.step(x, scheduler.timesteps[0], x)
+        for t in scheduler.timesteps:
+            scheduler.scale_model_input(x, t)
+            scheduler.step(x, t, x)
+
+
+def test_a_run_from_nowhere_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    x, output = torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2, 2)
+    for ask in (
+        lambda scheduler: scheduler.init_noise_sigma,
+        lambda scheduler: scheduler.sample_prior((1, 1, 2, 2), seeded()),
+        lambda scheduler: scheduler.add_noise(x, x, torch.tensor(1.0)),
+        lambda scheduler: scheduler.scale_model_input(x, scheduler.timesteps[0]),
+        None,
+    ):
+        scheduler = PoissonFlowScheduler()
+        scheduler.set_timesteps(2)
+        if ask is not None:
+            ask(scheduler)
+        assert not caplog.records
+        scheduler.step(output, scheduler.timesteps[0], x)
+    assert [record.getMessage()[:25] for record in caplog.records] == ["`step` begins a run, but "]
+
+
+def test_one_number_is_no_state() -> None:
+    for scheduler in (epsilon(beta_schedule="linear"), epsilon(sigma_data=0.5), PoissonFlowScheduler()):
+        scheduler.set_timesteps(2)
+        with pytest.raises(ValueError, match=r"`sample` must be a state .* StableDiffusionLatentUpscalePipeline"):
+            scheduler.scale_model_input(scheduler.sigmas[0], scheduler.timesteps[0])
+
+
+def test_the_timestep_after_this_one_may_be_told() -> None:
+    scheduler = epsilon(beta_schedule="linear")
+    scheduler.set_timesteps(3)
+    x, (first, second, third) = torch.ones(1, 1, 2, 2), scheduler.timesteps
+    scheduler.step(x, first, x, prev_timestep=second)
+    with pytest.raises(ValueError, match="`prev_timestep` must be the element of `timesteps` after this one"):
+        scheduler.step(x, second, x, prev_timestep=second)
+    scheduler.step(x, second, x, prev_timestep=int(third))
+    scheduler.step(x, third, x, prev_timestep=None)
+
+
+@pytest.mark.parametrize("begin", [-1, 4])
+def test_no_step_left_is_explained(begin: int) -> None:
+    scheduler = PoissonFlowScheduler()
+    scheduler.set_timesteps(4)
+    with pytest.raises(
+        ValueError, match="`strength` \\* `num_inference_steps` is less than 1, so that no step is left"
+    ):
+        scheduler.set_begin_index(begin)
+
+
+def test_original_sample_is_another_name_of_sample() -> None:
+    assert PoissonFlowScheduler(prediction_type="original_sample").config.prediction_type == "sample"
+
+
+def test_a_learned_variance_is_left_out() -> None:
+    x, output, variance = (torch.randn(2, 3, 4, 4, generator=seeded(i)) for i in range(3))
+    plain, learned = epsilon(beta_schedule="linear"), epsilon(beta_schedule="linear", variance_type="learned_range")
+    ends = []
+    for scheduler, outputs in ((plain, output), (learned, torch.cat([output, variance], 1)), (learned, output)):
+        scheduler.set_timesteps(3)
+        ends.append(scheduler.step(outputs, scheduler.timesteps[0], x).prev_sample)
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    plain.set_timesteps(3)
+    with pytest.raises(ValueError, match=r"`model_output` must have the shape .*`variance_type`"):
+        plain.step(torch.cat([output, variance], 1), plain.timesteps[0], x)
+    with pytest.raises(ValueError, match=r"`variance_type` must be one of .* but is 'large'"):
+        epsilon(variance_type="large")
+    with pytest.raises(
+        ValueError, match=r"'learned_range' are for networks of diffusion models.* Set `variance_type=None`"
+    ):
+        PoissonFlowScheduler(variance_type="learned")
 
 
 def test_heights_that_fall_together_are_explained() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from diffusers.utils import logging
 
 from .named_schedulers import SPACED_AS, class_of_config, class_of_name, options_of
-from .physics.kernel import check_aug_dim
 
 logger = logging.get_logger(__name__)
 
@@ -68,9 +67,9 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return None
     # EDM's multistep scheduler names its algorithm; the cosine one, whose c_noise is another, does not.
     cosine = config.get("_class_name") == "CosineDPMSolverMultistepScheduler"
-    if config.get("sigma_data") is not None and ("solver_order" not in config or "algorithm_type" in config):
-        if not cosine:
-            return None
+    cosine = cosine or ("solver_order" in config and "algorithm_type" not in config)
+    if config.get("sigma_data") is not None and not cosine:
+        return None
     return (
         "one without a beta schedule or EDM's `sigma_data`, so what its network sees is unknown. Make a "
         "PoissonFlowScheduler(...) with what you know of the network"
@@ -99,7 +98,7 @@ def timesteps_rule(config: Mapping[str, Any]) -> str | None:
 
 def spaced_by_options(name: str | None, overrides: Mapping[str, Any]) -> str | None:
     """The scheduler whose timesteps are taken, or None if a spacing was asked for that this one has no option for."""
-    found = None if name is None else class_of_name(name)
+    found = class_of_name(name)
     asked = {"timestep_spacing", "steps_offset"} & overrides.keys()
     return name if found is None or asked <= options_of({}, found).keys() else None
 
@@ -171,7 +170,7 @@ def adopted(config: Mapping[str, Any], overrides: Mapping[str, Any], names: Coll
         found.update(sigma_min=own.get("sigma_min"), sigma_max=own.get("sigma_max"))
     found["timesteps_from"] = spaced_by_options(rule, overrides)
     aug_dim = overrides.get("aug_dim")
-    aug_dim = None if math.isinf(check_aug_dim(aug_dim)) else aug_dim
+    aug_dim = None if aug_dim == math.inf else aug_dim
     check_deterministic({**found, **overrides}, aug_dim)
     if aug_dim is not None:
         logger.warning(

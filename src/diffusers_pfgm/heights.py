@@ -137,8 +137,8 @@ def _as_diffusers(config: Any, form: Parameterization, family: DDPMFamily | None
         sigmas = [float(form.sigma(t)) if family is None or t % 1 else family.sigmas[int(t)] for t in timesteps]
     if not falls(sigmas):
         raise ValueError(
-            f"{count} heights of {config.timesteps_from} do not fall strictly. Take a smaller `num_inference_steps`, or "
-            "set `timesteps_from=None`."
+            f"{count} heights of {config.timesteps_from} do not fall strictly. Take a smaller `num_inference_steps`, "
+            "or set `timesteps_from=None`."
         )
     return Heights(sigmas, [*map(float, timesteps)], _final(config, form, sigmas[-1]))
 

@@ -22,8 +22,10 @@ STAND_INS = {"DPMSolverSDEScheduler": "KDPM2DiscreteScheduler"}
 BETA_OPTIONS = ("beta_schedule", "trained_betas")
 
 
-def class_of_name(name: str) -> type[Any] | None:
+def class_of_name(name: Any) -> type[Any] | None:
     """The scheduler class that diffusers has under this name, which may be the name of its Flax version."""
+    if not isinstance(name, str):
+        return None
     name = name.removeprefix("Flax")
     found = getattr(diffusers, name, None)
     if isinstance(found, DummyObject):
@@ -34,12 +36,12 @@ def class_of_name(name: str) -> type[Any] | None:
 def class_of_config(config: Mapping[str, Any]) -> type[Any] | None:
     """The scheduler class of diffusers that a configuration belongs to, or None where nothing says so.
 
-    A saved configuration names its class. The `config` of a scheduler in memory does not, but it begins with all options
-    of its class in the order of their declaration; what earlier schedulers have left behind comes later.
+    A saved configuration names its class. The `config` of a scheduler in memory does not, but it begins with all
+    options of its class in the order of their declaration; what earlier schedulers have left behind comes later.
     """
     name = config.get("_class_name")
     if name is not None:
-        return class_of_name(name) if isinstance(name, str) else None
+        return class_of_name(name)
     keys = [key for key in config if key == "_use_default_values" or not key.startswith("_")]
     if "_use_default_values" in keys:
         keys = keys[: keys.index("_use_default_values")]
@@ -81,14 +83,9 @@ def own_timesteps(
         The timesteps, and σ at each of them if the scheduler chooses it itself, else None.
 
     Raises:
-        ValueError: if the class is unknown, or cannot make so many steps.
+        ValueError: if it cannot make so many steps.
     """
-    scheduler_class = class_of_name(name) if isinstance(name, str) else None
-    if scheduler_class is None:
-        raise ValueError(
-            f"`timesteps_from` must be the name of a scheduler of diffusers or None, but is {name!r}, which this version "
-            "of diffusers does not have."
-        )
+    scheduler_class: Any = class_of_name(name)
     options = options_of(config, scheduler_class)
     if all(options.get(key) is None for key in BETA_OPTIONS):  # without a beta schedule diffusers makes no scheduler
         options = {key: value for key, value in options.items() if key not in BETA_OPTIONS}
@@ -98,10 +95,10 @@ def own_timesteps(
     try:
         schedule = scheduler_class(**options)
         schedule.set_timesteps(count)
-    except (ArithmeticError, IndexError, ValueError) as error:
+    except (ArithmeticError, IndexError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            f"`timesteps_from` {name!r} cannot make {count} steps with the options of this configuration ({error}). Take "
-            "another `num_inference_steps`, or set `timesteps_from=None`."
+            f"`timesteps_from` {name!r} cannot make {count} steps with the options of this configuration ({error}). "
+            "Take another `num_inference_steps`, or set `timesteps_from=None`."
         ) from error
     timesteps: list[float] = schedule.timesteps.tolist()[:: getattr(schedule, "order", 1)][:count]
     sigmas = getattr(schedule, "sigmas", None)

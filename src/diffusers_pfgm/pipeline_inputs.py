@@ -106,8 +106,8 @@ def checked_shape(
         raise ValueError(
             f"`unet` returns {config.out_channels} channels for {channels}, but prediction_type "
             f"{form.prediction_type!r} of the scheduler needs {form.output_channels(channels)}. "
-            "Change `out_channels` of the network, or `prediction_type` of the scheduler, or its `variance_type` if the "
-            "network also predicts a variance."
+            "Change `out_channels` of the network, or `prediction_type` of the scheduler, or its `variance_type` if "
+            "the network also predicts a variance."
         )
     if output_type not in ("pil", "np", "pt"):
         raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', but is {output_type!r}.")

@@ -23,16 +23,15 @@ from .foreign_configs import (
     refuse_noise,
 )
 from .heights import Heights, check_height_options, choose_heights
-from .named_schedulers import class_of_name
+from .noising import NoisingMixin
 from .physics.kernel import Generators, PoissonKernel, narrowed
 from .physics.parameterization import Parameterization
-from .physics.solvers import Step, check_solver, plan, variance_preserving
+from .physics.solvers import Step, plan, variance_preserving
 from .physics.spacing import check_knots
-from .scheduler_options import checked_options
+from .scheduler_options import LEARNED, checked_options
+from .state_convention import StateConvention
 
 logger = logging.get_logger(__name__)
-
-VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range", None)
 
 
 @dataclass
@@ -48,7 +47,7 @@ class PoissonFlowSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
+class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
     """The backward ODE of Poisson flow models, dx/dσ = (x − x̂)/σ, from a hemisphere of charges' field lines to data.
 
     At D = 1 (`aug_dim`) σ is the z of PFGM (arXiv 2209.11178); other D are PFGM++ (arXiv 2302.04265) at r = σ√D, and
@@ -128,24 +127,8 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         self.register_to_config(**checked_options(self.config))
         config = self.config
-        if config.prediction_type == "original_sample":  # another name that EulerDiscreteScheduler has for it
-            self.register_to_config(prediction_type="sample")
-        if config.aug_dim is not None and math.isinf(config.aug_dim):
-            self.register_to_config(aug_dim=None)  # JSON has no infinity
-        has_betas = config.beta_schedule is not None or config.trained_betas is not None
-        if has_betas:  # which tell the heights; what other schedulers do with these does not fit
-            given = set() if timesteps_from is None else {"sigma_min", "sigma_max"}
-            given -= set(config.get("_use_default_values", ()))
-            self.register_to_config(**dict.fromkeys({"sigma_min", "sigma_max"} - given))
-        config = self.config
-        check_solver(config.solver, config.solver_order)
         check_height_options(config)
-        if config.max_norm is not None and not 0 < config.max_norm < math.inf:
-            raise ValueError(f"`max_norm` must be a finite number > 0 or None, but is {config.max_norm}.")
-        if config.sigma_data is not None and math.isinf(config.sigma_data):
-            raise ValueError(f"`sigma_data` must be a finite number > 0 or None, but is {config.sigma_data}.")
-        if config.variance_type not in VARIANCE_TYPES:
-            raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, but is {config.variance_type!r}.")
+        has_betas = config.beta_schedule is not None or config.trained_betas is not None
         self.kernel = PoissonKernel(config.aug_dim)
         self._family: DDPMFamily | None = None
         if has_betas:
@@ -163,23 +146,18 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             config.gamma,
             config.sigma_data,
             None if self._family is None else self._family.sigmas,
-            learns_variance=config.variance_type in ("learned", "learned_range"),
+            learns_variance=config.variance_type in LEARNED,
         )
         if config.sigma_knots is not None:
             check_knots(config.sigma_knots, self.sigma_range)
         if "_use_default_values" in self.config:
             hidden = hidden_defaults(self.config._use_default_values, has_betas)
             self.register_to_config(_use_default_values=hidden)
-        if timesteps_from is not None and class_of_name(timesteps_from) is None:
-            raise ValueError(
-                f"`timesteps_from` must be the name of a scheduler of diffusers or None, but is {timesteps_from!r}, which "
-                "this version of diffusers does not have. Set `timesteps_from=None` for the spacing of our own."
-            )
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._denoised: list[torch.Tensor] = []  # x̂ of the latest calls, newest first
-        self._start_was_read = self._input_was_scaled = False
+        self._convention = StateConvention(config.sigma_data, has_betas, config.prediction_type)
         # Until `set_timesteps` there is one step, which not every scheduler of diffusers can make.
         one_step = FrozenDict({**self.config, "timesteps_from": None})
         self._set_heights(choose_heights(one_step, self.parameterization, self._family, 1))
@@ -190,9 +168,9 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """A scheduler from a configuration: its own, or that of a diffusers scheduler whose network it is to drive.
 
-        The latter is read as its own class reads it, so that options that are missing are at that class's defaults, and
-        its timesteps and σ's are taken. D is ∞, with which such networks are trained. A finite `aug_dim` is allowed, with
-        a warning. Options of the other scheduler can be set here too. See diffusers for the arguments.
+        The latter is read as its own class reads it, so that options that are missing are at that class's defaults,
+        and its timesteps and σ's are taken. D is ∞, with which such networks are trained. A finite `aug_dim` is
+        allowed, with a warning. Options of the other scheduler can be set here too. See diffusers for the arguments.
 
         Raises:
             ValueError: if an option is wrong, or `config` is of a scheduler whose network follows no Poisson flow, such
@@ -221,7 +199,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """Scale of the prior against `sample_noise`, as diffusers' pipelines expect it."""
-        self._start_was_read = True
+        self._convention.start_was_read = True
         return self._heights[0] if self._family is None else 1.0
 
     @property
@@ -253,9 +231,9 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         """
         if not 0 <= begin_index < len(self.timesteps):
             raise ValueError(
-                f"`begin_index` must be from 0 to {len(self.timesteps) - 1}, but is {begin_index}. In an image-to-image "
-                f"pipeline {len(self.timesteps)} means that `strength` * `num_inference_steps` is less than 1, so that no "
-                "step is left: raise one of them."
+                f"`begin_index` must be from 0 to {len(self.timesteps) - 1}, but is {begin_index}. In an image-to-image"
+                f" pipeline {len(self.timesteps)} means that `strength` * `num_inference_steps` is less than 1, so that"
+                " no step is left: raise one of them."
             )
         self._begin_index = int(begin_index)
 
@@ -297,45 +275,6 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         if max_norm is not None:
             max_norm /= self.data_scale(self._heights[0])
         return self.kernel.sample(shape, self.init_noise_sigma, generator, device, dtype, max_norm)
-
-    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """x + σ · noise as a state; `noise` from `sample_noise`, `timesteps` () or (B,) as in `self.timesteps`."""
-        self._start_was_read = True
-        sigma, dtype = self._sigmas_at(timesteps, original_samples), original_samples.dtype
-        if self._family is None:
-            return original_samples + sigma.to(dtype) * noise
-        alpha = torch.as_tensor(self.parameterization.input_scale(sigma))
-        return alpha.to(dtype) * original_samples + (alpha * sigma).to(dtype) * noise
-
-    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What a network for "v_prediction" is trained to return for `add_noise(sample, noise, timesteps)`.
-
-        With a beta schedule or a plain network this is (noise − σ · sample) / √(1 + σ²), as in diffusers' schedulers; with
-        `sigma_data` σ_d it is (σ_d · noise − σ / σ_d · sample) / √(σ² + σ_d²).
-
-        Args:
-            sample: (B, *), data.
-            noise: (B, *), from `sample_noise`.
-            timesteps: () or (B,), as the network sees them.
-
-        Returns:
-            (B, *), in the sample's dtype.
-        """
-        sigma, dtype = self._sigmas_at(timesteps, sample), sample.dtype
-        sigma_data = self.config.sigma_data or 1.0
-        scale = (sigma**2 + sigma_data**2) ** -0.5
-        return (sigma_data * scale).to(dtype) * noise - (sigma * scale / sigma_data).to(dtype) * sample
-
-    def _sigmas_at(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """σ (B, 1, ...) at timesteps () or (B,), in float32 at least."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        labels = torch.as_tensor(timesteps).to(like.device, dtype).reshape(-1, *[1] * (like.ndim - 1))
-        sigma = torch.as_tensor(self.parameterization.sigma(labels))
-        if self._own_sigmas is None:
-            return sigma
-        known, sigmas = (values.to(labels.device, dtype) for values in self._own_sigmas)
-        same = labels.unsqueeze(-1) == known
-        return torch.where(same.any(-1), sigmas.take(same.to(torch.uint8).argmax(-1)), sigma)
 
     def set_timesteps(
         self,
@@ -418,17 +357,10 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         """The input that the network sees: the state itself, or c_in times it with `sigma_data`.
 
         Raises:
-            ValueError: if `sample` is one number, as from a pipeline that scales σ for a state and an output of its own.
+            ValueError: if `sample` is one number, as from a pipeline that scales σ for a state of its own.
         """
-        config = self.config
-        if sample.ndim == 0 and not (config.sigma_data == 1 and config.prediction_type == "sample"):
-            raise ValueError(
-                "`sample` must be a state (B, *), but is one number. A pipeline that scales sigma itself, such as "
-                "StableDiffusionLatentUpscalePipeline, has a variance-exploding state and reads x̂ itself. Give it "
-                "EulerDiscreteScheduler, or PoissonFlowScheduler(None, sigma_min, sigma_max, 'sample', sigma_data=1.0)."
-            )
-        self._start_was_read = self._input_was_scaled = True
-        if config.sigma_data is None:
+        self._convention.scaled(sample)
+        if self.config.sigma_data is None:
             return sample
         return sample * self.parameterization.input_scale(self._plan[self._current_index(timestep)].sigma)
 
@@ -471,7 +403,12 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("The scheduler was used before `set_timesteps`. Call `scheduler.set_timesteps(20)` first.")
         refuse_noise(eta=eta, s_churn=s_churn)
         index = self._current_index(timestep)
-        self._check_use(index, prev_timestep)
+        self._convention.check_step(index)
+        if prev_timestep is not None and index + 1 not in self._find(prev_timestep):
+            raise ValueError(
+                f"`prev_timestep` must be the element of `timesteps` after this one, or None after the last, but is "
+                f"{prev_timestep}. Choose the timesteps of a run by `set_timesteps(timesteps=...)`."
+            )
         step = self._plan[index]
         self.parameterization.check_output(model_output, sample)
         dtype = torch.promote_types(sample.dtype, torch.float32)
@@ -483,27 +420,7 @@ class PoissonFlowScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = index + 1
         following = self._plan[index + 1 : index + 2]
         del self._denoised[len(following[0].weights) - 1 if following else 0 :]  # no step needs older ones
-        self._input_was_scaled = self._input_was_scaled and bool(following)  # the next run is asked again
+        if not following:
+            self._convention.end_run()
         output = PoissonFlowSchedulerOutput(narrowed(prev_sample, sample.dtype), narrowed(denoised, sample.dtype))
         return output if return_dict else output.to_tuple()
-
-    def _check_use(self, index: int, prev_timestep: float | torch.Tensor | None) -> None:
-        """Raises ValueError, or warns, where a pipeline does without what this scheduler's state needs."""
-        if self.config.sigma_data is not None and not self._input_was_scaled:
-            raise ValueError(
-                f"`scale_model_input` was not called before `step`, so the network has not seen c_in x, as `sigma_data` = "
-                f"{self.config.sigma_data} demands. Call it before the network, or use a pipeline that does: PFGMPipeline "
-                "does, DDPMPipeline and DDIMPipeline do not."
-            )
-        if index == 0 and self._family is None and not self._start_was_read:
-            self._start_was_read = True
-            logger.warning(
-                "`step` begins a run, but nothing has asked this scheduler where it begins. A state must begin as "
-                "`scheduler.sample_prior(shape)`, or as noise times `scheduler.init_noise_sigma`. PFGMPipeline does so, "
-                "DDPMPipeline and DDIMPipeline do not."
-            )
-        if prev_timestep is not None and index + 1 not in self._find(prev_timestep):
-            raise ValueError(
-                f"`prev_timestep` must be the element of `timesteps` after this one, or None after the last, but is "
-                f"{prev_timestep}. Choose the timesteps of a run by `set_timesteps(timesteps=...)`."
-            )

@@ -73,6 +73,8 @@ def test_what_is_newer_is_abandoned(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in found] == expected
     (tmp_path / "best" / "validation.json").write_text(json.dumps({"step": 4, "distance": 1.0}))
     assert tmp_path / "best" not in files_after(tmp_path, tmp_path / "checkpoint-4", 4)
+    (tmp_path / "best" / "validation.json").write_text("{")
+    assert tmp_path / "best" not in files_after(tmp_path, tmp_path / "checkpoint-4", 4)
     # Steps after the newest checkpoint are made again, as they were.
     assert files_after(tmp_path, tmp_path / "checkpoint-6", 6) == []
 

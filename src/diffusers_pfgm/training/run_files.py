@@ -53,8 +53,7 @@ def files_after(folder: Path, checkpoint: Path, step: int) -> list[Path]:
     if not checkpoints:
         return []
     samples = [path for path in _samples(folder) if int(path.stem.removeprefix("step-")) > step]
-    note = folder / BEST / NOTE
-    best = [folder / BEST] if note.exists() and json.loads(note.read_text())["step"] > step else []
+    best = [folder / BEST] if _step_of_best(folder / BEST / NOTE) > step else []
     return [*checkpoints, *samples, *best]
 
 
@@ -81,6 +80,14 @@ def _is_log(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return LOG_BEGINS.startswith(file.read(len(LOG_BEGINS)))
+
+
+def _step_of_best(note: Path) -> int:
+    """Step of the best model; 0 if there is none, or if its note cannot be read, which is reported where it counts."""
+    try:
+        return int(json.loads(note.read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _samples(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,23 @@ def test_processes_that_were_not_there_differ(checkpoint: Path, monkeypatch: pyt
         restore_random_states(Accelerator(cpu=True), checkpoint, seed=1, step=3)
         found.add((random.random(), np.random.rand(), torch.rand(()).item()))
     assert len({each[2] for each in found}) == len({each[0] for each in found}) == 4
+
+
+@pytest.mark.parametrize(("index", "restored"), [(None, True), (1, True), (2, False)])
+def test_each_process_restores_the_state_of_its_own_device(
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    index: int | None,
+    restored: bool,
+) -> None:
+    path, calls = checkpoint / "random_states_0.pkl", []
+    of_devices = [torch.tensor([number], dtype=torch.uint8) for number in (10, 11)]
+    torch.save(torch.load(path, weights_only=False) | {"torch_cuda_manual_seed": of_devices}, path)
+    module = SimpleNamespace(set_rng_state=lambda state, device: calls.append((state.item(), device)))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    device = torch.device("cuda", index) if index is not None else torch.device("cuda")
+    monkeypatch.setattr(Accelerator, "device", device)
+    restore_random_states(Accelerator(cpu=True), checkpoint, seed=1, step=3)
+    assert calls == ([(10 + (index or 0), device)] if restored else [])
+    assert ("begin anew" in capsys.readouterr().out) != restored

@@ -19,7 +19,7 @@ from arguments import parse_args
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from outputs import Outputs
+from outputs import Outputs, due
 from preparation import (
     agree_on_seed,
     claimed,
@@ -38,9 +38,11 @@ from diffusers_pfgm.training.checkpoints import keep_average_with_state, restore
 from diffusers_pfgm.training.field_batch import FieldWindow
 from diffusers_pfgm.training.fingerprint import data_facts
 from diffusers_pfgm.training.hub import check_hub
+from diffusers_pfgm.training.long_barrier import LongBarrier
 from diffusers_pfgm.training.network import make_unet
 from diffusers_pfgm.training.records import Meter
 from diffusers_pfgm.training.settings import check_settings, check_steps, run_settings
+from diffusers_pfgm.training.side_output import side_output
 from diffusers_pfgm.training.stopping import StopRequest
 from diffusers_pfgm.training.stream import BatchPlan, position_generators
 
@@ -53,8 +55,10 @@ def main(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     output_dir, repo_id = Path(args.output_dir), None
+    wait_for_all = LongBarrier(accelerator)
     if args.push_to_hub and accelerator.is_main_process:
         repo_id = check_hub(args.hub_model_id, output_dir, args.hub_private_repo)
+    wait_for_all()
     checkpoint = find_resume_point(args, accelerator)
     saved = {} if checkpoint is None else read_settings(checkpoint)
     seed = agree_on_seed(args, saved)
@@ -65,6 +69,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         args.train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )
     data = TrainingData(args, seed, accelerator)  # datasets lets one process prepare it, while the others wait
+    wait_for_all()
     objective, scheduler = make_objective(args, data.images)
     field_of, all_charges = None, None
     if args.objective == "field":
@@ -138,7 +143,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         accelerator.init_trackers("train_pfgm")
         outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id)
-        outputs.records.write("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
+        outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
+    wait_for_all()
     calls_per_step = args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
     batches = data.batches(plan, first_step)
@@ -188,8 +194,11 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             with meter.pause():
                 if step % args.checkpointing_steps == 0 or last or stops:
                     save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit, checkpoint)
-                if outputs is not None and not (last or stops):
-                    outputs.at_intervals(step, steps_per_epoch)
+                kinds = set() if last or stops else due(args, step, steps_per_epoch)
+                if outputs is not None and kinds:
+                    outputs.at_intervals(step, kinds)
+                if kinds:
+                    wait_for_all()
             if stops:
                 break
     progress_bar.close()
@@ -197,17 +206,25 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     # What it leaves
     if step < max_steps:
         if outputs is not None:
-            outputs.records.write("stop", step, reason=stop.reason)
-        accelerator.end_training()
+            outputs.note("stop", step, reason=stop.reason)
+        end_training(accelerator, output_dir)
         accelerator.print(
             f"Stopped by {stop.reason or 'a signal to another process'} after step {step:,} of {max_steps:,}, saved in "
             f"{output_dir / f'checkpoint-{step}'}. Go on by --resume_from_checkpoint latest."
         )
         return
-    if outputs is not None:
-        outputs.at_the_end(max_steps)
-    accelerator.end_training()
+    try:
+        if outputs is not None:
+            outputs.at_the_end(max_steps)
+    finally:
+        wait_for_all()
+    end_training(accelerator, output_dir)
     accelerator.print(f'Saved to {output_dir}: PFGMPipeline.from_pretrained("{output_dir}")')
+
+
+def end_training(accelerator: Accelerator, output_dir: Path) -> None:
+    with side_output("Closing the tracker", output_dir):
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .physics.denoiser import Denoiser, home_of
+from .physics.denoiser import Denoiser, home_of, of_rows
 from .physics.kernel import Generators
 from .physics.parameterization import ZERO_SNR_SIGMA
 from .physics.spacing import fit_knots, geometric_sigmas
@@ -24,6 +24,7 @@ def fit_sigmas(
     shape: Sequence[int],
     generator: Generators = None,
     num_samples: int = 32,
+    batch_size: int | None = None,
     **model_kwargs: Any,
 ) -> PoissonFlowScheduler:
     """A scheduler like `scheduler` whose steps lie where this model's field bends.
@@ -31,11 +32,12 @@ def fit_sigmas(
     The spacing is kept in `config.sigma_knots`, serves any number of steps, and is saved with a pipeline.
 
     Args:
-        model: a network, called like `UNet2DModel`, or a `ChargeField`; it is called 200 times.
+        model: a network, called like `UNet2DModel`, or a `ChargeField`; it is called 200 times for each batch.
         scheduler: says what the model predicts, and from which height to which; one of diffusers as well.
         shape: of one sample, (C, *).
         generator: one generator, or a list of `num_samples` of them.
         num_samples: field lines to follow.
+        batch_size: samples in one call of the model; all by default. The result does not depend on it.
         **model_kwargs: given to the model, such as `class_labels` (num_samples,).
 
     Raises:
@@ -51,6 +53,8 @@ def fit_sigmas(
     """
     if num_samples < 1:
         raise ValueError(f"`num_samples` must be at least 1, but is {num_samples}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, but is {batch_size}.")
     if isinstance(shape, int):
         raise ValueError(f"`shape` must be that of one sample, such as (1, 8, 8), but is {shape}.")
     scheduler = flow_of(scheduler)
@@ -63,6 +67,13 @@ def fit_sigmas(
     dtype, device = home_of(model)
     dtype = torch.promote_types(dtype or torch.float32, torch.float32)
     x = scheduler.kernel.sample((num_samples, *shape), high, generator, device, dtype, scheduler.config.max_norm)
-    denoiser = Denoiser(model, scheduler.parameterization, **model_kwargs)
-    knots = fit_knots(denoiser, x, geometric_sigmas(high, low, FINE_STEPS))
+    size = num_samples if batch_size is None else min(batch_size, num_samples)
+    parts = [slice(first, first + size) for first in range(0, num_samples, size)]
+    given = [model_kwargs] if size == num_samples else [of_rows(model_kwargs, rows, num_samples) for rows in parts]
+    denoisers = [Denoiser(model, scheduler.parameterization, **options) for options in given]
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.cat([part(x[rows], sigma) for part, rows in zip(denoisers, parts, strict=True)])
+
+    knots = fit_knots(denoise, x, geometric_sigmas(high, low, FINE_STEPS))
     return PoissonFlowScheduler.from_config(scheduler.config, sigma_knots=knots)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -26,32 +27,52 @@ class Records:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
-            with self.path.open("a") as file:  # a kill has cut the last line off
-                file.write("\n")
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Add a line; numbers that are not finite, which JSON does not have, become None."""
+        """Add a line; numbers that are not finite, which JSON does not have, become None.
+
+        Raises:
+            OSError: if the line cannot be written, a full disk for instance.
+        """
         line = {"event": event, "step": step, "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line | finite, allow_nan=False) + "\n")
+        with self.path.open("ab+") as file:
+            # A kill or a full disk may have cut the last line off.
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line | finite, allow_nan=False).encode() + b"\n")
 
 
 def read_records(path: str | Path, event: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a run's file, of one kind of event or all, without one that a kill has cut off.
+    """The records in a run's file, in the order of their steps.
 
-    Where a run was killed and went on from an earlier step, only the later record of a step counts.
+    A line that is not a record is left out: a kill, a full disk or a damaged file system may leave half a line or
+    bytes of something else. Where a run was killed and went on from an earlier step, only the later record of a step
+    counts.
+
+    Args:
+        path: of the file.
+        event: the one kind of event to return; all by default.
     """
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for line in Path(path).read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if event in (None, record["event"]):
-            found[record["event"], record["step"]] = record
+    with Path(path).open("rb") as file:
+        for line in file:
+            record = _record(line)
+            if record is not None and event in (None, record["event"]):
+                found[record["event"], record["step"]] = record
     return sorted(found.values(), key=lambda record: record["step"])
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None if there is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, not UTF-8, or nested too deeply
+        return None
+    is_record = isinstance(found, dict) and isinstance(found.get("event"), str) and type(found.get("step")) is int
+    return found if is_record else None
 
 
 class Meter:
@@ -84,8 +105,10 @@ class Meter:
     def pause(self) -> Iterator[None]:
         """Time in here is none of the training's."""
         stopped = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - stopped
+        try:
+            yield
+        finally:
+            self._started += time.perf_counter() - stopped
 
     def summary(self, step: int) -> dict[str, float]:
         """Means since the last call, by name; losses and norms are this process's own."""

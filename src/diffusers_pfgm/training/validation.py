@@ -48,9 +48,15 @@ class Validation:
         self.held_out, self.labels = held_out[:count], None if labels is None else labels[:count]
         self.floor = sliced_wasserstein(train[:count], self.held_out)
 
-    def distance(self, pipeline: PFGMPipeline, num_inference_steps: int) -> float:
-        """Of as many samples from fixed seeds, in data units; compare with `floor`, that of real images."""
-        samples = draw_samples(pipeline, len(self.held_out), num_inference_steps, self.labels)
+    def distance(self, pipeline: PFGMPipeline, num_inference_steps: int, batch_size: int = 256) -> float:
+        """Distance of as many samples from fixed seeds, in data units; compare with `floor`, that of real images.
+
+        Args:
+            pipeline: to draw from.
+            num_inference_steps: network calls.
+            batch_size: samples that are drawn at a time; the distance does not depend on it.
+        """
+        samples = draw_samples(pipeline, len(self.held_out), num_inference_steps, self.labels, batch_size=batch_size)
         return sliced_wasserstein(samples * 2 - 1, self.held_out)
 
 

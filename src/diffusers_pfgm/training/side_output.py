@@ -1,0 +1,35 @@
+"""What a run can do without: a failure of it is a warning, and training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from .checkpoints import list_checkpoints
+
+
+@contextlib.contextmanager
+def side_output(what: str, output_dir: str | Path) -> Iterator[None]:
+    """Turn an error into a warning that names what failed, why, and the last checkpoint.
+
+    Args:
+        what: is written, drawn or measured inside, as the beginning of a sentence.
+        output_dir: of the run.
+    """
+    try:
+        yield
+    except Exception as error:  # a full disk and a full memory have errors of many classes
+        warnings.warn(f"{what} failed ({reason(error)}). The run goes on. {last_checkpoint(output_dir)}", stacklevel=3)
+
+
+def reason(error: Exception) -> str:
+    """An error's kind and message in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def last_checkpoint(output_dir: str | Path) -> str:
+    """A sentence that names the newest checkpoint in the output folder."""
+    found = list_checkpoints(output_dir)
+    return f"The last checkpoint is {found[-1]}." if found else "There is no checkpoint yet."

@@ -46,6 +46,19 @@ def test_a_network_is_called_200_times_with_its_options(charges: torch.Tensor) -
     assert all(seen is told for _, seen in network.calls)
 
 
+def test_a_fit_in_parts_is_the_fit_of_the_whole(charges: torch.Tensor) -> None:
+    scheduler, labels = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=1.0), torch.arange(7) % 2
+    told, knots = torch.tensor([0, 1, 2, 2, 0]), []
+    for batch_size in (None, 2, 5, 9):
+        network = ExactNetwork(charges, scheduler.parameterization, 1.0, labels)
+        fitted = fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 5, batch_size, class_labels=told)
+        knots.append(fitted.config.sigma_knots)
+        assert max(shape[0] for shape, _ in network.calls) == (2 if batch_size == 2 else 5)
+    assert all(each == pytest.approx(knots[0], rel=1e-9) for each in knots)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, but is 0"):
+        fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 5, 0, class_labels=told)
+
+
 def test_every_kind_of_network_has_the_same_spacing(charges: torch.Tensor) -> None:
     knots = []
     for options in ({"prediction_type": "sample"}, {"prediction_type": "epsilon", "sigma_data": 0.5}):

@@ -1,6 +1,7 @@
 """Models travel through the Hub: the real client, in processes of its own, against a local server of the Hub's API."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import diffusers_pfgm.training.hub as hub_module
 from diffusers_pfgm import PFGMPipeline
+from diffusers_pfgm.training.hub import check_hub
 from tests.conftest import make_tiny_pipeline, seeded
 from tests.hub_server import Hub, serve
 
@@ -129,22 +132,54 @@ def test_names_and_tokens_are_tried_before_training(hub: Hub, client: Client) ->
     ):
         said = client.run(CHECK.format(name), token, code=1)
         assert message in said and (token is None or token not in said)
+    hub.failures = {"GET /api/whoami-v2": 99}  # its fault, not the token's
+    assert "cannot be reached (" in client.run(CHECK.format("None"), code=1)
+
+
+class ConnectError(Exception):
+    """Of no class that huggingface_hub documents, as its HTTP library raises it."""
+
+
+def test_a_hub_out_of_reach_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "get_token", lambda: WRITES)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ConnectError("[Errno -2] Name or service\nnot known")
+
+    for name in ("whoami", "create_repo"):
+        monkeypatch.setattr(hub_module, "whoami", lambda: {"name": "ada"})
+        monkeypatch.setattr(hub_module, name, fail)
+        with pytest.raises(ValueError, match="cannot be reached") as caught:
+            check_hub("my-model", "folder/run")
+        said = str(caught.value)
+        assert "`--push_to_hub`: the Hub (https://huggingface.co)" in said and "\n" not in said
+        assert "ConnectError: [Errno -2] Name or service not known" in said and WRITES not in said
+        assert "`PFGMPipeline.from_pretrained('folder/run').push_to_hub('my-model')`" in said
 
 
 PUSH = "from diffusers_pfgm.training.hub import push\npush({!r}, 'ada/digits', 'a step', last={})"
 
 
+OURS = {f"scheduler/{name}" for name in ("scheduler_config.json", "diffusers_pfgm.py")} | {"unet/config.json"}
+OURS |= {"model_index.json", "pipeline.py", "README.md", "unet/diffusion_pytorch_model.safetensors"}
+
+
 def test_a_busy_hub_is_asked_again_and_a_broken_one_ends_no_training(hub: Hub, client: Client, model: Path) -> None:
-    client.run("from huggingface_hub import create_repo\ncreate_repo('ada/digits')")
-    (model / "checkpoint-3").mkdir()
-    (model / "checkpoint-3" / "optimizer.bin").write_text("large")
+    client.run("from huggingface_hub import create_repo\ncreate_repo('ada/digits')\ncreate_repo('ada/again')")
+    for name in ("checkpoint-3/optimizer.bin", "me.png", "photos/me.png", "unet/notes.txt", "logs/events.host.1"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("mine")
+    (model / "photos" / "more").symlink_to(client.home.parent)
     hub.failures = {"POST .*/preupload/": 2, "PUT /large": 1, "POST .*/commit/": 1}
     client.run(PUSH.format(str(model), True))
     assert set(hub.failures.values()) == {0}
-    files = hub.repositories["ada/digits"].commits[-1][1]
-    assert "unet/config.json" in files and not [name for name in files if "checkpoint" in name]
+    assert set(hub.repositories["ada/digits"].commits[-1][1]) == OURS
 
     said = client.run(PUSH.format(str(model), False), token=READS)
     assert "ada/digits was not updated" in said and "Training goes on" in said
     said = client.run(PUSH.format(str(model), True), token=READS, code=1)
     assert "is whole in" in said and "hf upload ada/digits" in said and READS not in said
+    command = shlex.split(said.split("Do so by `")[1].split("`")[0].replace("ada/digits", "ada/again"))
+    done = client.call([str(Path(sys.executable).with_name("hf")), *command[1:]])
+    assert done.returncode == 0, done.stderr
+    assert set(hub.repositories["ada/again"].commits[-1][1]) == OURS  # it publishes no more than the push would have

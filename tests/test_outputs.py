@@ -73,7 +73,9 @@ def test_no_call_has_more_samples_than_eval_batch_size(tmp_path: Path, monkeypat
     found = {}
     for size in (3, 10):
         run = make_outputs(tmp_path / str(size), f"--eval_batch_size={size}")
-        run.at_the_end(7)
+        run.at_intervals(7, set(outputs.KINDS))
+        with run.average() as pipeline:
+            run._fit_spacing(pipeline)
         assert max(sizes) == size
         sizes.clear()
         knots = PFGMPipeline.from_pretrained(run.folder).scheduler.config.sigma_knots
@@ -162,3 +164,28 @@ def test_what_is_due_is_known_to_every_process() -> None:
     args = parse_args(None, ["--save_images_epochs=1", "--validation_epochs=2", "--save_model_epochs=3"])
     assert outputs.due(args, 4, 2) == {"save_images_epochs", "validation_epochs"}
     assert outputs.due(args, 5, 2) == set() and len(outputs.due(args, 12, 2)) == 3
+
+
+def test_what_is_published_tells_nothing_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "secret-place"
+    folder.mkdir()
+    for name in ("me.png", "samples.png", "log.txt"):
+        (folder / name).write_text("mine")
+    run, published = make_outputs(folder, f"--train_data_dir={tmp_path / 'secret-photos'}"), list[set[str]]()
+    run.repo_id = "ada/model"
+    monkeypatch.setattr("sys.argv", ["train_pfgm.py", f"--train_data_dir={tmp_path / 'secret-photos'}"])
+    monkeypatch.setattr(outputs, "push", lambda folder, *args, last: published.append(set(run.written.published())))
+    run.log(7, {"loss": 1.0})
+    run.at_intervals(7, {"save_model_epochs"})
+    run.at_intervals(14, {"save_images_epochs", "validation_epochs", "save_model_epochs"})
+    run.at_the_end(21)
+    pipeline = {"model_index.json", "pipeline.py", "README.md", "unet/config.json", "log.jsonl"}
+    pipeline |= {"unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"}
+    pipeline |= {"scheduler/diffusers_pfgm.py"}
+    pictures = {"samples/step-000021.png", "training.png", "sigma-density.png"}
+    grid = "samples/step-000014.png"
+    assert published == [pipeline, pipeline | {grid}, pipeline | {grid} | pictures]
+    for name in published[-1]:
+        content = (folder / name).read_bytes()
+        assert str(tmp_path).encode() not in content and b"secret-place" not in content, name
+    assert "![Samples](samples/step-000021.png)" in (folder / "README.md").read_text()

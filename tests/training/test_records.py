@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,3 +104,76 @@ def test_the_course_of_a_run_is_drawn(tmp_path: Path) -> None:
     figure.savefig(tmp_path / "training.png")
     assert (tmp_path / "training.png").stat().st_size > 20_000
     assert plot_training([]).axes
+
+
+GARBAGE = [
+    b'{"event": "train", "step": 2, "lo',
+    b"[1, 2]",
+    b'"event"',
+    b"null",
+    b'{"step": 2}',
+    b'{"event": "train"}',
+    b'{"event": ["train"], "step": 2}',
+    b'{"event": "train", "step": "2"}',
+    b'{"event": "train", "step": true}',
+    b"\xff\xfe\x00garbage",
+    b"[" * 100_000,
+    b"\x00" * 512,
+    b'{"event": "train", "step": ' + b"9" * 5000 + b"}",
+]
+
+
+def test_what_is_no_record_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    Records(path).write("train", 1, loss=2.0, note="a\u2028b\x85c")
+    with path.open("ab") as file:
+        file.write(b"\n".join(GARBAGE))
+    Records(path).write("train", 3, loss=1.0)
+    assert [(record["step"], record["loss"]) for record in read_records(path, "train")] == [(1, 2.0), (3, 1.0)]
+    assert read_records(path)[0]["note"] == "a\u2028b\x85c"
+    assert len(plot_training(read_records(path)).axes[0].lines[0].get_xdata()) == 2
+
+
+def test_a_line_that_did_not_fit_on_the_disk_spoils_no_other(tmp_path: Path) -> None:
+    records = Records(tmp_path / "log.jsonl")
+    for step in range(1, 4):
+        records.write("train", step, loss=1.0)
+        with records.path.open("ab") as file:  # what a full disk takes of the next line, in the same process
+            file.write(b'{"event": "train", "st')
+    assert [record["step"] for record in read_records(records.path)] == [1, 2, 3]
+
+
+def test_what_is_no_number_is_not_drawn() -> None:
+    records = [{"event": "train", "step": step, "loss": 1.0, "loss/sigma_0_0.1": 2.0} for step in range(1, 4)]
+    records[1] |= {"loss": "high", "grad_norm": None, "lr": [1], "loss/sigma_x_1": 1.0, "loss/sigma_1": 1.0}
+    records.append({"event": "train", "step": 10**400, "loss": 10**400})
+    records.append({"event": "train", "step": 5, "loss": float("nan"), "loss/sigma_0_0.1": float("inf")})
+    records.append({"event": "validation", "step": 5, "distance": 0.5})
+    figure = plot_training(records)
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 3] and len(figure.axes[1].lines) == 1
+    assert figure.axes[3].lines[0].get_ydata().tolist() == [0.5]
+
+
+def test_the_thick_line_is_the_running_median_in_bounded_time() -> None:
+    for count in (150, 20_000):
+        values = np.random.default_rng(0).lognormal(size=count)
+        started = time.process_time()
+        figure = plot_training([{"event": "train", "step": i, "loss": v} for i, v in enumerate(values.tolist())])
+        seconds = time.process_time() - started
+        thin, thick = figure.axes[0].lines
+        assert thin.get_ydata().tolist() == values.tolist()
+        steps = thick.get_xdata().astype(int)
+        assert len(steps) == min(count, 200) and (steps[0], steps[-1]) == (0, count - 1)
+        width = int(0.05 * count)
+        for step, drawn in zip(steps, thick.get_ydata(), strict=True):
+            assert drawn == np.median(values[max(0, step - width) : step + width + 1])
+    assert seconds < 3  # a median at every record took 20
+
+
+def test_an_error_in_a_pause_is_none_of_the_training_either() -> None:
+    meter = Meter(4, 10, 1, CPU)
+    meter.update(result(4, 0), torch.tensor(1.0))
+    with pytest.raises(KeyError), meter.pause():
+        time.sleep(0.5)
+        raise KeyError
+    assert meter.summary(1)["images_per_second"] > 40

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,21 @@ def test_good_samples_are_as_far_as_real_ones_and_noise_is_farther(digits: torch
     good = validation.distance(exact(images[300:]), 20)
     assert good < 1.2 * validation.floor < validation.distance(make_tiny_pipeline(), 5) / 3
     assert torch.equal(state, torch.get_rng_state()) and good == validation.distance(exact(images[300:]), 20)
+
+
+def test_a_distance_in_parts_is_that_of_the_whole(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = digits.float()[:60]
+    validation, pipe, sizes = Validation(images[:10], images[10:]), exact(images[10:]), list[int]()
+    call = ChargeField.forward
+
+    def look(self: ChargeField, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(sample))
+        return call(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(ChargeField, "forward", look)
+    parts = validation.distance(pipe, 5, batch_size=3)
+    assert set(sizes) == {3, 1}
+    assert parts == pytest.approx(validation.distance(pipe, 5), abs=1e-5) and max(sizes) == 10
 
 
 def test_the_best_model_stays_also_after_a_restart(tmp_path: Path) -> None:

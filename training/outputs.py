@@ -25,12 +25,12 @@ from diffusers_pfgm.saved_folder import written_aside
 from diffusers_pfgm.training.curves import plot_training
 from diffusers_pfgm.training.hub import push
 from diffusers_pfgm.training.records import Records, read_records
+from diffusers_pfgm.training.run_files import CARD, LOG
 from diffusers_pfgm.training.samples import save_samples
 from diffusers_pfgm.training.side_output import last_checkpoint, side_output
 from diffusers_pfgm.training.validation import BestModel
-from diffusers_pfgm.training.written_files import CARD, WrittenFiles
+from diffusers_pfgm.training.written_files import WrittenFiles
 
-LOG = "log.jsonl"
 KINDS = ("save_images_epochs", "validation_epochs", "save_model_epochs")
 
 
@@ -73,8 +73,6 @@ class Outputs:
         self.sample_grid: str | None = None
         self.records = Records(self.folder / LOG)
         self.written = WrittenFiles(self.folder)
-        if args.resume_from_checkpoint is None:
-            self.written.clear()
         self.validation = data.validation()
         self.best = BestModel(self.folder / "best") if args.keep_best else None
 

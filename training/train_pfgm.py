@@ -27,6 +27,7 @@ from preparation import (
     find_resume_point,
     make_accelerator,
     make_objective,
+    on_main_process,
 )
 from tqdm.auto import tqdm
 from training_data import TrainingData
@@ -56,9 +57,9 @@ def main(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     output_dir, repo_id = Path(args.output_dir), None
     wait_for_all = LongBarrier(accelerator)
-    if args.push_to_hub and accelerator.is_main_process:
-        repo_id = check_hub(args.hub_model_id, output_dir, args.hub_private_repo)
-    wait_for_all()
+    if args.push_to_hub:
+        hub = args.hub_model_id, output_dir, args.hub_private_repo
+        repo_id = on_main_process(accelerator, lambda: check_hub(*hub))
     checkpoint = find_resume_point(args, accelerator)
     saved = {} if checkpoint is None else read_settings(checkpoint)
     seed = agree_on_seed(args, saved)

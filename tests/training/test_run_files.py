@@ -13,6 +13,7 @@ from diffusers_pfgm.training.run_files import files_after, files_of_a_run, is_ru
 OF_THE_RUN = [
     "checkpoint-4/contents.json",
     "log.jsonl",
+    ".written.json",
     "logs/train_pfgm/events.out.tfevents.1",
     "samples/step-000004.png",
     "best/validation.json",
@@ -79,7 +80,14 @@ def test_what_is_newer_is_abandoned(tmp_path: Path) -> None:
     assert files_after(tmp_path, tmp_path / "checkpoint-6", 6) == []
 
 
-FIRST_RECORDS = [".lock", "log.jsonl", "logs/train_pfgm/events.1", "samples/step-000001.png", ".checkpoint-4.partial/x"]
+FIRST_RECORDS = [
+    ".lock",
+    "log.jsonl",
+    ".written.json",
+    "logs/train_pfgm/events.1",
+    "samples/step-000001.png",
+    ".checkpoint-4.partial/x",
+]
 
 
 @pytest.mark.parametrize("count", range(len(FIRST_RECORDS) + 1))

@@ -1,16 +1,14 @@
 """Waiting for a process that works alone, however long its work takes.
 
 A collective of the default group fails after the group's time-out, 10 minutes with NCCL, and so finds a process that
-hangs. The main process alone draws samples, measures, publishes and is the first to decode the images, any of which
-may take longer. The other processes wait for it in a group of their own with a time-out of a day, while the time-out
+hangs. The main process alone draws samples, measures and publishes, and one process prepares a data set, any of which may
+take longer. The other processes wait for it in a group of their own with a time-out of a day, while the time-out
 of the training's collectives stays short. A process that has died does not make the others wait: its launcher ends
 them.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -39,13 +37,3 @@ class LongBarrier:
         arrived = torch.zeros(1, device=self.accelerator.device)
         torch.distributed.all_reduce(arrived, group=self._group)
         arrived.item()  # on a GPU only the result makes the process wait
-
-    @contextlib.contextmanager
-    def main_process_first(self) -> Iterator[None]:
-        """Let the main process go first, and the others wait for it; at the end it waits for them."""
-        if not self.accelerator.is_main_process:
-            self()
-        yield
-        if self.accelerator.is_main_process:
-            self()
-        self()

@@ -12,6 +12,7 @@ from .folders import SET_ASIDE
 
 LOCK = ".lock"
 LOG = "log.jsonl"
+LIST = ".written.json"  # names of the files that the run has written
 LOG_BEGINS = b'{"event": '
 TRACKER = "train_pfgm"  # the project's name for the trackers, and so a folder in that of the logs
 BEST = "best"
@@ -28,7 +29,7 @@ def files_of_a_run(folder: Path, logging_dir: str) -> list[Path]:
         folder: `--output_dir`.
         logging_dir: of the trackers, in `folder`.
     """
-    found = [*list_checkpoints(folder), *(folder / name for name in (LOG, *PIPELINE, *CURVES)), *_samples(folder)]
+    found = [*list_checkpoints(folder), *(folder / name for name in (LOG, LIST, *PIPELINE, *CURVES)), *_samples(folder)]
     logs = folder / logging_dir / TRACKER
     if folder in logs.parents:
         found.append(logs)
@@ -68,7 +69,9 @@ def has_saved_nothing(folder: Path, logging_dir: str) -> bool:
 
     def is_record(path: Path) -> bool:
         first = path.relative_to(folder).parts[0]
-        hidden = first in (LOCK, SAVING) or (first.startswith(f".{PREFIX}") and first.endswith(PARTIAL))
+        hidden = first in (LOCK, SAVING, LIST, f"{LIST}{PARTIAL}") or (
+            first.startswith(f".{PREFIX}") and first.endswith(PARTIAL)
+        )
         return hidden or first.startswith(SET_ASIDE) or _is_log(path) or path in samples or logs in path.parents
 
     return all(is_record(path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())

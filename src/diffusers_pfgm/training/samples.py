@@ -57,7 +57,7 @@ def save_samples(
     grid = image_grid(samples, scale=max(1, 64 // samples.shape[-1]))
     path = Path(folder) / "samples" / f"step-{step:06d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_suffix(".partial")
     grid.save(partial, format="png")
     partial.replace(path)
     return grid

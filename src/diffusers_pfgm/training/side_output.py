@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from .checkpoints import list_checkpoints
+from .checkpoints import newest_whole_checkpoint
 
 
 @contextlib.contextmanager
 def side_output(what: str, output_dir: str | Path) -> Iterator[None]:
-    """Turn an error into a warning that names what failed, why, and the last checkpoint.
+    """Turn an error into a warning that names what failed, why, and the last good checkpoint.
 
     Args:
         what: is written, drawn or measured inside, as the beginning of a sentence.
@@ -30,6 +30,6 @@ def reason(error: Exception) -> str:
 
 
 def last_checkpoint(output_dir: str | Path) -> str:
-    """A sentence that names the newest checkpoint in the output folder."""
-    found = list_checkpoints(output_dir)
-    return f"The last checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
+    """A sentence that names the newest checkpoint in the output folder that is whole."""
+    found = newest_whole_checkpoint(output_dir)
+    return "There is no checkpoint yet." if found is None else f"The last good checkpoint is {found}."

@@ -15,9 +15,8 @@ from diffusers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WE
 
 from ..model_card import is_ours
 from ..saved_folder import CODE, INDEX
+from .run_files import CARD, LIST
 
-LIST = ".written.json"
-CARD = "README.md"
 SHARD = re.compile(r"diffusion_pytorch_model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -49,10 +48,6 @@ class WrittenFiles:
         names = self.names()
         if name not in names:
             self._write([*names, name])
-
-    def clear(self) -> None:
-        """Begin a new run, to which files of an earlier one do not belong."""
-        self._list.unlink(missing_ok=True)
 
     def published(self) -> list[str]:
         """The pipeline's files, its card, and those on the list, as far as they exist.

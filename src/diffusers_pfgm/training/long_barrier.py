@@ -1,8 +1,8 @@
 """Waiting for a process that works alone, however long its work takes.
 
 A collective of the default group fails after the group's time-out, 10 minutes with NCCL, and so finds a process that
-hangs. The main process alone draws samples, measures and publishes, and one process prepares a data set, any of which may
-take longer. The other processes wait for it in a group of their own with a time-out of a day, while the time-out
+hangs. The main process alone draws samples, measures and publishes, and one process prepares a data set, any of which
+may take longer. The other processes wait for it in a group of their own with a time-out of a day, while the time-out
 of the training's collectives stays short. A process that has died does not make the others wait: its launcher ends
 them.
 """

@@ -137,9 +137,10 @@ class Outputs:
             grid = save_samples(pipeline, self.folder, step, args.eval_batch_size, args.num_inference_steps)
             self.sample_grid = f"samples/step-{step:06d}.png"
             self.written.add(self.sample_grid)
-            for tracker in self.accelerator.trackers:
-                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({"samples": np.asarray(grid.convert("RGB"))[None]}, step=step, **layout)
+            with self._side_output("A sample grid of the tracker"):
+                for tracker in self.accelerator.trackers:
+                    layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                    tracker.log_images({"samples": np.asarray(grid.convert("RGB"))[None]}, step=step, **layout)
 
     def _measure(self, pipeline: PFGMPipeline, step: int) -> None:
         if self.validation is None:

@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     output_dir, repo_id = Path(args.output_dir), None
-    wait_for_all = LongBarrier(accelerator)
+    long_barrier = LongBarrier(accelerator)
     if args.push_to_hub:
         hub = args.hub_model_id, output_dir, args.hub_private_repo
         repo_id = on_main_process(accelerator, lambda: check_hub(*hub))
@@ -69,8 +69,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     plan = BatchPlan(
         args.train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )
-    data = TrainingData(args, seed, accelerator)  # datasets lets one process prepare it, while the others wait
-    wait_for_all()
+    with long_barrier:
+        data = TrainingData(args, seed, accelerator)  # datasets lets one process prepare it, while the others wait
     objective, scheduler = make_objective(args, data.images)
     field_of, all_charges = None, None
     if args.objective == "field":
@@ -141,11 +141,11 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
     # Training
     outputs = None
-    if accelerator.is_main_process:
-        accelerator.init_trackers("train_pfgm")
-        outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id)
-        outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
-    wait_for_all()
+    with long_barrier:
+        if accelerator.is_main_process:
+            accelerator.init_trackers("train_pfgm")
+            outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id)
+            outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
     calls_per_step = args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
     batches = data.batches(plan, first_step)
@@ -196,10 +196,10 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
                 if step % args.checkpointing_steps == 0 or last or stops:
                     save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit, checkpoint)
                 kinds = set() if last or stops else due(args, step, steps_per_epoch)
-                if outputs is not None and kinds:
-                    outputs.at_intervals(step, kinds)
                 if kinds:
-                    wait_for_all()
+                    with long_barrier:
+                        if outputs is not None:
+                            outputs.at_intervals(step, kinds)
             if stops:
                 break
     progress_bar.close()
@@ -214,11 +214,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             f"{output_dir / f'checkpoint-{step}'}. Go on by --resume_from_checkpoint latest."
         )
         return
-    try:
+    with long_barrier:
         if outputs is not None:
             outputs.at_the_end(max_steps)
-    finally:
-        wait_for_all()
     end_training(accelerator, output_dir)
     accelerator.print(f'Saved to {output_dir}: PFGMPipeline.from_pretrained("{output_dir}")')
 

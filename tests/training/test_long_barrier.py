@@ -44,7 +44,8 @@ train_pfgm.main(parse_args(None, sys.argv[1:]))
 
 
 def test_one_process_waits_for_nobody() -> None:
-    LongBarrier(Accelerator(cpu=True))()
+    with LongBarrier(Accelerator(cpu=True)):
+        pass
 
 
 def test_processes_wait_for_the_main_one_however_long_it_works(tmp_path: Path) -> None:

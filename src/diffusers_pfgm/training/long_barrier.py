@@ -10,6 +10,7 @@ them.
 from __future__ import annotations
 
 from datetime import timedelta
+from types import TracebackType
 
 import torch
 from accelerate import Accelerator
@@ -18,10 +19,19 @@ LONGEST_WAIT = timedelta(days=1)
 
 
 class LongBarrier:
-    """Makes each process wait until all of them have arrived, for up to a day. Every process must construct one.
+    """A block at whose end each process waits until all of them have arrived, for up to a day.
+
+    A process that raises an error inside waits as well, so that the others learn of its end from the next collective
+    of the training, within the short time-out. Every process must construct one and enter it equally often.
 
     Args:
         accelerator: of the run.
+
+    Example:
+        >>> barrier = LongBarrier(Accelerator(cpu=True))
+        >>> with barrier:
+        ...     print("the work of one process")
+        the work of one process
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -29,8 +39,12 @@ class LongBarrier:
         shared = accelerator.num_processes > 1 and torch.distributed.is_initialized()
         self._group = torch.distributed.new_group(timeout=LONGEST_WAIT) if shared else None
 
-    def __call__(self) -> None:
-        """Wait for all processes."""
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._group is None:
             self.accelerator.wait_for_everyone()
             return

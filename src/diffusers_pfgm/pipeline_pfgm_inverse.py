@@ -12,7 +12,7 @@ from diffusers.utils import BaseOutput
 from .conditioning import Label, listed
 from .inverse.guidance import GUIDANCE_METHODS, GuidedByMeasurement
 from .inverse.latent_sampling import LatentSampler, LatentSamples
-from .inverse.operators import Inpainting, LinearOperator, Measurement, check_adjoint
+from .inverse.operators import Inpainting, LinearOperator, Measurement, beside, check_adjoint
 from .physics.charges import check_finite
 from .physics.kernel import Generators
 from .pipeline_inputs import checked_shape, flow_of
@@ -80,9 +80,10 @@ class PFGMInversePipeline(PFGMPipeline):
         """Draw pictures given y = A x + noise_std · ε, x in [-1, 1].
 
         Args:
-            measurement: y (B, *'), or (1, *') for B pictures that explain one measurement.
-            operator: A, a `LinearOperator`; or any function of x (B, C, H, W) that autograd follows.
-            noise_std: σ_y, in y's units.
+            measurement: y (B, *'), or (1, *') for B pictures that explain one measurement; real or complex.
+            operator: A, a `LinearOperator`; or any function of x (B, C, H, W) that autograd follows. It is called with
+                all B pictures, so that it may measure each in its own way.
+            noise_std: σ_y, in y's units; of a complex y the standard deviation of its real and imaginary part each.
             method: "guidance" (fast, approximate), "replacement" (for comparison: no noise, linear A) or "latent"
                 (chains that begin at a guided sample and become exact as they grow).
             num_inference_steps: steps of the solver, 20 by default, of two network calls each for "guidance".
@@ -118,7 +119,8 @@ class PFGMInversePipeline(PFGMPipeline):
             batch_size = len(measurement)
         shape = checked_shape(self.unet.config, flow, batch_size, None, output_type)
         device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
-        measurement = _checked(measurement.to(device, dtype), operator, noise_std, shape)
+        blank = torch.zeros(shape, device=device, dtype=dtype)
+        measurement = _checked(beside(measurement, blank), operator, noise_std, blank)
         labels = self._class_options(listed(class_labels), shape[0], device)
 
         guided = GuidedByMeasurement(
@@ -158,8 +160,11 @@ class PFGMInversePipeline(PFGMPipeline):
         """The ends of chains that begin at these samples; its `nfe` counts the way up to their latents too."""
 
         def log_likelihood(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            errors = measurement[rows] - operator(x)
-            return -errors.reshape(len(errors), -1).square().sum(1) / (2 * noise_std**2)
+            # The operator may be of the whole batch, such as one with a mask for each picture.
+            batch = x.new_zeros(len(measurement), *x.shape[1:]).index_copy(0, rows, x)
+            errors = (measurement - operator(batch))[rows]
+            norms = torch.linalg.vector_norm(errors.reshape(len(errors), -1), dim=1)
+            return -norms.square() / (2 * noise_std**2)
 
         sampler = LatentSampler(PoissonFlow(self.unet, self.scheduler), log_likelihood, generator, **labels)
         start, nfe = sampler.encode(samples)
@@ -169,33 +174,42 @@ class PFGMInversePipeline(PFGMPipeline):
         return found
 
 
-def _checked(
-    measurement: torch.Tensor, operator: Measurement, noise_std: float, shape: tuple[int, ...]
-) -> torch.Tensor:
-    """The measurement, one for each picture of the batch, of an operator whose adjoint is right.
+def _checked(measurement: torch.Tensor, operator: Measurement, noise_std: float, blank: torch.Tensor) -> torch.Tensor:
+    """The measurement, one for each picture of a batch like `blank`, of an operator whose adjoint is right.
 
     Raises:
         ValueError: see `PFGMInversePipeline.__call__`.
     """
-    blank = measurement.new_zeros(1, *shape[1:])
-    expected = tuple(operator(blank).shape[1:])
-    if tuple(measurement.shape[1:]) != expected or len(measurement) not in (1, shape[0]):
+    count, made = len(blank), operator(blank)
+    if len(made) != count:
         raise ValueError(
-            f"`measurement` must have the shape {(shape[0], *expected)}, or {(1, *expected)} for all, which `operator` "
-            f"makes of pictures {shape}, but has {tuple(measurement.shape)}."
+            f"`operator` makes {len(made)} measurements of {count} pictures. It must make one of each: was it made, or "
+            "its mask, for another `batch_size`?"
         )
+    expected = tuple(made.shape[1:])
+    if tuple(measurement.shape[1:]) != expected or len(measurement) not in (1, count):
+        raise ValueError(
+            f"`measurement` must have the shape {(count, *expected)}, or {(1, *expected)} for all, which `operator` "
+            f"makes of pictures {tuple(blank.shape)}, but has {tuple(measurement.shape)}."
+        )
+    if measurement.is_complex() != made.is_complex():
+        kinds = ["complex" if each.is_complex() else "real" for each in (measurement, made)]
+        raise ValueError(
+            f"`measurement` is {kinds[0]}, but `operator` makes {kinds[1]} numbers. Both must be the same."
+        )
+    measurement = measurement.expand(count, *expected)
     if isinstance(operator, Inpainting):
         measurement = operator(measurement)
     check_finite("measurement", measurement)
     if isinstance(operator, LinearOperator):
         check_adjoint(operator, blank)
         # Pictures in [-1, 1] are no longer than √N, and what A makes of them no longer than its norm times that.
-        longest = float(torch.linalg.vector_norm(measurement.reshape(len(measurement), -1), dim=1).max())
-        noise = OUTLIER * max(noise_std, 0.0) * math.sqrt(measurement[0].numel())
-        room = operator.norm(blank) * math.sqrt(blank.numel()) + noise
+        longest = float(torch.linalg.vector_norm(measurement.reshape(count, -1), dim=1).max())
+        noise = OUTLIER * max(noise_std, 0.0) * math.sqrt(measurement[0].numel() * (2 if made.is_complex() else 1))
+        room = operator.norm(blank) * math.sqrt(blank[0].numel()) + noise
         if longest > SLACK * room:
             raise ValueError(
                 f"`measurement` has the norm {longest:.4g}, but of pictures in [-1, 1] it is at most {room:.4g}. Scale "
                 "bytes by / 127.5 - 1 before they are measured, or state a larger `noise_std`."
             )
-    return measurement.expand(shape[0], *expected)
+    return measurement

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
-from diffusers_pfgm.inverse import check_adjoint, linearized
+from diffusers_pfgm.inverse import check_adjoint
 from diffusers_pfgm.inverse.operators import SOLVE_TOLERANCE
 from tests.conftest import seeded
 
@@ -52,14 +52,43 @@ def test_what_is_not_observed_is_not_looked_at() -> None:
     assert torch.equal(half(torch.tensor([[2.0, torch.nan]])), torch.tensor([[2.0, 0.0]]))
 
 
-def test_a_measurement_that_is_not_linear_acts_as_its_jacobian() -> None:
-    x = torch.randn(3, 4, generator=seeded(), dtype=torch.float64)
-    operator = linearized(torch.tanh, x)
-    v = torch.randn(3, 4, generator=seeded(1), dtype=torch.float64)
-    slope = 1 - x.tanh() ** 2
-    assert torch.allclose(operator(v), slope * v) and torch.allclose(operator.adjoint(v), slope * v)
-    ridge = 0.2
-    assert torch.allclose(operator.solve(v, ridge=ridge), v / (slope**2 + ridge), rtol=1e-3)
+def test_a_mask_for_each_sample_is_that_of_each() -> None:
+    masks, x = torch.rand(SHAPE, generator=seeded()) < 0.4, torch.randn(SHAPE, generator=seeded(1))
+    operator, ridge = Inpainting(masks), torch.tensor([0.5, 2.0])
+    check_adjoint(operator, x)
+    for row in range(2):
+        alone, rows = Inpainting(masks[row]), slice(row, row + 1)
+        for name in ("__call__", "adjoint", "pseudo_inverse"):
+            assert torch.equal(getattr(operator, name)(x)[rows], getattr(alone, name)(x[rows]))
+        assert torch.equal(operator.solve(x, ridge)[rows], alone.solve(x[rows], ridge[rows]))
+
+
+def scan(x: torch.Tensor) -> torch.Tensor:
+    """Some lines of the Fourier transform, as in magnetic resonance."""
+    return torch.fft.fft2(x, norm="ortho")[..., :3]
+
+
+def unscan(y: torch.Tensor) -> torch.Tensor:
+    return torch.fft.ifft2(torch.nn.functional.pad(y, (0, 3)), norm="ortho")  # whose real part is the adjoint
+
+
+def test_laws_of_a_complex_operator() -> None:
+    operator = LinearOperator(scan, unscan)
+    matrix = matrix_of(LinearOperator(lambda x: torch.view_as_real(scan(x)), unscan), SHAPE[1:])
+    x = torch.randn(SHAPE, generator=seeded(), dtype=torch.float64)
+    y = torch.randn(2, 3, 8, 3, generator=seeded(1), dtype=torch.complex128)
+    pairs = torch.view_as_real(y).flatten(1)
+    check_adjoint(operator, x)
+    assert torch.allclose(operator.adjoint(y).flatten(1), pairs @ matrix)
+    gram = 0.7 * matrix @ matrix.T + 0.1 * torch.eye(len(matrix))
+    error = torch.view_as_real(operator.solve(y, 0.7, 0.1)).flatten(1) @ gram - pairs
+    assert error.norm() <= 2 * SOLVE_TOLERANCE * pairs.norm()
+    largest = float(torch.linalg.matrix_norm(matrix, 2))
+    assert 0.95 * largest <= operator.norm(x) <= largest * (1 + 1e-9)
+    with pytest.raises(ValueError, match=r"wrong adjoint: .* for a complex one the conjugate transpose"):
+        check_adjoint(LinearOperator(scan, lambda y: unscan(y.conj())), x)
+    with pytest.raises(ValueError, match=r"wrong `gram`: .* Leave it out where A Aᵀ is not diagonal"):
+        check_adjoint(LinearOperator(scan, unscan, gram=1.0), x)
 
 
 def test_compressed_sensing_draws_from_its_generator_alone() -> None:
@@ -84,8 +113,10 @@ def test_bad_input() -> None:
         Inpainting(torch.tensor([0.0, 0.5]))
     with pytest.raises(ValueError, match="with a 1 at least"):
         Inpainting(torch.zeros(4))
-    for shape in ((3, 4), (2, 1, 4, 4), (1, 1, 1, 4, 4)):
-        with pytest.raises(ValueError, match=r"`mask` must have the shape \(1, 4, 4\) of a sample, or one that"):
+    for shape in ((3, 4), (3, 1, 4, 4), (1, 1, 1, 4, 4)):
+        with pytest.raises(
+            ValueError, match=r"`mask` .* \(1, 4, 4\) of a sample, .* or \(2, 1, 4, 4\) for a mask for each"
+        ):
             Inpainting(torch.ones(shape))(torch.zeros(2, 1, 4, 4))
     for factor in (0, 1.5):
         with pytest.raises(ValueError, match=f"`factor` must be a whole number >= 1, but is {factor}"):

@@ -111,6 +111,78 @@ def test_a_measurement_of_one_number(charges: torch.Tensor) -> None:
             assert torch.allclose(output.samples, same.samples, atol=1e-5)
 
 
+def spectrum(x: torch.Tensor) -> torch.Tensor:
+    return torch.fft.fft2(x, norm="ortho")[..., :3]  # undersampled, as in magnetic resonance
+
+
+def image(y: torch.Tensor) -> torch.Tensor:
+    return torch.fft.ifft2(torch.nn.functional.pad(y, (0, 5)), norm="ortho").real
+
+
+@pytest.mark.parametrize("method", ["guidance", "replacement", "latent"])
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_complex_measurement_is_one_of_real_and_imaginary_parts(
+    method: str, linear: bool, charges: torch.Tensor
+) -> None:
+    if method == "replacement" and not linear:
+        return
+
+    def parts(x: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_real(spectrum(x))
+
+    whole: Any = LinearOperator(spectrum, image) if linear else spectrum
+    halves: Any = LinearOperator(parts, lambda y: image(torch.view_as_complex(y))) if linear else parts
+    noise = 0.2 * torch.randn(4, 1, 8, 3, 2, generator=seeded(1))
+    y, pipe = parts(charges[:4]) + noise, pipeline_of(charges)
+    options: dict[str, Any] = {"noise_std": 0.2, "method": method, "num_sweeps": 2}
+    found = pipe(torch.view_as_complex(y), whole, generator=seeded(), **options).samples
+    expected = pipe(y, halves, generator=seeded(), **options).samples
+    # A pseudo-inverse of what no picture measures, part of the noise, is as large as its solver's tolerance lets it.
+    assert torch.allclose(found, expected, atol=0.05 if method == "replacement" else 1e-3)
+    if method != "replacement":
+        assert torch.equal(torch.cdist(found.flatten(1), charges.flatten(1)).argmin(1), torch.arange(4))
+
+
+@pytest.mark.parametrize("method", ["guidance", "latent"])
+@pytest.mark.parametrize("kind", ["mask", "operator", "function"])
+def test_each_picture_may_be_measured_in_its_own_way(method: str, kind: str, charges: torch.Tensor) -> None:
+    row, column = torch.arange(8).unsqueeze(1), torch.arange(8)
+    masks = torch.stack([row + 0 * column < 4, column + 0 * row < 5, (row + column) % 2 == 0]).unsqueeze(1)
+
+    def operator_of(masks: torch.Tensor) -> Any:
+        if kind == "mask":
+            return Inpainting(masks)
+        shade = masks.float() * 0.7
+        return LinearOperator(lambda x: x * shade, lambda y: y * shade) if kind == "operator" else lambda x: x * shade
+
+    pipe, operator, options = pipeline_of(charges), operator_of(masks), {"noise_std": 0.4, "num_sweeps": 2}
+    y = operator(charges[:3])
+    together = pipe(y, operator, method=method, generator=[seeded(i) for i in range(3)], **options).samples
+    for row in range(3):
+        rows = slice(row, row + 1)
+        alone = pipe(y[rows], operator_of(masks[rows]), method=method, generator=[seeded(row)], **options).samples
+        assert torch.allclose(together[rows], alone, atol=1e-3)
+
+
+def test_a_function_without_forward_derivatives_is_the_operator_that_it_is(charges: torch.Tensor) -> None:
+    turn = torch.tensor([[[0.9, -0.2, 0.0], [0.2, 0.9, 0.0]]])
+    grid = torch.nn.functional.affine_grid(turn, (1, 1, 8, 8), align_corners=False)
+
+    def rotation(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.grid_sample(x, grid.expand(len(x), -1, -1, -1), align_corners=False)
+
+    matrix = rotation(torch.eye(64).view(64, 1, 8, 8)).flatten(1).T
+    operator = LinearOperator(
+        lambda x: (x.flatten(1) @ matrix.T).view_as(x), lambda y: (y.flatten(1) @ matrix).view_as(y)
+    )
+    pipe, y = pipeline_of(charges), rotation(charges[:4])
+    expected = pipe(y, operator, generator=seeded()).samples
+    with torch.inference_mode():
+        found = pipe(y, rotation, generator=seeded()).samples
+    assert torch.allclose(found, expected, atol=1e-2)
+    assert torch.equal(torch.cdist(found.flatten(1), charges.flatten(1)).argmin(1), torch.arange(4))
+
+
 def test_classes(charges: torch.Tensor) -> None:
     form, labels = Parameterization("sample"), torch.arange(10) // 5
     network = ExactNetwork(charges, form, labels=labels)
@@ -163,6 +235,10 @@ def test_a_scheduler_of_diffusers(charges: torch.Tensor) -> None:
             r"norm 1442, but of pictures .* at most .*Scale bytes",
         ),
         ({"operator": LinearOperator(lambda x: x, lambda y: 2 * y)}, "`operator` has the wrong adjoint"),
+        ({"operator": Inpainting(torch.ones(3, 1, 8, 8))}, r"`mask` .* or \(2, 1, 8, 8\) for a mask for each"),
+        ({"measurement": torch.zeros(2, 1, 8, 8) + 0j}, "`measurement` is complex, but `operator` makes real numbers"),
+        ({"operator": torch.fft.fft2}, "`measurement` is real, but `operator` makes complex numbers"),
+        ({"operator": lambda x: x.mean(0, keepdim=True)}, "`operator` makes 1 measurements of 2 pictures"),
         ({"output_type": "jpg"}, "`output_type` must be"),
         ({"class_labels": 1}, "network has no classes"),
         ({"method": "latent", "num_sweeps": 0}, "`num_sweeps` must be a whole number >= 1, but is 0"),

@@ -2,6 +2,7 @@
 
 from .guidance import GUIDANCE_METHODS, GuidedByMeasurement
 from .latent_sampling import LatentSampler, LatentSamples
+from .linearization import linearized
 from .operators import (
     Blur,
     CompressedSensing,
@@ -9,7 +10,6 @@ from .operators import (
     LinearOperator,
     SuperResolution,
     check_adjoint,
-    linearized,
 )
 
 __all__ = [

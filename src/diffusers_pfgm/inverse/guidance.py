@@ -40,7 +40,8 @@ import torch
 from ..physics.denoiser import Denoiser
 from ..physics.kernel import check_aug_dim
 from ..physics.parameterization import Parameterization
-from .operators import RIDGE, LinearOperator, Measurement, linearized
+from .linearization import linearized
+from .operators import RIDGE, LinearOperator, Measurement, beside
 
 GUIDANCE_METHODS = ("guidance", "replacement")
 MAX_MOVE, MAX_CHANGE = 1.0, 2.0
@@ -54,7 +55,7 @@ class GuidedByMeasurement:
         parameterization: of its output, `scheduler.parameterization`.
         operator: A, or any measurement that autograd follows, which "guidance" takes as linear near x̂.
         measurement: (B, *'), or one for all (1, *').
-        noise_std: σ_y ≥ 0, in the measurement's units.
+        noise_std: σ_y ≥ 0, in the measurement's units; for a complex one of its real and imaginary part each.
         aug_dim: D; None for ∞.
         data_std: s_data, in data units.
         method: "guidance", two calls of the network for each of its own, or "replacement", one.
@@ -104,6 +105,7 @@ class GuidedByMeasurement:
         self.operator, self.measurement, self.method = operator, measurement, method
         self.noise_variance, self.data_std = max(noise_std**2, RIDGE), data_std
 
+    @torch.inference_mode(False)  # within which a measurement could have no gradient
     @torch.no_grad()
     def __call__(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = False
@@ -113,7 +115,7 @@ class GuidedByMeasurement:
         sigma = form.sigma(timestep)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / form.input_scale(sigma)
         denoised = self.denoiser(x, sigma)
-        residual = self.measurement.to(x) - self.operator(denoised)
+        residual = beside(self.measurement, x) - self.operator(denoised)
         operator = linearized(self.operator, denoised)
         if self.method == "replacement":
             guided = denoised + operator.pseudo_inverse(residual)

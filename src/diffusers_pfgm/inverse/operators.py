@@ -7,11 +7,16 @@ All that a posterior needs of A is A x, Aᵀ y (with ⟨A x, y⟩ = ⟨x, Aᵀ y
 Where A Aᵀ is diagonal this is a division: a mask (A Aᵀ is the mask), means over blocks of f × f (I / f²), orthonormal
 directions (I). Elsewhere conjugate gradients solve it, a few dozen products A Aᵀ without a call of any network.
 
-A measurement h that is not linear acts as one near x: A is its Jacobian there, in products A v and Aᵀ y.
+A measurement h that is not linear acts as one near x: A is its Jacobian there (`linearization.py`).
+
+Data are real. Complex measurements, such as those of magnetic resonance, count as pairs of real numbers: the product of
+two is Re⟨y, y'⟩, so that Aᵀ y is the real part of the conjugate transpose's, and noise has its standard deviation in
+the real and in the imaginary part each.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -22,6 +27,7 @@ from ..physics.kernel import draw
 Measurement = Callable[[torch.Tensor], torch.Tensor]
 
 ADJOINT_TOLERANCE = 1e-4  # of ‖A x‖ ‖y‖: float32 is right to 1e-6, a wrong scale misses 1e-4 up to 1e7 measured numbers
+GRAM_TOLERANCE = 1e-3
 SOLVE_TOLERANCE, MAX_SOLVE_ITERATIONS = 1e-5, 200
 RIDGE = 1e-6
 POWER_ITERATIONS = 20
@@ -32,15 +38,18 @@ class LinearOperator:
     """A linear measurement of data (B, *), each row for itself.
 
     Args:
-        forward: A, from (B, *) to (B, *').
-        adjoint: Aᵀ, from (B, *') to (B, *).
-        gram: the diagonal of A Aᵀ, a number or a tensor that broadcasts against y, if it is diagonal.
+        forward: A, from (B, *) to (B, *'), which may be complex.
+        adjoint: Aᵀ, from (B, *') to (B, *). Of a complex result the real part is taken.
+        gram: the diagonal of A Aᵀ, a number or a tensor that broadcasts against y, if it is diagonal. With complex
+            measurements it seldom is: A Aᵀ takes the real part in between.
 
     Example:
         >>> reversal = LinearOperator(lambda x: x.flip(1), lambda y: y.flip(1))
         >>> reversal(torch.tensor([[1.0, 2.0]])), reversal.pseudo_inverse(torch.tensor([[1.0, 2.0]])).round()
         (tensor([[2., 1.]]), tensor([[2., 1.]]))
     """
+
+    tolerance = SOLVE_TOLERANCE  # of a solve, relative
 
     def __init__(self, forward: Measurement, adjoint: Measurement, gram: float | torch.Tensor | None = None) -> None:
         self._forward, self._adjoint, self.gram = forward, adjoint, gram
@@ -51,7 +60,8 @@ class LinearOperator:
 
     def adjoint(self, y: torch.Tensor) -> torch.Tensor:
         """Aᵀ y (B, *)."""
-        return self._adjoint(y)
+        found = self._adjoint(y)
+        return found.real if found.is_complex() else found
 
     def solve(self, y: torch.Tensor, scale: torch.Tensor | float = 1.0, ridge: float = RIDGE) -> torch.Tensor:
         """(scale · A Aᵀ + ridge · I)⁻¹ y.
@@ -64,9 +74,11 @@ class LinearOperator:
         if isinstance(scale, torch.Tensor) and scale.ndim:
             scale = scale.view(-1, *[1] * (y.ndim - 1))
         if self.gram is not None:
-            gram = self._kept("gram", y) if isinstance(self.gram, torch.Tensor) else self.gram
-            return y / (scale * gram + ridge)
-        return _conjugate_gradients(lambda v: scale * self(self.adjoint(v)) + ridge * v, y)
+            return y / (scale * self._diagonal(y) + ridge)
+        return _conjugate_gradients(lambda v: scale * self(self.adjoint(v)) + ridge * v, y, self.tolerance)
+
+    def _diagonal(self, like: torch.Tensor) -> torch.Tensor | float:
+        return self._kept("gram", like) if isinstance(self.gram, torch.Tensor) else self.gram or 0.0
 
     def _kept(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """A tensor of the operator in the dtype of `like`; it stays on that device once it has been there."""
@@ -79,7 +91,7 @@ class LinearOperator:
         return self.adjoint(self.solve(y, ridge=ridge))
 
     def norm(self, x: torch.Tensor) -> float:
-        """The largest ‖A x‖ / ‖x‖ over x of the given one's shape (1, *), by power iteration."""
+        """The largest ‖A x‖ / ‖x‖ over x of the given one's shape (B, *), by power iteration."""
         x = draw(torch.randn, tuple(x.shape), torch.Generator().manual_seed(0), x.device).to(x.dtype)
         for _ in range(POWER_ITERATIONS):
             x = self.adjoint(self(x / torch.linalg.vector_norm(x).clamp(min=torch.finfo(x.dtype).tiny)))
@@ -90,7 +102,8 @@ class Inpainting(LinearOperator):
     """Part of each sample is seen, y = mask · x; y has x's shape and is not looked at elsewhere.
 
     Args:
-        mask: (*) or a shape that broadcasts against it, the same for every sample, True or 1 where x is observed.
+        mask: (*) or a shape that broadcasts against it, the same for every sample, or (B, *) with one for each; True or
+            1 where x is observed.
 
     Raises:
         ValueError: if `mask` holds anything but 0 and 1, or nothing is observed; on a call if it does not fit.
@@ -106,11 +119,11 @@ class Inpainting(LinearOperator):
         super().__init__(self._hide, self._hide, gram=mask)
 
     def _hide(self, x: torch.Tensor) -> torch.Tensor:
-        sizes = zip(reversed(self.mask.shape), reversed((1, *x.shape[1:])), strict=False)
+        sizes = zip(reversed(self.mask.shape), reversed(x.shape), strict=False)
         if self.mask.ndim > x.ndim or any(size not in (1, expected) for size, expected in sizes):
             raise ValueError(
-                f"`mask` must have the shape {tuple(x.shape[1:])} of a sample, or one that broadcasts against it, but "
-                f"has {tuple(self.mask.shape)}."
+                f"`mask` must have the shape {tuple(x.shape[1:])} of a sample, or one that broadcasts against it, or "
+                f"{tuple(x.shape)} for a mask for each, but has {tuple(self.mask.shape)}."
             )
         self.mask = self.mask.to(x.device)
         return torch.where(self.mask, x, 0)
@@ -200,46 +213,59 @@ class CompressedSensing(LinearOperator):
         )
 
 
-def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
-    """The operator itself, or the Jacobian at x (B, *) of a measurement that is not linear."""
-    if isinstance(measure, LinearOperator):
-        return measure
-    pull = torch.func.vjp(measure, x)[1]
-    return LinearOperator(lambda v: torch.func.jvp(measure, (x,), (v,))[1], lambda y: pull(y)[0])
-
-
 def check_adjoint(operator: LinearOperator, x: torch.Tensor) -> None:
-    """Raise a ValueError unless ⟨A x, y⟩ = ⟨x, Aᵀ y⟩ for random x, of the given one's shape, and y."""
+    """Raise a ValueError unless ⟨A x, y⟩ = ⟨x, Aᵀ y⟩ for random x, of the given one's shape, and y.
+
+    Of an operator with a `gram` this must be A Aᵀ, too.
+    """
     source = torch.Generator().manual_seed(0)
-    x = draw(torch.randn, tuple(x.shape), source, x.device).to(x.dtype)
+    x = draw(functools.partial(torch.randn, dtype=x.dtype), tuple(x.shape), source, x.device)
     measured = operator(x)
-    y = draw(torch.randn, tuple(measured.shape), source, x.device).to(measured.dtype)
+    y = draw(functools.partial(torch.randn, dtype=measured.dtype), tuple(measured.shape), source, x.device)
     back = operator.adjoint(y)
     if back.shape != x.shape:
         raise ValueError(
             f"`operator` has the wrong adjoint: it makes the shape {tuple(back.shape)} of a measurement of "
             f"{tuple(x.shape)}. It must return what `forward` takes."
         )
-    there, here = float((measured * y).sum()), float((x * back).sum())
+    there, here = float(dot(measured, y).sum()), float(dot(x, back).sum())
     scale = float(torch.linalg.vector_norm(measured) * torch.linalg.vector_norm(y))
     if not abs(there - here) <= ADJOINT_TOLERANCE * scale:
         raise ValueError(
             f"`operator` has the wrong adjoint: <A x, y> = {there:.6g} but <x, adjoint(y)> = {here:.6g} for random x "
             f"and y, which differ by more than {ADJOINT_TOLERANCE} |A x| |y| = {ADJOINT_TOLERANCE * scale:.2g}. "
-            "For a matrix it is the transpose; for code that autograd follows, its vector-Jacobian product."
+            "For a matrix it is the transpose, for a complex one the conjugate transpose; for code that autograd "
+            "follows, its vector-Jacobian product."
+        )
+    if operator.gram is None:
+        return
+    image = operator(back)
+    if not torch.linalg.vector_norm(image - operator._diagonal(y) * y) <= GRAM_TOLERANCE * torch.linalg.vector_norm(
+        image
+    ):
+        raise ValueError(
+            "`operator` has the wrong `gram`: A adjoint(y) is not gram · y for a random y. Leave it out where A Aᵀ is "
+            "not diagonal."
         )
 
 
-def _conjugate_gradients(apply: Measurement, y: torch.Tensor) -> torch.Tensor:
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Re⟨a, b⟩ of each row of (B, *), as (B, 1, ...)."""
+    products = (a.conj() * b).real if a.is_complex() or b.is_complex() else a * b
+    return products.sum(tuple(range(1, a.ndim)), keepdim=True) if a.ndim > 1 else products
+
+
+def beside(measurement: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A measurement on x's device and in its dtype, or in the complex one of the same precision."""
+    return measurement.to(x.device, x.dtype.to_complex() if measurement.is_complex() else x.dtype)
+
+
+def _conjugate_gradients(apply: Measurement, y: torch.Tensor, tolerance: float) -> torch.Tensor:
     """x with apply(x) = y, for each row of y (B, *') by itself."""
-
-    def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a * b).sum(tuple(range(1, y.ndim)), keepdim=True) if y.ndim > 1 else a * b
-
     tiny = torch.finfo(y.dtype).tiny
     x, residual = torch.zeros_like(y), y
     direction, square = residual, dot(residual, residual)
-    limit = SOLVE_TOLERANCE**2 * square
+    limit = tolerance**2 * square
     for _ in range(MAX_SOLVE_ITERATIONS):
         active = square > limit
         if not active.any():

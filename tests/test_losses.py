@@ -2,14 +2,17 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import (
     ChargeField,
     Charges,
+    ClassCharges,
     FieldObjective,
     Parameterization,
     PerturbationObjective,
@@ -354,3 +357,30 @@ def test_the_whole_kernel_is_there_where_it_is_asked_for(digits: torch.Tensor) -
     torch.randn(64, generator=generator)
     assert torch.equal(seen[0], clean + PoissonKernel(1.0).sample(clean.shape, sigma, generator))
     assert objective.max_norm(80.0, 64) is None
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation returns, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found._base is None:
+            self.bytes = max(self.bytes, found.nbytes)
+        return found
+
+
+def test_charges_of_classes_are_not_copied_as_a_whole() -> None:
+    charges = torch.randn(1000, 1, 8, 8, generator=seeded())
+    labels = torch.arange(1000) % 10
+    objective = FieldObjective(recommend_hyperparameters(data_norm=8, data_dim=64))
+    model = lambda x, z, class_labels: SimpleNamespace(sample=torch.zeros(len(x), 2, 8, 8))  # noqa: E731
+    with LargestTensor() as largest:
+        options = {"generator": seeded(), "class_labels": labels[:8], "charge_labels": labels}
+        found = objective(model, charges[:8], charges, **options)
+    assert largest.bytes <= 100 * 64 * 8  # one class in float64
+    prepared = objective(model, charges[:8], ClassCharges(charges, labels), seeded(), labels[:8])
+    assert torch.allclose(found.per_sample, prepared.per_sample, rtol=1e-6)

@@ -148,9 +148,11 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
     calls_per_step = args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
-    batches = data.batches(plan, first_step)
+    stop = StopRequest(accelerator)
+    batches = data.batches(plan, first_step, stop.agreed)
     size = args.field_batch_size if field_of in ("local", "gathered") else 0
-    window = FieldWindow(batches, plan, size, accelerator if field_of == "gathered" else None, accelerator.device)
+    gathering = accelerator if field_of == "gathered" else None
+    window = FieldWindow(batches, plan, size, gathering, accelerator.device, lambda: data.stream_length, stop.agreed)
     progress_bar = tqdm(
         total=max_steps,
         initial=first_step,
@@ -160,7 +162,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     )
     model.train()
     step = first_step
-    with StopRequest(accelerator) as stop:
+    with stop:
         for step, drawn in zip(range(first_step + 1, max_steps + 1), window, strict=False):
             for part, (clean, labels) in enumerate(drawn.parts):
                 # Numbers that belong to the images, not to the process that happens to have them
@@ -209,10 +211,14 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         if outputs is not None:
             outputs.note("stop", step, reason=stop.reason)
         end_training(accelerator, output_dir)
-        accelerator.print(
-            f"Stopped by {stop.reason or 'a signal to another process'} after step {step:,} of {max_steps:,}, saved in "
-            f"{output_dir / f'checkpoint-{step}'}. Go on by --resume_from_checkpoint latest."
-        )
+        reason = stop.reason or "a signal to another process"
+        if step == first_step:
+            accelerator.print(f"Stopped by {reason} before a step was done. Start the same command again.")
+        else:
+            accelerator.print(
+                f"Stopped by {reason} after step {step:,} of {max_steps:,}, saved in "
+                f"{output_dir / f'checkpoint-{step}'}. Go on by --resume_from_checkpoint latest."
+            )
         return
     with long_barrier:
         if outputs is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
@@ -64,10 +64,15 @@ class TrainingData:
         self._held_out = dataset.select(held_out[:MOST_IMAGES]) if held_out else None
         self._held_out_labels = None if labels is None else labels[held_out[:MOST_IMAGES]]
 
-    def batches(self, plan: BatchPlan, first_step: int) -> Iterator[Batch]:
-        """This process's batches from a step on, for ever."""
+    @property
+    def stream_length(self) -> int | None:
+        """Images of a stream, once they were all read; None until then, and without a stream."""
+        return self.images.length if self.args.streaming else None
+
+    def batches(self, plan: BatchPlan, first_step: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
+        """This process's batches from a step on, for ever, or until `stopped` while a stream reads up to that step."""
         if self.args.streaming:
-            batches: Iterator[Batch] = self.images.batches(plan, first_step)
+            batches: Iterator[Batch] = self.images.batches(plan, first_step, stopped)
             return batches
         loader = torch.utils.data.DataLoader(
             LabelledImages(self.images, self.labels),

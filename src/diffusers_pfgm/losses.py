@@ -21,12 +21,13 @@ import torch
 
 from .physics.bounded_noise import check_trainable, reach, sample_bounded
 from .physics.charges import Charges, check_finite
-from .physics.class_charges import ClassCharges
+from .physics.class_charges import ClassCharges, charges_of_class, check_charge_labels
 from .physics.field import normalized_field
 from .physics.hyperparameters import Hyperparameters, perturb
 from .physics.kernel import Generators, PoissonKernel, draw
 from .physics.parameterization import Parameterization
 
+ChargesOfClass = Callable[[int], torch.Tensor | Charges]
 BAND_EDGES = (0.01, 0.1, 1.0, 10.0)  # of σ, in data units: a factor of ten each
 
 
@@ -127,26 +128,30 @@ class FieldObjective:
         else:
             model_kwargs["class_labels"] = class_labels
             if isinstance(charges, torch.Tensor):
-                charges = ClassCharges(charges, class_labels if charge_labels is None else charge_labels)
-            if not isinstance(charges, ClassCharges):
+                carried = class_labels if charge_labels is None else charge_labels
+                check_charge_labels(charges, carried)
+                pick: ChargesOfClass = functools.partial(charges_of_class, charges, carried.cpu())
+            elif isinstance(charges, ClassCharges):
+                pick = charges.of
+            else:
                 raise ValueError(
                     "With `class_labels`, `charges` must be a tensor or ClassCharges, but are "
                     f"{type(charges).__name__}."
                 )
-            target = self._field_of_classes(x, z, charges, class_labels)
+            target = self._field_of_classes(x, z, pick, class_labels)
         output = model(x, z, **model_kwargs).sample
         self.parameterization.check_output(output, clean)
         v_x, v_z = output[:, :-1].flatten(1), output[:, -1:].flatten(1).mean(1, keepdim=True)
         return _mean_squares(torch.cat([v_x, v_z], dim=1).float() - target, z)
 
     def _field_of_classes(
-        self, x: torch.Tensor, z: torch.Tensor, charges: ClassCharges, class_labels: torch.Tensor
+        self, x: torch.Tensor, z: torch.Tensor, charges_of: ChargesOfClass, class_labels: torch.Tensor
     ) -> torch.Tensor:
         target = x.new_empty(x.shape[0], x[0].numel() + 1)
         labels = class_labels.cpu()
         for label in labels.unique().tolist():
             rows = (labels == label).nonzero().flatten().to(x.device)
-            target[rows] = normalized_field(x[rows], z[rows], charges.of(label), self.parameterization.gamma)
+            target[rows] = normalized_field(x[rows], z[rows], charges_of(label), self.parameterization.gamma)
         return target
 
 

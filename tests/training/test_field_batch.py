@@ -1,5 +1,6 @@
 """The images of a step and those that make its field."""
 
+import gc
 from collections.abc import Iterator
 from itertools import islice
 
@@ -50,6 +51,64 @@ def test_gathered_images_are_those_of_one_process(parts: int) -> None:
     for number, step in enumerate(steps):
         first = number * 6 * parts
         assert step.charges is not None and step.charges.flatten().tolist() == list(range(first, first + 20))
+
+
+def live_bytes() -> int:
+    """Of all tensors, each storage once."""
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        if type(found) is torch.Tensor:
+            storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_a_window_is_kept_once(gathered: bool) -> None:
+    plan = BatchPlan(8, 2, 1 + gathered)
+    large = ((images.expand(-1, 3, 32, 32), labels) for images, labels in numbered(plan))
+    before = live_bytes()
+    window = iter(FieldWindow(large, plan, 640, TwoProcesses() if gathered else None, CPU))
+    step = next(islice(window, 45, None))
+    assert step.charges is not None and live_bytes() - before < 1.5 * step.charges.nbytes
+
+
+def test_a_window_slides_for_ever() -> None:
+    plan = BatchPlan(3, 2)
+    for number, step in enumerate(islice(FieldWindow(numbered(plan), plan, 20, None, CPU), 200)):
+        assert step.charges is not None and step.charges.flatten().tolist() == list(range(6 * number, 6 * number + 20))
+
+
+@pytest.mark.parametrize(("length", "expected"), [(6, 8), (11, 11), (50, 30), (None, 30)])
+def test_a_window_is_no_longer_than_the_stream(length: int | None, expected: int) -> None:
+    plan, read = BatchPlan(4, 2), 0
+
+    def counted() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        nonlocal read
+        for batch in numbered(plan):
+            read += plan.batch_size
+            yield batch
+
+    window = FieldWindow(
+        counted(), plan, 30, None, CPU, lambda: length if length is not None and read > length else None
+    )
+    for number, step in enumerate(islice(window, 6)):
+        first = 8 * number
+        assert step.charges is not None and step.charges.flatten().tolist() == list(range(first, first + expected))
+
+
+@pytest.mark.parametrize("size", [0, 40])
+def test_a_window_that_fills_can_be_stopped(size: int) -> None:
+    plan, asked = BatchPlan(4), []
+
+    def stopped() -> bool:
+        asked.append(None)
+        return len(asked) == (3 if size else 1)
+
+    assert list(FieldWindow(numbered(plan), plan, size, None, CPU, stopped=stopped)) == []
+    asked = [None] * 100
+    assert len(list(islice(FieldWindow(numbered(plan), plan, size, None, CPU, stopped=stopped), 20))) == 20
+    assert len(asked) == 100 + (10 if size else 1)  # afterwards the loop asks
 
 
 def test_no_window_reads_no_further_than_its_step() -> None:

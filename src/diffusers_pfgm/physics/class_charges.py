@@ -25,11 +25,7 @@ class ClassCharges:
     """
 
     def __init__(self, charges: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-        if labels.shape != charges.shape[:1]:
-            raise ValueError(
-                f"`charge_labels` must have one label for each of the {charges.shape[0]} charges, but has the shape "
-                f"{tuple(labels.shape)}."
-            )
+        check_charge_labels(charges, labels)
         order = labels.argsort(stable=True).to(charges.device)
         self.all = Charges(charges[order], dtype)
         self.shape, self.dtype = self.all.shape, self.all.dtype
@@ -41,3 +37,21 @@ class ClassCharges:
     def of(self, label: int) -> Charges:
         """The charges of a class; all of them for a label that none carries, such as the null class."""
         return self.all[self._rows[label]] if label in self._rows else self.all
+
+
+def charges_of_class(charges: torch.Tensor, labels: torch.Tensor, label: int) -> torch.Tensor:
+    """The charges (K, *) whose label in `labels` (K,), on the CPU, is this one; all of them for one that none carries.
+
+    Unlike `ClassCharges` this copies one class at a time, for charges that are used once.
+    """
+    rows = (labels == label).nonzero().flatten()
+    return charges[rows.to(charges.device)] if len(rows) else charges
+
+
+def check_charge_labels(charges: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise a ValueError unless there is one label for each charge."""
+    if labels.shape != charges.shape[:1]:
+        raise ValueError(
+            f"`charge_labels` must have one label for each of the {charges.shape[0]} charges, but has the shape "
+            f"{tuple(labels.shape)}."
+        )

@@ -10,9 +10,10 @@ The paper's field is that of a batch larger than the one that is trained on (arX
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -29,7 +30,7 @@ BYTES = 8  # of a number in prepared charges, at most: float64 where the device 
 
 @dataclass(frozen=True)
 class Step:
-    """Images of one step.
+    """Images of one step, as views that hold until the next step is drawn.
 
     Attributes:
         parts: this process's batches, one for each accumulated part.
@@ -45,12 +46,18 @@ class Step:
 class FieldWindow:
     """Steps with the images that make their field: their own and those of the steps to come.
 
+    Every image is kept once, in one tensor of F images and a quarter, through which the window slides.
+
     Args:
         batches: this process's batches, in the order of the plan.
         plan: who takes which images.
         size: F, images in the field of a step, at least those of the step; 0 for none.
         accelerator: gathers over its processes; None for the images of this process alone.
         device: where the images go.
+        length: says how many images there are, once it is known; None until then. F is then at most that many, or those
+            of a step. Every process must be told the same after the same step.
+        stopped: asked by every process after each step that is read before the first one is full. No more steps come
+            when it is true.
     """
 
     def __init__(
@@ -60,38 +67,69 @@ class FieldWindow:
         size: int,
         accelerator: Accelerator | None,
         device: torch.device,
+        length: Callable[[], int | None] = lambda: None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.batches, self.plan, self.accelerator, self.device = batches, plan, accelerator, device
-        self.step_size = plan.images_per_step if accelerator is not None else plan.batch_size * plan.parts
-        self.size = max(size, self.step_size) if size else 0
-        self._own: deque[list[Batch]] = deque()
-        self._window: deque[Batch] = deque()
+        self.batches, self.accelerator, self.device = batches, accelerator, device
+        self.plan = plan if accelerator is not None else dataclasses.replace(plan, processes=1, process=0)
+        self.step_size = self.plan.images_per_step
+        self.has_field, self.size = size > 0, max(size, self.step_size)
+        self.length, self.stopped = length, stopped
+        self._kept: list[torch.Tensor] = []  # images and labels, of which the rows from start to end are the window's
+        self._start = self._end = 0
 
     def __iter__(self) -> Iterator[Step]:
+        filling = True
         while True:
-            while len(self._own) < max(1, math.ceil(self.size / self.step_size)):
-                self._read()
-            charges, labels = None, None
-            if self.size:
-                charges, labels = (torch.cat(each)[: self.size] for each in zip(*self._window, strict=True))
-                self._window.popleft()
-            yield Step(self._own.popleft(), charges, labels)
+            while self._end - self._start < self.size:
+                if not self._read() or (filling and self.stopped()):
+                    return
+                self.size = max(self.step_size, min(self.size, self.length() or self.size))
+            filling = False
+            yield self._step()
+            self._start += self.step_size
 
-    def _read(self) -> None:
-        parts = [next(self.batches) for _ in range(self.plan.parts)]
-        parts = [(images.to(self.device), labels.to(self.device)) for images, labels in parts]
-        self._own.append(parts)
-        if self.size:
-            images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
-            self._window.append((self._gathered(images), self._gathered(labels)))
+    def _step(self) -> Step:
+        images, labels = (kept[self._start : self._start + self.size] for kept in self._kept)
+        firsts = [self.plan.first(0, part) for part in range(self.plan.parts)]
+        own = [slice(first, first + self.plan.batch_size) for first in firsts]
+        parts = [(images[rows], labels[rows]) for rows in own]
+        return Step(parts, images, labels) if self.has_field else Step(parts, None, None)
 
-    def _gathered(self, own: torch.Tensor) -> torch.Tensor:
-        """All processes' rows, in the order of their positions."""
-        if self.accelerator is None or self.plan.processes == 1:
-            return own
-        rows = self.accelerator.gather(own)
-        shape = self.plan.processes, self.plan.parts, self.plan.batch_size, *own.shape[1:]
-        return rows.view(shape).transpose(0, 1).reshape(-1, *own.shape[1:])
+    def _read(self) -> bool:
+        """Append the images of one more step; whether there were any."""
+        plan = self.plan
+        parts = list(itertools.islice(self.batches, plan.parts))
+        if len(parts) < plan.parts:
+            return False
+        for room, own in zip(self._room(parts[0]), zip(*parts, strict=True), strict=True):
+            rows = room.view(plan.parts, plan.processes, plan.batch_size, *room.shape[1:])  # in the order of positions
+            if plan.processes > 1 and self.accelerator is not None:
+                gathered = self.accelerator.gather(torch.stack(own).to(self.device))
+                rows.copy_(gathered.view(plan.processes, plan.parts, *rows.shape[2:]).transpose(0, 1))
+            else:
+                for row, part in zip(rows, own, strict=True):
+                    row[0].copy_(part)
+        return True
+
+    def _room(self, example: Batch) -> list[torch.Tensor]:
+        """Rows for one more step behind the window, which goes back to the front where there are none left."""
+        count = self.step_size
+        if not self._kept:
+            most = math.ceil(self.size / count) * count
+            capacity = most + max(count, most // 4)
+            self._kept = [
+                torch.empty(capacity, *each.shape[1:], dtype=each.dtype, device=self.device) for each in example
+            ]
+        if self._end + count > len(self._kept[0]):
+            held, gap = self._end - self._start, self._start
+            for kept in self._kept:
+                for at in range(0, held, gap):  # by parts that do not overlap with where they go
+                    end = min(at + gap, held)
+                    kept[at:end] = kept[at + gap : end + gap]
+            self._start, self._end = 0, held
+        self._end += count
+        return [kept[self._end - count : self._end] for kept in self._kept]
 
 
 def free_memory(device: torch.device) -> int:

@@ -33,7 +33,12 @@ def read_class_labels(dataset: datasets.Dataset, column: str | None = None) -> t
         raise ValueError(f"`--label_column` is {column!r}, but the data set's columns are {list(features)}.")
     values = dataset[column][:]
     feature = features[column]
-    missing = [i for i, value in enumerate(values) if not isinstance(value, int | str) or value == -1]
+    numbers = range(len(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
+    missing = [
+        i
+        for i, value in enumerate(values)
+        if not isinstance(value, int | str) or value == -1 or (numbers is not None and value not in numbers)
+    ]
     if missing:
         raise ValueError(f"Image {missing[0]} of the data set has the label {values[missing[0]]!r} in {column!r}.")
     if isinstance(feature, datasets.ClassLabel):

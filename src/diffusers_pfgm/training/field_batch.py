@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 from accelerate import Accelerator
+from tqdm.auto import tqdm
 
 from .stream import BatchPlan
 
@@ -79,15 +80,27 @@ class FieldWindow:
         self._start = self._end = 0
 
     def __iter__(self) -> Iterator[Step]:
-        filling = True
+        if not self._fill():
+            return
         while True:
-            while self._end - self._start < self.size:
-                if not self._read() or (filling and self.stopped()):
-                    return
-                self.size = max(self.step_size, min(self.size, self.length() or self.size))
-            filling = False
             yield self._step()
             self._start += self.step_size
+            while self._held() < self.size:
+                if not self._read():
+                    return
+
+    def _fill(self) -> bool:
+        """Read the images of the first field; False if there are too few, or it was stopped."""
+        hidden = not self.has_field or self.plan.process > 0
+        with tqdm(total=self.size, desc="Reading the first field", leave=False, disable=hidden) as shown:
+            while self._held() < self.size:
+                if not self._read() or self.stopped():
+                    return False
+                shown.update(self.step_size)
+        return True
+
+    def _held(self) -> int:
+        return self._end - self._start
 
     def _step(self) -> Step:
         images, labels = (kept[self._start : self._start + self.size] for kept in self._kept)
@@ -110,6 +123,7 @@ class FieldWindow:
             else:
                 for row, part in zip(rows, own, strict=True):
                     row[0].copy_(part)
+        self.size = max(self.step_size, min(self.size, self.length() or self.size))
         return True
 
     def _room(self, example: Batch) -> list[torch.Tensor]:

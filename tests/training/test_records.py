@@ -177,3 +177,17 @@ def test_an_error_in_a_pause_is_none_of_the_training_either() -> None:
         time.sleep(0.5)
         raise KeyError
     assert meter.summary(1)["images_per_second"] > 40
+
+
+def test_an_abandoned_branch_does_not_count(tmp_path: Path) -> None:
+    records = Records(tmp_path / "log.jsonl")
+    records.write("start", 0)
+    for step in (2, 4, 6, 8):
+        records.write("train", step, loss=float(step))
+    records.write("validation", 8, distance=0.1)
+    records.write("start", 4)  # from an older checkpoint
+    records.write("train", 5, loss=50.0)
+    found = [(record["event"], record["step"]) for record in read_records(records.path)]
+    assert found == [("start", 0), ("train", 2), ("train", 4), ("start", 4), ("train", 5)]
+    assert [record["loss"] for record in read_records(records.path, "train")] == [2.0, 4.0, 50.0]
+    assert read_records(records.path, "validation") == []

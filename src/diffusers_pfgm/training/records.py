@@ -49,8 +49,8 @@ def read_records(path: str | Path, event: str | None = None) -> list[dict[str, A
     """The records in a run's file, in the order of their steps.
 
     A line that is not a record is left out: a kill, a full disk or a damaged file system may leave half a line or
-    bytes of something else. Where a run was killed and went on from an earlier step, only the later record of a step
-    counts.
+    bytes of something else. Where a run went on from an earlier step, what it had recorded of later steps does not
+    count.
 
     Args:
         path: of the file.
@@ -60,6 +60,8 @@ def read_records(path: str | Path, event: str | None = None) -> list[dict[str, A
     with Path(path).open("rb") as file:
         for line in file:
             record = _record(line)
+            if record is not None and record["event"] == "start":
+                found = {key: each for key, each in found.items() if each["step"] <= record["step"]}
             if record is not None and event in (None, record["event"]):
                 found[record["event"], record["step"]] = record
     return sorted(found.values(), key=lambda record: record["step"])

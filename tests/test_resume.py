@@ -140,7 +140,7 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(
         go(data, output, "--max_train_steps=2", resume)
         said = capsys.readouterr().out
         assert ("so the run starts anew" in said) == (number == 0)
-        assert f"What an earlier run has left is set aside in {output / 'set-aside-1'}: log.jsonl." in said
+        assert f"What an earlier run has left is set aside in {output / 'set-aside-1'}: log.jsonl" in said
         assert checkpoints(output) == ["checkpoint-2"]
         assert [record["step"] for record in read_records(output / "log.jsonl", "start")] == [0]
 

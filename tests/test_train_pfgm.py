@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import preparation
@@ -301,3 +302,10 @@ def test_crop_and_flip_options_reach_the_images(data: Path, tmp_path: Path, monk
         with pytest.raises(Stop):
             train(data, tmp_path / "model", *options)
     assert seen == [(True, False, True), (False, True, False)]
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.03])
+def test_images_of_a_middle_gray_are_told(norm: float) -> None:
+    images = SimpleNamespace(mean_norm=lambda: norm, channels=1)
+    with pytest.raises(ValueError, match=r"The images are almost all of a middle gray: .* is 0"):
+        preparation.make_objective(parse_args(None, ["--resolution=8"]), images)

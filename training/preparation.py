@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from diffusers_pfgm import (
     FieldObjective,
+    Hyperparameters,
     Parameterization,
     PerturbationObjective,
     PoissonFlowScheduler,
@@ -72,7 +73,7 @@ def make_objective(
 ) -> tuple[FieldObjective | PerturbationObjective, PoissonFlowScheduler]:
     """What the network learns, and the scheduler that follows it."""
     if args.objective == "field":
-        found = recommend_hyperparameters(images.mean_norm(), images.channels * args.resolution**2)
+        found = _hyperparameters(images.mean_norm(), images.channels * args.resolution**2)
         scheduler = PoissonFlowScheduler(sigma_max=found.z_max, max_norm=found.upper_norm, gamma=args.gamma, M=found.M)
         return FieldObjective(found, args.gamma), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
@@ -86,6 +87,17 @@ def make_objective(
         max_norm=objective.max_norm(SIGMA_MAX, images.channels * args.resolution**2),
     )
     return objective, scheduler
+
+
+def _hyperparameters(mean_norm: float, dim: int) -> Hyperparameters:
+    try:
+        return recommend_hyperparameters(mean_norm, dim)
+    except ValueError as error:
+        raise ValueError(
+            f"The images are almost all of a middle gray: their mean norm around it is {mean_norm:.3g}, for which the "
+            "paper's rule finds no perturbation. Check that they are the right ones and have 8 bits per channel, or "
+            "train by `--objective perturbation`."
+        ) from error
 
 
 def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:

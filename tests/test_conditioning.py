@@ -1,6 +1,7 @@
 """Class labels reach the network, and guidance is a combination of posterior means in one call."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,3 +197,15 @@ def test_a_denoiser_counts_a_guided_step_once(charges: torch.Tensor, labels: tor
     denoiser = Denoiser(network, Parameterization("sample"), class_labels=torch.tensor([0, 1]))
     found = denoiser(charges[:2], 0.1)
     assert denoiser.nfe == 1 and torch.allclose(found, charges[:2], atol=0.3)
+
+
+def test_guidance_leaves_a_learned_variance_to_the_condition() -> None:
+    outputs = torch.randn(4, 6, 2, 2, generator=seeded())  # of two images with their class, then without
+    model = SimpleNamespace(dtype=torch.float32)
+    form = Parameterization("epsilon", learns_variance=True)
+    guided = GuidedModel(model, form, torch.tensor([0, 1]), 2, 3.0)
+    guided.model = lambda *_, **__: (outputs,)
+    (found,) = guided(torch.zeros(2, 3, 2, 2), torch.tensor(1.0))
+    condition, none = outputs.chunk(2)
+    assert torch.allclose(found[:, :3], none[:, :3] + 3 * (condition - none)[:, :3], atol=1e-5)
+    assert torch.equal(found[:, 3:], condition[:, 3:])

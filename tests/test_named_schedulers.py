@@ -17,6 +17,7 @@ from diffusers import (
 
 from diffusers_pfgm import PoissonFlowScheduler
 from diffusers_pfgm.named_schedulers import class_of_config, class_of_name, own_timesteps
+from diffusers_pfgm.pipeline_inputs import check_density
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SVD = {
@@ -57,6 +58,11 @@ PUBLIC = {
     "DDPM without betas": {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "variance_type": "fixed_large"},
     "no betas, fewer timesteps": {"_class_name": "EulerDiscreteScheduler", "num_train_timesteps": 500},
     "DPM++ 2M Karras": {"_class_name": "DPMSolverMultistepScheduler", **SCALED_LINEAR, "use_karras_sigmas": True},
+    "Euler ancestral": {"_class_name": "EulerAncestralDiscreteScheduler", **SCALED_LINEAR},
+    "Heun": {"_class_name": "HeunDiscreteScheduler"},
+    "DPM2": {"_class_name": "KDPM2DiscreteScheduler", "timestep_spacing": "trailing"},
+    "DEIS": {"_class_name": "DEISMultistepScheduler", **SCALED_LINEAR},
+    "singlestep": {"_class_name": "DPMSolverSinglestepScheduler", **SCALED_LINEAR},
     "upscaler": {"_class_name": "EulerDiscreteScheduler", **SCALED_LINEAR, "prediction_type": "original_sample"},
     "EDM": {"_class_name": "EDMEulerScheduler", "sigma_max": 40.0},
     "Playground": {"_class_name": "EDMDPMSolverMultistepScheduler", "solver_type": "midpoint", "solver_order": 2},
@@ -214,6 +220,16 @@ def test_a_spacing_that_is_asked_for_replaces_that_of_a_scheduler_without_one() 
     )
     again.set_timesteps(4)
     assert torch.equal(again.timesteps, ours.timesteps)
+
+
+def test_noise_that_an_earlier_scheduler_added_does_not_count() -> None:
+    earlier = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    later = EulerDiscreteScheduler.from_config(earlier.config)
+    assert later.config.algorithm_type == "sde-dpmsolver++"
+    assert PoissonFlowScheduler.from_config(later.config, aug_dim=64.0).config.aug_dim == 64.0
+    check_density(None, later)
+    with pytest.raises(ValueError, match="adds noise at every step"):
+        check_density(None, earlier)
 
 
 def test_an_unknown_class_is_read_by_what_is_there() -> None:

@@ -171,7 +171,7 @@ def adopted(config: Mapping[str, Any], overrides: Mapping[str, Any], names: Coll
     found["timesteps_from"] = spaced_by_options(rule, overrides)
     aug_dim = overrides.get("aug_dim")
     aug_dim = None if aug_dim == math.inf else aug_dim
-    check_deterministic({**found, **overrides}, aug_dim)
+    check_deterministic({**own, **overrides}, aug_dim)
     if aug_dim is not None:
         logger.warning(
             f"This network was trained with Gaussian noise (D = inf), but `aug_dim` is {aug_dim}: `sample_prior` and "

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from .foreign_configs import adds_noise, refusal
-from .named_schedulers import class_of_name
+from .named_schedulers import class_of_name, options_of
 from .physics.charges import check_finite
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
@@ -78,7 +78,9 @@ def check_density(model: Any, scheduler: Any) -> None:
             "measurement."
         )
     name = type(scheduler).__name__
-    if not isinstance(scheduler, PoissonFlowScheduler) and (name in STOCHASTIC or adds_noise(scheduler.config)):
+    if isinstance(scheduler, PoissonFlowScheduler):
+        return
+    if name in STOCHASTIC or adds_noise(options_of(scheduler.config, type(scheduler))):
         raise ValueError(
             f"`scheduler` ({name}) adds noise at every step, so no point has one way up, and the change of variables "
             f"does not hold. {why}"

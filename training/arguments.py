@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+
+from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM
+from diffusers_pfgm.training.option_types import integer, number, positive, share
 
 OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str]] = {
     "field": {"charges": "auto", "field_batch_size": 2048, "gamma": 5.0},
     "perturbation": {"aug_dim": 1.0, "prediction_type": "epsilon", "sigma_data": 0.5},
 }
 
-
-def positive(text: str) -> int:
-    """A whole number >= 1; argparse names the option in its error."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, but is {text}")
-    return number
+LEAST_POLYNOMIAL_LR = 1e-7  # diffusers' schedule of this name ends there
+# Names that diffusers.optimization.get_scheduler knows, but for piecewise_constant, which needs rules of its own
+LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1, without 1."""
-    number = float(text)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"must be a number >= 0 and < 1, but is {text}")
-    return number
+def lr_scheduler(name: str) -> str:
+    """The type of `--lr_scheduler`."""
+    if name not in LR_SCHEDULERS:
+        why = " (its rules for the steps cannot be given here)" if name == "piecewise_constant" else ""
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(LR_SCHEDULERS)}, but is {name!r}{why}")
+    return name
 
 
 def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +43,9 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     data("--label_column", help="column of class labels; the first by default, or an image folder's subfolders")
     data("--broken_images", choices=["stop", "skip"], default="stop", help="stop at one, or leave all of them out")
     data("--validation_split", type=share, default=0.0, help="share of the images that is held out, to measure on")
-    data("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0 caches decoded images")
+    data(
+        "--dataloader_num_workers", type=integer(0), default=0, help="processes that load data; 0 caches decoded images"
+    )
 
     model = parser.add_argument_group("model and objective").add_argument
     model("--model_config_name_or_path", help="configuration of a UNet2DModel; chosen by the resolution by default")
@@ -55,35 +57,36 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         "larger batch, local or over all processes, or of every image; auto, by memory",
     )
     model("--field_batch_size", type=positive, help="field: images in the larger batch, 2048 (per process if local)")
-    model("--gamma", type=float, help="field: gamma of the normalized field, 5")
-    model("--aug_dim", type=float, help="perturbation: D, 1; inf for diffusion")
+    model("--gamma", type=number(0, 1e6), help="field: gamma of the normalized field, 5")
+    aug_dim = number(LEAST_AUG_DIM, or_infinity=True)
+    model("--aug_dim", type=aug_dim, help="perturbation: D, 1; inf for diffusion")
     model("--prediction_type", choices=["epsilon", "v_prediction", "sample"], help="perturbation: epsilon")
-    model("--sigma_data", type=float, help="perturbation: standard deviation of the data, 0.5")
+    model("--sigma_data", type=number(0.01, 100), help="perturbation: standard deviation of the data, 0.5")
     model("--class_conditional", action="store_true", help="learn each class of --label_column, by its label")
     model("--label_dropout", type=share, default=0.1, help="share of images trained without label, for guidance")
 
     train = parser.add_argument_group("training").add_argument
     train("--output_dir", default="pfgm-model", help="where the pipeline, checkpoints, samples and logs are written")
     train("--overwrite_output_dir", action="store_true", help="write into a folder that is not empty")
-    train("--seed", type=int, help="makes a run repeatable")
+    train("--seed", type=integer(0, 2**31 - 1), help="makes a run repeatable")
     train("--train_batch_size", type=positive, default=16, help="perturbed images, per process and accumulated part")
     train("--num_epochs", type=positive, default=100, help="an epoch perturbs as many images as the data set has")
     train("--max_train_steps", type=positive, help="in place of --num_epochs")
     train("--gradient_accumulation_steps", type=positive, default=1)
     train("--gradient_checkpointing", action="store_true", help="less memory for more time")
     train("--mixed_precision", choices=["no", "fp16", "bf16"], help="by default as accelerate is configured")
-    train("--learning_rate", type=float, default=1e-4)
-    train("--lr_scheduler", default="cosine", help="a name that diffusers.optimization.get_scheduler knows")
-    train("--lr_warmup_steps", type=int, default=500)
-    train("--adam_beta1", type=float, default=0.95)
-    train("--adam_beta2", type=float, default=0.999)
-    train("--adam_weight_decay", type=float, default=1e-6)
-    train("--adam_epsilon", type=float, default=1e-8)
-    train("--max_grad_norm", type=float, default=1.0)
+    train("--learning_rate", type=number(0, above_low=True), default=1e-4)
+    train("--lr_scheduler", type=lr_scheduler, default="cosine", help=", ".join(LR_SCHEDULERS))
+    train("--lr_warmup_steps", type=integer(0), default=500)
+    train("--adam_beta1", type=share, default=0.95)
+    train("--adam_beta2", type=share, default=0.999)
+    train("--adam_weight_decay", type=number(0), default=1e-6)
+    train("--adam_epsilon", type=number(1e-20, 1), default=1e-8)
+    train("--max_grad_norm", type=number(0, 1e9, above_low=True), default=1.0)
     train("--use_ema", action="store_true", help="accepted as in diffusers; the average is always kept")
-    train("--ema_max_decay", type=float, default=0.9999, help="0 keeps no average of the weights")
-    train("--ema_inv_gamma", type=float, default=1.0)
-    train("--ema_power", type=float, default=0.75)
+    train("--ema_max_decay", type=number(0, 1), default=0.9999, help="0 keeps no average of the weights")
+    train("--ema_inv_gamma", type=number(0, above_low=True), default=1.0)
+    train("--ema_power", type=number(0), default=0.75)
 
     record = parser.add_argument_group("records").add_argument
     record("--logger", choices=["tensorboard", "wandb", "none"], default="tensorboard")
@@ -110,6 +113,13 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
             parser.error(f"--{name} is empty. Leave it out, or name what it shall be")
     if args.label_column is not None and not args.class_conditional:
         parser.error("--label_column needs --class_conditional")
+    if args.logger != "none" and importlib.util.find_spec(args.logger) is None:
+        parser.error(f"--logger {args.logger} needs that package: `pip install {args.logger}`, or pass --logger none")
+    if args.lr_scheduler == "polynomial" and args.learning_rate <= LEAST_POLYNOMIAL_LR:
+        parser.error(
+            f"--learning_rate must be above {LEAST_POLYNOMIAL_LR:g}, where --lr_scheduler polynomial ends, but is "
+            f"{args.learning_rate:g}"
+        )
     if args.keep_best and not args.validation_split:
         parser.error("--keep_best needs --validation_split, such as 0.1")
     if args.streaming and args.max_train_steps is None:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import datasets
 import torch
-from arguments import positive
 from tqdm.auto import tqdm
 
 from diffusers_pfgm import PFGMLikelihoodPipeline
@@ -23,6 +22,7 @@ from diffusers_pfgm.pipeline_inputs import PIL_MODES
 from diffusers_pfgm.training.data_source import load_image_dataset
 from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.image_labels import read_class_labels
+from diffusers_pfgm.training.option_types import integer, number, positive
 from diffusers_pfgm.training.records import Records, read_records
 from diffusers_pfgm.training.settings import differences
 from diffusers_pfgm.training.stream import position_generators
@@ -43,9 +43,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--divergence", choices=["hutchinson", "hutch++", "exact"], default="hutchinson")
     parser.add_argument("--num_probes", type=positive, default=1)
     parser.add_argument("--num_inference_steps", type=positive, help="fixed steps in place of an adaptive solver")
-    parser.add_argument("--tolerance", type=float, default=0.03, help="of the adaptive solver, in nats")
-    parser.add_argument("--levels", type=positive, default=256, help="of a pixel")
-    parser.add_argument("--seed", type=int, default=0, help="of dequantisation and probes")
+    parser.add_argument(
+        "--tolerance", type=number(0, 1, above_low=True), default=0.03, help="of the adaptive solver, in nats"
+    )
+    parser.add_argument("--levels", type=integer(2), default=256, help="of a pixel")
+    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of dequantisation and probes")
     parser.add_argument("--device", help="cpu, cuda, mps; the accelerator by default")
     return parser.parse_args(argv)
 

@@ -7,6 +7,7 @@ import importlib.util
 
 from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM
 from diffusers_pfgm.training.option_types import integer, number, positive, share
+from diffusers_pfgm.training.script_errors import ScriptParser
 
 OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str]] = {
     "field": {"charges": "auto", "field_batch_size": 2048, "gamma": 5.0},
@@ -27,7 +28,7 @@ def lr_scheduler(name: str) -> str:
 
 
 def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     data = parser.add_argument_group("data").add_argument
     data("--dataset_name", help="Hub id, parquet file, folder of `save_to_disk`, or any folder that datasets reads")
@@ -75,12 +76,12 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     train("--gradient_accumulation_steps", type=positive, default=1)
     train("--gradient_checkpointing", action="store_true", help="less memory for more time")
     train("--mixed_precision", choices=["no", "fp16", "bf16"], help="by default as accelerate is configured")
-    train("--learning_rate", type=number(0, above_low=True), default=1e-4)
+    train("--learning_rate", type=number(0, 1e20, above_low=True), default=1e-4)
     train("--lr_scheduler", type=lr_scheduler, default="cosine", help=", ".join(LR_SCHEDULERS))
     train("--lr_warmup_steps", type=integer(0), default=500)
     train("--adam_beta1", type=share, default=0.95)
     train("--adam_beta2", type=share, default=0.999)
-    train("--adam_weight_decay", type=number(0), default=1e-6)
+    train("--adam_weight_decay", type=number(0, 1e6), default=1e-6)
     train("--adam_epsilon", type=number(1e-20, 1), default=1e-8)
     train("--max_grad_norm", type=number(0, 1e9, above_low=True), default=1.0)
     train("--use_ema", action="store_true", help="accepted as in diffusers; the average is always kept")

@@ -24,6 +24,7 @@ from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.image_labels import read_class_labels
 from diffusers_pfgm.training.option_types import integer, number, positive
 from diffusers_pfgm.training.records import Records, read_records
+from diffusers_pfgm.training.script_errors import ScriptParser, run_script
 from diffusers_pfgm.training.settings import differences
 from diffusers_pfgm.training.stream import position_generators
 
@@ -31,7 +32,7 @@ FREE = ("output", "batch_size", "max_images", "device")  # options that leave a 
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
     parser.add_argument("--dataset_name", help="Hub id, parquet file, folder of `save_to_disk`")
     parser.add_argument("--train_data_dir", help="folder of image files, in place of --dataset_name")
@@ -143,4 +144,4 @@ def _report(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

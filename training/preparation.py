@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from filelock import FileLock
 
 from diffusers_pfgm import (
@@ -24,6 +24,7 @@ from diffusers_pfgm import (
     PoissonFlowScheduler,
     recommend_hyperparameters,
 )
+from diffusers_pfgm.training.agreement import as_main_process
 from diffusers_pfgm.training.checkpoints import LATEST, find_checkpoint, list_checkpoints, sweep
 from diffusers_pfgm.training.folders import set_aside
 from diffusers_pfgm.training.image_data import ImageTensors
@@ -73,7 +74,9 @@ def make_objective(
 ) -> tuple[FieldObjective | PerturbationObjective, PoissonFlowScheduler]:
     """What the network learns, and the scheduler that follows it."""
     if args.objective == "field":
-        found = _hyperparameters(images.mean_norm(), images.channels * args.resolution**2)
+        # As the main process computes it: another device may round to another M.
+        mean_norm = as_main_process(images.mean_norm())
+        found = _hyperparameters(mean_norm, images.channels * args.resolution**2)
         scheduler = PoissonFlowScheduler(sigma_max=found.z_max, max_norm=found.upper_norm, gamma=args.gamma, M=found.M)
         return FieldObjective(found, args.gamma), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
@@ -102,9 +105,8 @@ def _hyperparameters(mean_norm: float, dim: int) -> Hyperparameters:
 
 def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:
     """That of the run that goes on, else the option's, else a new one, the same on every process."""
-    seed = [secrets.randbelow(2**31) if args.seed is None else args.seed]
-    broadcast_object_list(seed)
-    return saved.get("seed", seed[0])
+    seed = as_main_process(secrets.randbelow(2**31) if args.seed is None else args.seed)
+    return int(as_main_process(saved.get("seed", seed)))
 
 
 @contextlib.contextmanager
@@ -173,7 +175,7 @@ def on_main_process(accelerator: Accelerator, decide: Callable[[], Result]) -> R
             outcome[0] = decide()
         except (ValueError, OSError) as error:
             outcome[1] = str(error)
-    broadcast_object_list(outcome)
+    outcome = as_main_process(outcome)
     if outcome[1] is not None:
         raise ValueError(outcome[1])
     return outcome[0]

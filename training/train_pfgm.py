@@ -8,6 +8,7 @@ The output folder is a pipeline: PFGMPipeline.from_pretrained("pfgm-photos"). Se
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ from diffusers_pfgm import FieldObjective
 from diffusers_pfgm.losses import drop_labels
 from diffusers_pfgm.training.checkpoint_contents import checkpoint_step, read_settings
 from diffusers_pfgm.training.checkpoints import keep_average_with_state, restore_checkpoint, save_checkpoint
+from diffusers_pfgm.training.divergence import DivergenceGuard
 from diffusers_pfgm.training.field_batch import FieldWindow
 from diffusers_pfgm.training.fingerprint import data_facts
 from diffusers_pfgm.training.hub import check_hub
 from diffusers_pfgm.training.long_barrier import LongBarrier
 from diffusers_pfgm.training.network import make_unet
 from diffusers_pfgm.training.records import Meter
+from diffusers_pfgm.training.script_errors import run_script
 from diffusers_pfgm.training.settings import check_settings, check_steps, run_settings
 from diffusers_pfgm.training.side_output import side_output
 from diffusers_pfgm.training.stopping import StopRequest
@@ -110,8 +113,13 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     steps_per_epoch = math.ceil(data.count / plan.images_per_step) or args.checkpointing_steps
     max_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_steps
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=max(max_steps, args.lr_warmup_steps + 1),  # no division by 0 where all is warm-up
     )
+    if args.lr_scheduler != "constant" and args.lr_warmup_steps >= max_steps:
+        accelerator.print(f"The learning rate only rises: --lr_warmup_steps {args.lr_warmup_steps:,} of {max_steps:,}.")
     model, optimizer, lr_scheduler = accelerator.prepare(unet, optimizer, lr_scheduler)
 
     # Where it left off
@@ -148,6 +156,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
     calls_per_step = args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
+    guard = DivergenceGuard(accelerator, output_dir, None if outputs is None else outputs.records)
     stop = StopRequest(accelerator)
     batches = data.batches(plan, first_step, stop.agreed)
     size = args.field_batch_size if field_of in ("local", "gathered") else 0
@@ -162,7 +171,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     )
     model.train()
     step = first_step
-    with stop:
+    with stop, progress_bar:
         for step, drawn in zip(range(first_step + 1, max_steps + 1), window, strict=False):
             for part, (clean, labels) in enumerate(drawn.parts):
                 # Numbers that belong to the images, not to the process that happens to have them
@@ -177,25 +186,33 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
                 with accelerator.accumulate(model):
                     result = objective(model, clean, generator=generators, **options)
                     accelerator.backward(result.loss)
+                    guard.note(result.loss)
                     norm = None
                     if accelerator.sync_gradients:
                         norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                        guard.check_gradients(step, norm)
                     optimizer.step()
                     optimizer.zero_grad()
                 if accelerator.is_main_process:
                     meter.update(result, norm)
+            guard.check_loss_scale(step)
             lr_scheduler.step()
             ema.step(unet.parameters())
 
             # Records
             progress_bar.update()
             last, stops = step == max_steps, stop.agreed()
+            saves = step % args.checkpointing_steps == 0 or last or stops
+            if saves or step % steps_per_epoch == 0:
+                generators = position_generators(seed, plan.first(step - 1, part), len(clean))
+                again = functools.partial(objective, model, clean, generator=generators, **options)
+                guard.check_weights(step, unet, ema, optimizer, again)
             if outputs is not None and (step % args.logging_steps == 0 or last or stops):
                 found = meter.summary(step)
                 progress_bar.set_postfix({name: found[name] for name in ("loss", "images_per_second")})
                 outputs.log(step, {**found, "lr": lr_scheduler.get_last_lr()[0], "ema_decay": ema.cur_decay_value})
             with meter.pause():
-                if step % args.checkpointing_steps == 0 or last or stops:
+                if saves:
                     save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit, checkpoint)
                 kinds = set() if last or stops else due(args, step, steps_per_epoch)
                 if kinds:
@@ -204,7 +221,6 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
                             outputs.at_intervals(step, kinds)
             if stops:
                 break
-    progress_bar.close()
 
     # What it leaves
     if step < max_steps:
@@ -233,4 +249,4 @@ def end_training(accelerator: Accelerator, output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args(__doc__))
+    run_script(lambda: main(parse_args(__doc__)))

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from diffusers_pfgm import Charges, ClassCharges
+from diffusers_pfgm.training.agreement import as_main_process
 from diffusers_pfgm.training.data_source import load_image_dataset
 from diffusers_pfgm.training.field_batch import Batch, choose_charges
 from diffusers_pfgm.training.image_data import ImageTensors, RandomCropError
@@ -85,13 +86,17 @@ class TrainingData:
         return iter(loader)
 
     def charges(self, wanted: str) -> tuple[str, Charges | ClassCharges | None]:
-        """Whose field is learned, and all images as charges where it is theirs."""
+        """Whose field is learned, and all images as charges where it is theirs. To be called by every process.
+
+        The main process decides: each has another amount of free memory, and processes that disagree would wait for
+        each other for ever.
+        """
         args, device, processes = self.args, self.accelerator.device, self.accelerator.num_processes
         if args.streaming and wanted == "dataset":
             raise ValueError("`--charges dataset` needs all images, not a stream. Leave out `--streaming`.")
         count = self.count * (1 + args.random_flip)  # mirror images are charges too
         dim = self.images.channels * args.resolution**2
-        chosen = choose_charges(wanted, count or sys.maxsize, dim, device, processes)
+        pixels, chosen = None, as_main_process(choose_charges(wanted, count or sys.maxsize, dim, device, processes))
         if chosen == "dataset":
             try:
                 pixels = self.images.plain().to(device)
@@ -99,9 +104,11 @@ class TrainingData:
                 if wanted == "dataset":
                     raise
                 chosen = "gathered" if processes > 1 else "local"
+        chosen = as_main_process(chosen)
         if chosen != "dataset":
             self.accelerator.print(f"The field of a step is that of {args.field_batch_size:,} images, {chosen}.")
             return chosen, None
+        pixels = self.images.plain().to(device) if pixels is None else pixels
         labels = self.labels
         if args.random_flip:
             pixels = torch.cat([pixels, pixels.flip(-1)])

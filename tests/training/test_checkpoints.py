@@ -224,3 +224,18 @@ def test_accumulated_parts_begin_anew(tmp_path: Path) -> None:
     run.accelerator.step = 3  # accelerate's number of parts, of another accumulation
     path = save_checkpoint(run.accelerator, tmp_path, 3, {})
     assert restore_checkpoint(run.accelerator, path, seed=0) == 3 and run.accelerator.step == 0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_of_a_diverged_run_are_passed_over(tmp_path: Path, value: float) -> None:
+    run = Run()
+    run.step()
+    save_checkpoint(run.accelerator, tmp_path, 1, {})
+    with torch.no_grad():
+        run.ema.shadow_params[2].view(-1)[0] = value
+    save_checkpoint(run.accelerator, tmp_path, 2, {}, total_limit=1)  # as version 0.1.0 wrote them
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+    with pytest.warns(UserWarning, match=r"checkpoint-2 is passed over, for it is damaged: .* holds NaN or infinity"):
+        assert find_checkpoint("latest", tmp_path).name == "checkpoint-1"
+    with pytest.raises(ValueError, match=r"checkpoint-2' is damaged: .* holds NaN or infinity, for its run diverged"):
+        find_checkpoint("checkpoint-2", tmp_path)

@@ -41,7 +41,7 @@ def test_what_is_no_finite_number_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("--learning_rate", ["0", "-1", "nan", "inf"]),
+        ("--learning_rate", ["0", "-1", "1e38", "nan", "inf"]),
         ("--lr_warmup_steps", ["-1", "1.5"]),
         ("--adam_beta1", ["-0.1", "1", "nan"]),
         ("--adam_beta2", ["-0.1", "1", "inf"]),

@@ -191,3 +191,16 @@ def test_an_abandoned_branch_does_not_count(tmp_path: Path) -> None:
     assert found == [("start", 0), ("train", 2), ("train", 4), ("start", 4), ("train", 5)]
     assert [record["loss"] for record in read_records(records.path, "train")] == [2.0, 4.0, 50.0]
     assert read_records(records.path, "validation") == []
+
+
+def test_steps_that_float16_skipped_are_counted_apart() -> None:
+    meter = Meter(10, 8, 1, CPU)
+    for norm in (1.0, float("inf"), 3.0, float("nan")):
+        meter.update(result(8, 0), torch.tensor(norm))
+    found = meter.summary(4)
+    assert (found["grad_norm"], found["grad_norm_max"], found["skipped_steps"]) == (2.0, 3.0, 2)
+    meter.update(result(8, 0), torch.tensor(float("inf")))
+    found = meter.summary(5)
+    assert found["skipped_steps"] == 1 and "grad_norm" not in found
+    meter.update(result(8, 0), torch.tensor(1.0))
+    assert "skipped_steps" not in meter.summary(6)

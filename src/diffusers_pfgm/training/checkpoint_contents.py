@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .finite_weights import non_finite_weight
+
 PREFIX = "checkpoint-"
 CONTENTS = "contents.json"
 AVERAGE = "average.json"  # the numbers of the averaged weights, beside these in `unet_ema`
@@ -42,7 +44,8 @@ def damage(path: Path) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {CONTENTS} cannot be read: {error}"
-    return None
+    weight = non_finite_weight(path)
+    return None if weight is None else f"{weight} holds NaN or infinity, for its run diverged"
 
 
 def checkpoint_step(path: str | Path) -> int:

@@ -113,14 +113,21 @@ class Meter:
             self._started += time.perf_counter() - stopped
 
     def summary(self, step: int) -> dict[str, float]:
-        """Means since the last call, by name; losses and norms are this process's own."""
+        """Means since the last call, by name; losses and norms are this process's own.
+
+        Steps that float16 has skipped, for their gradient is infinite, are counted apart.
+        """
         seconds, steps = time.perf_counter() - self._started, step - self._last
         losses, sigmas = (
             torch.cat([getattr(each, name) for each in self._results]) for name in ("per_sample", "sigma")
         )
-        whole, norms = LossOutput(losses.mean(), losses, sigmas), torch.stack(self._norms).float()
+        whole, norms = LossOutput(losses.mean(), losses, sigmas), torch.stack(self._norms).float().cpu()
         found = {"loss": whole.loss.item(), **whole.bands()}
-        found |= {"grad_norm": norms.mean().item(), "grad_norm_max": norms.max().item()}
+        taken = norms[norms.isfinite()]
+        if len(taken):
+            found |= {"grad_norm": taken.mean().item(), "grad_norm_max": taken.max().item()}
+        if len(taken) < len(norms):
+            found["skipped_steps"] = len(norms) - len(taken)
         found |= {"images_per_second": steps * self.images_per_step / seconds, "calls": step * self.calls_per_step}
         found["seconds_left"] = (self.total_steps - step) * seconds / steps
         memory = peak_memory(self.device)

@@ -22,8 +22,7 @@ call, calls = FieldObjective.__call__, []
 def broken(self: FieldObjective, *args: Any, **options: Any) -> LossOutput:
     result = call(self, *args, **options)
     calls.append(result)
-    # Steps 1 and 2 call it once each, and once more where a checkpoint is saved after step 2.
-    return LossOutput(result.loss * (float("nan") if RANK and len(calls) > 3 else 1), result.per_sample, result.sigma)
+    return LossOutput(result.loss * (float("nan") if RANK and len(calls) > 2 else 1), result.per_sample, result.sigma)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     train("--adam_beta2", type=share, default=0.999)
     train("--adam_weight_decay", type=number(0, 1e6), default=1e-6)
     train("--adam_epsilon", type=number(1e-20, 1), default=1e-8)
-    train("--max_grad_norm", type=number(0, 1e9, above_low=True), default=1.0)
+    train("--max_grad_norm", type=number(1e-6, 1e9), default=1.0)
     train("--use_ema", action="store_true", help="accepted as in diffusers; the average is always kept")
     train("--ema_max_decay", type=number(0, 1), default=0.9999, help="0 keeps no average of the weights")
     train("--ema_inv_gamma", type=number(0, above_low=True), default=1.0)

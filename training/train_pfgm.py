@@ -204,9 +204,10 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             last, stops = step == max_steps, stop.agreed()
             saves = step % args.checkpointing_steps == 0 or last or stops
             if saves or step % steps_per_epoch == 0:
-                generators = position_generators(seed, plan.first(step - 1, part), len(clean))
-                again = functools.partial(objective, model, clean, generator=generators, **options)
-                guard.check_weights(step, unet, ema, optimizer, again)
+                form, sigma = objective.parameterization, result.sigma
+                x = form.input_scale(sigma.view(-1, 1, 1, 1)) * clean
+                forward = functools.partial(model, x, form.label(sigma), options.get("class_labels"))
+                guard.check_weights(step, unet, ema, optimizer, forward)
             if outputs is not None and (step % args.logging_steps == 0 or last or stops):
                 found = meter.summary(step)
                 progress_bar.set_postfix({name: found[name] for name in ("loss", "images_per_second")})

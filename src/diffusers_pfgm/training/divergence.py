@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
-from ..losses import LossOutput
 from .checkpoint_contents import damage
 from .checkpoints import list_checkpoints
 from .finite_weights import all_finite
@@ -71,7 +71,7 @@ class DivergenceGuard:
         unet: torch.nn.Module,
         ema: EMAModel,
         optimizer: torch.optim.Optimizer,
-        again: Callable[[], LossOutput],
+        forward: Callable[[], Any],
     ) -> None:
         """To be called by every process after a step of which something will be saved.
 
@@ -80,8 +80,7 @@ class DivergenceGuard:
             unet: the network.
             ema: the average of its weights.
             optimizer: its own numbers are saved too.
-            again: the objective of the step's images, called once more. Weights that are finite may be too large for a
-                finite loss.
+            forward: calls the network once more. Weights that are finite may be too large for a finite output.
         """
         kept = [value for state in optimizer.state.values() for value in state.values()]
         finite = {
@@ -92,7 +91,7 @@ class DivergenceGuard:
         training = unet.training
         unet.eval()  # dropout would draw from the global random state
         with torch.no_grad():
-            finite["the loss"] = again().loss.isfinite()
+            finite["the network's output"] = all_finite([forward().sample])
         unet.train(training)
         self._require(finite, step)
 

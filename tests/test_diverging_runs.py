@@ -39,7 +39,7 @@ def options(data: Path, output: Path, *more: str) -> list[str]:
 
 
 def left(output: Path) -> set[str]:
-    return {path.name for path in output.iterdir()} - {".lock"}
+    return {path.name for path in output.iterdir() if not path.name.startswith(".")}
 
 
 def spoiled(change: Callable[[int, LossOutput], LossOutput]) -> Callable[..., LossOutput]:

@@ -156,7 +156,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=parameters)
     calls_per_step = args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
-    guard = DivergenceGuard(accelerator, output_dir, None if outputs is None else outputs.records)
+    guard = DivergenceGuard(accelerator, output_dir, None if outputs is None else outputs.note)
     stop = StopRequest(accelerator)
     batches = data.batches(plan, first_step, stop.agreed)
     size = args.field_batch_size if field_of in ("local", "gathered") else 0
@@ -203,7 +203,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             progress_bar.update()
             last, stops = step == max_steps, stop.agreed()
             saves = step % args.checkpointing_steps == 0 or last or stops
-            if saves or step % steps_per_epoch == 0:
+            kinds = set() if last or stops else due(args, step, steps_per_epoch)
+            if saves or kinds:
                 form, sigma = objective.parameterization, result.sigma
                 x = form.input_scale(sigma.view(-1, 1, 1, 1)) * clean
                 forward = functools.partial(model, x, form.label(sigma), options.get("class_labels"))
@@ -215,7 +216,6 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             with meter.pause():
                 if saves:
                     save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit, checkpoint)
-                kinds = set() if last or stops else due(args, step, steps_per_epoch)
                 if kinds:
                     with long_barrier:
                         if outputs is not None:

@@ -15,10 +15,8 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
-from .checkpoint_contents import damage
-from .checkpoints import list_checkpoints
 from .finite_weights import all_finite
-from .records import Records
+from .side_output import last_checkpoint
 
 LEAST_LOSS_SCALE = 1e-4  # gradients that overflow float16 at this scale have a norm of 1e8 and more
 
@@ -33,11 +31,13 @@ class DivergenceGuard:
     Args:
         accelerator: of the run.
         output_dir: of the run, whose last good checkpoint the error names.
-        records: of the run, on the main process.
+        note: writes an event, its step and values to the run's records; on the main process.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: str | Path, records: Records | None = None) -> None:
-        self.accelerator, self.output_dir, self.records = accelerator, Path(output_dir), records
+    def __init__(
+        self, accelerator: Accelerator, output_dir: str | Path, note: Callable[..., None] | None = None
+    ) -> None:
+        self.accelerator, self.output_dir, self._write = accelerator, Path(output_dir), note
         self._losses: list[torch.Tensor] = []
 
     def note(self, loss: torch.Tensor) -> None:
@@ -105,13 +105,11 @@ class DivergenceGuard:
             self._stop(step, " and ".join(found))
 
     def _stop(self, step: int, what: str) -> None:
-        if self.records is not None:
-            self.records.write("diverged", step, reason=f"{what} became NaN or infinite")
+        if self._write is not None:
+            self._write("diverged", step, reason=f"{what} became NaN or infinite")
         self.accelerator.end_training()
-        good = next((path for path in reversed(list_checkpoints(self.output_dir)) if damage(path) is None), None)
-        kept = "There is no checkpoint yet." if good is None else f"The last good checkpoint is {good}."
         raise DivergenceError(
             f"The training diverged at step {step:,}: {what} became NaN or infinite. Nothing of that step was saved. "
-            f"{kept} The same options would diverge again. Start anew in another `--output_dir`, with a smaller "
-            "`--learning_rate` or `--max_grad_norm`, or more `--lr_warmup_steps`."
+            f"{last_checkpoint(self.output_dir)} The same options would diverge again. Start anew in another "
+            "`--output_dir`, with a smaller `--learning_rate` or `--max_grad_norm`, or more `--lr_warmup_steps`."
         )

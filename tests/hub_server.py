@@ -211,6 +211,8 @@ class HubHandler(BaseHTTPRequestHandler):
                 files[value["path"]] = (base64.b64decode(value["content"]), False)
             elif operation["key"] == "lfsFile":
                 files[value["path"]] = (self.hub.large[value["oid"]], True)
+            elif operation["key"] == "deletedFile":
+                del files[value["path"]]
         sha = found.commit(files, revision)
         url = f"http://{self.headers['Host']}/{repo}/commit/{sha}"
         self.reply(200, {"commitUrl": url, "commitOid": sha, "hookOutput": "", "success": True})

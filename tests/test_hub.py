@@ -113,6 +113,23 @@ pipe.push_to_hub("ada/digits", variant="fp16")
     assert not [name for _, files in repository.commits for name, (data, _) in files.items() if WRITES.encode() in data]
 
 
+def test_a_push_leaves_no_weights_of_an_earlier_one(hub: Hub, client: Client, model: Path) -> None:
+    client.run(
+        f"""
+from diffusers_pfgm import PFGMPipeline
+pipe = PFGMPipeline.from_pretrained({str(model)!r})
+pipe.push_to_hub("ada/digits")
+pipe.push_to_hub("ada/digits", variant="fp16")
+pipe.push_to_hub("ada/digits", subfolder="older")
+pipe.push_to_hub("ada/digits", safe_serialization=False)
+"""
+    )
+    before, after = (set(files) for _, files in hub.repositories["ada/digits"].commits[-2:])
+    whole = "unet/diffusion_pytorch_model"
+    assert after - before == {f"{whole}.bin"} and before - after == {f"{whole}.safetensors"}
+    assert {f"{whole}.fp16.safetensors", f"older/{whole}.safetensors"} < after
+
+
 CHECK = "from diffusers_pfgm.training.hub import check_hub\nprint(check_hub({}, 'folder/my-model', private=True))"
 
 

@@ -121,7 +121,7 @@ def test_bad_requests_are_explained(pipe: PFGMEditingPipeline, charges: torch.Te
         pipe(pictures, "dark", "bright", float("nan"), num_inference_steps=30)
     with pytest.raises(ValueError, match="`temperature` must be a finite number > 0, but is 0"):
         pipe(pictures, "dark", temperature=0.0, num_inference_steps=30)
-    with pytest.raises(ValueError, match="`output_type` must be 'pil', 'np' or 'pt', but is 'png'"):
+    with pytest.raises(ValueError, match="`output_type` must be 'pil', 'np', 'pt' or 'latent', but is 'png'"):
         pipe.decode(charges[:2], "dark", output_type="png")
     plain = make_tiny_pipeline()
     plain = PFGMEditingPipeline(plain.unet, plain.scheduler)

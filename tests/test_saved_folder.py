@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import EDMEulerScheduler, UNet2DModel
 
-from diffusers_pfgm import PFGMPipeline
+from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
 from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
+from tests.tiny_pipelines import SCALED_LINEAR, make
 
 
 def test_plain_diffusers_loads_it_where_the_code_is_trusted(tmp_path: Path) -> None:
@@ -45,6 +46,27 @@ def test_a_scheduler_of_diffusers_needs_no_code(tmp_path: Path) -> None:
     assert type(PFGMPipeline.from_pretrained(tmp_path).scheduler) is EDMEulerScheduler
 
 
+STABLE_DIFFUSION = """
+import sys
+from pathlib import Path
+from diffusers import StableDiffusionPipeline
+if sys.argv[2] == "imported":
+    import diffusers_pfgm
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "trusted")
+print(type(pipe.scheduler).__module__, type(pipe.scheduler).__name__)
+"""
+
+
+def test_a_pipeline_of_diffusers_with_this_scheduler_loads_in_a_new_process(tmp_path: Path) -> None:
+    scheduler = PoissonFlowScheduler(aug_dim=None, prediction_type="epsilon", **SCALED_LINEAR)
+    (tmp_path / "tokenizer").mkdir()
+    make("StableDiffusion", scheduler, tmp_path / "tokenizer").save_pretrained(tmp_path / "model")
+    for how in ("trusted", "imported"):
+        command = [sys.executable, "-c", STABLE_DIFFUSION, str(tmp_path / "model"), how]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout.split() == ["diffusers_pfgm", "PoissonFlowScheduler"], done.stderr
+
+
 def test_half_precision_is_a_variant(tmp_path: Path) -> None:
     pipe = make_tiny_pipeline()
     pipe.save_pretrained(tmp_path)
@@ -53,6 +75,39 @@ def test_half_precision_is_a_variant(tmp_path: Path) -> None:
     assert names == ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"]
     half = PFGMPipeline.from_pretrained(tmp_path, variant="fp16")
     assert torch.equal(half.unet.conv_in.weight, make_tiny_unet().conv_in.weight.half().float())
+
+
+SHARDED = {"max_shard_size": "100KB"}  # of 178 KB
+PICKLED = {"safe_serialization": False}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({}, PICKLED), (PICKLED, {}), (SHARDED, {}), ({}, SHARDED), (SHARDED, PICKLED), (PICKLED | SHARDED, SHARDED)],
+    ids=["to pickled", "from pickled", "from shards", "to shards", "shards to pickled", "pickled shards to shards"],
+)
+def test_the_last_weights_are_loaded(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], variant: str | None
+) -> None:
+    pipe, fresh = make_tiny_pipeline(), tmp_path / "fresh"
+    unet, folder = pipe.unet, tmp_path / "folder"
+    other = "ema" if variant is None else None  # another variant, and what the user has, stay
+    pipe.save_pretrained(folder, variant=other, **first)
+    kept = {path.name: path.read_bytes() for path in (folder / "unet").iterdir()}
+    for name in ("notes.txt", "diffusion_pytorch_model.safetensors.bak", "my_model.bin"):
+        (folder / "unet" / name).write_bytes(b"mine")
+        kept[name] = b"mine"
+    pipe.save_pretrained(folder, variant=variant, **first)
+    with torch.no_grad():
+        unet.conv_in.weight.fill_(0.5)
+    pipe.save_pretrained(folder, variant=variant, **second)
+    loaded = PFGMPipeline.from_pretrained(folder, variant=variant)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.unet.parameters(), unet.parameters(), strict=True))
+    pipe.save_pretrained(fresh, variant=variant, **second)
+    present = {path.name for path in (folder / "unet").iterdir()}
+    assert present == {path.name for path in (fresh / "unet").iterdir()} | set(kept)
+    assert all((folder / "unet" / name).read_bytes() == data for name, data in kept.items() if name != "config.json")
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,3 +143,14 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"`save_directory` .* is a file. Name a folder"):
         make_tiny_pipeline().save_pretrained(tmp_path / "file")
+
+
+def test_class_names_go_with_the_components(tmp_path: Path) -> None:
+    names = {0: "left", 1: "right"}
+    unet, scheduler = make_tiny_unet(num_class_embeds=3), PoissonFlowScheduler(max_norm=300.0)
+    PFGMPipeline(unet, scheduler, names).save_pretrained(tmp_path)
+    pipe = PFGMPipeline.from_pretrained(tmp_path)
+    for other in (PFGMEditingPipeline(**pipe.components), PFGMEditingPipeline.from_pipe(pipe)):
+        assert other.config.id2label == names and other.unet is pipe.unet
+    assert set(make_tiny_pipeline().components) == {"unet", "scheduler"}  # what has no classes
+    assert set(pipe.components) == {"unet", "scheduler", "id2label"}

@@ -1,13 +1,15 @@
-"""How close samples are to data, and how they look. Needs the extra `training`."""
+"""How close samples are to data, and how they look."""
 
 from __future__ import annotations
 
 import math
 
-import ot
 import torch
-from diffusers.utils import make_image_grid, numpy_to_pil
+from diffusers.utils import make_image_grid
 from PIL import Image
+
+from .extras import require_extra
+from .pipeline_outputs import numpy_to_pil
 
 
 def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projections: int = 500, seed: int = 0) -> float:
@@ -21,9 +23,15 @@ def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projection
         num_projections: number of random directions.
         seed: of the directions.
 
+    Raises:
+        ModuleNotFoundError: without POT, which the extra `training` brings.
+
     Reference:
         Bonneel et al., Sliced and Radon Wasserstein barycenters of measures, 2015; computed by POT.
     """
+    require_extra("training", "ot")
+    import ot
+
     first, second = (points.flatten(1).double().cpu().numpy() for points in (samples, data))
     return float(ot.sliced_wasserstein_distance(first, second, n_projections=num_projections, seed=seed))
 

@@ -13,6 +13,7 @@ from PIL import Image
 from .foreign_configs import adds_noise, refusal
 from .named_schedulers import class_of_name, options_of
 from .physics.charges import check_finite
+from .pipeline_outputs import OUTPUT_TYPES
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 STOCHASTIC = (
@@ -97,7 +98,7 @@ def checked_shape(
         flow: the scheduler.
         batch_size: images that were asked for, if so.
         latents: the caller's starting points, if any.
-        output_type: "pil", "np" or "pt".
+        output_type: one of `OUTPUT_TYPES`.
 
     Raises:
         ValueError: if these do not fit each other.
@@ -111,9 +112,9 @@ def checked_shape(
             "Change `out_channels` of the network, or `prediction_type` of the scheduler, or its `variance_type` if "
             "the network also predicts a variance."
         )
-    if output_type not in ("pil", "np", "pt"):
-        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', but is {output_type!r}.")
-    if output_type == "pil" and channels not in (1, 2, 3, 4):
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', but is {output_type!r}.")
+    if output_type == "pil" and channels not in PIL_MODES:
         raise ValueError(f"output_type 'pil' cannot show {channels} channels. Use 'np' or 'pt'.")
     if batch_size is None:
         batch_size = 1 if latents is None else latents.shape[0]
@@ -125,7 +126,7 @@ def checked_shape(
             raise ValueError("`unet` has no `sample_size`, so pass `latents` of the size that you want.")
         size = latents.shape[2:]
     shape = (int(batch_size), channels, *((size, size) if isinstance(size, int) else size))
-    if output_type != "pt" and len(shape) != 4:
+    if output_type in ("pil", "np") and len(shape) != 4:
         raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
     if latents is not None:
         check_finite("latents", latents)

@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
-from huggingface_hub import create_repo, file_exists
+from huggingface_hub import create_repo, file_exists, list_repo_files, upload_folder
 
 from .adaptive import solve_adaptive
 from .conditioning import ClassLabels, CountedModel, GuidedModel, Label, listed
 from .model_card import make_model_card, save_model_card
 from .physics.denoiser import Denoiser
 from .physics.kernel import Generators, narrowed
+from .pipeline_call import Callback, PipelineCall, PipelineCalls, checked_callback_inputs, own_copy
 from .pipeline_inputs import checked_shape, flow_of
-from .saved_folder import complete, own_class_name, written_aside
+from .pipeline_outputs import postprocess
+from .saved_folder import complete, outdated, own_class_name, written_aside
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")  # of `save_pretrained`
@@ -34,7 +35,8 @@ class PFGMPipelineOutput(BaseOutput):
     """What `PFGMPipeline` returns.
 
     Attributes:
-        images: B PIL images, a NumPy array (B, H, W, C) or a tensor (B, C, H, W), the last two in [0, 1].
+        images: B PIL images, a NumPy array (B, H, W, C) or a tensor (B, C, H, W), the last two in [0, 1]; for
+            output_type "latent" the final state (B, C, H, W) itself, not clamped.
         nfe: number of network calls (of the whole batch).
     """
 
@@ -42,8 +44,11 @@ class PFGMPipelineOutput(BaseOutput):
     nfe: int
 
 
-class PFGMPipeline(DiffusionPipeline):
+class PFGMPipeline(PipelineCalls, DiffusionPipeline):
     """Image generation by a Poisson flow.
+
+    It can be called from several threads at once, and within a callback of its own: each call steps a copy of the
+    scheduler.
 
     Args:
         unet: a `UNet2DModel`, or anything called like it, such as `ChargeField`, that predicts what
@@ -63,7 +68,7 @@ class PFGMPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet"
-    _callback_tensor_inputs = ["latents", "pred_original_sample"]
+    _callback_tensor_inputs = ["latents", "pred_original_sample", "prompt_embeds"]
 
     unet: UNet2DModel
     scheduler: SchedulerMixin
@@ -84,7 +89,7 @@ class PFGMPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         sigmas: Sequence[float] | None = None,
         class_labels: Label | Sequence[Label] | torch.Tensor | None = None,
@@ -98,11 +103,15 @@ class PFGMPipeline(DiffusionPipeline):
             num_inference_steps: steps of the solver, 20 by default; one network call each for "multistep" and "euler".
             generator: one generator, or a list of one for each image, which makes an image the same in any batch.
             latents: (B, C, H, W), points of the prior at the first σ (`scheduler.sample_prior`) to start from.
-            output_type: "pil", "np" or "pt".
+            output_type: "pil", "np", "pt", or "latent" for the final state itself.
             return_dict: whether to return an output object rather than a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return
-                {"latents": ...} to go on from there.
-            callback_on_step_end_tensor_inputs: which of "latents" and "pred_original_sample" (x̂) it is given.
+                {"latents": ...} to go on from there. It may read `pipe.num_timesteps`, set `pipe._guidance_scale` for
+                the steps that follow, 0 for no guidance, or set `pipe._interrupt = True` to leave them out. One of
+                diffusers' own, such as `SDCFGCutoffCallback`, names its tensors itself.
+            callback_on_step_end_tensor_inputs: which of "latents", "pred_original_sample" (x̂) and "prompt_embeds" it
+                is given. The last, which diffusers' callbacks ask for, is the condition: the class labels (B,), or None
+                for a network without classes.
             sigmas: your own heights in place of `num_inference_steps`.
             class_labels: the class of each image, or one for all, by number or name. Without it, a network that has
                 learned both draws from all classes.
@@ -117,17 +126,14 @@ class PFGMPipeline(DiffusionPipeline):
         Raises:
             ValueError: if an argument, the scheduler or the network's channels do not fit.
         """
-        if isinstance(callback_on_step_end_tensor_inputs, str):
-            callback_on_step_end_tensor_inputs = [callback_on_step_end_tensor_inputs]
-        flow = flow_of(self.scheduler)
+        callback_inputs = checked_callback_inputs(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
+        scheduler: Any = own_copy(self.scheduler)
+        flow = flow_of(scheduler)
         labels = listed(class_labels)
         if batch_size is None and latents is None and labels is not None:
             batch_size = len(labels)
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, but has {unknown}."
-            )
         shape = checked_shape(self.unet.config, flow, batch_size, latents, output_type)
         if tolerance is not None and not (num_inference_steps is sigmas is callback_on_step_end is None):
             raise ValueError(
@@ -135,25 +141,29 @@ class PFGMPipeline(DiffusionPipeline):
                 "`callback_on_step_end`."
             )
         device = self._execution_device
-        model = self._conditioned(flow, labels, guidance_scale, shape[0], device)
+        options = self._class_options(labels, shape[0], device)
+        model_at = functools.lru_cache(1)(functools.partial(self._conditioned, flow, labels, options))
+        model_at(guidance_scale)  # raises for a scale that does not fit
 
         # The state stays in float32: a prior's radius may exceed float16, and each step needs the last one's digits.
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
-        scheduler: Any = self.scheduler if tolerance is None else flow
         if tolerance is not None:
-            sigmas = flow.sigma_range
+            scheduler, sigmas = flow, flow.sigma_range
         self._set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
             latents = self._prior(scheduler, flow, shape, generator, device, dtype)
         latents = latents.to(device, dtype)
 
-        if tolerance is None:
-            nfe = len(scheduler.timesteps)
-            latents = self._follow(model, latents, generator, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        else:
-            latents, nfe = self._follow_adaptively(flow, model, latents, tolerance)
+        with self._calling(scheduler, guidance_scale) as call:
+            if tolerance is None:
+                latents, nfe = self._follow(
+                    call, model_at, latents, generator, callback_on_step_end, callback_inputs, options
+                )
+            else:
+                call.num_timesteps = 0
+                latents, nfe = self._follow_adaptively(flow, model_at(guidance_scale), latents, tolerance)
 
-        images = VaeImageProcessor(vae_scale_factor=1).postprocess(latents, output_type)
+        images = postprocess(latents, output_type)
         self.maybe_free_model_hooks()
         output = PFGMPipelineOutput(images=images, nfe=nfe)
         return output if return_dict else output.to_tuple()
@@ -186,27 +196,38 @@ class PFGMPipeline(DiffusionPipeline):
 
     def _follow(
         self,
-        model: Callable[..., Any],
+        call: PipelineCall,
+        model_at: Callable[[float], Callable[..., Any]],
         latents: torch.Tensor,
         generator: Generators,
-        callback: Callable[..., dict[str, Any]] | None,
+        callback: Callback | None,
         callback_inputs: Sequence[str],
-    ) -> torch.Tensor:
-        """The loop of the scheduler's steps."""
-        scheduler: Any = self.scheduler
+        options: dict[str, Any],
+    ) -> tuple[torch.Tensor, int]:
+        """The loop of the scheduler's steps, and its calls of the network at a guidance scale, `model_at(scale)`."""
+        scheduler = call.scheduler
         noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        nfe = 0
         with self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
+                if call.interrupt:
+                    break
+                model = model_at(1.0 if call.guidance_off else call.guidance_scale)
                 model_input = narrowed(scheduler.scale_model_input(latents, t), self.unet.dtype)
                 output = scheduler.step(model(model_input, t, return_dict=False)[0], t, latents, **noise)
                 latents = output.prev_sample
+                nfe += 1
 
                 if callback is not None:
-                    tensors = {"latents": latents, "pred_original_sample": output.get("pred_original_sample")}
+                    tensors = {
+                        "latents": latents,
+                        "pred_original_sample": output.get("pred_original_sample"),
+                        "prompt_embeds": options.get("class_labels"),
+                    }
                     given = {name: tensors[name] for name in callback_inputs}
                     latents = (callback(self, i, t, given) or {}).pop("latents", latents)
                 progress_bar.update()
-        return latents
+        return latents, nfe
 
     def _follow_adaptively(
         self, flow: PoissonFlowScheduler, model: Callable[..., Any], latents: torch.Tensor, tolerance: float
@@ -256,7 +277,10 @@ class PFGMPipeline(DiffusionPipeline):
         variant: str | None = None,
         subfolder: str | None = None,
     ) -> str:
-        """Publish the saved folder with its card; a card that the repository has stays. See diffusers."""
+        """Publish the saved folder with its card; a card that the repository has stays. See diffusers.
+
+        Weights of the same variant that an earlier push has left in another format are removed from the repository.
+        """
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
@@ -265,7 +289,25 @@ class PFGMPipeline(DiffusionPipeline):
                 card.unlink()
             else:
                 make_model_card(self, repo_id=repo_id).save(card)
-            return self._upload_folder(folder, repo_id, token, commit_message, create_pr, subfolder)
+            prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+            published = list_repo_files(repo_id, token=token)
+            present = [name.removeprefix(prefix) for name in published if name.startswith(prefix)]
+            written = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
+            return upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=subfolder,
+                token=token,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                create_pr=create_pr,
+                delete_patterns=outdated(present, written) or None,
+            )
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What another pipeline is made of by `PFGMEditingPipeline(**pipe.components)`: the names of classes too."""
+        names = self.config.id2label
+        return super().components | ({} if names is None else {"id2label": dict(names)})
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -283,20 +325,18 @@ class PFGMPipeline(DiffusionPipeline):
         self,
         flow: PoissonFlowScheduler,
         labels: list[Label] | None,
+        options: dict[str, Any],
         guidance_scale: float,
-        batch_size: int,
-        device: torch.device,
     ) -> Callable[..., Any]:
-        """The network as a function of sample and timestep alone."""
-        told = self._class_options(labels, batch_size, device)
+        """The network as a function of sample and timestep alone; `options` are its `_class_options`."""
         if guidance_scale is None or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, but is {guidance_scale}.")
         if guidance_scale == 1:
-            return functools.partial(self.unet, **told) if told else self.unet
+            return functools.partial(self.unet, **options) if options else self.unet
         null = self._classes().null
         if labels is None or null is None:
             raise ValueError(
                 f"`guidance_scale` = {guidance_scale} needs `class_labels`, and a network that has also learned to do "
                 "without them, by `--class_conditional` with `--label_dropout` > 0. Set it to 1."
             )
-        return GuidedModel(self.unet, flow.parameterization, told["class_labels"], null, guidance_scale)
+        return GuidedModel(self.unet, flow.parameterization, options["class_labels"], null, guidance_scale)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 
 from .conditioning import CountedModel, Label, listed
 from .flow_results import FlowLatents
 from .physics.latents import HemisphereLatents, interpolate, with_temperature
 from .pipeline_inputs import checked_shape, flow_of, pictures_to_tensor
+from .pipeline_outputs import postprocess
 from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
 from .poisson_flow import TOLERANCE, PoissonFlow
 
@@ -86,7 +86,7 @@ class PFGMEditingPipeline(PFGMPipeline):
             latents: (B, C, H, W), in data units at σ_max.
             class_labels: the class of each, or one for all.
             num_inference_steps, tolerance: as of `encode`.
-            output_type: "pil", "np" or "pt".
+            output_type: "pil", "np", "pt", or "latent" for the state itself, in data units.
             guidance_scale: of classifier-free guidance to `class_labels`. Another field than that of `encode` where it
                 is not 1: what it makes of a latent is no longer the picture that the latent came from.
             return_dict: whether to return an output object rather than a tuple.
@@ -99,7 +99,7 @@ class PFGMEditingPipeline(PFGMPipeline):
         with self.progress_bar(itertools.count()) as progress_bar:
             flow = self._flow(class_labels, guidance_scale, x, progress_bar)
             found = flow.decode(x, num_inference_steps, tolerance)
-        images = VaeImageProcessor(vae_scale_factor=1).postprocess(found.sample, output_type)
+        images = postprocess(found.sample, output_type)
         self.maybe_free_model_hooks()
         output = PFGMPipelineOutput(images=images, nfe=found.nfe)
         return output if return_dict else output.to_tuple()
@@ -124,7 +124,7 @@ class PFGMEditingPipeline(PFGMPipeline):
             class_labels: the class of each pair, or one for all. Without it, a network that has learned both goes by
                 all classes.
             num_inference_steps, tolerance: as of `encode`.
-            output_type: "pil", "np" or "pt".
+            output_type: "pil", "np", "pt", or "latent" for the state itself, in data units.
             return_dict: whether to return an output object rather than a tuple.
 
         Returns:
@@ -167,7 +167,7 @@ class PFGMEditingPipeline(PFGMPipeline):
             guidance_scale: of classifier-free guidance to the target on the way down; 1 for none.
             temperature: the factor of the latents' radius (PFGM, arXiv 2209.11178, section 4.3).
             num_inference_steps, tolerance: as of `encode`.
-            output_type: "pil", "np" or "pt".
+            output_type: "pil", "np", "pt", or "latent" for the state itself, in data units.
             return_dict: whether to return an output object rather than a tuple.
 
         Returns:
@@ -186,5 +186,7 @@ class PFGMEditingPipeline(PFGMPipeline):
     def _flow(self, class_labels: Labels, guidance_scale: float, x: torch.Tensor, progress_bar: Any) -> PoissonFlow:
         """The flow of a class, whose calls the bar counts."""
         scheduler = flow_of(self.scheduler)
-        model = self._conditioned(scheduler, listed(class_labels), guidance_scale, len(x), x.device)
+        labels = listed(class_labels)
+        options = self._class_options(labels, len(x), x.device)
+        model = self._conditioned(scheduler, labels, options, guidance_scale)
         return PoissonFlow(CountedModel(model, progress_bar, self.unet.dtype), scheduler)

@@ -1,12 +1,11 @@
 """Inverse problems: pictures that explain a measurement, by a Poisson flow as their prior."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
 from .conditioning import Label, listed
@@ -15,7 +14,9 @@ from .inverse.latent_sampling import LatentSampler, LatentSamples
 from .inverse.operators import Inpainting, LinearOperator, Measurement, beside, check_adjoint
 from .physics.charges import check_finite
 from .physics.kernel import Generators
+from .pipeline_call import Callback, checked_callback_inputs, own_copy
 from .pipeline_inputs import checked_shape, flow_of
+from .pipeline_outputs import postprocess
 from .pipeline_pfgm import PFGMPipeline
 from .poisson_flow import PoissonFlow
 
@@ -73,7 +74,7 @@ class PFGMInversePipeline(PFGMPipeline):
         class_labels: Label | Sequence[Label] | torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         data_std: float = 0.5,
     ) -> PFGMInverseOutput:
@@ -91,7 +92,7 @@ class PFGMInversePipeline(PFGMPipeline):
             batch_size: B, as many as measurements by default.
             generator: one generator, or a list of one for each picture, which makes a picture the same in any batch.
             class_labels: the class of each picture, or one for all, by number or name.
-            output_type: "pil", "np" or "pt".
+            output_type: "pil", "np", "pt", or "latent" for the same as `samples`.
             return_dict: whether to return an output object rather than a tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs: as of `PFGMPipeline`, for the steps of "guidance",
                 those that "latent" begins with too, and "replacement".
@@ -107,7 +108,11 @@ class PFGMInversePipeline(PFGMPipeline):
         Reference:
             See `inverse/guidance.py` and `inverse/latent_sampling.py`.
         """
-        flow = flow_of(self.scheduler)
+        callback_inputs = checked_callback_inputs(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
+        scheduler: Any = own_copy(self.scheduler)
+        flow = flow_of(scheduler)
         if method not in METHODS:
             raise ValueError(f"`method` must be one of {METHODS}, but is {method!r}.")
         if method == "latent" and not 0 < noise_std < math.inf:
@@ -134,15 +139,18 @@ class PFGMInversePipeline(PFGMPipeline):
             "replacement" if method == "replacement" else "guidance",
             **labels,
         )
-        self._set_timesteps(self.scheduler, num_inference_steps, None, device)
-        latents = self._prior(self.scheduler, flow, shape, generator, device, dtype)
-        samples = self._follow(guided, latents, generator, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._set_timesteps(scheduler, num_inference_steps, None, device)
+        latents = self._prior(scheduler, flow, shape, generator, device, dtype)
+        with self._calling(scheduler) as call:
+            samples, _ = self._follow(
+                call, lambda scale: guided, latents, generator, callback_on_step_end, callback_inputs, labels
+            )
         nfe, chains = guided.denoiser.nfe, {}
-        if method == "latent":
+        if method == "latent" and not call.interrupt:
             found = self._sample_latents(samples, operator, measurement, noise_std, num_sweeps, generator, labels)
             samples, nfe = found.sample, nfe + found.nfe
             chains = {"decodes_per_sweep": found.decodes_per_sweep, "acceptance": found.acceptance}
-        images = VaeImageProcessor(vae_scale_factor=1).postprocess(samples, output_type)
+        images = postprocess(samples, output_type)
         output = PFGMInverseOutput(images=images, samples=samples, nfe=nfe, **chains)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()

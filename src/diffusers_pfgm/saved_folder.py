@@ -14,14 +14,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 
+# diffusers' names of weights: whole ones, shards and their index, each of a variant or of none.
+WEIGHTS = re.compile(r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+WEIGHTS_INDEX = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(.+))?\.json")
 INDEX, CODE = "model_index.json", "pipeline.py"
 CLASS_IN_FOLDER = ["pipeline", "PFGMPipeline"]
 PARTIAL = ".saving"
@@ -32,7 +36,8 @@ PURPOSE = "# Lets DiffusionPipeline.from_pretrained(..., trust_remote_code=True)
 def written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A hidden folder whose files take their places in `folder` one by one when all of them are written.
 
-    Whenever a process is killed, each file in `folder` is an old one or a new one, and whole.
+    Whenever a process is killed, each file in `folder` is an old one or a new one, and whole. Files of an earlier save
+    that would be loaded in the place of the new ones are removed at the end, see `outdated`.
 
     Raises:
         OSError: if they cannot be written, a full disk for instance; then `folder` is as it was.
@@ -56,7 +61,34 @@ def written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
         target = folder / path.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
+    written = [path.relative_to(partial).as_posix() for path in files]
+    present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]
+    for name in outdated(present, written):
+        (folder / name).unlink()
     shutil.rmtree(partial)
+
+
+def outdated(present: Iterable[str], written: Iterable[str]) -> list[str]:
+    """Files of an earlier save that diffusers would load in the place of what was written, in the order to remove them.
+
+    These are weights of the same component and variant in another format or other shards. An index goes before its
+    shards, so that no index ever names shards that are gone.
+
+    Args:
+        present: paths in the saved folder, with "/".
+        written: those that the save has just written.
+    """
+    written = set(written)
+    renewed = {_weights_of(name) for name in written} - {None}
+    found = [name for name in present if name not in written and _weights_of(name) in renewed]
+    return sorted(found, key=lambda name: not name.endswith(".json"))
+
+
+def _weights_of(name: str) -> tuple[str, str | None] | None:
+    """The component and the variant of a weight file; None for any other file."""
+    component, _, file = name.rpartition("/")
+    match = WEIGHTS.fullmatch(file) or WEIGHTS_INDEX.fullmatch(file)
+    return None if match is None else (component, match[1])
 
 
 def register() -> None:
@@ -69,10 +101,14 @@ def complete(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps(index | {"_class_name": CLASS_IN_FOLDER}, indent=2) + "\n")
     (folder / CODE).write_text(f"{PURPOSE}\nfrom diffusers_pfgm import PFGMPipeline  # noqa: F401\n")
-    package, scheduler = index["scheduler"]
-    if package == __package__:
-        code = f"{PURPOSE}\nfrom {package} import SchedulerMixin, {scheduler}  # noqa: F401\n"
-        (folder / "scheduler" / f"{package}.py").write_text(code)
+
+
+def add_scheduler_code(folder: str | os.PathLike[str], class_name: str) -> None:
+    """Make diffusers find a scheduler of this package by the folder of any pipeline that it is saved in."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    code = f"{PURPOSE}\nfrom {__package__} import SchedulerMixin, {class_name}  # noqa: F401\n"
+    (folder / f"{__package__}.py").write_text(code)
 
 
 def own_class_name(index: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from .physics.kernel import Generators, PoissonKernel, narrowed
 from .physics.parameterization import Parameterization
 from .physics.solvers import Step, plan, variance_preserving
 from .physics.spacing import check_knots
+from .saved_folder import add_scheduler_code
 from .scheduler_options import LEARNED, checked_options
 from .state_convention import StateConvention
 
@@ -184,6 +185,15 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
             is_own = "aug_dim" in config or config.get("_class_name") == cls.__name__
             config = (completed if is_own else adopted)(config, kwargs, cls._get_init_keys(cls))
         return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save the configuration, and the code by which a pipeline of diffusers finds this class. See diffusers.
+
+        A process that has not imported this package loads the pipeline with `trust_remote_code=True`.
+        """
+        if type(self).__module__ == __package__:
+            add_scheduler_code(save_directory, type(self).__name__)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @property
     def compatibles(self) -> list[Any]:

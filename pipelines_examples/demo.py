@@ -12,6 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import needs_examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import datasets
 import torch
 from PIL import Image

@@ -11,6 +11,9 @@ import argparse
 import math
 from pathlib import Path
 
+import needs_examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import numpy as np
 import torch
 from demo import split_digits

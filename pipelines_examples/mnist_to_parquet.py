@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import needs_examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import datasets
 import numpy as np
 from PIL import Image

@@ -12,6 +12,9 @@ import math
 import time
 from pathlib import Path
 
+import needs_examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import torch
 from matplotlib.figure import Figure
 from point_network import PointNetwork, make_scheduler, train

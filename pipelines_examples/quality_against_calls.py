@@ -12,6 +12,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import needs_examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import torch
 from matplotlib.figure import Figure
 

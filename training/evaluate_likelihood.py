@@ -12,6 +12,9 @@ import argparse
 import math
 from pathlib import Path
 
+import diffusers_pfgm.training  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import datasets
 import torch
 from tqdm.auto import tqdm

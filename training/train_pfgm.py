@@ -13,6 +13,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import diffusers_pfgm.training  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed

@@ -56,7 +56,8 @@ def follow_adaptively(
         from torchdiffeq import odeint
     except ImportError as error:
         raise ImportError(
-            "An adaptive solver needs torchdiffeq. Install it by `pip install 'diffusers-pfgm[adaptive]'`."
+            "An adaptive solver needs torchdiffeq. Install the extra `adaptive`: pip install '.[adaptive]' in a "
+            "checkout of diffusers-pfgm."
         ) from error
     size, start, end = x[0].numel(), math.hypot(1, sigma_start), math.hypot(1, sigma_end)
 

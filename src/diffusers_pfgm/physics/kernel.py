@@ -78,13 +78,18 @@ def draw(
     CPU, where every sampler exists and a seed gives the same numbers; a generator of MPS itself gives the CPU a seed.
 
     Raises:
-        ValueError: if a list of generators has another length than the batch.
+        ValueError: if a list of generators has another length than the batch, or one is no `torch.Generator`.
     """
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device
         if source.type == "mps":
             generator, source = _on_cpu(generator), torch.device("cpu")
         return sampler(shape, generator=generator, device=source).to(device)
+    if not isinstance(generator, Sequence):
+        raise ValueError(
+            f"`generator` must be a torch.Generator, a list of one for each sample, or None, but is a "
+            f"{type(generator).__module__}.{type(generator).__name__}. Use torch.Generator().manual_seed(0)."
+        )
     if len(generator) != shape[0]:
         raise ValueError(
             f"`generator` is a list of {len(generator)}, but the batch has {shape[0]} samples. "

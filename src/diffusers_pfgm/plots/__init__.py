@@ -1,5 +1,9 @@
 """Pictures of the physics: each function draws one. Needs matplotlib, of the extra `training`."""
 
+from ..extras import require_extra
+
+require_extra("training", "matplotlib")
+
 from .animation import animate_images, animate_points, save_gif
 from .denoised import plot_denoised
 from .hemisphere import Agreement, AngleLaw, hemisphere_angles, hemisphere_laws, plot_hemisphere, uniformity

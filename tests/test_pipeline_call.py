@@ -1,5 +1,6 @@
 """Calls of a pipeline keep apart, and a callback meets what diffusers' callbacks expect."""
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGC
 
 from diffusers_pfgm import ChargeField, Inpainting, PFGMInversePipeline, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.conditioning import GuidedModel
+from diffusers_pfgm.pipeline_call import own_copy
 from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 EPSILON = {"aug_dim": None, "prediction_type": "epsilon"}
@@ -104,6 +106,33 @@ def test_calls_at_once_draw_what_each_draws_alone(theirs: Any) -> None:
     alone = [draw(pipe, seed) for seed in seeds]
     found = at_once([lambda seed=seed: draw(pipe, seed, callback_on_step_end=meet) for seed in seeds])
     assert all(torch.equal(image, expected) for image, expected in zip(found, alone, strict=True))
+
+
+def test_a_copy_shares_nothing_that_a_run_changes() -> None:
+    """A run on a copy leaves every attribute of the original as it was, and of everything that it holds."""
+    schedulers = [
+        PoissonFlowScheduler(None, prediction_type="epsilon", sigma_data=0.5),
+        PoissonFlowScheduler(None, prediction_type="epsilon", beta_schedule="linear", solver="heun"),
+        UniPCMultistepScheduler(solver_p=DPMSolverMultistepScheduler()),
+    ]
+    for scheduler in schedulers:
+        scheduler.set_timesteps(5)
+        before = copy.deepcopy(vars(scheduler))
+        own = own_copy(scheduler)
+        x = torch.randn(1, 1, 2, 2, generator=seeded())
+        own.set_timesteps(4)
+        for t in own.timesteps:
+            x = own.step(own.scale_model_input(x, t), t, x).prev_sample
+            assert repr(deep(vars(scheduler))) == repr(deep(before))
+
+
+def deep(value: Any) -> Any:
+    """A value with the attributes of every object in it."""
+    if isinstance(value, dict):
+        return {name: deep(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [deep(each) for each in value]
+    return deep(vars(value)) if hasattr(value, "__dict__") and not isinstance(value, torch.Tensor) else value
 
 
 def test_inverse_and_adaptive_calls_keep_apart_too() -> None:

@@ -18,6 +18,8 @@ from typing import Any
 from diffusers import SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from .state_convention import StateConvention
+
 Callback = Callable[..., dict[str, Any] | None]
 
 
@@ -51,12 +53,13 @@ def own_copy(scheduler: Any) -> Any:
     """A scheduler of the same configuration whose timesteps and steps are its own.
 
     A deep copy would copy a thousand betas as well. What the copies share is never changed in place: schedulers replace
-    their tensors, and change nothing but lists and the schedulers that they hold, such as `solver_p`.
+    their tensors, and change nothing but lists, our `StateConvention`, and the schedulers that they hold, such as
+    `solver_p`.
     """
     own = copy.copy(scheduler)
     for name, value in vars(scheduler).items():
-        if isinstance(value, list):
-            setattr(own, name, list(value))
+        if isinstance(value, list | StateConvention):
+            setattr(own, name, copy.copy(value))
         elif isinstance(value, SchedulerMixin):
             setattr(own, name, own_copy(value))
     return own

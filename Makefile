@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test test-oldest lint bench soak clean
 
 demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/demo.py
@@ -17,6 +17,10 @@ lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The same tests with the oldest releases that pyproject.toml allows, in a virtual environment of their own.
+test-oldest: $(VENV)-oldest/ready
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 bench: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/benchmarks -s
@@ -34,5 +38,11 @@ $(VENV)/ready-test: $(VENV)/ready-demo
 	$(PIP) --editable '.[examples,test,dev]'
 	touch $@
 
+$(VENV)-oldest/ready: pyproject.toml .ci/constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .ci/constraints-oldest.txt --editable '.[examples,test]' pandas pyarrow
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) $(VENV)-oldest demo-output

@@ -1,9 +1,15 @@
 """The public surface, and what importing it costs."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import diffusers_pfgm
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_all_names_exist() -> None:
@@ -32,3 +38,20 @@ sys.modules["diffusers"] = None
 import diffusers_pfgm.physics
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_oldest_set_is_what_the_project_declares() -> None:
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [extra for name, extra in project["optional-dependencies"].items() if name != "dev"]
+    declared = [found for each in (project["dependencies"], *extras) for found in each if "diffusers-pfgm" not in found]
+    least = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups() for requirement in declared)
+    lines = (ROOT / ".ci" / "constraints-oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+
+    def version(text: str) -> list[int]:
+        numbers = [int(number) for number in text.split(".")]
+        return numbers + [0] * (3 - len(numbers))
+
+    assert set(least) <= set(pinned)
+    assert {name: version(pinned[name]) for name in least} == {name: version(text) for name, text in least.items()}

@@ -32,7 +32,7 @@ def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projection
     require_extra("training", "ot")
     import ot
 
-    first, second = (points.flatten(1).double().cpu().numpy() for points in (samples, data))
+    first, second = (points.flatten(1).cpu().double().numpy() for points in (samples, data))
     return float(ot.sliced_wasserstein_distance(first, second, n_projections=num_projections, seed=seed))
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..physics.kernel import draw
+from ..physics.kernel import draw, working_dtype
 
 Measurement = Callable[[torch.Tensor], torch.Tensor]
 
@@ -82,8 +82,12 @@ class LinearOperator:
 
     def _kept(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """A tensor of the operator in the dtype of `like`; it stays on that device once it has been there."""
-        kept: torch.Tensor = getattr(self, name).to(like.device)
-        setattr(self, name, kept)
+        kept: torch.Tensor = getattr(self, name)
+        if kept.device != like.device:
+            if kept.dtype == torch.float64:
+                kept = kept.to(working_dtype(like.device))
+            kept = kept.to(like.device)
+            setattr(self, name, kept)
         return kept.to(like.dtype)
 
     def pseudo_inverse(self, y: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:

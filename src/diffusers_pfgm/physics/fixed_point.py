@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 import torch
 
+from .kernel import factorized
+
 MEMORY = 5  # m
 
 
@@ -71,5 +73,5 @@ def _mixed(changes_x: list[torch.Tensor], changes_f: list[torch.Tensor], f: torc
     scale = columns.norm(dim=1, keepdim=True).clamp(min=torch.finfo(f.dtype).tiny)
     columns = columns / scale
     ridge = 10 * torch.finfo(f.dtype).eps * torch.eye(columns.shape[2], dtype=f.dtype, device=f.device)
-    gamma = torch.linalg.solve_ex(columns.mT @ columns + ridge, columns.mT @ f.unsqueeze(2))[0]
+    gamma = factorized(torch.linalg.solve_ex, columns.mT @ columns + ridge, columns.mT @ f.unsqueeze(2))
     return ((torch.stack(changes_x, dim=2) / scale + columns) @ gamma).squeeze(2)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -42,6 +43,14 @@ def check_aug_dim(aug_dim: float | None) -> float:
 def working_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 on MPS, which has no wider type."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def factorized(function: Callable[..., Any], *matrices: torch.Tensor) -> torch.Tensor:
+    """The first result of a function of `torch.linalg`, computed on the CPU for MPS, which lacks many of them."""
+    device = matrices[0].device
+    given = [matrix.cpu() for matrix in matrices] if device.type == "mps" else matrices
+    found: torch.Tensor = function(*given)[0]
+    return found.to(device)
 
 
 def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

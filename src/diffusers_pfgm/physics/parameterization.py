@@ -60,10 +60,13 @@ Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
 
 def interpolate(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The piecewise linear function through (knots, values), both (K,) with rising knots, at x of any shape."""
-    right = torch.searchsorted(knots, x.contiguous()).clamp(1, len(knots) - 1)
-    left = right - 1  # `take`, since an index () would be read back from the device
-    share = (x - knots.take(left)) / (knots.take(right) - knots.take(left))
-    return torch.lerp(values.take(left), values.take(right), share.clamp(0, 1))
+    flat = x.reshape(-1)
+    right = torch.searchsorted(knots, flat).clamp(1, len(knots) - 1)
+    left = right - 1
+    # `index_select`, since an index () would be read back from the device, and MPS has no `take`.
+    (low, high), (first, last) = ([each.index_select(0, end) for end in (left, right)] for each in (knots, values))
+    share = (flat - low) / (high - low)
+    return torch.lerp(first, last, share.clamp(0, 1)).view(x.shape)
 
 
 @functools.lru_cache(maxsize=8)
@@ -213,7 +216,8 @@ class Parameterization:
     def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
         """The output F that stands for x̂ = `denoised`, of x's shape or with the field's further channel."""
         if self.prediction_type == "field":
-            height = torch.as_tensor(sigma, device=x.device).expand(x.shape[0], *[1] * (x.ndim - 1)).flatten()
+            height = torch.as_tensor(sigma, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+            height = height.expand(x.shape[0], *[1] * (x.ndim - 1)).flatten()
             return field_channels(normalize_field((denoised - x).flatten(1), height, self.gamma), x.shape)
         c_skip, c_out = self._coefficients(sigma)
         return (denoised - c_skip * x) / c_out

@@ -29,6 +29,7 @@ def even_moments(lines: torch.Tensor, num_frames: int) -> torch.Tensor:
     Returns:
         (F, B, M), interpolated linearly.
     """
+    lines = lines.cpu()
     way = torch.linalg.vector_norm(lines.diff(dim=0), dim=2).mean(1).cumsum(0)
     way = torch.nn.functional.pad(way, (1, 0))
     at = torch.linspace(0, 1, num_frames, dtype=way.dtype) * way[-1]
@@ -47,6 +48,7 @@ def plot_moment(points: torch.Tensor, lines: torch.Tensor, charges: torch.Tensor
     """
     figure = Figure(figsize=(5, 4), dpi=100)
     axes: Any = figure.add_axes((0, 0, 1, 1), projection="3d", computed_zorder=False)
+    points, lines, charges = (each.cpu() for each in (points, lines, charges))
     ends = torch.cdist(lines[-1, :, :2].double(), charges.double()).argmin(1)
     for charge, color in enumerate(colormaps["hsv"](np.linspace(0, 1, len(charges), endpoint=False))):
         owned = ends == charge

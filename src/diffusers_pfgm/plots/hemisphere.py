@@ -44,7 +44,7 @@ class AngleLaw:
 
     def density(self, angle: torch.Tensor) -> torch.Tensor:
         """Per radian, of angle's shape, in float64; 0 outside."""
-        angle = angle.double()
+        angle = angle.cpu().double()
         a, b = (self.sine + 1) / 2, (self.cosine + 1) / 2
         log_integral = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b) - (math.log(2) if self.low == 0 else 0)
         inside = (angle >= self.low) & (angle <= math.pi / 2)
@@ -55,7 +55,7 @@ class AngleLaw:
         """The share below each angle, of its shape, in float64, by the trapezoid rule."""
         grid = torch.linspace(self.low, math.pi / 2, GRID, dtype=torch.float64)
         below = torch.nn.functional.pad(torch.cumulative_trapezoid(self.density(grid), grid), (1, 0))
-        place = (angle.double() - self.low) / (grid[-1] - self.low) * (GRID - 1)
+        place = (angle.cpu().double() - self.low) / (grid[-1] - self.low) * (GRID - 1)
         left = place.floor().long().clamp(0, GRID - 2)
         return torch.lerp(below[left], below[left + 1], (place - left).clamp(0, 1))
 

@@ -130,8 +130,8 @@ def plot_field_lines(line_charges: torch.Tensor, plane_charges: torch.Tensor) ->
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     flat = figure.add_subplot(1, 2, 1)
     solid = figure.add_subplot(1, 2, 2, projection="3d", computed_zorder=False)
-    _draw_half_plane(flat, line_charges.double())
-    _draw_space(solid, plane_charges.double())
+    _draw_half_plane(flat, line_charges.cpu().double())
+    _draw_space(solid, plane_charges.cpu().double())
     return figure
 
 

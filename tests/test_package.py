@@ -55,3 +55,12 @@ def test_the_oldest_set_is_what_the_project_declares() -> None:
 
     assert set(least) <= set(pinned)
     assert {name: version(pinned[name]) for name in least} == {name: version(text) for name, text in least.items()}
+
+
+def test_the_sdist_holds_what_its_tests_read() -> None:
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    held = {*targets["sdist"]["include"], "pyproject.toml"}  # which is always there
+    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    read = set(re.findall(r'(?:ROOT|parents\[1\]) / "([^"]+)"', text))
+    assert "Makefile" in read and read <= held

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm import ChargeField, Inpainting, PFGMInversePipeline, PFGMPipeline, PoissonFlowScheduler
 from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
 
 
@@ -166,8 +166,15 @@ def test_a_network_without_a_size_takes_it_from_the_latents() -> None:
     pipe = make_tiny_pipeline()
     pipe.unet.register_to_config(sample_size=None)
     assert pipe(latents=torch.randn(2, 1, 16, 8), num_inference_steps=2, output_type="pt").images.shape == (2, 1, 16, 8)
-    with pytest.raises(ValueError, match="`unet` has no `sample_size`, so pass `latents`"):
-        pipe()
+    message = r"`unet` has no `sample_size`, so pass `latents` .* `pipe.unet.register_to_config\(sample_size=\(height"
+    restore, operator = PFGMInversePipeline(**pipe.components), Inpainting(torch.ones(1, 1))
+    restore.set_progress_bar_config(disable=True)
+    measurement = torch.zeros(2, 1, 16, 8)
+    for takes in (pipe, lambda: restore(measurement, operator)):
+        with pytest.raises(ValueError, match=message):
+            takes()
+    pipe.unet.register_to_config(sample_size=(16, 8))
+    assert restore(measurement, operator, num_inference_steps=2).samples.shape == (2, 1, 16, 8)
 
 
 def test_points_come_out_as_tensors_only() -> None:

@@ -123,7 +123,10 @@ def checked_shape(
     size = config.sample_size
     if size is None:
         if latents is None:
-            raise ValueError("`unet` has no `sample_size`, so pass `latents` of the size that you want.")
+            raise ValueError(
+                "`unet` has no `sample_size`, so pass `latents` of the size that you want, or set it by "
+                "`pipe.unet.register_to_config(sample_size=(height, width))`."
+            )
         size = latents.shape[2:]
     shape = (int(batch_size), channels, *((size, size) if isinstance(size, int) else size))
     if output_type in ("pil", "np") and len(shape) != 4:

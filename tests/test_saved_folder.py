@@ -154,3 +154,15 @@ def test_class_names_go_with_the_components(tmp_path: Path) -> None:
         assert other.config.id2label == names and other.unet is pipe.unet
     assert set(make_tiny_pipeline().components) == {"unet", "scheduler"}  # what has no classes
     assert set(pipe.components) == {"unet", "scheduler", "id2label"}
+
+
+def test_a_saved_folder_does_not_tell_where_it_was_loaded_from(tmp_path: Path) -> None:
+    first, second = tmp_path / "home-of-ada" / "model", tmp_path / "again"
+    make_tiny_pipeline().save_pretrained(first)
+    pipe = PFGMPipeline.from_pretrained(first)
+    pipe.save_pretrained(second)
+    assert not [path for path in second.rglob("*") if path.is_file() and b"home-of-ada" in path.read_bytes()]
+    pipe.unet.register_to_config(_name_or_path="ada/digits")  # an id on the Hub is no secret
+    pipe.save_pretrained(second)
+    assert json.loads((second / "unet" / "config.json").read_text())["_name_or_path"] == "ada/digits"
+    assert type(PFGMPipeline.from_pretrained(second)) is PFGMPipeline

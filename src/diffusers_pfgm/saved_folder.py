@@ -23,6 +23,8 @@ from typing import Any
 
 import diffusers
 
+from .model_card import last_part
+
 # diffusers' names of weights: whole ones, shards and their index, each of a variant or of none.
 WEIGHTS = re.compile(r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 WEIGHTS_INDEX = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(.+))?\.json")
@@ -101,6 +103,17 @@ def complete(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps(index | {"_class_name": CLASS_IN_FOLDER}, indent=2) + "\n")
     (folder / CODE).write_text(f"{PURPOSE}\nfrom diffusers_pfgm import PFGMPipeline  # noqa: F401\n")
+    for path in (folder / INDEX, *folder.glob("*/*config.json")):
+        _forget_origin(path)
+
+
+def _forget_origin(path: Path) -> None:
+    """Remove from a configuration the place on this machine where diffusers has loaded it; a Hub id stays."""
+    config = json.loads(path.read_text())
+    origin = config.get("_name_or_path")
+    if origin is not None and (last_part(origin) != origin or Path(origin).exists()):
+        del config["_name_or_path"]
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def add_scheduler_code(folder: str | os.PathLike[str], class_name: str) -> None:

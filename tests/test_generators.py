@@ -22,7 +22,9 @@ from tests.conftest import make_tiny_pipeline, make_tiny_unet
 
 
 @pytest.mark.parametrize(
-    "generator", [np.random.default_rng(0), [np.random.default_rng(0)], np.random.RandomState(0), 0], ids=repr
+    "generator",
+    [np.random.default_rng(0), [np.random.default_rng(0)], np.random.RandomState(0), 0],
+    ids=["Generator", "list", "RandomState", "seed"],
 )
 def test_a_generator_of_another_library_is_explained(generator: Any) -> None:
     pipe, image = make_tiny_pipeline(), torch.zeros(1, 1, 8, 8)

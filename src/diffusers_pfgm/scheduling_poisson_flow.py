@@ -429,7 +429,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         prev_sample = step(x, self._denoised)
         self._step_index = index + 1
         following = self._plan[index + 1 : index + 2]
-        del self._denoised[len(following[0].weights) - 1 if following else 0 :]  # no step needs older ones
+        self._denoised = self._denoised[: len(following[0].weights) - 1 if following else 0]  # no step needs older ones
         if not following:
             self._convention.end_run()
         output = PoissonFlowSchedulerOutput(narrowed(prev_sample, sample.dtype), narrowed(denoised, sample.dtype))

@@ -11,6 +11,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -300,13 +301,13 @@ def test_an_inverse_pipeline_has_the_same_callbacks() -> None:
         tensor_inputs = ("latents", "prompt_embeds")
 
         def callback_fn(self, pipe: Any, step: int, t: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-            seen.append((pipe.num_timesteps, tensors["prompt_embeds"]))
+            seen.append((pipe.num_timesteps, tuple(tensors["prompt_embeds"].shape)))
             pipe._interrupt = step == 2
             return tensors
 
     options = {"num_inference_steps": 6, "output_type": "latent", "generator": seeded()}
     output = pipe(measurement, UPPER, method="latent", callback_on_step_end=Stop(), **options)
-    assert seen == [(6, None)] * 3 and torch.equal(output.images, output.samples) and output.acceptance is None
+    assert seen == [(6, (2, 0))] * 3 and torch.equal(output.images, output.samples) and output.acceptance is None
     with pytest.raises(ValueError, match=r"must be among .* but has \['noise'\]"):
         pipe(measurement, UPPER, callback_on_step_end=print, callback_on_step_end_tensor_inputs="noise")
 
@@ -321,3 +322,17 @@ def test_a_callback_that_does_not_fit_is_explained(by_class: PFGMPipeline) -> No
             class_labels=1,
             callback_on_step_end=lambda pipe, *_: setattr(pipe, "_guidance_scale", float("nan")),
         )
+
+
+def test_an_adaptive_call_leaves_the_pipeline_its_scheduler() -> None:
+    theirs = EDMEulerScheduler(sigma_max=40.0, sigma_min=0.01)
+    pipe = PFGMPipeline(make_tiny_unet(out_channels=1), theirs)
+    pipe.set_progress_bar_config(disable=True)
+    pipe(tolerance=0.3, output_type="pt", generator=seeded())
+    assert pipe.scheduler is theirs
+
+
+def test_the_cutoff_of_diffusers_fits_a_network_without_classes() -> None:
+    pipe = make_tiny_pipeline()
+    cut = draw(pipe, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.5))
+    assert torch.equal(cut, draw(pipe))

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from diffusers_pfgm import ChargeField, PoissonFlowScheduler, PoissonKernel, plan, posterior_mean
+from diffusers_pfgm.pipeline_inputs import flow_of
 from tests.conftest import seeded
 
 
@@ -570,3 +571,17 @@ def test_a_single_step_goes_from_the_prior_to_its_mean(charges: torch.Tensor) ->
     assert scheduler.timesteps.tolist() == [40.0]
     x = charges[:2] + 1
     assert torch.equal(scheduler.step(charges[:2], scheduler.timesteps[0], x).prev_sample, charges[:2])
+
+
+def test_noise_keeps_within_the_share_that_training_saw() -> None:
+    """A network of the perturbation objective has learned noise up to σ · reach at every σ, for any driver."""
+    reach = 4 * 192**0.5
+    options = {"prediction_type": "epsilon", "sigma_data": 0.5, "sigma_max": 80.0, "max_norm": 80 * reach}
+    scheduler = PoissonFlowScheduler(1.0, **options)
+    assert scheduler.sample_noise((2000, 192), seeded()).norm(dim=1).max() <= 1.00001 * reach
+    scheduler.set_timesteps(sigmas=[1.0, 0.5, 0.1])
+    assert scheduler.sample_prior((2000, 192), seeded()).norm(dim=1).max() <= 1.00001 * reach
+    theirs = EDMEulerScheduler.from_config(scheduler.config)
+    assert flow_of(theirs).sample_noise((2000, 192), seeded()).norm(dim=1).max() <= 1.00001 * reach
+    field = PoissonFlowScheduler(max_norm=100.0)  # whose training perturbs by its own law
+    assert field.sample_noise((2000, 192), seeded()).norm(dim=1).max() > reach

@@ -219,6 +219,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             with meter.pause():
                 if saves:
                     save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit, checkpoint)
+                    long_barrier.wait()
                 if kinds:
                     with long_barrier:
                         if outputs is not None:

@@ -58,4 +58,5 @@ class NoisingMixin:
             return sigma
         known, sigmas = map(beside, self._own_sigmas)
         same = labels.unsqueeze(-1) == known
-        return torch.where(same.any(-1), sigmas.take(same.to(torch.uint8).argmax(-1)), sigma)
+        index = same.to(torch.uint8).argmax(-1)  # `index_select`, as MPS has no `take`
+        return torch.where(same.any(-1), sigmas.index_select(0, index.flatten()).view(index.shape), sigma)

@@ -118,9 +118,11 @@ class PipelineCalls:
         """A call that steps `scheduler`, a copy with its timesteps set that nobody else has.
 
         `self.scheduler` becomes another copy, so that the timesteps of a call can be read from it, and reset by a
-        callback, without harm.
+        callback, without harm. The object that the user has given is left as it is, for a loop of their own.
         """
-        before, shown = self.scheduler, own_copy(scheduler)
+        before = self.scheduler
+        # Ours may take the place of one of diffusers for a call, but not in the pipeline.
+        shown = own_copy(scheduler) if type(scheduler) is type(before) else before
         call = PipelineCall(self, scheduler, guidance_scale, len(scheduler.timesteps), outer=_current.get())
         token = _current.set(call)
         self.scheduler, self._latest_call = shown, call

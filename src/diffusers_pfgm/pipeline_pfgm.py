@@ -110,8 +110,8 @@ class PFGMPipeline(PipelineCalls, DiffusionPipeline):
                 the steps that follow, 0 for no guidance, or set `pipe._interrupt = True` to leave them out. One of
                 diffusers' own, such as `SDCFGCutoffCallback`, names its tensors itself.
             callback_on_step_end_tensor_inputs: which of "latents", "pred_original_sample" (x̂) and "prompt_embeds" it
-                is given. The last, which diffusers' callbacks ask for, is the condition: the class labels (B,), or None
-                for a network without classes.
+                is given. The last, which diffusers' callbacks ask for, is the condition: the class labels (B,), or an
+                empty (B, 0) for a network without classes.
             sigmas: your own heights in place of `num_inference_steps`.
             class_labels: the class of each image, or one for all, by number or name. Without it, a network that has
                 learned both draws from all classes.
@@ -222,7 +222,7 @@ class PFGMPipeline(PipelineCalls, DiffusionPipeline):
                     tensors = {
                         "latents": latents,
                         "pred_original_sample": output.get("pred_original_sample"),
-                        "prompt_embeds": options.get("class_labels"),
+                        "prompt_embeds": options.get("class_labels", latents.new_zeros(len(latents), 0)),
                     }
                     given = {name: tensors[name] for name in callback_inputs}
                     latents = (callback(self, i, t, given) or {}).pop("latents", latents)

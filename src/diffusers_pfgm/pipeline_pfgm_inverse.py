@@ -120,6 +120,9 @@ class PFGMInversePipeline(PFGMPipeline):
                 f"`noise_std` must be a finite number > 0 for 'latent', whose chains need room, but is {noise_std}. "
                 "Use 'guidance', or a small number such as 0.01."
             )
+        measurement = torch.as_tensor(measurement)
+        if not measurement.ndim:
+            raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")
         if batch_size is None:
             batch_size = len(measurement)
         shape = checked_shape(self.unet.config, flow, batch_size, None, output_type)
@@ -189,6 +192,11 @@ def _checked(measurement: torch.Tensor, operator: Measurement, noise_std: float,
         ValueError: see `PFGMInversePipeline.__call__`.
     """
     count, made = len(blank), operator(blank)
+    if not isinstance(made, torch.Tensor) or made.ndim == 0:
+        raise ValueError(
+            "`operator` must make a tensor (B, ...) with one measurement of each picture, but makes "
+            f"{'one number for all' if isinstance(made, torch.Tensor) else type(made).__name__}."
+        )
     if len(made) != count:
         raise ValueError(
             f"`operator` makes {len(made)} measurements of {count} pictures. It must make one of each: was it made, or "

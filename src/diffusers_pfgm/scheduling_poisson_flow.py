@@ -254,8 +254,15 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Unit-scale kernel noise (B, *), Student-t with D degrees of freedom; `add_noise` is x + σ · noise."""
-        return self.kernel.sample(shape, 1.0, generator, device, dtype)
+        """Unit-scale kernel noise (B, *), Student-t with D degrees of freedom; `add_noise` is x + σ · noise.
+
+        Where `max_norm` limits the prior of a network that was trained at every σ on noise within the same share of it,
+        so any but one that predicts the field, the noise is limited to that share as well.
+        """
+        limit = self.config.max_norm
+        if limit is not None:
+            limit = None if self.config.prediction_type == "field" else limit / self.sigma_range[0]
+        return self.kernel.sample(shape, 1.0, generator, device, dtype, limit)
 
     def sample_prior(
         self,
@@ -273,7 +280,8 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
             dtype: of the result; in float16 a heavy-tailed prior can overflow, so keep the state in float32.
 
         Returns:
-            Tensor of `shape`, each row of norm ≤ `max_norm` if that is set.
+            Tensor of `shape`, each row of norm ≤ `max_norm` if that is set; where a run begins below σ_max, of as much
+            less for a network that does not predict the field, see `sample_noise`.
 
         Raises:
             ValueError: if a list of generators has another length than B, or `max_norm` is out of reach.
@@ -283,7 +291,8 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         """
         max_norm = self.config.max_norm
         if max_norm is not None:
-            max_norm /= self.data_scale(self._heights[0])
+            share = 1.0 if self.config.prediction_type == "field" else self._heights[0] / self.sigma_range[0]
+            max_norm *= share / self.data_scale(self._heights[0])
         return self.kernel.sample(shape, self.init_noise_sigma, generator, device, dtype, max_norm)
 
     def set_timesteps(

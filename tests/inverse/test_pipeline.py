@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler
+from torch.utils.checkpoint import checkpoint
 
 from diffusers_pfgm import (
     Blur,
@@ -248,3 +249,27 @@ def test_bad_input(options: dict[str, Any], message: str, charges: torch.Tensor)
     given = {"measurement": torch.zeros(2, 1, 8, 8), "operator": UPPER_HALF, "num_inference_steps": 2} | options
     with pytest.raises(ValueError, match=message):
         pipeline_of(charges)(**given)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda x: x.sum(), "one number for all"),
+        (lambda x: x.mean().item(), "float"),
+        (lambda x: checkpoint(torch.sin, x, use_reentrant=True), "use_reentrant=False"),
+    ],
+)
+def test_measurements_that_cannot_be_used_are_explained(measure: Any, message: str) -> None:
+    pipe = PFGMInversePipeline(ChargeField(torch.rand(5, 1, 8, 8) * 2 - 1), PoissonFlowScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match=message):
+        pipe(torch.zeros(1, 1, 8, 8), measure, num_inference_steps=3, output_type="pt")
+
+
+def test_a_measurement_may_be_an_array() -> None:
+    pipe = PFGMInversePipeline(ChargeField(torch.rand(5, 1, 8, 8, generator=seeded()) * 2 - 1), PoissonFlowScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    upper = Inpainting(torch.arange(8).unsqueeze(1) < 4)
+    seen = upper(torch.rand(1, 1, 8, 8, generator=seeded(1)))
+    first, second = (pipe(each, upper, generator=seeded(), output_type="pt").samples for each in (seen, seen.numpy()))
+    assert torch.equal(first, second)

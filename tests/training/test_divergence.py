@@ -127,3 +127,15 @@ def test_a_step_is_read_back_once(tmp_path: Path) -> None:
             guard.note(torch.ones(()))
         guard.check_gradients(1, torch.ones(()))
     assert len(reads) <= 1
+
+
+def test_a_tracker_that_fails_does_not_hide_the_divergence(tmp_path: Path) -> None:
+    guard = make_guard(tmp_path)
+
+    def full() -> None:
+        raise OSError("no space left")
+
+    guard.accelerator.end_training = full
+    guard.note(NAN)
+    with pytest.warns(UserWarning, match="no space left"), pytest.raises(DivergenceError, match="at step 4"):
+        guard.check_gradients(4, FINE)

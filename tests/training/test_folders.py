@@ -38,3 +38,14 @@ def test_a_kill_between_two_renames_is_recovered_from(tmp_path: Path) -> None:
     recover_folder(tmp_path / "best")
     recover_folder(tmp_path / "best")
     assert contents(tmp_path / "best") == {"weights": "old", "part/note": "old"}
+
+
+def test_older_weights_are_not_kept_beside_the_new_ones(tmp_path: Path) -> None:
+    unet, shards = "unet/diffusion_pytorch_model", ("-00001-of-00002.safetensors", "-00002-of-00002.safetensors")
+    old = make(
+        tmp_path / "best", "old", f"{unet}.safetensors.index.json", *(unet + each for each in shards), "notes.txt"
+    )
+    new = make(tmp_path / "new", "new", f"{unet}.safetensors")
+    replace_folder(new, old)
+    assert {"notes.txt", f"{unet}.safetensors"} <= contents(old).keys()
+    assert not [name for name in contents(old) if "index" in name or "-of-" in name]

@@ -1,9 +1,11 @@
 """A folder gives all of its images, whatever they are called, or says which it leaves out."""
 
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -145,3 +147,32 @@ def test_a_damaged_saved_folder_is_one_clear_line(tmp_path: Path, damaged: str, 
         assert "`--dataset_name` '" in str(error) and "\n" not in str(error)
     else:
         assert grays(loaded) == [0]
+
+
+def test_a_picture_beside_tables_does_not_hide_them(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mirror", "preview.png")
+    images = {"image": [str(write(tmp_path / "source", f"{i}.png") / f"{i}.png") for i in range(5)]}
+    table = datasets.Dataset.from_dict(images, datasets.Features({"image": datasets.Image()}))
+    (folder / "data").mkdir()
+    table.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    assert len(load_image_dataset(str(folder))) == 5
+
+
+def test_a_subfolder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, scandir = write(tmp_path / "disk", "a.png", "lost+found/b.png"), os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.warns(UserWarning, match=r"lost\+found may not be read"):
+        assert len(load_image_dataset(data_dir=str(folder))) == 1
+
+
+def test_metadata_of_another_kind_cost_no_image(tmp_path: Path) -> None:
+    folder = write(tmp_path / "photos", "a.png", "b.png")
+    (folder / "metadata.csv").write_text("camera,lens\nx,y\n")
+    with pytest.warns(UserWarning, match=r"metadata files of .* are not used.*file_name"):
+        assert len(load_image_dataset(data_dir=str(folder))) == 2

@@ -118,3 +118,13 @@ def test_a_checkpoint_of_any_state_is_one(tmp_path: Path) -> None:
     assert not is_run_without_checkpoint(tmp_path, "logs")
     with pytest.raises(ValueError, match="is not empty"):
         check_output_dir(tmp_path)
+
+
+def test_a_finished_model_whose_checkpoints_are_gone_is_not_begun_upon(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"event": "start", "step": 0}\n')
+    assert is_run_without_checkpoint(tmp_path, "logs")
+    (tmp_path / "model_index.json").write_text("{}")
+    assert is_run_without_checkpoint(tmp_path, "logs")
+    log.write_text('{"event": "start", "step": 0}\n{"event": "end", "step": 9}\n')
+    assert not is_run_without_checkpoint(tmp_path, "logs")

@@ -48,7 +48,15 @@ def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
     @torch.inference_mode(False)
     def pull(y: torch.Tensor) -> torch.Tensor:
         y = y.to(measured.dtype, copy=True)  # one that autograd may keep, also under inference mode
-        found = torch.autograd.grad(measured, point, y, retain_graph=True, allow_unused=True)[0]
+        try:
+            found = torch.autograd.grad(measured, point, y, retain_graph=True, allow_unused=True)[0]
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise ValueError(
+                "`operator` uses torch.utils.checkpoint with `use_reentrant=True`, its default, which "
+                "torch.autograd.grad cannot follow. Pass `use_reentrant=False` to it."
+            ) from error
         return torch.zeros_like(x) if found is None else found
 
     values = measured.detach()

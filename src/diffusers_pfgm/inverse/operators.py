@@ -127,7 +127,8 @@ class Inpainting(LinearOperator):
         if self.mask.ndim > x.ndim or any(size not in (1, expected) for size, expected in sizes):
             raise ValueError(
                 f"`mask` must have the shape {tuple(x.shape[1:])} of a sample, or one that broadcasts against it, or "
-                f"{tuple(x.shape)} for a mask for each, but has {tuple(self.mask.shape)}."
+                f"{tuple(x.shape)} for a mask for each, but has {tuple(self.mask.shape)}. Masks (B, H, W) are "
+                "`mask.unsqueeze(1)`."
             )
         self.mask = self.mask.to(x.device)
         return torch.where(self.mask, x, 0)

@@ -108,6 +108,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoint-<step>` and remove the oldest beyond `total_limit`. To be called by every process.
 
+    The main process returns later than the others: it lists, checks and removes files alone.
+
     Damaged checkpoints and links do not count and are left alone. Neither the checkpoint that was just written nor
     the one that the run went on from is removed.
 
@@ -143,7 +145,6 @@ def save_checkpoint(
         ) from error
     if accelerator.is_main_process and total_limit is not None:
         _rotate(output_dir, total_limit, [target] if resumed_from is None else [target, resumed_from])
-    accelerator.wait_for_everyone()
     return target
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from .image_folder import folder_files, is_image, load_image_folder
+from .image_folder import folder_files, is_image, is_table, load_image_folder
 
 
 def open_images(place: str) -> datasets.Dataset:
@@ -64,7 +64,7 @@ def load_image_dataset(
         return _saved(name)
     if source.is_dir():
         files = folder_files(name)
-        if any(map(is_image, files)) and not _has_card(source):
+        if any(map(is_image, files)) and not any(map(is_table, files)) and not _has_card(source):
             return _from_folder("--dataset_name", name, streaming, cache_dir)
     try:
         _warn_of_other_splits(name, config_name, cache_dir)

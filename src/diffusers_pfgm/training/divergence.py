@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
 from .finite_weights import all_finite
-from .side_output import last_checkpoint
+from .side_output import last_checkpoint, side_output
 
 LEAST_LOSS_SCALE = 1e-4  # gradients that overflow float16 at this scale have a norm of 1e8 and more
 
@@ -107,7 +107,8 @@ class DivergenceGuard:
     def _stop(self, step: int, what: str) -> None:
         if self._write is not None:
             self._write("diverged", step, reason=f"{what} became NaN or infinite")
-        self.accelerator.end_training()
+        with side_output("Closing the tracker", self.output_dir):
+            self.accelerator.end_training()
         raise DivergenceError(
             f"The training diverged at step {step:,}: {what} became NaN or infinite. Nothing of that step was saved. "
             f"{last_checkpoint(self.output_dir)} The same options would diverge again. Start anew in another "

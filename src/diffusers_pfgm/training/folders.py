@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..saved_folder import outdated
+
 SET_ASIDE = "set-aside-"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -43,6 +45,8 @@ def set_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
 def replace_folder(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, whose other files, if it has any, are kept in it.
 
+    Weights of an earlier save that would be loaded in the place of the new ones are not kept.
+
     Where the system exchanges two folders at once, as Linux does on most file systems, `target` is the old or the new
     folder at any moment. Elsewhere it is missing between two renames, after which `recover_folder` finds the old one.
     """
@@ -55,9 +59,14 @@ def replace_folder(new: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
         new.rename(target)
-    for path in old.rglob("*"):
-        kept = target / path.relative_to(old)
-        if not path.is_dir() and not kept.exists():
+    present, written = (
+        [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+        for folder in (old, target)
+    )
+    stale = outdated(present, written)
+    for name in present:
+        path, kept = old / name, target / name
+        if name not in stale and not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             path.rename(kept)
     shutil.rmtree(old)

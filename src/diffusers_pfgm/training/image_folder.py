@@ -12,6 +12,7 @@ import datasets
 from PIL import Image
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLES = (".parquet", ".arrow", ".tar", ".csv", ".json", ".jsonl")  # files that datasets reads images from
 SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
 NAMED = 5  # files that a warning names
 
@@ -27,8 +28,15 @@ def folder_files(folder: str, above: tuple[str, ...] = ()) -> list[str]:
     if real in above:
         return []
     found = []
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except PermissionError:
+        if not above:
+            raise
+        warnings.warn(f"{folder} may not be read, so its files are left out.", stacklevel=2)
+        return []
+    visible.sort(key=lambda entry: entry.name)
     for entry in visible:
         if entry.is_dir():
             found += folder_files(entry.path, (*above, real))
@@ -40,6 +48,11 @@ def folder_files(folder: str, above: tuple[str, ...] = ()) -> list[str]:
 def is_image(path: str) -> bool:
     """Whether Pillow opens files of this suffix, in upper or lower case."""
     return Image.registered_extensions().get(os.path.splitext(path)[1].lower()) in Image.OPEN
+
+
+def is_table(path: str) -> bool:
+    """Whether a file may hold a data set of its own, beside which single images are no more than illustrations."""
+    return path.lower().endswith(TABLES) and os.path.basename(path) not in METADATA
 
 
 def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | None = None) -> Any:
@@ -65,14 +78,20 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
     if not (metadata or archives):
         dataset = _from_paths(images)
         return dataset.to_iterable_dataset() if streaming else dataset
-    # By their names one by one, since datasets takes the names of a folder's files for those of splits.
-    dataset = datasets.load_dataset(
-        "imagefolder",
-        data_files={"train": [glob.escape(path) for path in (*images, *metadata, *archives)]},
-        split="train",
-        streaming=streaming and bool(archives),
-        cache_dir=cache_dir,
-    )
+    try:
+        # By their names one by one, since datasets takes the names of a folder's files for those of splits.
+        dataset = datasets.load_dataset(
+            "imagefolder",
+            data_files={"train": [glob.escape(path) for path in (*images, *metadata, *archives)]},
+            split="train",
+            streaming=streaming and bool(archives),
+            cache_dir=cache_dir,
+        )
+    except Exception as error:
+        if archives or not images:
+            raise
+        warnings.warn(f"The metadata files of {folder} are not used: {' '.join(str(error).split())}", stacklevel=3)
+        dataset = _from_paths(images)
     if archives:
         return dataset
     _warn("are named by no metadata file", folder, sorted({*images} - _paths(dataset)))

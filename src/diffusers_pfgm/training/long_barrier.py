@@ -45,6 +45,10 @@ class LongBarrier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until all processes have arrived, for up to a day."""
         if self._group is None:
             self.accelerator.wait_for_everyone()
             return

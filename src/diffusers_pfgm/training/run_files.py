@@ -9,6 +9,7 @@ from ..model_card import MARK
 from ..saved_folder import PARTIAL as SAVING
 from .checkpoints import PARTIAL, PREFIX, list_checkpoints, newer_checkpoints
 from .folders import SET_ASIDE
+from .records import read_records
 
 LOCK = ".lock"
 LOG = "log.jsonl"
@@ -59,8 +60,11 @@ def files_after(folder: Path, checkpoint: Path, step: int) -> list[Path]:
 
 
 def is_run_without_checkpoint(folder: Path, logging_dir: str) -> bool:
-    """Whether a folder holds nothing, or a run that was stopped before its first checkpoint."""
-    return not list_checkpoints(folder) and (_is_log(folder / LOG) or has_saved_nothing(folder, logging_dir))
+    """Whether a folder holds nothing, or a run that was stopped before its first checkpoint and before its end."""
+    if list_checkpoints(folder):
+        return False
+    stopped = _is_log(folder / LOG) and not read_records(folder / LOG, "end")
+    return stopped or has_saved_nothing(folder, logging_dir)
 
 
 def has_saved_nothing(folder: Path, logging_dir: str) -> bool:

@@ -41,3 +41,15 @@ def test_what_does_not_converge_is_told(shape: tuple[int, ...]) -> None:
     calls = []
     _, change = solve_fixed_point(lambda x: (calls.append(1), x * torch.nan)[1], torch.ones(shape), 1e-6, 7)
     assert not (change <= 1e-6).any() and len(calls) == 1
+
+
+def test_changes_within_the_noise_end_the_search() -> None:
+    calls = []
+
+    def update(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return (x.cos() * 256).round() / 256
+
+    x, change = solve_fixed_point(update, torch.zeros(1, 3, dtype=torch.float64), 1e-9, 50, noise=0.02)
+    assert (change <= 0.02).all() and len(calls) < 20
+    assert torch.allclose(x, torch.full_like(x, 0.739085), atol=0.01)  # the root of x = cos x

@@ -79,3 +79,31 @@ def test_a_steep_mean_is_solved_for_all_the_same() -> None:
     down, _ = follow(steep, nothing(steep), x, heights, 1e-12)
     up, _ = follow(steep, nothing(steep), down, heights[::-1], 1e-12)
     assert torch.allclose(up, x, atol=1e-10) and (down - x).norm() > 0.1
+
+
+def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """x with so many bits of mantissa, as TF32 (10) and bfloat16 (7) have."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent)
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(10, 2e-3), (7, 2e-2)])
+def test_a_model_that_rounds_is_followed_as_closely_as_it_can_tell(bits: int, bound: float) -> None:
+    matrix = torch.randn(6, 6, generator=seeded(2), dtype=torch.float64) / 3
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return rounded(rounded((rounded(x, bits) @ matrix).tanh(), bits) @ matrix, bits)
+
+    x = torch.randn(4, 6, generator=seeded(), dtype=torch.float64)
+    heights = geometric_sigmas(40.0, 0.05, 31)
+    with pytest.warns(UserWarning, match=r"`model` is less precise than `tolerance` = 1e-08: .* or pass `tolerance="):
+        up, _ = follow(denoise, nothing(denoise), x, heights[::-1], 1e-8)
+        down, _ = follow(denoise, nothing(denoise), up, heights, 1e-8)
+    assert (down - x).norm() / x.norm() < bound
+
+
+def test_a_mean_that_jumps_has_no_step_back() -> None:
+    # x̂ is far from x on either side of 0, always the other one, so that x' of neither is right.
+    jumping = lambda x, sigma: -x.sign() * x.new_tensor([1.0, 0.5])  # noqa: E731
+    with pytest.raises(ValueError, match=r"cannot be undone.* 1 of 1 samples"):
+        follow(jumping, nothing(jumping), torch.full((1, 2), 0.01, dtype=torch.float64), [1.0, 0.5], 1e-6)

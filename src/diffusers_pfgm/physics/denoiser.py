@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .kernel import narrowed
+from .kernel import narrowed, working_dtype
 from .parameterization import Parameterization
+
+LARGEST_GRADIENT = 32.0  # that goes into a model in float16: most of its products are neither too large nor too small
 
 
 def sample_of(output: Any) -> torch.Tensor:
@@ -18,11 +22,28 @@ def sample_of(output: Any) -> torch.Tensor:
 
 
 def home_of(model: Any) -> tuple[torch.dtype | None, torch.device | None]:
-    """Where a model computes, as it says, or else as its first parameter does; None where neither tells."""
+    """Where a model computes, as it says, or else as its first parameter does; None where neither tells.
+
+    A `functools.partial`, a bound method or a wrapper of a module tells what is inside of it.
+    """
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     first = next((parameter for parameter in parameters if parameter.is_floating_point()), None)
     dtype, device = (getattr(model, name, None) or getattr(first, name, None) for name in ("dtype", "device"))
+    if dtype is None:
+        inner = (getattr(model, name, None) for name in ("func", "__self__", "module", "_orig_mod"))
+        found = next((value for value in inner if callable(value)), None)
+        return (None, device) if found is None else home_of(found)
     return dtype, device
+
+
+def outside_inference(value: Any) -> Any:
+    """A tensor or a model that autograd can follow: a copy of one that was made in inference mode, else the same."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, torch.nn.Module):
+        weights = itertools.chain(value.parameters(), value.buffers())
+        return copy.deepcopy(value) if any(weight.is_inference() for weight in weights) else value
+    return value
 
 
 def of_rows(model_kwargs: dict[str, Any], rows: slice | torch.Tensor, count: int) -> dict[str, Any]:
@@ -39,10 +60,11 @@ class Denoiser:
     Args:
         model: called as `model(c_in x, c_noise, **model_kwargs)`, with `.sample` or a tuple as its result.
         parameterization: of its output.
+        dtype: of a model that does not tell its own; by default that of x.
         model_kwargs: such as `class_labels`.
 
     Attributes:
-        dtype: of the network, if it tells.
+        dtype: of the network, if it is known.
         nfe: calls so far.
 
     Example:
@@ -53,10 +75,20 @@ class Denoiser:
         (0.0, 1)
     """
 
-    def __init__(self, model: Callable[..., Any], parameterization: Parameterization, **model_kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        parameterization: Parameterization,
+        dtype: torch.dtype | None = None,
+        **model_kwargs: Any,
+    ) -> None:
         self.model, self.parameterization, self.model_kwargs = model, parameterization, model_kwargs
-        self.dtype = home_of(model)[0]
+        self.dtype = home_of(model)[0] or dtype
         self.nfe = 0
+
+    def precision(self, device: torch.device) -> float:
+        """The relative rounding of what the model computes."""
+        return torch.finfo(self.dtype or working_dtype(device)).eps
 
     def __call__(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
         """x̂ (B, C, *) at x (B, C, *) in data units and σ, a number or ().
@@ -64,10 +96,45 @@ class Denoiser:
         Raises:
             ValueError: if the output has the wrong shape.
         """
-        form = self.parameterization
-        label = torch.as_tensor(form.label(sigma), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        seen = narrowed(form.input_scale(sigma) * x, self.dtype or x.dtype)
+        form, dtype = self.parameterization, self.dtype or x.dtype
+        label = torch.as_tensor(form.label(sigma), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
+        seen, scales = form.input_scale(sigma) * x, list[torch.Tensor]()
+        half = dtype == torch.float16
+        seen = _Narrowed.apply(seen, dtype, scales) if half else seen.to(dtype)
         output = sample_of(self.model(seen, label, **self.model_kwargs))
         form.check_output(output, x)
         self.nfe += 1
-        return form.denoised(output.to(x.dtype), x, sigma)
+        output = _Widened.apply(output, x.dtype, scales) if half else output.to(x.dtype)
+        return form.denoised(output, x, sigma)
+
+
+class _Narrowed(torch.autograd.Function):
+    """What a model in float16 is given. Its gradient is multiplied by what `_Widened` has divided it by."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype, scales: list[torch.Tensor]) -> torch.Tensor:
+        ctx.dtype, ctx.scales = x.dtype, scales
+        return narrowed(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradient.to(ctx.dtype) * ctx.scales[-1], None, None
+
+
+class _Widened(torch.autograd.Function):
+    """What a model in float16 returns, whose gradient goes back into it with the same largest element in each row.
+
+    A gradient of x̂ is σ times as large as the model's own, and at σ > 65,504 beyond float16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, dtype: torch.dtype, scales: list[torch.Tensor]) -> torch.Tensor:
+        ctx.dtype, ctx.scales = output.dtype, scales
+        return output.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        scale = (largest / LARGEST_GRADIENT).view(-1, *[1] * (gradient.ndim - 1))
+        ctx.scales[:] = [scale]
+        return (gradient / scale).to(ctx.dtype), None, None

@@ -20,10 +20,15 @@ import torch
 from .kernel import factorized
 
 MEMORY = 5  # m
+PATIENCE = 8  # rounds after which a change within the noise should have halved
 
 
 def solve_fixed_point(
-    update: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, tolerance: float, max_rounds: int
+    update: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    tolerance: float,
+    max_rounds: int,
+    noise: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x with x = update(x).
 
@@ -32,10 +37,12 @@ def solve_fixed_point(
         x: (B, *), where to begin.
         tolerance: of the change f of a sample, relative to its norm. It then keeps its place.
         max_rounds: calls of `update` at most.
+        noise: a change, relative as well, that may be due to rounding in G. When the changes of all samples are within
+            it and fall no more, they are as small as they get.
 
     Returns:
-        x (B, *), and the last change of each sample relative to its norm (B,): more than `tolerance`, or NaN, where it
-        has not converged.
+        x (B, *), and the change of each sample there relative to its norm (B,): more than `tolerance`, or infinite,
+        where it has not converged; x is then where the change was smallest.
 
     Example:
         >>> turn = torch.tensor([[0.0, 3.0], [-3.0, 0.0]])  # no contraction
@@ -44,25 +51,31 @@ def solve_fixed_point(
         (True, True)
     """
     shape, x = x.shape, x.flatten(1)
-    last, done = x.new_full((len(x),), torch.inf), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    best, least = x, x.new_full((len(x),), torch.inf)
+    history: list[torch.Tensor] = []
     changes_x: list[torch.Tensor] = []
     changes_f: list[torch.Tensor] = []
     before: tuple[torch.Tensor, torch.Tensor] | None = None
     for _ in range(max_rounds):
         f = update(x.view(shape)).flatten(1) - x
         sizes = f.norm(dim=1) / x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-        last = torch.where(done, last, sizes)
+        # A sample that has converged keeps its place; one that does not ends where it was best.
+        better = (sizes < least) & (least > tolerance)
+        best = torch.where(better.unsqueeze(1), torch.where((sizes <= tolerance).unsqueeze(1), x + f, x), best)
+        least = torch.where(better, sizes, least)
+        settled = least <= tolerance
+        finished = settled | ~sizes.isfinite()
+        if len(history) >= PATIENCE:
+            finished = finished | ((least <= noise) & (least > history[-PATIENCE] / 2))
+        if finished.all():
+            break
+        history.append(least)
         if before is not None:
             changes_x = [*changes_x, x - before[0]][-MEMORY:]
             changes_f = [*changes_f, f - before[1]][-MEMORY:]
         before = x, f
-        settled = sizes <= tolerance
-        step = f - _mixed(changes_x, changes_f, f).masked_fill(settled.unsqueeze(1), 0)
-        x = x + step.masked_fill(done.unsqueeze(1), 0)
-        done = done | settled
-        if (done | ~sizes.isfinite()).all():
-            break
-    return x.view(shape), last
+        x = x + (f - _mixed(changes_x, changes_f, f).masked_fill(settled.unsqueeze(1), 0))
+    return best.view(shape), least
 
 
 def _mixed(changes_x: list[torch.Tensor], changes_f: list[torch.Tensor], f: torch.Tensor) -> torch.Tensor:

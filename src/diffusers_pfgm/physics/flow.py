@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from .fixed_point import solve_fixed_point
 from .solvers import symmetric_weights
 
 MAX_ROUNDS = 50
+NOISE = 2.0**-5  # of x, the most that a network's rounding may change x̂: a few roundings of bfloat16
 
 # x̂ (B, *) at x (B, *) and σ, a number or (), with quantities q (B, P) there; P may be 0
 Observe = Callable[[torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]
@@ -45,7 +47,8 @@ def follow(
         observe: x̂ and q from x and σ, once at each height.
         x: (B, *), at the first height, in data units.
         sigmas: two or more heights, rising or falling.
-        tolerance: of an iteration: the change of a sample in its last round, relative to its norm.
+        tolerance: of an iteration: the change of a sample in its last round, relative to its norm. Where `denoise`
+            turns out to be less precise (TF32, autocast), all that it can tell, with a warning.
 
     Returns:
         x at the last height, and ∫ q d log σ (B, P) from the first to the last.
@@ -55,16 +58,25 @@ def follow(
     """
     denoised, quantity = observe(x, sigmas[0])
     total, slope = torch.zeros_like(quantity), torch.zeros_like(x)
+    reached = tolerance
     for sigma, target in itertools.pairwise(sigmas):
         keep, (here, ahead) = symmetric_weights(sigma, target)
         length = math.log(target / sigma)
         known = keep * x + here * denoised
         guess = known + ahead * (denoised + slope * length)
-        x = _solved(denoise, known, ahead, guess, sigma, target, tolerance)
+        x, change = _solved(denoise, known, ahead, guess, sigma, target, reached)
+        reached = max(reached, change)
         before, (denoised, following) = denoised, observe(x, target)
         slope = (denoised - before) / length
         total = total + (quantity + following) * (length / 2)
         quantity = following
+    if reached > tolerance:
+        warnings.warn(
+            f"`model` is less precise than `tolerance` = {tolerance}: by its rounding, points on the way are known to "
+            f"about {reached:.1g} of their norms, and the way back returns no closer. Compute in float32 without TF32 "
+            f"or autocast, or pass `tolerance={reached:.1g}`.",
+            stacklevel=3,
+        )
     return x, total
 
 
@@ -76,12 +88,14 @@ def _solved(
     sigma: float,
     target: float,
     tolerance: float,
-) -> torch.Tensor:
-    """x' = known + ahead · x̂(x') of a step from `sigma` to `target`, from a guess of it."""
-    x, changes = solve_fixed_point(lambda x: known + ahead * denoise(x, target), guess, tolerance, MAX_ROUNDS)
-    failed = ~(changes <= tolerance)
+) -> tuple[torch.Tensor, float]:
+    """x' = known + ahead · x̂(x') of a step from `sigma` to `target`, from a guess of it, and its last change."""
+    noise = NOISE * abs(ahead)
+    update = lambda x: known + ahead * denoise(x, target)  # noqa: E731
+    x, changes = solve_fixed_point(update, guess, tolerance, MAX_ROUNDS, noise)
+    failed = ~(changes <= max(tolerance, noise))
     if not failed.any():
-        return x
+        return x, changes.max().item()
     if not denoise(known, target).isfinite().all():
         raise ValueError(f"`model` gives NaN or infinity at sigma {target:.4g}.")
     raise ValueError(

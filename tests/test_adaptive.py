@@ -69,6 +69,32 @@ def test_every_kind_of_network_is_solved(scheduler: Any) -> None:
     assert (adaptive - fixed).abs().max() < 0.02
 
 
+def test_no_model_is_called_beyond_the_last_sigma() -> None:
+    seen = []
+
+    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        seen.append(sigma.item())
+        return x / (1 + sigma**2)
+
+    x = torch.ones(1, 2, dtype=torch.float64)
+    for ends in ((0.01, 40.0), (40.0, 0.01)):
+        solve_adaptive(denoise, x, *ends, 1e-3)
+    assert min(seen) > 0.01 * (1 - 1e-9) and max(seen) < 40 * (1 + 1e-9)
+
+
+def test_the_calls_of_a_rough_model_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers_pfgm.adaptive.MAX_CALLS", 1_200)
+    calls = []
+
+    def rough(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        calls.append(sigma)
+        return x + (1e4 * sigma.log()).sin() * sigma
+
+    with pytest.raises(ValueError, match=r"has taken 1,200 calls of `model` between .* Raise `tolerance`, or pass"):
+        solve_adaptive(rough, torch.ones(1, 1, dtype=torch.float64), 1.0, 40.0, 1e-9)
+    assert 1_190 < len(calls) <= 1_203
+
+
 def test_a_run_may_end_at_sigma_min() -> None:
     charges = torch.zeros(1, 1, 2, 2)
     ends = []

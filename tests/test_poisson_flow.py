@@ -1,5 +1,6 @@
 """The invertible flow, against the exact density of charges and against itself."""
 
+import functools
 import math
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_log_prob_is_the_charges(dim: int, aug_dim: float | None) -> None:
     expected = density(x, charges, aug_dim, 0.3)
     found = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=5000.0).log_prob(x)
     error = (found.log_prob - expected).abs()
-    assert error.max() < 2e-3 and (found.truncation >= error).all() and found.truncation.max() < 0.02
+    assert error.max() < 3e-4 and (found.truncation >= error).all() and found.truncation.max() < 2e-3
     assert torch.equal(found.standard_error, torch.zeros(4))
     tight = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=50000.0).log_prob(x, tolerance=1e-5)
     assert (tight.log_prob - expected).abs().max() < 1e-4 and tight.nfe > found.nfe > 20
@@ -93,25 +94,89 @@ def test_fixed_steps_converge_to_the_density() -> None:
     assert 3 < errors[0] / errors[1] < 6 and errors[1] < 0.01  # second order, beside a truncation of 2e-4
 
 
-def test_truncation_covers_the_error_where_it_is_large() -> None:
+@pytest.mark.parametrize(("aug_dim", "sigma_max"), [(1.0, 40.0), (64.0, 40.0), (None, 40.0), (2.5, 10.0)])
+def test_the_way_beyond_sigma_max_is_told_and_bounded(aug_dim: float | None, sigma_max: float) -> None:
     charges = charges_in(3) + 0.5
-    for aug_dim, sigma_max in ((1.0, 40.0), (64.0, 40.0), (None, 40.0), (2.5, 200.0)):
-        x = drawn(charges, aug_dim, 0.3, 64)
-        found = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=sigma_max).log_prob(x)
-        error = (found.log_prob - density(x, charges, aug_dim, 0.3)).abs()
-        assert (found.truncation >= error).double().mean() > 0.98 and found.truncation.median() < 10 * error.median()
+    x = drawn(charges, aug_dim, 0.3, 16)
+    found = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=sigma_max).log_prob(x, tolerance=1e-6)
+    error = (found.log_prob - density(x, charges, aug_dim, 0.3)).abs()
+    assert (error <= found.truncation).all() and (error > 1e-6).any()
+    assert found.truncation.max() < 3 * 3 / sigma_max**2  # terms of second order, N + D = 4 and ‖y‖² of about 1
+
+
+def outliers(charges: torch.Tensor, aug_dim: float | None, sigma: float) -> torch.Tensor:
+    """Four points of the density of charges, and four at 3, 5, 8 and 10 standard deviations from one."""
+    dim = charges.shape[1]
+    directions = torch.nn.functional.normalize(torch.randn(4, dim, generator=seeded(9), dtype=torch.float64), dim=1)
+    distances = torch.tensor([3.0, 5.0, 8.0, 10.0], dtype=torch.float64).unsqueeze(1) * sigma * dim**0.5
+    return torch.cat([drawn(charges, aug_dim, sigma, 4), charges[:4] + directions * distances])
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 5.0, 64.0, None])
+@pytest.mark.parametrize("dim", [1, 2, 16])
+def test_errors_are_within_the_tolerance_and_the_bound(dim: int, aug_dim: float | None) -> None:
+    charges = charges_in(dim, 5)
+    x = outliers(charges, aug_dim, 0.03)
+    exact = density(x, charges, aug_dim, 0.03)
+    flow = flow_of_charges(charges, aug_dim, sigma_min=0.03, sigma_max=5000.0)
+    for tolerance in (3e-2, 3e-5) if dim < 16 else (3e-3,):
+        found = flow.log_prob(x, tolerance=tolerance)
+        error = (found.log_prob - exact).abs()
+        assert (error <= tolerance).all() and (error <= found.truncation).all()
+        assert found.truncation.max() < 10 * tolerance
+
+
+class GaussianMixture(torch.nn.Module):
+    """x̂ of isotropic Gaussians at D = ∞."""
+
+    def __init__(self, means: torch.Tensor, stds: torch.Tensor) -> None:
+        super().__init__()
+        self.means, self.stds, self.dtype = means, stds, means.dtype
+
+    def log_parts(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        variances = self.stds.square() + sigma**2
+        squares = (x.unsqueeze(1) - self.means).square().sum(2)
+        return -squares / (2 * variances) - x.shape[1] / 2 * (2 * math.pi * variances).log() - math.log(len(self.stds))
+
+    def log_prob(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return self.log_parts(x, sigma).logsumexp(1)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        shares = self.log_parts(sample, timestep).softmax(1).unsqueeze(2)
+        shrunk = (self.stds.square() / (self.stds.square() + timestep**2)).view(1, -1, 1)
+        return ((shares * torch.lerp(self.means, sample.unsqueeze(1), shrunk)).sum(1),)
+
+
+@pytest.mark.parametrize(("dim", "stds"), [(1, [0.5]), (2, [0.5]), (2, [0.02, 0.3, 0.1]), (3072, [0.5])])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_outliers_of_smooth_data(dim: int, stds: list[float], dtype: torch.dtype) -> None:
+    # isotropic, so that a single probe of ±1 tells the trace of one Gaussian exactly
+    means = torch.randn(len(stds), dim, generator=seeded(dim), dtype=dtype) * (0.5 if len(stds) > 1 else 0.1)
+    model = GaussianMixture(means, torch.tensor(stds, dtype=dtype))
+    directions = torch.nn.functional.normalize(torch.randn(5, dim, generator=seeded(1), dtype=torch.float64), dim=1)
+    deviations = torch.tensor([1.0, 3.0, 5.0, 8.0, 10.0], dtype=torch.float64).unsqueeze(1)
+    x = means[-1].double() + directions * deviations * stds[-1] * (1.0 if dim < 3 else dim**0.5)
+    exact = GaussianMixture(means.double(), model.stds.double()).log_prob(x, 0.002)
+    options = {"aug_dim": None, "prediction_type": "sample", "sigma_min": 0.002, "sigma_max": 8000.0}
+    flow = PoissonFlow(model, PoissonFlowScheduler(**options))
+    for tolerance in (3e-2, 3e-4):
+        found = flow.log_prob(x, None, "exact" if dim < 3 else "hutchinson", 1, seeded(), tolerance=tolerance)
+        error = (found.log_prob - exact).abs()
+        assert (error <= found.truncation).all()
+        assert (error <= tolerance).all() or (dtype == torch.float32 and found.truncation.max() > tolerance)
 
 
 @pytest.mark.parametrize(("method", "num_probes"), [("hutchinson", 10), ("hutch++", 30)])
 def test_random_divergences_state_their_error(method: str, num_probes: int) -> None:
     charges = charges_in(64, 20)
-    x = drawn(charges, None, 0.3, 400)
+    x = drawn(charges, None, 0.3, 200)
     flow = flow_of_charges(charges, None, sigma_min=0.3, sigma_max=5000.0)
     exact = flow.log_prob(x[:1]).log_prob
     found = flow.log_prob(x, None, method, num_probes, seeded(), tolerance=1e-3)
     error = found.log_prob - density(x, charges, None, 0.3)
     within = (error.abs() <= found.standard_error + found.truncation).double().mean()
-    assert 0.62 <= within <= 0.78 and abs(error.mean()) < 3 * error.std() / 20 + 0.02
+    # ten estimates: Student's t with 9 degrees of freedom is within 1 in 66 of 100, ± 3 for so many points
+    assert 0.56 <= within <= 0.76 and abs(error.mean()) < 3 * error.std() / 200**0.5
     assert abs(exact - found.log_prob[0]) < 5 * found.standard_error[0] + 0.05
 
 
@@ -144,13 +209,12 @@ class SmoothNetwork(torch.nn.Module):
         return (self.last(self.first(torch.cat([sample, height.to(sample)], dim=1)).tanh()),)
 
 
-@pytest.mark.parametrize("tolerance", [1.0, 3e-2])
-def test_the_tolerance_is_in_nats_in_many_dimensions(tolerance: float) -> None:
+def test_the_tolerance_is_in_nats_in_many_dimensions() -> None:
     charges = charges_in(150, 10)
     x = drawn(charges, 1.0, 0.05, 1)
-    found = flow_of_charges(charges, sigma_min=0.05, sigma_max=1e6).log_prob(x, tolerance=tolerance)
+    found = flow_of_charges(charges, sigma_min=0.05, sigma_max=1e6).log_prob(x, tolerance=3e-2)
     error = (found.log_prob - density(x, charges, 1.0, 0.05)).abs()
-    assert error < 5 * tolerance and error < found.truncation < 15 * tolerance
+    assert error < found.truncation < 3e-2
 
 
 def test_untrained_networks_flow_integrates_to_one() -> None:
@@ -313,11 +377,60 @@ def test_divergence_of_one_height() -> None:
 def test_log_prob_works_in_inference_mode() -> None:
     flow = flow_of_charges(charges_in(3), sigma_min=0.3)
     with torch.inference_mode():
+        made = flow_of_charges(charges_in(3), sigma_min=0.3)  # its tensors are those of inference mode, too
         x = torch.ones(2, 3, dtype=torch.float64)
-        found, divergence = flow.log_prob(x, divergence="hutchinson", generator=seeded()), flow.divergence(x, 1.0)
+        found, divergence = made.log_prob(x, divergence="hutchinson", generator=seeded()), made.divergence(x, 1.0)
     x = torch.ones(2, 3, dtype=torch.float64)
     assert torch.equal(found.log_prob, flow.log_prob(x, divergence="hutchinson", generator=seeded()).log_prob)
     assert torch.equal(divergence, flow.divergence(x, 1.0))
+
+
+def test_classes_work_in_inference_mode() -> None:
+    flow = PoissonFlow(
+        make_tiny_unet(out_channels=1, num_class_embeds=3), PoissonFlowScheduler(prediction_type="sample")
+    )
+    x, found = torch.zeros(2, 1, 8, 8), []
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            labels = torch.tensor([0, 2])
+            options = {"divergence": "hutchinson", "generator": seeded(), "class_labels": labels}
+            found.append(flow.log_prob(x, 5, **options).log_prob)
+            flow.divergence(x, 1.0, **options)
+    assert torch.equal(*found)
+
+
+def silent(network: Any) -> Any:
+    """A model that does not say in which dtype it computes."""
+    return lambda sample, timestep: network(sample, timestep)
+
+
+@pytest.mark.parametrize("wrap", [silent, functools.partial, lambda network: network.forward, torch.nn.DataParallel])
+def test_wrapped_models_are_called_in_their_dtype(wrap: Any) -> None:
+    network = SmoothNetwork()
+    network.first.register_forward_pre_hook(lambda module, inputs: dtypes.add(inputs[0].dtype))
+    scheduler, x, dtypes = PoissonFlowScheduler(prediction_type="sample"), torch.zeros(2, 2), set()
+    for steps in (20, None):
+        found = PoissonFlow(wrap(network), scheduler).encode(x, steps, 1e-4).latents
+        assert torch.equal(found, PoissonFlow(network, scheduler).encode(x, steps, 1e-4).latents)
+    PoissonFlow(wrap(network), scheduler).log_prob(x, 5)
+    assert dtypes == {torch.float32}
+
+
+def test_float16_networks_have_densities_at_any_height() -> None:
+    class Point(torch.nn.Module):
+        """One charge at 0 as "epsilon", x/σ. Nothing is beyond float16 but the σ by which gradients are multiplied."""
+
+        dtype = torch.float16
+
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+            return ((sample.float() / timestep).half(),)
+
+    options = {"prediction_type": "epsilon", "aug_dim": None, "sigma_min": 0.5, "sigma_max": 1e5}
+    flow = PoissonFlow(Point(), PoissonFlowScheduler(**options))
+    x = torch.tensor([[0.15, -0.1]])
+    expected = PoissonKernel(None).log_prob(x.double(), 0.5)
+    for steps in (None, 100):
+        assert (flow.log_prob(x, steps).log_prob - expected).abs() < 0.02
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,23 @@ from typing import Any
 
 import torch
 
-from .adaptive import check_tolerance, follow_adaptively
+from .adaptive import check_tolerance, follow_density, solve_adaptive
 from .flow_results import FlowLatents, FlowLogProb, FlowSamples
 from .physics.charges import check_finite
-from .physics.denoiser import Denoiser, home_of, of_rows, sample_of
+from .physics.denoiser import Denoiser, home_of, of_rows, outside_inference, sample_of
+from .physics.density import shift_beyond
 from .physics.divergence import check_divergence, draw_probes, estimate_trace
-from .physics.flow import Observe, follow, without_quantities
+from .physics.flow import follow, without_quantities
 from .physics.kernel import Generators, narrowed, working_dtype
 from .physics.parameterization import ZERO_SNR_SIGMA
+from .physics.precision import without_tf32
 from .physics.spacing import geometric_sigmas, knotted_sigmas
 from .pipeline_inputs import check_density, check_same_field, flow_of
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 TOLERANCE = 1e-6  # of points, whose errors near the data the way up spreads
 DENSITY_TOLERANCE = 3e-4  # nats
-SOLVER_ERRORS = 10  # tolerances that an adaptive solver's steps add up to, at most: 1 to 4 on exact fields
+END_RATIO = 2.0  # of the two noise levels that tell how x̂ goes on beyond σ_max
 GRAPH_NUMBERS = 2**16  # of data whose passes back through the network are prepared at once: what memory is spent on
 
 
@@ -31,7 +33,7 @@ class PoissonFlow:
 
     Args:
         model: called like `UNet2DModel`, on data (B, *) with channels first, or points (B, N); a network or a
-            `ChargeField`.
+            `ChargeField`. One that does not say its dtype, such as a lambda, is called in that of the data.
         scheduler: says what the model predicts and between which heights; a scheduler of diffusers that fits it, too.
 
     Raises:
@@ -140,6 +142,7 @@ class PoissonFlow:
         sample, nfe = self._transport(latents, False, num_inference_steps, tolerance, model_kwargs)
         return FlowSamples(sample, nfe)
 
+    @without_tf32()
     @torch.inference_mode(False)
     @torch.no_grad()
     def log_prob(
@@ -155,8 +158,9 @@ class PoissonFlow:
     ) -> FlowLogProb:
         """Log-density of the flow at σ_min, by the change of variables along the way up and the prior's density.
 
-        The prior is the whole kernel around 0, also where the scheduler's `max_norm` limits what is drawn from it. Many
-        points are taken in parts, so that memory stays bounded.
+        The flow is followed to σ_max, and from there to infinity by the series of a field far from its data, where the
+        prior is the whole kernel around 0, also where the scheduler's `max_norm` limits what is drawn from it. Many
+        points are taken in parts, so that memory stays bounded. TF32 is switched off meanwhile.
 
         Args:
             x: (B, *), in data units.
@@ -166,8 +170,9 @@ class PoissonFlow:
             num_probes: products a call of the other two; "hutch++" takes multiples of 3.
             generator: of the probes, one, or a list of B of them.
             probe_distribution: "rademacher" or "gaussian".
-            tolerance: in nats. The adaptive solver's, relative, is this over N: an error of all of a point's distance
-                to the data changes log p by N times as much. At least what the network's dtype can tell.
+            tolerance: of the adaptive solver, in nats: the largest error of a log-density but for that of ending at
+                σ_max, which `truncation` tells together with the solver's own estimate. Less than the network's dtype
+                can tell is not reached, and `truncation` says so. Of fixed steps it is how closely each is solved.
             **model_kwargs: given to the model; tensors (B, ...) are taken in the same parts.
 
         Raises:
@@ -180,11 +185,14 @@ class PoissonFlow:
         check_density(self.model, self.sampler)
         check_tolerance(tolerance)
         points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
+        model, dtype = outside_inference(self.model), _dtype_of(x)
+        model_kwargs = {name: outside_inference(value) for name, value in model_kwargs.items()}
         size, found = max(1, GRAPH_NUMBERS // x[0].numel()), []
         for first in range(0, len(x), size):
             rows = slice(first, first + size)
             options, part = of_rows(model_kwargs, rows, len(x)), None if probes is None else probes[rows]
-            found.append(self._log_prob(points[rows], num_inference_steps, divergence, part, tolerance, options))
+            denoiser = Denoiser(model, self.scheduler.parameterization, dtype, **options)
+            found.append(self._log_prob(denoiser, points[rows], num_inference_steps, divergence, part, tolerance))
         log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*found, strict=True))[:3])
         count, error = log_probs.shape[1], None
         if divergence == "exact" or count > 1:
@@ -194,30 +202,47 @@ class PoissonFlow:
 
     def _log_prob(
         self,
+        denoiser: Denoiser,
         x: torch.Tensor,
         num_inference_steps: int | None,
         divergence: str,
         probes: torch.Tensor | None,
         tolerance: float,
-        model_kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Estimates (B, P) of log p, the truncation (B,), latents (B, *), calls."""
         size = x[0].numel()
-        denoiser, tolerance = self._denoiser(tolerance / size, x, model_kwargs)
 
         def observe(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)
 
-        count = 1 if probes is None else probes.shape[1] // (3 if divergence == "hutch++" else 1)
-        latents, traces = self._follow(denoiser, observe, x, True, num_inference_steps, tolerance, count)
-        growth = size * math.log(self.sigma_max / self.sigma_min)
-        log_prior = self.scheduler.kernel.log_prob(latents, self.sigma_max)
-        denoised, trace = observe(latents, self.sigma_max)
-        truncation = self.scheduler.kernel.log_prob_remainder(latents, self.sigma_max, denoised, trace.mean(1))
+        kernel, low, high = self.scheduler.kernel, self.sigma_min, self.sigma_max
         if num_inference_steps is None:
-            truncation = truncation + SOLVER_ERRORS * tolerance * size
-        return (log_prior + growth).unsqueeze(1) - traces, truncation, latents, denoiser.nfe
+            count = 1 if probes is None else probes.shape[1] // (3 if divergence == "hutch++" else 1)
+            latents, traces, error = follow_density(
+                observe, x, low, high, tolerance, count, kernel.aug_dim, denoiser.precision(x.device)
+            )
+        else:
+            heights, tolerance = self._heights(num_inference_steps), max(tolerance / size, denoiser.precision(x.device))
+            latents, traces = follow(denoiser, observe, x, heights[::-1], tolerance)
+            error = traces.new_zeros(len(x))
+        check_finite("model", torch.cat([latents.flatten(1), traces], dim=1))
+        log_end, rest = self._log_prob_at_the_end(denoiser, latents, divergence, probes)
+        log_probs = log_end + size * math.log(high / low) - traces
+        check_finite("model", log_probs)
+        return log_probs, error + rest, latents, denoiser.nfe
 
+    def _log_prob_at_the_end(
+        self, denoiser: Denoiser, x: torch.Tensor, divergence: str, probes: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Estimates (B, P) of log p at σ_max, and what the way from there to infinity may still add (B,)."""
+        sigma, kernel = self.sigma_max, self.scheduler.kernel
+        ratio = min(END_RATIO, sigma / self.sigma_min)
+        shift, traces = estimate_trace(lambda x: shift_beyond(denoiser, x, sigma, ratio), x, divergence, probes)
+        log_end = kernel.log_prob(x - shift, sigma)
+        second_order = log_end - kernel.log_prob(x - denoiser(x, sigma), sigma)
+        return log_end.unsqueeze(1) - traces, second_order.abs() + traces.mean(1).abs()
+
+    @without_tf32()
     @torch.inference_mode(False)
     def divergence(
         self,
@@ -249,45 +274,30 @@ class PoissonFlow:
                 f"`sigma` must be a height of the model, from {self.sigma_min:.6g} to {self.sigma_max:.6g}, but is "
                 f"{sigma}."
             )
-        denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
+        model_kwargs = {name: outside_inference(value) for name, value in model_kwargs.items()}
+        model, form = outside_inference(self.model), self.scheduler.parameterization
+        denoiser = Denoiser(model, form, _dtype_of(x), **model_kwargs)
         traces = estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)[1]
         return (x[0].numel() - traces) / sigma
 
+    @without_tf32()
     @torch.no_grad()
     def _transport(
         self, x: torch.Tensor, up: bool, num_inference_steps: int | None, tolerance: float, model_kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, int]:
         _check_points("x" if up else "latents", x)
         check_tolerance(tolerance)
-        denoiser, tolerance = self._denoiser(tolerance, x, model_kwargs)
-        points, observe = x.to(working_dtype(x.device)), without_quantities(denoiser)
-        end, _ = self._follow(denoiser, observe, points, up, num_inference_steps, tolerance)
-        return _returned(end, x), denoiser.nfe
-
-    def _denoiser(self, tolerance: float, x: torch.Tensor, model_kwargs: dict[str, Any]) -> tuple[Denoiser, float]:
-        """x̂, and the tolerance, or what its dtype can tell if that is more."""
-        denoiser = Denoiser(self.model, self.scheduler.parameterization, **model_kwargs)
-        return denoiser, max(tolerance, torch.finfo(denoiser.dtype or working_dtype(x.device)).eps)
-
-    def _follow(
-        self,
-        denoiser: Denoiser,
-        observe: Observe,
-        x: torch.Tensor,
-        up: bool,
-        num_inference_steps: int | None,
-        tolerance: float,
-        num_quantities: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x at the other end of the flow, and what has been observed on the way, by fixed or adaptive steps."""
+        denoiser = Denoiser(self.model, self.scheduler.parameterization, _dtype_of(x), **model_kwargs)
+        points = x.to(working_dtype(x.device))
+        tolerance = max(tolerance, denoiser.precision(x.device))
         if num_inference_steps is None:
-            ends = (self.sigma_min, self.sigma_max) if up else (self.sigma_max, self.sigma_min)
-            end, total = follow_adaptively(observe, x, *ends, tolerance, num_quantities)
+            start, stop = (self.sigma_min, self.sigma_max) if up else (self.sigma_max, self.sigma_min)
+            end = solve_adaptive(denoiser, points, start, stop, tolerance)
         else:
-            heights = self._heights(num_inference_steps)
-            end, total = follow(denoiser, observe, x, heights[::-1] if up else heights, tolerance)
+            heights = self._heights(num_inference_steps)[:: -1 if up else 1]
+            end, _ = follow(denoiser, without_quantities(denoiser), points, heights, tolerance)
         check_finite("model", end)
-        return end, total
+        return _returned(end, x), denoiser.nfe
 
     def _heights(self, num_inference_steps: int) -> list[float]:
         """One more than steps, from σ_max to σ_min: by the scheduler's knots, else at equal ratios."""
@@ -308,6 +318,11 @@ def _check_points(name: str, x: torch.Tensor) -> None:
             "(N,) is `x.unsqueeze(0)`."
         )
     check_finite(name, x)
+
+
+def _dtype_of(x: torch.Tensor) -> torch.dtype | None:
+    """Of a model that does not tell its own, if the data has one for it."""
+    return x.dtype if x.is_floating_point() else None
 
 
 def _returned(points: torch.Tensor, given: torch.Tensor) -> torch.Tensor:

@@ -245,28 +245,6 @@ class PoissonKernel:
             log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * growth
         return (log_density - dim * scale.log()).to(x.dtype)
 
-    def log_prob_remainder(
-        self, x: torch.Tensor, sigma: float, denoised: torch.Tensor, trace: torch.Tensor
-    ) -> torch.Tensor:
-        """How far the kernel around 0 may be from the mean of the kernels around data, far from them (B,), in nats.
-
-        With pull g = (N + D)/(‖x‖² + r²) the log of that mean is the kernel's own plus g x·ȳ to first order, and to
-        second order terms of the size of g² x·Cov(y)·x, g tr Cov(y) = tr J and g ‖ȳ‖². There x̂ is ȳ and a part of the
-        first of these. Twice their sum leaves room for the orders beyond.
-
-        Args:
-            x: (B, *), at height σ.
-            sigma: σ.
-            denoised: x̂ (B, *) there.
-            trace: tr ∂x̂/∂x (B,) there.
-        """
-        flat, mean = x.flatten(1), denoised.flatten(1)
-        pull = flat.new_full((len(flat),), sigma**-2)
-        if math.isfinite(self.aug_dim):
-            pull = (flat.shape[1] + self.aug_dim) / (flat.square().sum(1) + self.aug_dim * sigma**2)
-        first = pull * (flat * mean).sum(1)
-        return 2 * (first.abs() + trace.abs() + pull * mean.square().sum(1) / 2)
-
     def _log_constant(self, dim: int) -> float:
         """log Γ((N+D)/2) − log Γ(D/2) − (N/2) log(Dπ)."""
         a, h = self.aug_dim / 2, dim / 2

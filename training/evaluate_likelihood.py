@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers_pfgm.training  # noqa: F401 - names the extra if one of its packages is missing
 
 # isort: split
 import datasets
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from diffusers_pfgm import PFGMLikelihoodPipeline
 from diffusers_pfgm.conditioning import Label
 from diffusers_pfgm.pipeline_inputs import PIL_MODES
 from diffusers_pfgm.training.data_source import load_image_dataset
+from diffusers_pfgm.training.decode import open_image
 from diffusers_pfgm.training.image_data import ImageTensors
 from diffusers_pfgm.training.image_labels import read_class_labels
 from diffusers_pfgm.training.option_types import integer, number, positive
@@ -61,13 +66,10 @@ def main(argv: list[str] | None = None) -> None:
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     done = _begin(args.output, settings)
 
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    pipe = PFGMLikelihoodPipeline.from_pretrained(args.model).to(args.device or accelerator or "cpu")
+    pipe = PFGMLikelihoodPipeline.from_pretrained(args.model).to(args.device or _accelerator())
     pipe.set_progress_bar_config(disable=True)
-    config = pipe.unet.config
     dataset = load_image_dataset(args.dataset_name, data_dir=args.train_data_dir)
-    mode = PIL_MODES[config.in_channels]
-    images = ImageTensors(dataset, config.sample_size, args.image_column, mode, center_crop=True)
+    images = _images(dataset, args.image_column, pipe.unet.config)
     labels = None if args.label_column is None else _labels(dataset, args.label_column, pipe.config.id2label)
 
     records = Records(args.output)
@@ -101,6 +103,51 @@ def main(argv: list[str] | None = None) -> None:
                 )
             progress_bar.update(len(rows))
     _report(args.output)
+
+
+def _accelerator() -> str:
+    """The device to run on; "cpu" without another."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type
+
+
+class _FittedImages:
+    """Images (C, H, W) in [-1, 1] of any height and width: resized to cover both, and the middle of it."""
+
+    def __init__(self, files: ImageTensors, size: tuple[int, int]) -> None:
+        self.files, self.size = files, size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+        return torch.stack([self._image(index) for index in indices])
+
+    def _image(self, index: int) -> torch.Tensor:
+        height, width = self.size
+        image = _opened(self.files, index).convert(self.files.mode)
+        fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(fitted)).view(height, width, -1)
+        return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _opened(files: ImageTensors, index: int) -> Image.Image:
+    return open_image(f"Image {index} of the data set", files.files[index][files.column])
+
+
+def _images(dataset: datasets.Dataset, column: str | None, config: Any) -> ImageTensors | _FittedImages:
+    """The images as the network takes them; of a network for any size as large as the first of them."""
+    mode = PIL_MODES.get(config.in_channels)
+    if mode is None:
+        raise ValueError(
+            f"`--model` has {config.in_channels} channels, where images have 1 to 4. Use `PFGMLikelihoodPipeline`."
+        )
+    size = config.sample_size
+    files = ImageTensors(dataset, size if isinstance(size, int) else 1, column, mode, center_crop=True)
+    if isinstance(size, int):
+        return files
+    first = _opened(files, 0) if size is None else None
+    return _FittedImages(files, tuple(size) if first is None else (first.height, first.width))
 
 
 def _begin(path: Path, settings: dict[str, object]) -> int:
@@ -143,7 +190,7 @@ def _report(path: Path) -> None:
     print(f"  {mean('bits_per_dim')} bits/dim (mean ± standard error)")
     print(f"  {mean('log_prob')} nats")
     average = sum(bounds) / len(bounds)
-    print(f"  ending at sigma_max counts at most {average:.2g} nats on average, {max(bounds):.2g} for one picture")
+    print(f"  each may be off by its bound: {average:.2g} nats on average, {max(bounds):.2g} for one picture")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class LongBarrier:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         shared = accelerator.num_processes > 1 and torch.distributed.is_initialized()
-        self._group = torch.distributed.new_group(timeout=LONGEST_WAIT) if shared else None
+        # Gloo waits without a tensor on any device, and its group ends with the process.
+        self._group = torch.distributed.new_group(timeout=LONGEST_WAIT, backend="gloo") if shared else None
 
     def __enter__(self) -> None:
         pass
@@ -52,6 +53,4 @@ class LongBarrier:
         if self._group is None:
             self.accelerator.wait_for_everyone()
             return
-        arrived = torch.zeros(1, device=self.accelerator.device)
-        torch.distributed.all_reduce(arrived, group=self._group)
-        arrived.item()  # on a GPU only the result makes the process wait
+        torch.distributed.barrier(group=self._group)

@@ -20,7 +20,7 @@ MAX_CALLS = 10_000  # of the model in one run; 50 to 500 are usual
 STAGES = {"dopri5": 6, "dopri8": 13}  # calls a step
 FIRST_STEP = 0.1  # of a density's way, in log sigma
 STEP_SHARE = 0.3  # of the tolerance in nats that a step may take: the steps of most runs add up to one or two of them
-COARSEST_STEP = 1e-3  # nats; steps of larger errors are too long for their estimates to be trusted
+COARSEST_STEP = 3e-4  # nats; steps of larger errors are too long for their estimates to be trusted
 ROUNDINGS = 4  # of a model's dtype, between what it is given and what it returns
 
 

@@ -23,7 +23,7 @@ class PFGMLikelihoodOutput(BaseOutput):
         log_prob: (B,), in nats: the density at σ_min of a dequantised picture in [-1, 1].
         bits_per_dim: (B,), of pictures in whole levels; None without dequantisation.
         standard_error: (B,), in nats, of a random divergence; 0 for an exact one, None for a single probe.
-        truncation: (B,), in nats: the most by which ending at σ_max should count.
+        truncation: (B,), in nats: an estimate of the largest error of `log_prob`, see `FlowLogProb`.
         latents: (B, C, H, W), where the pictures come from.
         nfe: network calls of a picture.
     """

@@ -281,7 +281,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
 
         Returns:
             Tensor of `shape`, each row of norm ≤ `max_norm` if that is set; where a run begins below σ_max, of as much
-            less for a network that does not predict the field, see `sample_noise`.
+            less for a network of neither the field nor a beta schedule, see `sample_noise`.
 
         Raises:
             ValueError: if a list of generators has another length than B, or `max_norm` is out of reach.
@@ -291,7 +291,8 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         """
         max_norm = self.config.max_norm
         if max_norm is not None:
-            share = 1.0 if self.config.prediction_type == "field" else self._heights[0] / self.sigma_range[0]
+            shares = self.config.prediction_type != "field" and self._family is None
+            share = self._heights[0] / self.sigma_range[0] if shares else 1.0
             max_norm *= share / self.data_scale(self._heights[0])
         return self.kernel.sample(shape, self.init_noise_sigma, generator, device, dtype, max_norm)
 

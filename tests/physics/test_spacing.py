@@ -78,7 +78,7 @@ def test_a_field_that_does_not_move_has_no_spacing() -> None:
     "knots", [[], [1.0], [1.0, 2.0], [2.0, 2.0, 1.0], [1.0, 0.0], [math.inf, 1.0], [math.nan, 1.0]]
 )
 def test_bad_knots_are_explained(knots: list[float]) -> None:
-    with pytest.raises(ValueError, match="`sigma_knots` must be (two or more heights that fall strictly|a list of num)"):
+    with pytest.raises(ValueError, match=r"`sigma_knots` must be (two or more heights that|a list of num)"):
         PoissonFlowScheduler(sigma_knots=knots)
 
 

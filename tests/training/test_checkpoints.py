@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from diffusers_pfgm.training import checkpoints
+from diffusers_pfgm.training import checkpoint_contents, checkpoints
 from diffusers_pfgm.training.checkpoint_contents import checkpoint_step, damage, read_settings
 from diffusers_pfgm.training.checkpoints import (
     find_checkpoint,
@@ -161,6 +161,15 @@ def test_a_damaged_one_does_not_count(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"checkpoint-4 does not count for the total limit, for it is damaged: opt"):
         write(tmp_path, 8, total_limit=3)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"]
+
+
+def test_unchanged_ones_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(checkpoint_contents, "damage", lambda path: seen.append(path.name))
+    write(tmp_path, 1, 2, 3, 4, total_limit=9)
+    spoil(tmp_path / "checkpoint-2")
+    write(tmp_path, 5, total_limit=9)
+    assert seen == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-4", "checkpoint-2", "checkpoint-5"]
 
 
 def test_what_was_just_written_and_gone_on_from_stays(tmp_path: Path) -> None:

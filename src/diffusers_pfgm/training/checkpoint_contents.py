@@ -5,6 +5,7 @@ The list ends with a checksum of itself, so that one changed byte anywhere in a 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import zlib
@@ -30,6 +31,20 @@ def write_contents(folder: Path, step: int, settings: Mapping[str, Any]) -> None
     contents = json.dumps({"step": step, "settings": dict(settings), "files": files}, indent=1)
     (folder / CONTENTS).write_bytes(_sealed(contents.removesuffix("\n}").encode()))
     _flush(folder / CONTENTS)
+
+
+def known_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder; None if it is whole. Files unchanged since the last call are not reread.
+
+    A training run asks this of every checkpoint that it keeps, each time that it writes another.
+    """
+    stats = ((file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file())
+    return _known_damage(path.resolve(), tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+@functools.lru_cache(maxsize=256)
+def _known_damage(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str | None:
+    return damage(path)
 
 
 def damage(path: Path) -> str | None:

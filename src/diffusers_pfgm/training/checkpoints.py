@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from .checkpoint_contents import AVERAGE, PREFIX, checkpoint_step, damage, write_contents
+from .checkpoint_contents import AVERAGE, PREFIX, checkpoint_step, damage, known_damage, write_contents
 from .folders import set_aside
 from .random_states import restore_random_states
 
@@ -84,7 +84,7 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
 def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest checkpoint in `output_dir` that is whole; None if there is none. It warns of damaged newer ones."""
     for path in reversed(list_checkpoints(output_dir)):
-        wrong = damage(path)
+        wrong = known_damage(path)
         if wrong is None:
             return path
         warnings.warn(f"{path} is passed over, for it is damaged: {wrong}.", stacklevel=3)
@@ -152,7 +152,7 @@ def _rotate(output_dir: Path, total_limit: int, kept: list[Path]) -> None:
     """Remove the oldest whole checkpoints beyond a number."""
     whole = []
     for path in list_checkpoints(output_dir):
-        wrong = None if path.is_symlink() else damage(path)
+        wrong = None if path.is_symlink() else known_damage(path)
         if wrong is not None:
             warnings.warn(f"{path} does not count for the total limit, for it is damaged: {wrong}.", stacklevel=3)
         elif not path.is_symlink():

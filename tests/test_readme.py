@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from tests.tiny_pipelines import SCALED_LINEAR, make
+from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

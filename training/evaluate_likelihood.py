@@ -24,17 +24,17 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from diffusers_pfgm import PFGMLikelihoodPipeline
-from diffusers_pfgm.conditioning import Label
-from diffusers_pfgm.pipeline_inputs import PIL_MODES
-from diffusers_pfgm.training.data_source import load_image_dataset
-from diffusers_pfgm.training.decode import open_image
-from diffusers_pfgm.training.image_data import ImageTensors
-from diffusers_pfgm.training.image_labels import read_class_labels
-from diffusers_pfgm.training.option_types import integer, number, positive
-from diffusers_pfgm.training.records import Records, read_records
-from diffusers_pfgm.training.script_errors import ScriptParser, run_script
-from diffusers_pfgm.training.settings import differences
-from diffusers_pfgm.training.stream import position_generators
+from diffusers_pfgm.pipelines.class_conditioning import Label
+from diffusers_pfgm.pipelines.inputs import PIL_MODES
+from diffusers_pfgm.training.data.decoding import open_image
+from diffusers_pfgm.training.data.images import ImageTensors
+from diffusers_pfgm.training.data.labels import read_class_labels
+from diffusers_pfgm.training.data.order import position_generators
+from diffusers_pfgm.training.data.source import load_image_dataset
+from diffusers_pfgm.training.run.option_types import integer, number, positive
+from diffusers_pfgm.training.run.records import Records, read_records
+from diffusers_pfgm.training.run.script_errors import ScriptParser, run_script
+from diffusers_pfgm.training.run.settings import differences
 
 FREE = ("output", "batch_size", "max_images", "device")  # options that leave a picture's figures alone
 

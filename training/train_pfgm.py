@@ -19,12 +19,29 @@ import diffusers_pfgm.training  # noqa: F401 - names the extra if one of its pac
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from arguments import parse_args
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from outputs import Outputs, due
-from preparation import (
+from tqdm.auto import tqdm
+
+from diffusers_pfgm import FieldObjective
+from diffusers_pfgm.hub.publishing import check_hub
+from diffusers_pfgm.losses.loss_output import drop_labels
+from diffusers_pfgm.models.default_unet import make_unet
+from diffusers_pfgm.training.data.field_batches import FieldWindow
+from diffusers_pfgm.training.data.fingerprint import data_facts
+from diffusers_pfgm.training.data.order import BatchPlan, position_generators
+from diffusers_pfgm.training.data.training_data import TrainingData
+from diffusers_pfgm.training.run.arguments import parse_args
+from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step, read_settings
+from diffusers_pfgm.training.run.checkpoints import keep_average_with_state, restore_checkpoint, save_checkpoint
+from diffusers_pfgm.training.run.divergence import DivergenceGuard
+from diffusers_pfgm.training.run.long_barrier import LongBarrier
+from diffusers_pfgm.training.run.outputs import Outputs, due
+from diffusers_pfgm.training.run.records import Meter
+from diffusers_pfgm.training.run.script_errors import run_script
+from diffusers_pfgm.training.run.settings import check_settings, check_steps, run_settings
+from diffusers_pfgm.training.run.setup import (
     agree_on_seed,
     claimed,
     clear_output_dir,
@@ -33,25 +50,8 @@ from preparation import (
     make_objective,
     on_main_process,
 )
-from tqdm.auto import tqdm
-from training_data import TrainingData
-
-from diffusers_pfgm import FieldObjective
-from diffusers_pfgm.losses import drop_labels
-from diffusers_pfgm.training.checkpoint_contents import checkpoint_step, read_settings
-from diffusers_pfgm.training.checkpoints import keep_average_with_state, restore_checkpoint, save_checkpoint
-from diffusers_pfgm.training.divergence import DivergenceGuard
-from diffusers_pfgm.training.field_batch import FieldWindow
-from diffusers_pfgm.training.fingerprint import data_facts
-from diffusers_pfgm.training.hub import check_hub
-from diffusers_pfgm.training.long_barrier import LongBarrier
-from diffusers_pfgm.training.network import make_unet
-from diffusers_pfgm.training.records import Meter
-from diffusers_pfgm.training.script_errors import run_script
-from diffusers_pfgm.training.settings import check_settings, check_steps, run_settings
-from diffusers_pfgm.training.side_output import side_output
-from diffusers_pfgm.training.stopping import StopRequest
-from diffusers_pfgm.training.stream import BatchPlan, position_generators
+from diffusers_pfgm.training.run.side_output import side_output
+from diffusers_pfgm.training.run.stopping import StopRequest
 
 
 def main(args: argparse.Namespace) -> None:

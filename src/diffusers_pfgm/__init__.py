@@ -2,10 +2,13 @@
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers loads schedulers only from where it is
 
-from .fitting import fit_sigmas
-from .flow_results import FlowLatents, FlowLogProb, FlowSamples
+from .flow.poisson_flow import PoissonFlow
+from .flow.results import FlowLatents, FlowLogProb, FlowSamples
+from .hub.serialization import register
 from .inverse import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
-from .losses import FieldObjective, LossOutput, PerturbationObjective
+from .losses.field import FieldObjective
+from .losses.loss_output import LossOutput
+from .losses.perturbation import PerturbationObjective
 from .physics import (
     ChargeField,
     Charges,
@@ -16,17 +19,16 @@ from .physics import (
     PoissonKernel,
     normalized_field,
     perturb,
-    plan,
     posterior_mean,
     recommend_hyperparameters,
 )
-from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
-from .pipeline_pfgm_editing import PFGMEditingPipeline
-from .pipeline_pfgm_inverse import PFGMInverseOutput, PFGMInversePipeline
-from .pipeline_pfgm_likelihood import PFGMLikelihoodOutput, PFGMLikelihoodPipeline
-from .poisson_flow import PoissonFlow
-from .saved_folder import register
-from .scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
+from .pipelines.pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
+from .pipelines.pipeline_pfgm_editing import PFGMEditingPipeline
+from .pipelines.pipeline_pfgm_inverse import PFGMInverseOutput, PFGMInversePipeline
+from .pipelines.pipeline_pfgm_likelihood import PFGMLikelihoodOutput, PFGMLikelihoodPipeline
+from .schedulers.fit_sigmas import fit_sigmas
+from .schedulers.scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
+from .solvers import plan
 
 __version__ = "0.1.0"
 

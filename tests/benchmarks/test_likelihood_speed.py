@@ -7,7 +7,7 @@ import torch
 
 from diffusers_pfgm import Parameterization
 from diffusers_pfgm.physics.denoiser import Denoiser
-from diffusers_pfgm.physics.divergence import draw_probes, estimate_trace
+from diffusers_pfgm.solvers.divergence import draw_probes, estimate_trace
 from tests.benchmarks.test_field_speed import seconds
 from tests.benchmarks.test_training_cost import network
 from tests.conftest import seeded

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from diffusers_pfgm import Charges, ClassCharges, FieldObjective, recommend_hyperparameters
-from diffusers_pfgm.training.stream import position_generators
+from diffusers_pfgm.training.data.order import position_generators
 from tests.benchmarks.test_field_speed import seconds
 from tests.conftest import seeded
 

@@ -1,16 +1,9 @@
 """Inverse problems: samples of the posterior given a measurement, by guidance or by sampling the latent."""
 
-from .guidance import GUIDANCE_METHODS, GuidedByMeasurement
 from .latent_sampling import LatentSampler, LatentSamples
 from .linearization import linearized
-from .operators import (
-    Blur,
-    CompressedSensing,
-    Inpainting,
-    LinearOperator,
-    SuperResolution,
-    check_adjoint,
-)
+from .measurement_guidance import GUIDANCE_METHODS, GuidedByMeasurement
+from .operators import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution, check_adjoint
 
 __all__ = [
     "GUIDANCE_METHODS",

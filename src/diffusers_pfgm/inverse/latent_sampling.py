@@ -30,11 +30,11 @@ from typing import Any
 
 import torch
 
+from ..flow.poisson_flow import PoissonFlow
 from ..physics.charges import check_finite
 from ..physics.denoiser import Denoiser, of_rows
-from ..physics.kernel import Generators, draw
-from ..poisson_flow import PoissonFlow
-from ..scheduling_poisson_flow import PoissonFlowScheduler
+from ..physics.tensors import Generators, draw
+from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 
 START_STEPS = 30
 CLOSED = 1e-5  # of a bracket, in radians

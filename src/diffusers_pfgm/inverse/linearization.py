@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..physics.kernel import draw
+from ..physics.tensors import draw
 from .operators import LinearOperator, Measurement, dot
 
 AGREEMENT = 1e-2  # between ⟨A Aᵀ u, u⟩ and ‖Aᵀ u‖²: a difference is right to 1e-4 or so, a wrong A to nothing

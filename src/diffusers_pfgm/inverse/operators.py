@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..physics.kernel import draw, working_dtype
+from ..physics.tensors import draw, working_dtype
 
 Measurement = Callable[[torch.Tensor], torch.Tensor]
 

@@ -3,11 +3,10 @@
 from .charges import Charges
 from .class_charges import ClassCharges
 from .field import ChargeField, normalized_field, posterior_mean
-from .hyperparameters import Hyperparameters, perturb, recommend_hyperparameters
+from .hemisphere import HemisphereLatents, hemisphere_points, interpolate, with_temperature
 from .kernel import PoissonKernel
-from .latents import HemisphereLatents, hemisphere_points, interpolate, with_temperature
-from .parameterization import Parameterization
-from .solvers import Step, plan
+from .perturbation import Hyperparameters, perturb, recommend_hyperparameters
+from .preconditioning import Parameterization
 
 __all__ = [
     "ChargeField",
@@ -17,12 +16,10 @@ __all__ = [
     "Hyperparameters",
     "Parameterization",
     "PoissonKernel",
-    "Step",
     "hemisphere_points",
     "interpolate",
     "normalized_field",
     "perturb",
-    "plan",
     "posterior_mean",
     "recommend_hyperparameters",
     "with_temperature",

@@ -20,7 +20,8 @@ import math
 
 import torch
 
-from .kernel import Generators, PoissonKernel, draw
+from .kernel import PoissonKernel
+from .tensors import Generators, draw
 
 MAX_RATIO = 4.0  # c; samples from farther out were noise even where networks had been trained there
 LEAST_AUG_DIM = 0.01  # below it more than 96 % of the kernel lies beyond the reach

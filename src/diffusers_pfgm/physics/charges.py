@@ -26,7 +26,8 @@ from collections.abc import Iterator
 
 import torch
 
-from .kernel import brought_near, check_aug_dim, working_dtype
+from .kernel import check_aug_dim
+from .tensors import brought_near, working_dtype
 
 MEMORY_BUDGET = 32 * 2**20  # bytes of temporaries beside inputs and outputs; larger chunks were slower
 NEAREST = 16  # charges whose distances float32 redoes

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from .kernel import narrowed, working_dtype
-from .parameterization import Parameterization
+from .preconditioning import Parameterization
+from .tensors import narrowed, working_dtype
+
+Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) from x (B, *) and σ, a number or ()
 
 LARGEST_GRADIENT = 32.0  # that goes into a model in float16: most of its products are neither too large nor too small
 

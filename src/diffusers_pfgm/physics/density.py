@@ -24,7 +24,7 @@ import math
 
 import torch
 
-from .flow import Denoise
+from .denoiser import Denoise
 
 
 def density_slope(

@@ -19,8 +19,9 @@ from typing import Literal
 import torch
 
 from .charges import Charges, check_finite, mean, pull
-from .kernel import check_aug_dim, narrowed, working_dtype
-from .parameterization import field_channels, normalize_field
+from .kernel import check_aug_dim
+from .preconditioning import field_channels, normalize_field
+from .tensors import narrowed, working_dtype
 
 
 def posterior_mean(

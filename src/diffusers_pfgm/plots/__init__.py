@@ -1,6 +1,6 @@
 """Pictures of the physics: each function draws one. Needs matplotlib, of the extra `training`."""
 
-from ..extras import require_extra
+from ..utils.extras import require_extra
 
 require_extra("training", "matplotlib")
 

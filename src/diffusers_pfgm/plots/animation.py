@@ -96,7 +96,7 @@ def animate_images(trajectory: Trajectory, scale: int = 4, columns: int | None =
     Raises:
         ValueError: if the states are no such images.
     """
-    from ..evaluation import image_grid  # here, as POT takes seconds to import
+    from .image_grid import image_grid  # here, as POT takes seconds to import
 
     check_images(trajectory)
     return [image_grid(visible(states.float()), scale, columns) for states in trajectory.states]

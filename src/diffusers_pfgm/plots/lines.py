@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 
-from ..physics import Charges, plan, posterior_mean
+from ..physics import Charges, posterior_mean
+from ..solvers import plan
 
 REACH = 1e-4  # the last height before the plane, as a share of a line's first
 

@@ -7,7 +7,7 @@ import math
 import torch
 from matplotlib.figure import Figure
 
-from ..scheduling_poisson_flow import PoissonFlowScheduler
+from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 
 
 def plot_sigma_density(scheduler: PoissonFlowScheduler, num_inference_steps: int = 20) -> Figure:

@@ -18,9 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..physics.denoiser import home_of, sample_of
-from ..physics.kernel import narrowed
-from ..pipeline_inputs import flow_of
-from ..scheduling_poisson_flow import PoissonFlowScheduler
+from ..physics.tensors import narrowed
+from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 
 BAND = (0.16, 0.5, 0.84)  # of a normal law: one standard deviation around the mean
 LAW_SAMPLES = 2000
@@ -97,7 +96,7 @@ def record_trajectory(
         >>> trajectory.states.shape, trajectory.denoised.shape, trajectory.norms[-1].max().round().item()
         (torch.Size([11, 3, 2]), torch.Size([10, 3, 2]), 1.0)
     """
-    flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(flow_of(scheduler).config)
+    flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(PoissonFlowScheduler.from_scheduler(scheduler).config)
     flow.set_timesteps(num_inference_steps, device=latents.device)
     sigmas = flow.sigmas.double()
     states, denoised = [latents], []

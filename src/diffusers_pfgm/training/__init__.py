@@ -1,5 +1,5 @@
 """What a training run is made of, one part a file. Needs the extra `training`."""
 
-from ..extras import require_extra
+from ..utils.extras import require_extra
 
 require_extra("training", "accelerate", "datasets", "filelock", "matplotlib", "ot", "psutil", "tqdm")

@@ -1,0 +1,36 @@
+"""Generate images from a saved pipeline: a folder, or a model on the Hub.
+
+python pipelines_examples/generate.py --model demo-output/model --batch_size 16 --num_inference_steps 20
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from diffusers_pfgm import PFGMPipeline
+from diffusers_pfgm.plots.image_grid import image_grid
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--num_inference_steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; each has a seed of its own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--scale", type=int, default=4, help="pixels of the picture per pixel of an image")
+    parser.add_argument("--output", type=Path, default=Path("generated.png"))
+    args = parser.parse_args(argv)
+
+    pipe = PFGMPipeline.from_pretrained(args.model).to(args.device)
+    generators = [torch.Generator().manual_seed(args.seed + i) for i in range(args.batch_size)]
+    output = pipe(args.batch_size, args.num_inference_steps, generators, output_type="pt")
+    image_grid(output.images, args.scale).save(args.output)
+    print(f"{len(output.images)} images from {output.nfe} network calls: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

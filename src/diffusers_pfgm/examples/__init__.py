@@ -1,0 +1,5 @@
+"""What the scripts in `pipelines_examples` share. Needs the extra `examples`."""
+
+from ..utils.extras import require_extra
+
+require_extra("examples", "datasets", "matplotlib", "ot", "sklearn", "torchdiffeq")

@@ -1,0 +1,104 @@
+"""A scheduler's options, checked before anything is computed from them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..solvers.multistep import check_solver
+from .diffusers_classes import class_of_name
+
+LEARNED = ("learned", "learned_range")
+VARIANCE_TYPES = (*LEARNED, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", None)
+MAX_TRAIN_TIMESTEPS = 1_000_000  # diffusers makes several tensors of this length
+
+OPTIONAL = {"aug_dim", "sigma_min", "sigma_max", "sigma_data", "max_norm", "M", "beta_schedule", "sigma_knots"}
+OPTIONAL |= {"trained_betas", "timesteps_from", "variance_type"}
+KINDS = {
+    "a number": ("aug_dim", "sigma_min", "sigma_max", "gamma", "sigma_data", "max_norm", "beta_start", "beta_end"),
+    "a whole number": ("solver_order", "M", "num_train_timesteps", "steps_offset"),
+    "True or False": ("use_corrector", "rescale_betas_zero_snr"),
+    "a list of numbers": ("sigma_knots", "trained_betas"),
+    "a string": (
+        "prediction_type",
+        "solver",
+        "final_sigmas_type",
+        "beta_schedule",
+        "timestep_spacing",
+        "timesteps_from",
+        "variance_type",
+    ),
+}
+
+
+def checked_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a scheduler as they are kept, of Python's own types, which JSON can hold.
+
+    Raises:
+        ValueError: if one is of another type than it should be, NaN, or not one of the values that are allowed.
+    """
+    found = _typed(config)
+    for name, count in (
+        ("`num_train_timesteps`", found["num_train_timesteps"]),
+        ("The length of `trained_betas`", 1 if found["trained_betas"] is None else len(found["trained_betas"])),
+    ):
+        if not 1 <= count <= MAX_TRAIN_TIMESTEPS:
+            raise ValueError(f"{name} must be at least 1 and at most {MAX_TRAIN_TIMESTEPS}, but is {count}.")
+    if found["steps_offset"] < 0:
+        raise ValueError(f"`steps_offset` must be a whole number >= 0, but is {found['steps_offset']}.")
+    check_solver(found["solver"], found["solver_order"])
+    for name in ("max_norm", "sigma_data"):
+        if found[name] is not None and not 0 < found[name] < math.inf:
+            raise ValueError(f"`{name}` must be a finite number > 0 or None, but is {found[name]}.")
+    if found["variance_type"] not in VARIANCE_TYPES:
+        raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, but is {found['variance_type']!r}.")
+    if found["timesteps_from"] is not None and class_of_name(found["timesteps_from"]) is None:
+        raise ValueError(
+            f"`timesteps_from` must be the name of a scheduler of diffusers or None, but is "
+            f"{found['timesteps_from']!r}, which this version of diffusers does not have. Set it to None."
+        )
+    if found["prediction_type"] == "original_sample":  # another name that EulerDiscreteScheduler has for it
+        found["prediction_type"] = "sample"
+    if found["aug_dim"] == math.inf:
+        found["aug_dim"] = None  # JSON has no infinity
+    if found["beta_schedule"] is not None or found["trained_betas"] is not None:
+        # The betas tell the heights. Only another scheduler's spacing may have ends of its own, if it was given them.
+        used = set() if found["timesteps_from"] is None else {"sigma_min", "sigma_max"}
+        used -= set(config.get("_use_default_values", ()))
+        found.update(dict.fromkeys({"sigma_min", "sigma_max"} - used))
+    return found
+
+
+def _typed(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for kind, names in KINDS.items():
+        for name in names:
+            value = config[name]
+            found[name] = _as_kind(kind, value)
+            if found[name] is None and not (value is None and name in OPTIONAL):
+                also = " or None" if name in OPTIONAL else ""
+                raise ValueError(f"`{name}` must be {kind}{also}, but is {value!r:.100} ({type(value).__name__}).")
+    return found
+
+
+def _as_kind(kind: str, value: Any) -> Any:
+    """The value as Python's own, or None if it is of another kind."""
+    if kind == "a list of numbers":
+        values = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            return None
+        numbers_found = [_as_kind("a number", each) for each in values]
+        return None if None in numbers_found else numbers_found
+    if kind == "a string":
+        return value if isinstance(value, str) else None
+    if kind == "True or False":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    if kind == "a whole number":
+        return int(value) if isinstance(value, numbers.Integral) else None
+    if isinstance(value, int):
+        return value
+    return None if math.isnan(value) else float(value)

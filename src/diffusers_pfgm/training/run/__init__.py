@@ -1,0 +1,1 @@
+"""A training run: its options, checkpoints, records, samples and what it leaves behind."""

@@ -1,0 +1,75 @@
+"""The examples of inverse problems run, and their figures are those of the posterior."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from deblurring import gaussian_kernel
+from inpainting import OBSERVED, make_mask
+from PIL import Image
+
+from diffusers_pfgm.examples.digits import split_digits, write_parquet
+from diffusers_pfgm.examples.inverse_problems import psnr
+from tests.conftest import make_tiny_pipeline
+
+
+def figures(printed: str) -> dict[str, list[float]]:
+    """Numbers of each row of the table."""
+    rows = {}
+    for name in ("pseudo-inverse", "best charge", "replacement", "guidance", "latent"):
+        found = [line for line in printed.splitlines() if line.startswith(name)]
+        rows[name] = [float(number) for number in found[0].removeprefix(name).split()] if found else []
+    return rows
+
+
+@pytest.mark.parametrize("name", ["inpainting", "super_resolution", "deblurring"])
+def test_exact_field(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--num_images", "6", "--draws", "4", "--num_sweeps", "2", "--device", "cpu", "--noise_std", "0.3"]
+    importlib.import_module(name).main([*options, "--output", str(tmp_path / "solved.png")])
+    printed = capsys.readouterr().out
+    rows = figures(printed)
+    assert rows["replacement"][-2] == 20 and rows["guidance"][-2] == 40 and rows["latent"][-2] > 40 + 29 + 3 * 15
+    for method in ("guidance", "latent"):
+        each, mean = rows[method][:2]
+        assert mean > each and mean > rows["pseudo-inverse"][0]  # a mean is nearer than what it is the mean of
+    assert rows["latent"][1] > rows["replacement"][1]
+    picture = np.asarray(Image.open(tmp_path / "solved.png"))
+    assert picture.shape == (7 * 52, 6 * 52) and "Rows: truth, measurement, best charge" in printed
+    assert len(np.unique(picture[52:104])) > 5 and picture[208:].std() > 50
+
+
+def test_saved_model_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tiny_pipeline().save_pretrained(tmp_path / "model")
+    write_parquet(split_digits()[1][:5], tmp_path / "digits.parquet")
+    data = ["--data", str(tmp_path / "digits.parquet"), "--train_data", str(tmp_path / "digits.parquet")]
+    options = ["--model", str(tmp_path / "model"), "--num_inference_steps", "2", "--num_sweeps", "0", "--draws", "1"]
+    output = tmp_path / "solved.png"
+    importlib.import_module("inpainting").main(
+        [*options, *data, "--noise_std", "0.01", "--observed", "border", "--device", "cpu", "--output", str(output)]
+    )
+    rows = figures(capsys.readouterr().out)
+    # The images are among those for training, so that the best charge is the truth itself.
+    assert rows["latent"] == [] and rows["best charge"][0] > 90 > rows["pseudo-inverse"][0]
+    assert Image.open(output).size == (5 * 52, 5 * 52 - 52)
+
+
+def test_masks() -> None:
+    shares = {observed: make_mask(observed, 8, 12, 0).float().mean().item() for observed in OBSERVED}
+    assert shares["upper"] == shares["left"] == 0.5 and shares["border"] == 0.75 and 0.3 < shares["random"] < 0.7
+    assert torch.equal(make_mask("random", 8, 12, 3), make_mask("random", 8, 12, 3))
+
+
+def test_blur() -> None:
+    kernel, places = gaussian_kernel(1.5), torch.arange(-3.0, 4.0)
+    assert kernel.shape == (7, 7) and kernel.sum().item() == pytest.approx(1) and torch.equal(kernel, kernel.T)
+    variance = (kernel.sum(0) * places.square()).sum().item()
+    assert 0.75 * 1.5**2 < variance < 1.5**2  # less than the whole Gaussian's by what is cut off
+
+
+def test_psnr() -> None:
+    truth = torch.zeros(3, 1, 4, 4)
+    assert psnr(truth + 0.2, truth) == pytest.approx(20.0, abs=1e-4) and psnr(truth + 7, truth) == pytest.approx(
+        6.02, abs=0.01
+    )

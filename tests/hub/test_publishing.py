@@ -1,0 +1,202 @@
+"""Models travel through the Hub: the real client, in processes of its own, against a local server of the Hub's API."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusers_pfgm import PFGMPipeline
+from diffusers_pfgm.hub import publishing as hub_module
+from diffusers_pfgm.hub.publishing import check_hub
+from tests.conftest import make_tiny_pipeline, seeded
+from tests.hub.hub_server import Hub, serve
+
+WRITES, READS = "hf_secretThatWrites", "hf_secretThatReads"
+ROOT = Path(__file__).parents[1]
+
+
+class Client:
+    """A user of the hub with a home of their own."""
+
+    def __init__(self, address: str, home: Path) -> None:
+        self.address, self.home = address, home
+        self.said = ""
+
+    def run(self, script: str, token: str | None = WRITES, code: int = 0) -> str:
+        """Run Python with this token; what it printed, if it ended by this code."""
+        done = self.call([sys.executable, "-c", script], token)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def call(self, command: list[str], token: str | None = WRITES) -> subprocess.CompletedProcess[str]:
+        names = {"HF_ENDPOINT": self.address, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
+        names |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"} | ({"HF_TOKEN": token} if token else {})
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        done = subprocess.run(command, capture_output=True, text=True, env=kept | names, cwd=self.home.parent)
+        self.said += done.stdout + done.stderr
+        return done
+
+
+@pytest.fixture
+def hub() -> Hub:
+    return Hub({WRITES: ("ada", "write"), READS: ("ada", "read"), "hf_other": ("bob", "write")})
+
+
+@pytest.fixture
+def client(hub: Hub, tmp_path: Path) -> Iterator[Client]:
+    with serve(hub) as address:
+        yield Client(address, tmp_path / "home")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    make_tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def draw(pipe: PFGMPipeline) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(2, 3, seeded(), output_type="pt").images
+
+
+LOAD = """
+import torch
+from diffusers_pfgm import PFGMPipeline
+pipe = PFGMPipeline.from_pretrained({arguments})
+pipe.set_progress_bar_config(disable=True)
+torch.save(pipe(2, 3, torch.Generator().manual_seed(0), output_type="pt").images, "images.pt")
+"""
+
+
+def test_there_and_back(hub: Hub, client: Client, model: Path, tmp_path: Path) -> None:
+    client.run(
+        f"""
+from diffusers_pfgm import PFGMPipeline
+pipe = PFGMPipeline.from_pretrained({str(model)!r})
+pipe.push_to_hub("ada/digits", private=True, commit_message="first")
+pipe.push_to_hub("ada/digits", variant="fp16")
+"""
+    )
+    repository = hub.repositories["ada/digits"]
+    files = repository.commits[-1][1]
+    assert repository.private and len(repository.commits) == 3
+    assert {"model_index.json", "pipeline.py", "README.md", "unet/config.json"} <= set(files)
+    large = {name for name, (_, is_large) in files.items() if is_large}
+    assert large == {f"unet/diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16")}
+    assert b'PFGMPipeline.from_pretrained("ada/digits")' in files["README.md"][0]
+
+    # The connection breaks half-way, and the client goes on.
+    hub.cuts = {r"GET .*diffusion_pytorch_model.safetensors": 1}
+    client.run(LOAD.format(arguments='"ada/digits"'))
+    assert torch.equal(torch.load(tmp_path / "images.pt", weights_only=True), draw(PFGMPipeline.from_pretrained(model)))
+    assert hub.cuts == {r"GET .*diffusion_pytorch_model.safetensors": 0}
+
+    first = repository.commits[1][0]
+    client.run(LOAD.format(arguments=f'"ada/digits", revision="{first}"'))
+    client.run(LOAD.format(arguments='"ada/digits", variant="fp16"'))
+    plain = "from diffusers import DiffusionPipeline\nprint(type(DiffusionPipeline.from_pretrained({}).scheduler))"
+    assert "PoissonFlowScheduler" in client.run(plain.format('"ada/digits", trust_remote_code=True'))
+
+    elsewhere = Client(client.address, tmp_path / "elsewhere")
+    for token, name in ((None, "ada/digits"), ("hf_other", "ada/digits"), (WRITES, "ada/nothing")):
+        assert "RepositoryNotFound" in elsewhere.run(LOAD.format(arguments=f'"{name}"'), token, code=1)
+    assert "RevisionNotFound" in client.run(LOAD.format(arguments='"ada/digits", revision="later"'), code=1)
+
+    assert WRITES not in client.said + elsewhere.said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and WRITES.encode() in path.read_bytes()]
+    assert not [name for _, files in repository.commits for name, (data, _) in files.items() if WRITES.encode() in data]
+
+
+def test_a_push_leaves_no_weights_of_an_earlier_one(hub: Hub, client: Client, model: Path) -> None:
+    client.run(
+        f"""
+from diffusers_pfgm import PFGMPipeline
+pipe = PFGMPipeline.from_pretrained({str(model)!r})
+pipe.push_to_hub("ada/digits")
+pipe.push_to_hub("ada/digits", variant="fp16")
+pipe.push_to_hub("ada/digits", subfolder="older")
+pipe.push_to_hub("ada/digits", safe_serialization=False)
+"""
+    )
+    before, after = (set(files) for _, files in hub.repositories["ada/digits"].commits[-2:])
+    whole = "unet/diffusion_pytorch_model"
+    assert after - before == {f"{whole}.bin"} and before - after == {f"{whole}.safetensors"}
+    assert {f"{whole}.fp16.safetensors", f"older/{whole}.safetensors"} < after
+
+
+CHECK = "from diffusers_pfgm.hub.publishing import check_hub\nprint(check_hub({}, 'folder/my-model', private=True))"
+
+
+def test_names_and_tokens_are_tried_before_training(hub: Hub, client: Client) -> None:
+    assert client.run(CHECK.format("None")).strip() == "ada/my-model" and hub.repositories["ada/my-model"].private
+    assert client.run(CHECK.format("'ada/my-model'")).strip() == "ada/my-model"  # it is there already
+    for name, token, message in (
+        ("'a b'", WRITES, "`--hub_model_id` 'a b' is not allowed: "),
+        ("'bob/model'", WRITES, "does not let the token of 'ada' write there (403)"),
+        (
+            "None",
+            READS,
+            "the token may only read. Log in by `hf auth login`, or set HF_TOKEN, with a token",
+        ),
+        ("None", "hf_unknown", "the Hub does not accept the token (401)"),
+        ("None", None, "`--push_to_hub` needs a token. Log in by `hf auth login`"),
+    ):
+        said = client.run(CHECK.format(name), token, code=1)
+        assert message in said and (token is None or token not in said)
+    hub.failures = {"GET /api/whoami-v2": 99}  # its fault, not the token's
+    assert "cannot be reached (" in client.run(CHECK.format("None"), code=1)
+
+
+class ConnectError(Exception):
+    """Of no class that huggingface_hub documents, as its HTTP library raises it."""
+
+
+def test_a_hub_out_of_reach_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "get_token", lambda: WRITES)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ConnectError("[Errno -2] Name or service\nnot known")
+
+    for name in ("whoami", "create_repo"):
+        monkeypatch.setattr(hub_module, "whoami", lambda: {"name": "ada"})
+        monkeypatch.setattr(hub_module, name, fail)
+        with pytest.raises(ValueError, match="cannot be reached") as caught:
+            check_hub("my-model", "folder/run")
+        said = str(caught.value)
+        assert "`--push_to_hub`: the Hub (https://huggingface.co)" in said and "\n" not in said
+        assert "ConnectError: [Errno -2] Name or service not known" in said and WRITES not in said
+        assert "`PFGMPipeline.from_pretrained('folder/run').push_to_hub('my-model')`" in said
+
+
+PUSH = "from diffusers_pfgm.hub.publishing import push\npush({!r}, 'ada/digits', 'a step', last={})"
+
+
+OURS = {f"scheduler/{name}" for name in ("scheduler_config.json", "diffusers_pfgm.py")} | {"unet/config.json"}
+OURS |= {"model_index.json", "pipeline.py", "README.md", "unet/diffusion_pytorch_model.safetensors"}
+
+
+def test_a_busy_hub_is_asked_again_and_a_broken_one_ends_no_training(hub: Hub, client: Client, model: Path) -> None:
+    client.run("from huggingface_hub import create_repo\ncreate_repo('ada/digits')\ncreate_repo('ada/again')")
+    for name in ("checkpoint-3/optimizer.bin", "me.png", "photos/me.png", "unet/notes.txt", "logs/events.host.1"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("mine")
+    (model / "photos" / "more").symlink_to(client.home.parent)
+    hub.failures = {"POST .*/preupload/": 2, "PUT /large": 1, "POST .*/commit/": 1}
+    client.run(PUSH.format(str(model), True))
+    assert set(hub.failures.values()) == {0}
+    assert set(hub.repositories["ada/digits"].commits[-1][1]) == OURS
+
+    said = client.run(PUSH.format(str(model), False), token=READS)
+    assert "ada/digits was not updated" in said and "Training goes on" in said
+    said = client.run(PUSH.format(str(model), True), token=READS, code=1)
+    assert "is whole in" in said and "hf upload ada/digits" in said and READS not in said
+    command = shlex.split(said.split("Do so by `")[1].split("`")[0].replace("ada/digits", "ada/again"))
+    done = client.call([str(Path(sys.executable).with_name("hf")), *command[1:]])
+    assert done.returncode == 0, done.stderr
+    assert set(hub.repositories["ada/again"].commits[-1][1]) == OURS  # it publishes no more than the push would have

@@ -1,0 +1,168 @@
+"""A saved folder is whole at any moment, and loads with and without this package's own class."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EDMEulerScheduler, UNet2DModel
+
+from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
+from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
+from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
+
+
+def test_plain_diffusers_loads_it_where_the_code_is_trusted(tmp_path: Path) -> None:
+    make_tiny_pipeline().save_pretrained(tmp_path)
+    script = """
+import sys
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "True")
+print(type(pipe).__module__, type(pipe).__name__, type(pipe.scheduler).__name__)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run([*command, "True"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["diffusers_pfgm.pipelines.pipeline_pfgm", "PFGMPipeline", "PoissonFlowScheduler"]
+    done = subprocess.run([*command, "False"], capture_output=True, text=True)
+    assert done.returncode != 0 and "trust_remote_code" in done.stderr
+
+
+def test_folders_of_earlier_versions_load(tmp_path: Path) -> None:
+    make_tiny_pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": "PFGMPipeline"}))
+    for name in ("pipeline.py", "scheduler/diffusers_pfgm.py", "README.md"):
+        (tmp_path / name).unlink()
+    assert type(PFGMPipeline.from_pretrained(tmp_path)) is PFGMPipeline
+
+
+def test_a_scheduler_of_diffusers_needs_no_code(tmp_path: Path) -> None:
+    unet = make_tiny_unet(1, 1)
+    PFGMPipeline(unet, EDMEulerScheduler()).save_pretrained(tmp_path)
+    assert not (tmp_path / "scheduler" / "diffusers_pfgm.py").exists()
+    assert type(PFGMPipeline.from_pretrained(tmp_path).scheduler) is EDMEulerScheduler
+
+
+STABLE_DIFFUSION = """
+import sys
+from pathlib import Path
+from diffusers import StableDiffusionPipeline
+if sys.argv[2] == "imported":
+    import diffusers_pfgm
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "trusted")
+print(type(pipe.scheduler).__module__, type(pipe.scheduler).__name__)
+"""
+
+
+def test_a_pipeline_of_diffusers_with_this_scheduler_loads_in_a_new_process(tmp_path: Path) -> None:
+    scheduler = PoissonFlowScheduler(aug_dim=None, prediction_type="epsilon", **SCALED_LINEAR)
+    (tmp_path / "tokenizer").mkdir()
+    make("StableDiffusion", scheduler, tmp_path / "tokenizer").save_pretrained(tmp_path / "model")
+    for how in ("trusted", "imported"):
+        command = [sys.executable, "-c", STABLE_DIFFUSION, str(tmp_path / "model"), how]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout.split() == ["diffusers_pfgm", "PoissonFlowScheduler"], done.stderr
+
+
+def test_half_precision_is_a_variant(tmp_path: Path) -> None:
+    pipe = make_tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    pipe.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    names = sorted(path.name for path in (tmp_path / "unet").glob("*.safetensors"))
+    assert names == ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"]
+    half = PFGMPipeline.from_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(half.unet.conv_in.weight, make_tiny_unet().conv_in.weight.half().float())
+
+
+SHARDED = {"max_shard_size": "100KB"}  # of 178 KB
+PICKLED = {"safe_serialization": False}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({}, PICKLED), (PICKLED, {}), (SHARDED, {}), ({}, SHARDED), (SHARDED, PICKLED), (PICKLED | SHARDED, SHARDED)],
+    ids=["to pickled", "from pickled", "from shards", "to shards", "shards to pickled", "pickled shards to shards"],
+)
+def test_the_last_weights_are_loaded(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], variant: str | None
+) -> None:
+    pipe, fresh = make_tiny_pipeline(), tmp_path / "fresh"
+    unet, folder = pipe.unet, tmp_path / "folder"
+    other = "ema" if variant is None else None  # another variant, and what the user has, stay
+    pipe.save_pretrained(folder, variant=other, **first)
+    kept = {path.name: path.read_bytes() for path in (folder / "unet").iterdir()}
+    for name in ("notes.txt", "diffusion_pytorch_model.safetensors.bak", "my_model.bin"):
+        (folder / "unet" / name).write_bytes(b"mine")
+        kept[name] = b"mine"
+    pipe.save_pretrained(folder, variant=variant, **first)
+    with torch.no_grad():
+        unet.conv_in.weight.fill_(0.5)
+    pipe.save_pretrained(folder, variant=variant, **second)
+    loaded = PFGMPipeline.from_pretrained(folder, variant=variant)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.unet.parameters(), unet.parameters(), strict=True))
+    pipe.save_pretrained(fresh, variant=variant, **second)
+    present = {path.name for path in (folder / "unet").iterdir()}
+    assert present == {path.name for path in (fresh / "unet").iterdir()} | set(kept)
+    assert all((folder / "unet" / name).read_bytes() == data for name, data in kept.items() if name != "config.json")
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = make_tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    here = pipe(2, 3, seeded(), output_type="pt").images
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.zero_()
+
+    def full(self: Any, folder: Any, **options: Any) -> None:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "diffusion_pytorch_model.safetensors").write_text("half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(UNet2DModel, "save_pretrained", full)
+    with pytest.raises(OSError, match=r"could not be saved to, and is as it was: .*No space left"):
+        pipe.save_pretrained(tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    loaded = PFGMPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(loaded(2, 3, seeded(), output_type="pt").images, here)
+
+
+def test_what_a_kill_left_is_swept_up(tmp_path: Path) -> None:
+    (tmp_path / ".saving" / "unet").mkdir(parents=True)
+    (tmp_path / ".saving" / "unet" / "old.safetensors").write_text("half")
+    make_tiny_pipeline().save_pretrained(tmp_path)
+    assert not (tmp_path / ".saving").exists() and not (tmp_path / "unet" / "old.safetensors").exists()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"`save_directory` .* is a file. Name a folder"):
+        make_tiny_pipeline().save_pretrained(tmp_path / "file")
+
+
+def test_class_names_go_with_the_components(tmp_path: Path) -> None:
+    names = {0: "left", 1: "right"}
+    unet, scheduler = make_tiny_unet(num_class_embeds=3), PoissonFlowScheduler(max_norm=300.0)
+    PFGMPipeline(unet, scheduler, names).save_pretrained(tmp_path)
+    pipe = PFGMPipeline.from_pretrained(tmp_path)
+    for other in (PFGMEditingPipeline(**pipe.components), PFGMEditingPipeline.from_pipe(pipe)):
+        assert other.config.id2label == names and other.unet is pipe.unet
+    assert set(make_tiny_pipeline().components) == {"unet", "scheduler"}  # what has no classes
+    assert set(pipe.components) == {"unet", "scheduler", "id2label"}
+
+
+def test_a_saved_folder_does_not_tell_where_it_was_loaded_from(tmp_path: Path) -> None:
+    first, second = tmp_path / "home-of-ada" / "model", tmp_path / "again"
+    make_tiny_pipeline().save_pretrained(first)
+    pipe = PFGMPipeline.from_pretrained(first)
+    pipe.save_pretrained(second)
+    assert not [path for path in second.rglob("*") if path.is_file() and b"home-of-ada" in path.read_bytes()]
+    pipe.unet.register_to_config(_name_or_path="ada/digits")  # an id on the Hub is no secret
+    pipe.save_pretrained(second)
+    assert json.loads((second / "unet" / "config.json").read_text())["_name_or_path"] == "ada/digits"
+    assert type(PFGMPipeline.from_pretrained(second)) is PFGMPipeline

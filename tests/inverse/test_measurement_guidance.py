@@ -1,0 +1,138 @@
+"""Guidance against what is exact: Gaussian data, and charges weighed by a measurement."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from diffusers_pfgm import (
+    ChargeField,
+    CompressedSensing,
+    Inpainting,
+    Parameterization,
+    PoissonFlow,
+    PoissonFlowScheduler,
+    SuperResolution,
+)
+from diffusers_pfgm.inverse import GUIDANCE_METHODS, GuidedByMeasurement
+from diffusers_pfgm.inverse.measurement_guidance import MAX_CHANGE, MAX_MOVE
+from diffusers_pfgm.physics.denoiser import Denoiser
+from tests.conftest import seeded
+
+STD = 0.7
+
+
+class GaussianNetwork:
+    """x̂ of data N(0, STD² I) at D = ∞."""
+
+    dtype = torch.float64
+
+    def __init__(self, form: Parameterization) -> None:
+        self.form = form
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **options: Any) -> SimpleNamespace:
+        sigma = self.form.sigma(timestep)
+        x = sample / self.form.input_scale(sigma)
+        return SimpleNamespace(sample=self.form.target(x * STD**2 / (STD**2 + sigma**2), x, sigma))
+
+
+def guided_mean(
+    model: Any, form: Parameterization, operator: Any, x: torch.Tensor, sigma: float, **options: Any
+) -> Any:
+    """x̂ of the guided model, which is called as a network is."""
+    guided = GuidedByMeasurement(model, form, operator, **options)
+    return Denoiser(guided, form)(x, torch.tensor(sigma, dtype=x.dtype)), guided
+
+
+@pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
+@pytest.mark.parametrize("sigma", [0.05, 0.3])  # below heights where a move is shortened
+def test_gaussian_data_have_their_exact_mean(prediction_type: str, sigma: float) -> None:
+    form, noise_std = Parameterization(prediction_type), 0.3
+    operator = CompressedSensing((6,), 3, seeded(1))
+    truth = STD * torch.randn(8, 6, generator=seeded(), dtype=torch.float64)
+    x = truth + sigma * torch.randn(8, 6, generator=seeded(2), dtype=torch.float64)
+    y = operator(truth) + noise_std * torch.randn(8, 3, generator=seeded(3), dtype=torch.float64)
+    found, guided = guided_mean(
+        GaussianNetwork(form), form, operator, x, sigma, measurement=y, noise_std=noise_std, aug_dim=None, data_std=STD
+    )
+    matrix = operator.directions.double().T
+    precision = torch.eye(6) * (1 / STD**2 + 1 / sigma**2) + matrix.T @ matrix / noise_std**2
+    expected = torch.linalg.solve(precision, (x / sigma**2 + y @ matrix / noise_std**2).T).T
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6) and guided.denoiser.nfe == 2
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
+def test_two_charges_that_a_measurement_tells_apart(aug_dim: float | None) -> None:
+    # Which of two charges it is decides every number; the field alone says one half at any point midway.
+    form, charges = Parameterization(), torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    x = torch.tensor([[0.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    first = Inpainting(torch.tensor([True, False, False, False]))
+    for seen in (1.0, -1.0):
+        y = torch.tensor([[seen, 0, 0, 0]], dtype=torch.float64)
+        options = {"measurement": y, "noise_std": 0.1, "aug_dim": aug_dim}
+        found, _ = guided_mean(ChargeField(charges, aug_dim), form, first, x, 0.5, **options)
+        assert found[0, 0] * seen > 0.7 and torch.allclose(found[0, 1:], charges[0, 1:])
+
+
+def test_a_wild_network_is_kept_near_data() -> None:
+    form, size = Parameterization("sample"), 16
+
+    class Wild:
+        dtype = torch.float64
+
+        def __init__(self) -> None:
+            self.seen: list[torch.Tensor] = []
+
+        def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+            self.seen.append(sample)
+            return (1e4 * sample,)
+
+    wild, x = Wild(), torch.randn(4, size, generator=seeded(), dtype=torch.float64)
+    y = torch.randn(4, size, generator=seeded(1), dtype=torch.float64)
+    found, _ = guided_mean(wild, form, Inpainting(torch.ones(size)), x, 2.0, measurement=y, aug_dim=None, data_std=0.5)
+    assert ((found - 1e4 * x).norm(dim=1) <= MAX_CHANGE * math.sqrt(size) * 0.5 * 1.001).all()
+    assert ((wild.seen[1] - x).norm(dim=1) <= MAX_MOVE * math.sqrt(size) * 2.0 * 1.001).all()
+
+
+def test_replacement_overwrites_what_is_measured() -> None:
+    form, charges = Parameterization(), torch.rand(5, 1, 4, 4, generator=seeded(), dtype=torch.float64)
+    operator = SuperResolution(2)
+    y = torch.rand(3, 1, 2, 2, generator=seeded(1), dtype=torch.float64)
+    x = torch.randn(3, 1, 4, 4, generator=seeded(2), dtype=torch.float64)
+    found, guided = guided_mean(ChargeField(charges), form, operator, x, 0.5, measurement=y, method="replacement")
+    plain = Denoiser(ChargeField(charges), form)(x, 0.5)
+    assert torch.allclose(operator(found), y, atol=1e-4) and guided.denoiser.nfe == 1
+    change = found - plain
+    assert torch.allclose(operator.pseudo_inverse(operator(change)), change, atol=1e-4)
+
+
+def test_a_measurement_that_is_not_linear() -> None:
+    charges, scheduler = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, 0.0]]), PoissonFlowScheduler()
+    y = torch.tensor([[1.0]])  # what both charges on the left have, which make two of three samples otherwise
+    model = GuidedByMeasurement(
+        ChargeField(charges), scheduler.parameterization, lambda x: (x[:, :1] - 1).square() / 4, y, noise_std=0.05
+    )
+    found = PoissonFlow(model, scheduler).sample((64, 2), generator=seeded()).sample
+    assert ((found[:, 0] + 1).abs() < 0.1).double().mean() > 0.8
+
+
+def test_bad_input() -> None:
+    def make(**options: Any) -> GuidedByMeasurement:
+        options = {"operator": Inpainting(torch.ones(2)), "measurement": torch.zeros(1, 2)} | options
+        return GuidedByMeasurement(ChargeField(torch.zeros(1, 2)), Parameterization(), **options)
+
+    with pytest.raises(ValueError, match=r"`method` must be one of \('guidance', 'replacement'\), but is 'magic'"):
+        make(method="magic")
+    assert GUIDANCE_METHODS == ("guidance", "replacement")
+    for noise_std in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"`noise_std` must be a finite number >= 0, but is {noise_std}"):
+            make(noise_std=noise_std)
+    for data_std in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"`data_std` must be a finite number > 0, but is {data_std}"):
+            make(data_std=data_std)
+    with pytest.raises(ValueError, match=r"`operator` is not a LinearOperator.*Use `method='guidance'`"):
+        make(operator=torch.tanh, method="replacement")
+    with pytest.raises(ValueError, match="`aug_dim` must be a number > 0"):
+        make(aug_dim=-1.0)

@@ -1,0 +1,135 @@
+"""In diffusers' own pipelines the scheduler draws what theirs draw, wherever theory says that they are the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from diffusers_pfgm import PoissonFlowScheduler
+from tests import tiny_pipelines
+from tests.schedulers.tiny_pipelines import PIPELINES, SCALED_LINEAR, make
+
+FIRST = {"solver_order": 1, "use_corrector": False}
+SECOND = {"solver_order": 2, "use_corrector": False}
+EQUALS = {
+    "DDIM": (DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1), FIRST),
+    "DDIM to its first timestep": (
+        DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
+        FIRST,
+    ),
+    "DDIM from zero SNR": (
+        DDIMScheduler(
+            **SCALED_LINEAR,
+            clip_sample=False,
+            timestep_spacing="trailing",
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+        ),
+        FIRST,
+    ),
+    "Euler": (
+        EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading", steps_offset=1),
+        {"solver": "euler"},
+    ),
+    "Heun": (HeunDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading", steps_offset=1), {"solver": "heun"}),
+    "DPM-Solver++": (
+        DPMSolverMultistepScheduler(**SCALED_LINEAR, solver_type="heun", timestep_spacing="trailing"),
+        SECOND,
+    ),
+    "DPM-Solver++ by its default": (DPMSolverMultistepScheduler(**SCALED_LINEAR, solver_type="heun"), SECOND),
+    "DPM-Solver++ 2M Karras": (
+        DPMSolverMultistepScheduler(**SCALED_LINEAR, solver_type="heun", use_karras_sigmas=True),
+        SECOND,
+    ),
+    "DPM-Solver++ to its first timestep": (
+        DPMSolverMultistepScheduler(
+            **SCALED_LINEAR,
+            solver_type="heun",
+            timestep_spacing="trailing",
+            final_sigmas_type="sigma_min",
+            lower_order_final=False,  # else theirs lowers the order of the last step below 15 steps
+        ),
+        SECOND,
+    ),
+    "DPM-Solver++ of one step": (DPMSolverSinglestepScheduler(**SCALED_LINEAR, solver_order=1), FIRST),
+    "Heun Karras": (
+        HeunDiscreteScheduler(**SCALED_LINEAR, use_karras_sigmas=True, timestep_spacing="leading", steps_offset=1),
+        {"solver": "heun"},
+    ),
+    "UniPC Karras": (
+        UniPCMultistepScheduler(
+            **SCALED_LINEAR, solver_order=1, use_karras_sigmas=True, disable_corrector=list(range(20))
+        ),
+        FIRST,
+    ),
+    "DPM-Solver++ and v": (
+        DPMSolverMultistepScheduler(
+            **SCALED_LINEAR, solver_type="heun", timestep_spacing="trailing", prediction_type="v_prediction"
+        ),
+        SECOND,
+    ),
+}
+
+
+def both(name: str, theirs: Any, options: dict[str, Any], steps: int, folder: Path) -> tuple[torch.Tensor, ...]:
+    """What our scheduler and theirs draw in one pipeline; both must call the network at the same times."""
+    pipe = make(name, theirs, folder)
+    ours = PoissonFlowScheduler.from_config(theirs.config, **options)
+    results = []
+    for pipe.scheduler in (ours, theirs):
+        results.append(tiny_pipelines.run(name, pipe, steps))
+    assert torch.allclose(torch.as_tensor(theirs.timesteps).double(), ours.timesteps.double(), rtol=1e-7)
+    return tuple(results)
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize("name", EQUALS)
+def test_stable_diffusion_draws_the_same(name: str, steps: int, tmp_path: Path) -> None:
+    found, expected = both("StableDiffusion", *EQUALS[name], steps, tmp_path)
+    # A trial shows 3e-7 to 2e-6, float32's own error over the run.
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_euler_from_zero_snr(tmp_path: Path) -> None:
+    theirs = EulerDiscreteScheduler(
+        **SCALED_LINEAR, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    found, expected = both("StableDiffusion", theirs, {"solver": "euler"}, 8, tmp_path)
+    # Theirs begins at a state of scale σ = 4096, in which float32 leaves x̂ three digits less.
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DPM-Solver++ 2M Karras", "DPM-Solver++ of one step", "Heun Karras"])
+def test_image_to_image_begins_at_the_same_noise(name: str, tmp_path: Path) -> None:
+    # With Karras' spacing the timesteps are rounded, so that they alone do not say how much noise there is.
+    found, expected = both("StableDiffusionImg2Img", *EQUALS[name], 12, tmp_path)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pipeline_draws_as_with_ddim(name: str, tmp_path: Path) -> None:
+    offset = 1 if name.startswith("Stable") else 0
+    theirs = DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=offset)
+    found, expected = both(name, theirs, FIRST, 6, tmp_path)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion", "DDIM"])
+def test_default_solver_draws_what_many_steps_draw(name: str, tmp_path: Path) -> None:
+    theirs = DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1, timestep_spacing="trailing")
+    pipe = make(name, theirs, tmp_path)
+    errors = []
+    for scheduler in (theirs, PoissonFlowScheduler.from_config(theirs.config)):
+        pipe.scheduler = scheduler
+        many, few = (tiny_pipelines.run(name, pipe, steps) for steps in (200, 10))
+        errors.append((few - many).norm() / many.norm())
+    assert errors[1] < errors[0] / 2

@@ -1,0 +1,66 @@
+"""A data set is known by its images, wherever it is kept."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_pfgm import PoissonFlowScheduler
+from diffusers_pfgm.training.data.fingerprint import data_facts, fingerprint
+from diffusers_pfgm.training.data.images import ImageTensors
+from diffusers_pfgm.training.data.source import load_image_dataset
+from diffusers_pfgm.training.data.streams import StreamedImages
+
+SCHEDULER = PoissonFlowScheduler(sigma_max=17.0, M=261, max_norm=300.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(5):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        pixels = np.full((8, 8), 40 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    return tmp_path / "images"
+
+
+def facts(dataset: datasets.Dataset, labels: torch.Tensor | None = None, names: list[str] | None = None) -> dict:
+    id2label = None if names is None else dict(enumerate(names))
+    return data_facts(ImageTensors(dataset, 8), labels, id2label, SCHEDULER)
+
+
+def test_the_place_and_the_kind_of_storage_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    images = load_image_dataset(data_dir=str(folder))
+    expected = facts(images)
+    assert expected["data.sigma_max"] == 17.0 and expected["data.M"] == 261
+    folder.rename(tmp_path / "moved")
+    moved = load_image_dataset(data_dir=str(tmp_path / "moved"))
+    moved.to_parquet(tmp_path / "images.parquet")
+    moved.save_to_disk(tmp_path / "saved")
+    places = [tmp_path / "images.parquet", tmp_path / "saved"]
+    assert all(facts(each) == expected for each in (moved, *(load_image_dataset(str(place)) for place in places)))
+    stream = load_image_dataset(str(tmp_path / "images.parquet"), streaming=True)
+    assert data_facts(StreamedImages(stream, 8), None, None, SCHEDULER) == expected
+
+
+def test_images_order_labels_and_class_names_do(folder: Path) -> None:
+    images = load_image_dataset(data_dir=str(folder))
+    labels = torch.tensor([0, 1, 0, 1, 0])
+    found = [facts(images), facts(images.select([0, 1, 2, 4, 3])), facts(images.select([0, 1, 2, 3, 3]))]
+    assert len({each["data.images"] for each in found}) == 3
+    found = [
+        facts(images, labels, ["a", "b"]),
+        facts(images, labels, ["b", "a"]),
+        facts(images, 1 - labels, ["a", "b"]),
+    ]
+    assert len({each["data.classes"] for each in found}) == 3
+
+
+def test_one_bit_of_one_image_counts(tmp_path: Path) -> None:
+    one, other = [{"bytes": b"abc", "path": None}], [{"bytes": b"abb", "path": None}]
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint([{"bytes": b"ab", "path": None}, {"bytes": b"c", "path": None}]) != fingerprint(one)
+    assert fingerprint([None]) == fingerprint([{"bytes": None, "path": str(tmp_path / "missing")}])
+    assert len({fingerprint([pixels]) for pixels in ([[1, 2]], [[1], [2]], [[1, 3]])}) == 3

@@ -1,0 +1,33 @@
+"""Training runs one after the other in one process group, to spare the start of a process for each.
+
+    torchrun --nproc_per_node 2 tests/layouts.py jobs.json
+
+`jobs.json` is a list of command lines of train_pfgm.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import train_pfgm
+from accelerate import Accelerator
+
+from diffusers_pfgm.training.run.arguments import parse_args
+from diffusers_pfgm.training.run.outputs import Outputs
+
+
+def run_all(jobs: list[list[str]]) -> None:
+    at_the_end, end_training = Outputs.at_the_end, Accelerator.end_training
+    Outputs.at_the_end = lambda self, step: None  # checkpoints are all that is compared
+    Accelerator.end_training = lambda self: None  # the next run uses the group of processes again
+    try:
+        for job in jobs:
+            train_pfgm.main(parse_args(None, job))
+    finally:
+        Outputs.at_the_end, Accelerator.end_training = at_the_end, end_training
+
+
+if __name__ == "__main__":
+    run_all(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,22 @@
+"""NaN and infinity are found in tensors and in files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffusers_pfgm.training.run.finite_weights import all_finite, non_finite_weight
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_number_is_enough(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    weights = {"a": torch.zeros(3, dtype=dtype), "b.c": torch.zeros(2, 2, dtype=dtype), "steps": torch.tensor(3)}
+    (tmp_path / "unet_ema").mkdir()
+    save_file(weights, tmp_path / "unet_ema" / "model.safetensors")
+    assert all_finite(weights.values()) and non_finite_weight(tmp_path) is None
+    weights["b.c"][1, 0] = value
+    save_file(weights, tmp_path / "unet_ema" / "model.safetensors")
+    assert not all_finite(weights.values())
+    assert non_finite_weight(tmp_path) == "b.c in unet_ema/model.safetensors"

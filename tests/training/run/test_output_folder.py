@@ -1,0 +1,82 @@
+"""A run's folder is its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from diffusers_pfgm.training.run.output_folder import check_output_dir, claim_output_dir
+
+
+def test_a_used_output_folder_is_refused(tmp_path: Path) -> None:
+    check_output_dir(tmp_path / "new")
+    check_output_dir(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    check_output_dir(tmp_path, overwrite=True)
+    check_output_dir(tmp_path, resume_from="latest")
+    check_output_dir(tmp_path, resume_from=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(ValueError, match=r"is not empty and may hold another model.*`--overwrite_output_dir`"):
+        check_output_dir(tmp_path)
+    with pytest.raises(ValueError, match="is not empty"):  # another run's checkpoint
+        check_output_dir(tmp_path, resume_from=str(tmp_path / "other" / "checkpoint-3"))
+    (tmp_path / "checkpoint-3").mkdir()
+    check_output_dir(tmp_path, resume_from="checkpoint-3")
+    check_output_dir(tmp_path, resume_from=str(tmp_path / "set-aside-1" / "checkpoint-3"))
+    with pytest.raises(ValueError, match="is not empty"):  # a plain name that is not there
+        check_output_dir(tmp_path, resume_from="checkpoint-4")
+    with pytest.raises(ValueError, match="is a file"):
+        check_output_dir(tmp_path / "model_index.json", overwrite=True)
+
+
+def test_any_file_makes_an_output_folder_used(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        check_output_dir(tmp_path)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = (
+        "from diffusers_pfgm.training.run.output_folder import claim_output_dir\n"
+        f"lock = claim_output_dir({str(folder)!r})"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script + "\nprint(flush=True)\ninput()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(ValueError, match=rf"in use by a running process \(process {holder.pid}\)"):
+        claim_output_dir(folder)
+    holder.kill()
+    holder.wait()
+    check_output_dir(folder)  # the lock that is left makes no folder used
+    claim_output_dir(folder).release()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"`--output_dir` .*inside' cannot be written to: Not a directory"):
+        claim_output_dir(tmp_path / "file" / "inside")
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a link"])
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path, kind: str) -> None:
+    if kind == "a folder":
+        (tmp_path / ".lock").mkdir()
+    else:
+        (tmp_path / ".lock").symlink_to("nowhere/.lock")
+    with pytest.raises(ValueError, match=r"cannot be locked: its file .lock, .*remove that file; else choose another"):
+        claim_output_dir(tmp_path)
+
+
+def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FileLock, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(ValueError, match=r"cannot be locked: its file .lock, .* \(Permission denied\)"):
+        claim_output_dir(tmp_path)

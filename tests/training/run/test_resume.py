@@ -1,0 +1,229 @@
+"""A run goes on from a checkpoint, in any layout of processes and accumulated parts, and from no other run's."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusers_pfgm.examples.digits import split_digits, write_parquet
+from diffusers_pfgm.training.run.checkpoints import find_checkpoint, list_checkpoints
+from diffusers_pfgm.training.run.records import read_records
+from diffusers_pfgm.training.run.validation import Validation
+from tests.training.run.layouts import run_all
+from tests.training.test_train_pfgm import TINY, largest_difference
+
+ROOT = Path(__file__).parents[1]
+LAST, ODD = 6, 3  # steps
+
+
+@dataclass(frozen=True)
+class Layout:
+    processes: int
+    batch_size: int
+    parts: int
+
+    def __str__(self) -> str:
+        return f"{self.processes}x{self.batch_size}x{self.parts}"
+
+
+LAYOUTS = [Layout(1, 16, 1), Layout(1, 8, 2), Layout(2, 8, 1), Layout(2, 4, 2)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    write_parquet(split_digits()[0][:100], folder / "digits.parquet")
+    (folder / "config.json").write_text(json.dumps(TINY))
+    return folder
+
+
+def options(data: Path, output: Path, *more: str) -> list[str]:
+    found = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
+    found += [f"--model_config_name_or_path={data / 'config.json'}", "--logger=none", "--lr_warmup_steps=1"]
+    return [*found, "--charges=gathered", "--field_batch_size=32", "--learning_rate=1e-3", *more]
+
+
+def run(jobs: dict[Layout, list[list[str]]], folder: Path) -> None:
+    """Every layout's command lines; those of two processes by torchrun, which is ended if they hang."""
+    alone = [job for layout, of_it in jobs.items() if layout.processes == 1 for job in of_it]
+    together = [job for layout, of_it in jobs.items() if layout.processes == 2 for job in of_it]
+    run_all(alone)
+    (folder / "jobs.json").write_text(json.dumps(together))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    paths = [str(ROOT / "training"), str(ROOT / "pipelines_examples"), os.environ.get("PYTHONPATH", "")]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [*launch, str(ROOT / "tests" / "layouts.py"), str(folder / "jobs.json")],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+            stdout=said,
+            stderr=said,
+        )
+        try:
+            process.wait(timeout=300)
+        finally:
+            process.terminate()  # torchrun then ends its processes, which a kill would leave
+            process.wait()
+    assert process.returncode == 0, (folder / "said.txt").read_text()
+
+
+def layout_options(layout: Layout) -> list[str]:
+    return [f"--train_batch_size={layout.batch_size}", f"--gradient_accumulation_steps={layout.parts}"]
+
+
+@pytest.fixture(scope="module")
+def ends(data: Path) -> Iterator[Path]:
+    """A folder of the runs of each layout and of each pair, all of 6 steps."""
+    steps = [f"--max_train_steps={LAST}", f"--checkpointing_steps={ODD}"]
+    run(
+        {layout: [options(data, data / str(layout), *layout_options(layout), *steps)] for layout in LAYOUTS},
+        data,
+    )
+    resumed: dict[Layout, list[list[str]]] = {layout: [] for layout in LAYOUTS}
+    for first, second in itertools.product(LAYOUTS, LAYOUTS):
+        output = data / f"{first}-{second}"
+        shutil.copytree(data / str(first) / f"checkpoint-{ODD}", output / f"checkpoint-{ODD}")
+        more = [*layout_options(second), *steps, "--resume_from_checkpoint=latest"]
+        resumed[second].append(options(data, output, *more))
+    run(resumed, data)
+    yield data
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(LAYOUTS, LAYOUTS)], ids=str)
+def test_any_layout_goes_on_from_any_other(ends: Path, first: Layout, second: Layout) -> None:
+    end = ends / f"{first}-{second}" / f"checkpoint-{LAST}"
+    for part in ("unet", "unet_ema"):
+        alone = largest_difference(end / part, ends / str(LAYOUTS[0]) / f"checkpoint-{LAST}" / part)
+        # 6 sums of gradients in another order, by Adam's steps of up to 1e-3
+        assert alone < 2e-5
+        if first == second:
+            assert largest_difference(end / part, ends / str(first) / f"checkpoint-{LAST}" / part) == 0
+
+
+def go(data: Path, output: Path, *more: str) -> None:
+    """A run of one process that ends without drawing."""
+    run_all([options(data, output, "--train_batch_size=16", *more)])
+
+
+def checkpoints(output: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(output)]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("trained") / "run"
+    go(data, output, "--max_train_steps=8", "--checkpointing_steps=2")
+    return output
+
+
+@pytest.fixture
+def output(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_killed_before_its_first_checkpoint_it_begins_anew(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, resume in enumerate(["--resume_from_checkpoint=latest", "--center_crop"]):  # with and without
+        output = tmp_path / str(number)
+        output.mkdir()
+        go(data, output, "--max_train_steps=1", resume)  # nothing is there yet
+        shutil.rmtree(output / "checkpoint-1")
+        capsys.readouterr()
+        go(data, output, "--max_train_steps=2", resume)
+        said = capsys.readouterr().out
+        assert ("so the run starts anew" in said) == (number == 0)
+        assert f"What an earlier run has left is set aside in {output / 'set-aside-1'}: log.jsonl" in said
+        assert checkpoints(output) == ["checkpoint-2"]
+        assert [record["step"] for record in read_records(output / "log.jsonl", "start")] == [0]
+
+
+def test_damaged_checkpoints_and_other_folders_are_not_begun_upon(data: Path, output: Path, tmp_path: Path) -> None:
+    resume = ["--max_train_steps=9", "--resume_from_checkpoint=latest"]
+    for path in list_checkpoints(output):
+        (path / "optimizer.bin").unlink()
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"'latest': there is no checkpoint-\* folder that"):
+        go(data, output, *resume)
+    assert len(checkpoints(output)) == 4 and not list(output.glob("set-aside-*"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"'latest': there is no checkpoint-\* folder"):
+        go(data, tmp_path / "other", *resume)
+    assert (tmp_path / "other" / "model_index.json").exists()
+
+
+def test_the_newer_branch_is_set_aside(data: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--max_train_steps=7", "--checkpointing_steps=1", "--checkpoints_total_limit=1"]
+    go(data, output, *more, "--resume_from_checkpoint=checkpoint-4")
+    said = capsys.readouterr().out
+    expected = f"What is newer than step 4 is set aside in {output / 'set-aside-1'}: checkpoint-6, checkpoint-8."
+    assert expected in said and f"Resumed from {output / 'checkpoint-4'} after step 4." in said
+    assert checkpoints(output) == ["checkpoint-4", "checkpoint-7"]
+    assert checkpoints(output / "set-aside-1") == ["checkpoint-6", "checkpoint-8"]
+    assert find_checkpoint("latest", output).name == "checkpoint-7"
+    # The abandoned branch can be taken up again.
+    go(data, output, "--max_train_steps=9", f"--resume_from_checkpoint={output / 'set-aside-1' / 'checkpoint-8'}")
+    assert checkpoints(output)[-1] == "checkpoint-9"
+
+
+def test_a_damaged_newest_costs_no_good_one(data: Path, output: Path) -> None:
+    path = output / "checkpoint-8" / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (output / "checkpoint-2").rename(output / "checkpoint-70")  # the step is in its contents
+    more = ["--max_train_steps=7", "--checkpoints_total_limit=1"]
+    with pytest.warns(UserWarning, match="checkpoint-8 is passed over"):
+        go(data, output, *more, "--resume_from_checkpoint=latest")
+    assert checkpoints(output) == ["checkpoint-6", "checkpoint-7"]
+    assert checkpoints(output / "set-aside-1") == ["checkpoint-8"]
+
+
+def test_an_end_that_is_passed_is_refused(data: Path, output: Path) -> None:
+    shutil.copytree(output / "checkpoint-8", output / "copy")
+    before = sorted(output.rglob("*"))
+    message = r"written after step 8, but the run ends after step 7 by .* Raise that to at least 8"
+    for name in ("latest", "copy"):  # the name of the folder does not matter
+        with pytest.raises(ValueError, match=message):
+            go(data, output, "--max_train_steps=7", f"--resume_from_checkpoint={name}")
+    assert sorted(output.rglob("*")) == before
+    go(data, output, "--max_train_steps=8", "--resume_from_checkpoint=latest")
+    assert checkpoints(output)[-1] == "checkpoint-8"
+
+
+def test_an_overwritten_run_leaves_nothing_among_the_new(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, distances = tmp_path / "run", iter([0.1, 0.2, 0.5, 0.6])
+    monkeypatch.setattr(Validation, "distance", lambda *args: next(distances))
+    more = ["--checkpointing_steps=3", "--validation_split=0.2", "--keep_best", "--save_images_epochs=1"]
+    more += ["--validation_epochs=1", "--num_inference_steps=2", "--eval_batch_size=2", "--checkpointing_steps=7"]
+    go(data, output, "--max_train_steps=11", *more)  # an epoch of 80 images is 5 steps
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is no file"):  # refused before anything is moved
+        run_all([[f"--output_dir={output}", "--overwrite_output_dir", "--dataset_name=no.parquet"]])
+    assert checkpoints(output) == ["checkpoint-7", "checkpoint-11"]
+    go(data, output, "--max_train_steps=6", "--overwrite_output_dir", *more)
+    assert json.loads((output / "best" / "validation.json").read_text()) == {"step": 5, "distance": 0.5}
+    assert sorted(path.name for path in (output / "samples").iterdir()) == ["step-000005.png"]
+    assert checkpoints(output) == ["checkpoint-6"] and (output / "notes.txt").read_text() == "mine"
+    assert max(record["step"] for record in read_records(output / "log.jsonl")) == 6
+    assert json.loads((output / "set-aside-1" / "best" / "validation.json").read_text())["distance"] == 0.1
+
+
+def test_other_images_of_the_same_number_are_refused(data: Path, output: Path, tmp_path: Path) -> None:
+    def resume(images: torch.Tensor, folder: Path) -> None:
+        write_parquet(images, folder / "others.parquet")
+        more = ["--max_train_steps=8", "--resume_from_checkpoint=latest", "--train_batch_size=16"]
+        run_all([[*options(data, output, *more), f"--dataset_name={folder / 'others.parquet'}"]])
+
+    images = split_digits()[0]
+    resume(images[:100], tmp_path)  # the same ones at another place
+    for number, others in enumerate([images[100:200], images[:100].flip(0), images[:100].roll(1, 0)]):
+        with pytest.raises(ValueError, match=r"data.images was '[0-9a-f]{16}' and is '[0-9a-f]{16}'.* other ones"):
+            resume(others, tmp_path / str(number))

@@ -1,0 +1,130 @@
+"""What a run has written is told from what its user has put beside it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffusers_pfgm.hub.model_card import MARK
+from diffusers_pfgm.training.run.output_folder import check_output_dir
+from diffusers_pfgm.training.run.run_files import files_after, files_of_a_run, is_run_without_checkpoint
+from diffusers_pfgm.utils.folders import set_aside
+
+OF_THE_RUN = [
+    "checkpoint-4/contents.json",
+    "log.jsonl",
+    ".written.json",
+    "logs/train_pfgm/events.out.tfevents.1",
+    "samples/step-000004.png",
+    "best/validation.json",
+    "best/unet/config.json",
+    "model_index.json",
+    "pipeline.py",
+    "unet/config.json",
+    "scheduler/scheduler_config.json",
+    "training.png",
+    "sigma-density.png",
+    "README.md",
+]
+OF_THE_USER = ["notes.txt", "samples/mine.png", "photos/1.png", "logs/mine.txt", "checkpoint-of-mine/1.png", "me.png"]
+
+
+def fill(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = '{"event": "start", "step": 0}\n' if name == "log.jsonl" else MARK if name == "README.md" else "{}"
+        (folder / name).write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_all_that_a_run_wrote_is_set_aside_and_nothing_else(tmp_path: Path) -> None:
+    fill(tmp_path, OF_THE_RUN + OF_THE_USER)
+    aside = set_aside(tmp_path, files_of_a_run(tmp_path, "logs"))
+    assert aside == tmp_path / "set-aside-1" and names(aside) == sorted(OF_THE_RUN)
+    assert names(tmp_path) == sorted([*OF_THE_USER, *(f"set-aside-1/{name}" for name in OF_THE_RUN)])
+    assert set_aside(tmp_path, files_of_a_run(tmp_path, "logs")) is None
+    fill(tmp_path, ["log.jsonl"])
+    assert set_aside(tmp_path, files_of_a_run(tmp_path, "logs")) == tmp_path / "set-aside-2"
+
+
+def test_names_of_a_run_that_are_the_users_stay(tmp_path: Path) -> None:
+    fill(tmp_path, ["best/photo.png", "samples/step-mine.png"])
+    (tmp_path / "README.md").write_text("my own words")
+    assert files_of_a_run(tmp_path, "logs") == []
+
+
+def test_links_lead_where_they_did(tmp_path: Path) -> None:
+    fill(tmp_path, ["archive/checkpoint-4/contents.json"])
+    (tmp_path / "checkpoint-4").symlink_to("archive/checkpoint-4")
+    set_aside(tmp_path, files_of_a_run(tmp_path, "logs"))
+    assert (tmp_path / "set-aside-1" / "checkpoint-4" / "contents.json").read_text() == "{}"
+    assert names(tmp_path / "archive") == ["checkpoint-4/contents.json"]
+
+
+def test_what_is_newer_is_abandoned(tmp_path: Path) -> None:
+    fill(tmp_path, [f"checkpoint-{step}/contents.json" for step in (2, 4, 6)])
+    fill(tmp_path, [f"samples/step-00000{step}.png" for step in range(8)])
+    fill(tmp_path, ["best/model_index.json"])
+    (tmp_path / "best" / "validation.json").write_text(json.dumps({"step": 5, "distance": 1.0}))
+    found = files_after(tmp_path, tmp_path / "checkpoint-4", 4)
+    expected = ["checkpoint-6", *(f"samples/step-00000{step}.png" for step in (5, 6, 7)), "best"]
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == expected
+    (tmp_path / "best" / "validation.json").write_text(json.dumps({"step": 4, "distance": 1.0}))
+    assert tmp_path / "best" not in files_after(tmp_path, tmp_path / "checkpoint-4", 4)
+    (tmp_path / "best" / "validation.json").write_text("{")
+    assert tmp_path / "best" not in files_after(tmp_path, tmp_path / "checkpoint-4", 4)
+    # Steps after the newest checkpoint are made again, as they were.
+    assert files_after(tmp_path, tmp_path / "checkpoint-6", 6) == []
+
+
+FIRST_RECORDS = [
+    ".lock",
+    "log.jsonl",
+    ".written.json",
+    "logs/train_pfgm/events.1",
+    "samples/step-000001.png",
+    ".checkpoint-4.partial/x",
+]
+
+
+@pytest.mark.parametrize("count", range(len(FIRST_RECORDS) + 1))
+def test_a_run_that_has_saved_nothing_may_begin_again(tmp_path: Path, count: int) -> None:
+    fill(tmp_path, FIRST_RECORDS[:count])
+    check_output_dir(tmp_path)
+    assert is_run_without_checkpoint(tmp_path, "logs")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "samples/mine.png", "logs/mine.txt", "model_index.json", "log.txt"])
+def test_anything_else_is_not_begun_upon(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, [*FIRST_RECORDS, name])
+    with pytest.raises(ValueError, match="is not empty"):
+        check_output_dir(tmp_path)
+    assert is_run_without_checkpoint(tmp_path, "logs")  # asked to go on, it is still this run's own folder
+    (tmp_path / "log.jsonl").write_text("mine")
+    assert not is_run_without_checkpoint(tmp_path, "logs")
+
+
+def test_a_log_cut_off_by_a_kill_is_one(tmp_path: Path) -> None:
+    for text in ("", '{"eve', '{"event": "start", "ste'):
+        (tmp_path / "log.jsonl").write_text(text)
+        assert is_run_without_checkpoint(tmp_path, "logs")
+
+
+def test_a_checkpoint_of_any_state_is_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").symlink_to("a disk that is not there")
+    assert not is_run_without_checkpoint(tmp_path, "logs")
+    with pytest.raises(ValueError, match="is not empty"):
+        check_output_dir(tmp_path)
+
+
+def test_a_finished_model_whose_checkpoints_are_gone_is_not_begun_upon(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"event": "start", "step": 0}\n')
+    assert is_run_without_checkpoint(tmp_path, "logs")
+    (tmp_path / "model_index.json").write_text("{}")
+    assert is_run_without_checkpoint(tmp_path, "logs")
+    log.write_text('{"event": "start", "step": 0}\n{"event": "end", "step": 9}\n')
+    assert not is_run_without_checkpoint(tmp_path, "logs")

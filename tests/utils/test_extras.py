@@ -1,0 +1,65 @@
+"""What is missing of an extra is named together with the extra."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusers_pfgm.utils.extras import require_extra
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_what_is_there_is_not_missed() -> None:
+    require_extra("training", "torch", "diffusers")
+
+
+def test_all_that_is_missing_is_named() -> None:
+    message = r"nothing_a, nothing_b must be .* extra `training`: pip install '\.\[training\]' in a checkout of diff"
+    with pytest.raises(ModuleNotFoundError, match=message) as caught:
+        require_extra("training", "torch", "nothing_a", "nothing_b")
+    assert caught.value.name == "nothing_a"
+
+
+CASES = """
+import runpy, sys
+import torch
+for code, package, extra in {cases!r}:
+    sys.modules[package] = None  # an import of it raises
+    try:
+        exec(code)
+    except ModuleNotFoundError as error:
+        expected = f"Install the extra `{{extra}}`: pip install '.[{{extra}}]' in a checkout of diffusers-pfgm."
+        assert package in str(error) and expected in str(error), (code, package, str(error))
+    else:
+        raise AssertionError((code, package))
+    del sys.modules[package]
+"""
+
+
+def test_every_use_names_its_extra() -> None:
+    distance = "from diffusers_pfgm.metrics import sliced_wasserstein as f; f(torch.zeros(2, 1), torch.zeros(2, 1))"
+    cases = [
+        ("import diffusers_pfgm.training.data.source", "datasets", "training"),
+        ("import diffusers_pfgm.training.run.checkpoints", "accelerate", "training"),
+        ("import diffusers_pfgm.training.run.output_folder", "filelock", "training"),
+        ("import diffusers_pfgm.training.data.field_batches", "psutil", "training"),
+        ("import diffusers_pfgm.plots.training_curves", "matplotlib", "training"),
+        ("import diffusers_pfgm.plots", "matplotlib", "training"),
+        (distance, "ot", "training"),
+    ]
+    for script, package in (("train_pfgm", "accelerate"), ("train_pfgm", "tqdm"), ("evaluate_likelihood", "datasets")):
+        cases.append((f"runpy.run_path({str(ROOT / 'training' / script) + '.py'!r})", package, "training"))
+    examples = sorted((ROOT / "pipelines_examples").glob("*.py"))
+    for path in examples:
+        for package in ("sklearn", "matplotlib", "datasets"):
+            if re.search(rf"^(from|import) {package}\b", path.read_text(), re.MULTILINE):
+                cases.append((f"runpy.run_path({str(path)!r})", package, "examples"))
+    folders = os.pathsep.join(str(ROOT / name) for name in ("training", "pipelines_examples"))
+    paths = os.pathsep.join([folders, *sys.path])
+    command = [sys.executable, "-c", CASES.format(cases=cases)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr

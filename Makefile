@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test test-oldest lint bench soak clean
 
 demo: $(VENV)/ready-demo
-	$(BIN)/python -u pipelines_examples/demo.py
+	$(BIN)/python -u pipelines_examples/quickstart/demo.py
 
 # One thread for each process: threads that wait for each other are slower than none on small tensors.
 test: $(VENV)/ready-test lint
@@ -26,7 +26,7 @@ bench: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/benchmarks -s
 
 soak: $(VENV)/ready-test
-	PYTHONPATH=.:training:pipelines_examples $(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.training.soak
 
 $(VENV)/ready-demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,6 @@
 """Every example runs, shows its help, and does what it says."""
 
 import gzip
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.data.source import load_image_dataset
 from tests.conftest import make_tiny_pipeline, make_tiny_unet
+from tests.scripts import load_script
 from tests.training.data.test_images import write_images
 
 FOLDER = Path(__file__).parents[1] / "pipelines_examples"
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    example = importlib.import_module(name)
+    example = load_script(name)
     with pytest.raises(SystemExit) as stop:
         example.main(["--help"])
     assert stop.value.code == 0 and example.__doc__.splitlines()[0] in capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_generate(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "generated.png"
-    importlib.import_module("generate").main(
+    load_script("generate").main(
         [
             "--model",
             model,
@@ -63,7 +63,7 @@ def test_generate_without_training(source: str, tmp_path: Path, capsys: pytest.C
     else:
         images = tmp_path / "digits.parquet"
         write_parquet(split_digits()[0][:7], images)
-    importlib.import_module("generate_without_training").main(
+    load_script("generate_without_training").main(
         ["--images", str(images), "--resolution", "8", "--batch_size", "4", "--output", str(output), "--device", "cpu"]
     )
     assert "4 images from the field of 7 charges, 20 calls" in capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_generate_without_training(source: str, tmp_path: Path, capsys: pytest.C
 
 def test_swap_solver(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "solvers.png"
-    importlib.import_module("swap_solver").main(["--model", model, "--calls", "5", "--output", str(output)])
+    load_script("swap_solver").main(["--model", model, "--calls", "5", "--output", str(output)])
     table = capsys.readouterr().out.splitlines()[1:5]
     assert [line.split()[-2] for line in table] == ["200", "5", "5", "5"]
     assert Image.open(output).size == (8 * 36, 4 * 36)
@@ -82,7 +82,7 @@ def test_quality_against_calls(model: str, tmp_path: Path, capsys: pytest.Captur
     output, data = tmp_path / "quality.png", tmp_path / "digits.parquet"
     write_parquet(split_digits()[1][:20], data)
     options = ["--model", model, "--data", str(data), "--calls", "3", "5", "--batch_size", "16", "--device", "cpu"]
-    importlib.import_module("quality_against_calls").main([*options, "--output", str(output)])
+    load_script("quality_against_calls").main([*options, "--output", str(output)])
     table = [line.split() for line in capsys.readouterr().out.splitlines()[3:-2]]
     assert [row[-3] for row in table][:8] == ["3", "5"] * 4 and table[8][0] == "RK45" and len(table) == 11
     errors = {row[0]: float(row[-2]) for row in table}  # of the most calls of each
@@ -90,14 +90,14 @@ def test_quality_against_calls(model: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_swap_schedulers(capsys: pytest.CaptureFixture[str]) -> None:
-    importlib.import_module("swap_schedulers").main([])
+    load_script("swap_schedulers").main([])
     numbers = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     same, ddim, default, edm = numbers
     assert same < 1e-5 and edm < 1e-4 and default < ddim
 
 
 def test_demo_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    importlib.import_module("demo").main(["--output_dir", str(tmp_path), "--max_train_steps", "3"])
+    load_script("demo").main(["--output_dir", str(tmp_path), "--max_train_steps", "3"])
     printed = capfd.readouterr().out
     assert printed.count("network calls") == 3 and "M = 261" in printed
     assert (tmp_path / "held-out.parquet").exists()
@@ -120,9 +120,7 @@ def labelled(tmp_path: Path) -> Path:
     for prefix, rows, suffix in (("train", slice(0, 400), ".gz"), ("t10k", slice(400, 500), "")):
         write_idx(tmp_path / "idx" / f"{prefix}-images-idx3-ubyte{suffix}", digits.images[rows] * 15)
         write_idx(tmp_path / "idx" / f"{prefix}-labels-idx1-ubyte{suffix}", digits.target[rows])
-    importlib.import_module("mnist_to_parquet").main(
-        ["--idx_dir", f"{tmp_path / 'idx'}", "--output_dir", str(tmp_path)]
-    )
+    load_script("mnist_to_parquet").main(["--idx_dir", f"{tmp_path / 'idx'}", "--output_dir", str(tmp_path)])
     return tmp_path
 
 
@@ -131,7 +129,7 @@ def test_mnist_to_parquet(labelled: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(dataset) == 400 and dataset.features["label"].names == [str(digit) for digit in range(10)]
     assert np.array_equal(np.array(dataset[3]["image"]), (load_digits().images[3] * 15).astype(np.uint8))
     assert dataset[3]["label"] == load_digits().target[3]
-    read_idx = importlib.import_module("mnist_to_parquet").read_idx
+    read_idx = load_script("mnist_to_parquet").read_idx
     images = labelled / "idx" / "t10k-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"is not whole: its header tells of the shape \(100, 8, 8\)"):
@@ -147,7 +145,7 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
     PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0), names).save_pretrained(labelled / "model")
     options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train.parquet"), "--per_class", "3"]
     options += ["--test_data", str(labelled / "test.parquet"), "--epochs", "60", "--num_inference_steps", "2"]
-    importlib.import_module("class_accuracy").main([*options, "--output", str(labelled / "grid.png")])
+    load_script("class_accuracy").main([*options, "--output", str(labelled / "grid.png")])
     printed = capsys.readouterr().out
     right = float(printed.split("right on ")[1].split(" %")[0])
     assert right > 80 and "of 100 real images" in printed and "of 30 drawn images, 2 calls each" in printed
@@ -155,7 +153,7 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_classes_go_by_the_models_names(labelled: Path) -> None:
-    load = importlib.import_module("class_accuracy").load
+    load = load_script("class_accuracy").load
     names = {number: str(9 - number) for number in range(10)}
     images, labels = load(str(labelled / "test.parquet"), 8, "L", names)
     assert images.shape == (100, 1, 8, 8) and torch.equal(labels, 9 - torch.tensor(load_digits().target[400:500]))
@@ -164,7 +162,7 @@ def test_classes_go_by_the_models_names(labelled: Path) -> None:
 
 
 def test_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    importlib.import_module("likelihood").main(["--count", "8", "--output", str(tmp_path / "histograms.png")])
+    load_script("likelihood").main(["--count", "8", "--output", str(tmp_path / "histograms.png")])
     printed = capsys.readouterr().out
     bits = [float(line.split(": ")[1].split(" ")[0]) for line in printed.splitlines()[:3]]
     scores = [float(part.split("\n")[0]) for part in printed.split("AUROC ")[1:]]

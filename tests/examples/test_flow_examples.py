@@ -15,11 +15,12 @@ from table import fitted_gaussian, quantile_differences
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from tests.conftest import make_tiny_unet, seeded
+from tests.scripts import load_script
 from tests.training.data.test_images import write_images
 
 
 def run(name: str, *options: str) -> None:
-    importlib.import_module(name).main(list(options))
+    load_script(name).main(list(options))
 
 
 def figures(line: str) -> list[float]:
@@ -119,7 +120,7 @@ def test_point_cloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_moons_density_is_that_of_their_points() -> None:
-    moons = importlib.import_module("point_cloud")
+    moons = load_script("point_cloud")
     mean, scale = torch.tensor([0.5, 0.2], dtype=torch.float64), torch.tensor([0.9, 0.5], dtype=torch.float64)
     axis = torch.linspace(-5, 5, 80, dtype=torch.float64)
     density = moons.moons_log_prob(torch.cartesian_prod(axis, axis), mean, scale).exp().view(80, 80)
@@ -148,7 +149,7 @@ def test_the_fitted_gaussian_and_quantiles() -> None:
 
 
 def test_a_network_of_points_is_called_like_unet2dmodel() -> None:
-    network = importlib.import_module("point_network").PointNetwork(3).eval()
+    network = importlib.import_module("diffusers_pfgm.examples.point_network").PointNetwork(3).eval()
     points = torch.randn(5, 3, generator=seeded())
     with torch.no_grad():
         one, each = network(points, torch.tensor(0.7)).sample, network(points, torch.full((5,), 0.7)).sample

@@ -1,6 +1,5 @@
 """The examples of inverse problems run, and their figures are those of the posterior."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.examples.inverse_problems import psnr
 from tests.conftest import make_tiny_pipeline
+from tests.scripts import load_script
 
 
 def figures(printed: str) -> dict[str, list[float]]:
@@ -27,7 +27,7 @@ def figures(printed: str) -> dict[str, list[float]]:
 @pytest.mark.parametrize("name", ["inpainting", "super_resolution", "deblurring"])
 def test_exact_field(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--num_images", "6", "--draws", "4", "--num_sweeps", "2", "--device", "cpu", "--noise_std", "0.3"]
-    importlib.import_module(name).main([*options, "--output", str(tmp_path / "solved.png")])
+    load_script(name).main([*options, "--output", str(tmp_path / "solved.png")])
     printed = capsys.readouterr().out
     rows = figures(printed)
     assert rows["replacement"][-2] == 20 and rows["guidance"][-2] == 40 and rows["latent"][-2] > 40 + 29 + 3 * 15
@@ -46,7 +46,7 @@ def test_saved_model_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     data = ["--data", str(tmp_path / "digits.parquet"), "--train_data", str(tmp_path / "digits.parquet")]
     options = ["--model", str(tmp_path / "model"), "--num_inference_steps", "2", "--num_sweeps", "0", "--draws", "1"]
     output = tmp_path / "solved.png"
-    importlib.import_module("inpainting").main(
+    load_script("inpainting").main(
         [*options, *data, "--noise_std", "0.01", "--observed", "border", "--device", "cpu", "--output", str(output)]
     )
     rows = figures(capsys.readouterr().out)

@@ -1,6 +1,5 @@
 """The example draws all pictures, and its numbers hold."""
 
-import importlib
 import re
 from pathlib import Path
 
@@ -8,12 +7,13 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_tiny_pipeline
+from tests.scripts import load_script
 
 PICTURES = ("field-lines", "hemisphere-plane", "hemisphere-digits", "trajectories", "denoised")
 
 
 def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example = importlib.import_module("physics_pictures")
+    example = load_script("physics_pictures")
     example.main(["--output_dir", str(tmp_path), "--num_frames", "3", "--num_inference_steps", "8"])
     printed = capsys.readouterr().out
     for name in (*(f"{picture}.png" for picture in PICTURES), "points.gif", "images.gif"):
@@ -38,9 +38,7 @@ def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_tiny_pipeline(3, (8, 16)).save_pretrained(tmp_path / "model")
     options = ["--model", str(tmp_path / "model"), "--batch_size", "6", "--num_inference_steps", "3"]
-    importlib.import_module("physics_pictures").main(
-        [*options, "--num_frames", "2", "--output_dir", str(tmp_path / "pictures")]
-    )
+    load_script("physics_pictures").main([*options, "--num_frames", "2", "--output_dir", str(tmp_path / "pictures")])
     printed = capsys.readouterr().out
     assert "3. Trajectories of " + str(tmp_path / "model") in printed and "law of the data" not in printed
     assert Image.open(tmp_path / "pictures" / "images.gif").n_frames == 4

@@ -1,6 +1,5 @@
 """Likelihoods through a pipeline, and of a data set by command."""
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -23,6 +22,7 @@ from diffusers_pfgm.flow.dequantization import dequantize
 from diffusers_pfgm.training.data.order import position_generators
 from diffusers_pfgm.training.run.records import read_records
 from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
+from tests.scripts import load_script
 
 SCHEDULER = PoissonFlowScheduler(sigma_min=0.3, sigma_max=2000.0)
 
@@ -132,7 +132,7 @@ def options(folder: Path, output: Path, *more: str) -> list[str]:
 def test_a_data_set_goes_on_where_it_was(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main = importlib.import_module("evaluate_likelihood").main
+    main = load_script("evaluate_likelihood").main
     main(options(folder, tmp_path / "whole.jsonl"))
     main(options(folder, tmp_path / "parts.jsonl", "--max_images=4", "--batch_size=3"))
     with (tmp_path / "parts.jsonl").open("a") as file:
@@ -149,7 +149,7 @@ def test_a_data_set_goes_on_where_it_was(
 
 
 def test_a_refused_run_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    main = importlib.import_module("evaluate_likelihood").main
+    main = load_script("evaluate_likelihood").main
     found = tmp_path / "found.jsonl"
     with pytest.raises(ValueError, match="`num_probes` must be a multiple of 3"):
         main(options(folder, found, "--divergence=hutch++"))
@@ -168,13 +168,13 @@ def test_classes_go_by_their_names(folder: Path, tmp_path: Path) -> None:
         images.add_column("label", labels, feature=column).to_parquet(tmp_path / "labelled.parquet")
         arguments = options(folder, tmp_path / f"{labels[0]}.jsonl", "--label_column=label")
         arguments[:2] = [f"--model={tmp_path / 'model'}", f"--dataset_name={tmp_path / 'labelled.parquet'}"]
-        importlib.import_module("evaluate_likelihood").main(arguments)
+        load_script("evaluate_likelihood").main(arguments)
         found.append([record["log_prob"] for record in read_records(tmp_path / f"{labels[0]}.jsonl", "image")])
     assert found[0] == found[1]
 
 
 def test_figures_of_other_settings_stay(folder: Path, tmp_path: Path) -> None:
-    main = importlib.import_module("evaluate_likelihood").main
+    main = load_script("evaluate_likelihood").main
     main(options(folder, tmp_path / "found.jsonl", "--max_images=1"))
     before = (tmp_path / "found.jsonl").read_text()
     with pytest.raises(ValueError, match=r"holds figures of other settings: seed was 0 and is 1. Pass these again"):
@@ -195,7 +195,7 @@ def test_networks_of_any_size_are_evaluated(folder: Path, tmp_path: Path, size: 
     for index, image in enumerate(pixels):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{index}.png")
-    main = importlib.import_module("evaluate_likelihood").main
+    main = load_script("evaluate_likelihood").main
     arguments = options(folder, tmp_path / "found.jsonl")[2:]
     main([f"--model={tmp_path / 'model'}", f"--train_data_dir={tmp_path / 'images'}", *arguments])
     found = [record["log_prob"] for record in read_records(tmp_path / "found.jsonl", "image")]
@@ -205,7 +205,7 @@ def test_networks_of_any_size_are_evaluated(folder: Path, tmp_path: Path, size: 
 
 
 def test_the_accelerator_is_found_in_torch_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = importlib.import_module("evaluate_likelihood")
+    script = load_script("evaluate_likelihood")
     for device in ("cuda", "mps"):
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda found=device: torch.device(found))

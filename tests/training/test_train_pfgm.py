@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import train_pfgm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,6 +18,7 @@ from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.data import training_data as training_data
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import load_image_dataset
+from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run import setup as preparation
 from diffusers_pfgm.training.run.arguments import parse_args
 from tests.conftest import seeded
@@ -152,7 +152,7 @@ def train(data: Path, output: Path, *options: str, config: str = "config.json") 
     """In this process, to look at what it calls."""
     command = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
     command += [f"--model_config_name_or_path={data / config}", "--train_batch_size=32", "--lr_warmup_steps=1"]
-    train_pfgm.main(parse_args(None, [*command, "--logger=none", *options]))
+    loop.main(parse_args(None, [*command, "--logger=none", *options]))
 
 
 def test_the_pipeline_holds_the_average(trained: tuple[Path, str]) -> None:
@@ -266,7 +266,7 @@ def test_classes_are_learned_by_their_labels(
     options += ["--class_conditional", f"--label_dropout={dropout}", f"--objective={objective}", "--seed=0"]
     options += ["--max_train_steps=3", "--train_batch_size=32", "--eval_batch_size=6", "--logger=none"]
     options += ["--charges=local"] if objective == "field" else []
-    train_pfgm.main(parse_args(None, [*options, f"--output_dir={tmp_path / 'model'}"]))
+    loop.main(parse_args(None, [*options, f"--output_dir={tmp_path / 'model'}"]))
 
     known = torch.cat([each["class_labels"] for each in seen])
     assert set(known.tolist()) == ({0, 1, 2, 3} if dropout else {0, 1, 2})

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import torch
 
-from diffusers_pfgm import ChargeField, LinearOperator, PFGMInversePipeline, PoissonFlowScheduler
-from diffusers_pfgm.examples.digits import split_digits
-from diffusers_pfgm.plots.image_grid import image_grid
-from diffusers_pfgm.training.data.images import ImageTensors
-from diffusers_pfgm.training.data.source import open_images
+from ..inverse import LinearOperator
+from ..physics import ChargeField
+from ..pipelines import PFGMInversePipeline
+from ..plots.image_grid import image_grid
+from ..schedulers import PoissonFlowScheduler
+from ..training.data.images import ImageTensors
+from ..training.data.source import open_images
+from .digits import split_digits
 
 SHOWN = 2  # draws of each method in the picture
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import torch
 
-from diffusers_pfgm import PerturbationObjective, PoissonFlowScheduler
+from ..losses import PerturbationObjective
+from ..schedulers import PoissonFlowScheduler
 
 FREQUENCIES = 16  # of the embedding of c_noise
 

@@ -11,9 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-import train_pfgm
 from accelerate import Accelerator
 
+from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.outputs import Outputs
 
@@ -24,7 +24,7 @@ def run_all(jobs: list[list[str]]) -> None:
     Accelerator.end_training = lambda self: None  # the next run uses the group of processes again
     try:
         for job in jobs:
-            train_pfgm.main(parse_args(None, job))
+            loop.main(parse_args(None, job))
     finally:
         Outputs.at_the_end, Accelerator.end_training = at_the_end, end_training
 

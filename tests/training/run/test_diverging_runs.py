@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import train_pfgm
 from diffusers import UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from diffusers_pfgm import FieldObjective, LossOutput
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
+from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.divergence import DivergenceError
 from diffusers_pfgm.training.run.records import read_records
@@ -69,7 +69,7 @@ def test_a_run_stops_before_the_step_that_is_broken(
     output = tmp_path / "run"
     more = ["--max_train_steps=9", "--checkpointing_steps=2", "--checkpoints_total_limit=1"]
     with pytest.raises(DivergenceError) as caught:
-        train_pfgm.main(parse_args(None, options(data, output, *more)))
+        loop.main(parse_args(None, options(data, output, *more)))
     what = "the loss and the norm of the gradient" if kind == "loss" else "the norm of the gradient"
     assert f"The training diverged at step 4: {what} became NaN or infinite" in str(caught.value)
     assert f"The last good checkpoint is {output / 'checkpoint-2'}." in str(caught.value)
@@ -81,7 +81,7 @@ def test_a_run_stops_before_the_step_that_is_broken(
 def test_weights_that_the_step_itself_breaks_are_not_saved(data: Path, tmp_path: Path, more: list[str]) -> None:
     output = tmp_path / "run"
     with pytest.raises(DivergenceError, match="There is no checkpoint yet"):
-        train_pfgm.main(parse_args(None, options(data, output, "--learning_rate=1e20", *more)))
+        loop.main(parse_args(None, options(data, output, "--learning_rate=1e20", *more)))
     assert left(output) == {"log.jsonl"}
 
 
@@ -97,7 +97,7 @@ def test_finite_weights_without_a_finite_output_are_not_saved(
     monkeypatch.setattr(UNet2DModel, "forward", overflow)
     output = tmp_path / "run"
     with pytest.raises(DivergenceError, match="diverged at step 3: the network's output became NaN or infinite"):
-        train_pfgm.main(parse_args(None, options(data, output, "--max_train_steps=3")))
+        loop.main(parse_args(None, options(data, output, "--max_train_steps=3")))
     assert "log.jsonl" in left(output) and not {"checkpoint-3", "model_index.json"} & left(output)
 
 

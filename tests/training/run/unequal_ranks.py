@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import train_pfgm
-
 from diffusers_pfgm import FieldObjective, LossOutput
 from diffusers_pfgm.training.data import field_batches as field_batch
+from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.script_errors import run_script
 
@@ -28,4 +27,4 @@ def broken(self: FieldObjective, *args: Any, **options: Any) -> LossOutput:
 if __name__ == "__main__":
     FieldObjective.__call__ = broken  # type: ignore[method-assign]
     field_batch.free_memory = lambda device: 0 if RANK else 2**50
-    run_script(lambda: train_pfgm.main(parse_args(None)))
+    run_script(lambda: loop.main(parse_args(None)))

@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from diffusers_pfgm import Charges, ClassCharges
-from diffusers_pfgm.training.data.field_batches import Batch, choose_charges
-from diffusers_pfgm.training.data.images import ImageTensors, RandomCropError
-from diffusers_pfgm.training.data.labels import LabelledImages, read_class_labels
-from diffusers_pfgm.training.data.order import BatchPlan, ImageOrder, PlannedBatches
-from diffusers_pfgm.training.data.source import load_image_dataset
-from diffusers_pfgm.training.data.streams import StreamedImages
-from diffusers_pfgm.training.run.agreement import as_main_process
-from diffusers_pfgm.training.run.validation import MOST_IMAGES, Validation, split_indices
+from ...physics import Charges, ClassCharges
+from ..run.agreement import as_main_process
+from ..run.validation import MOST_IMAGES, Validation, split_indices
+from .field_batches import Batch, choose_charges
+from .images import ImageTensors, RandomCropError
+from .labels import LabelledImages, read_class_labels
+from .order import BatchPlan, ImageOrder, PlannedBatches
+from .source import load_image_dataset
+from .streams import StreamedImages
 
 NAMED = 10  # broken images that are told by name
 

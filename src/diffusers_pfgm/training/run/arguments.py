@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
-from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM
-from diffusers_pfgm.training.run.option_types import integer, number, positive, share
-from diffusers_pfgm.training.run.script_errors import ScriptParser
+from ...physics.bounded_noise import LEAST_AUG_DIM
+from .option_types import integer, number, positive, share
+from .script_errors import ScriptParser
 
 OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str]] = {
     "field": {"charges": "auto", "field_batch_size": 2048, "gamma": 5.0},

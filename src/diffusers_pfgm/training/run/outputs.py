@@ -17,19 +17,20 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
 
-from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler, fit_sigmas
-from diffusers_pfgm.hub.model_card import last_part, make_model_card, save_model_card
-from diffusers_pfgm.hub.publishing import push
-from diffusers_pfgm.hub.serialization import written_aside
-from diffusers_pfgm.hub.written_files import WrittenFiles
-from diffusers_pfgm.plots import plot_sigma_density
-from diffusers_pfgm.plots.training_curves import plot_training
-from diffusers_pfgm.training.data.training_data import TrainingData
-from diffusers_pfgm.training.run.records import Records, read_records
-from diffusers_pfgm.training.run.run_files import CARD, LOG
-from diffusers_pfgm.training.run.samples import save_samples
-from diffusers_pfgm.training.run.side_output import last_checkpoint, side_output
-from diffusers_pfgm.training.run.validation import BestModel
+from ...hub.model_card import last_part, make_model_card, save_model_card
+from ...hub.publishing import push
+from ...hub.serialization import written_aside
+from ...hub.written_files import WrittenFiles
+from ...pipelines import PFGMPipeline
+from ...plots import plot_sigma_density
+from ...plots.training_curves import plot_training
+from ...schedulers import PoissonFlowScheduler, fit_sigmas
+from ..data.training_data import TrainingData
+from .records import Records, read_records
+from .run_files import CARD, LOG
+from .samples import save_samples
+from .side_output import last_checkpoint, side_output
+from .validation import BestModel
 
 KINDS = ("save_images_epochs", "validation_epochs", "save_model_epochs")
 

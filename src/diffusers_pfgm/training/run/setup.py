@@ -16,21 +16,16 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from filelock import FileLock
 
-from diffusers_pfgm import (
-    FieldObjective,
-    Hyperparameters,
-    Parameterization,
-    PerturbationObjective,
-    PoissonFlowScheduler,
-    recommend_hyperparameters,
-)
-from diffusers_pfgm.training.data.images import ImageTensors
-from diffusers_pfgm.training.data.streams import StreamedImages
-from diffusers_pfgm.training.run.agreement import as_main_process
-from diffusers_pfgm.training.run.checkpoints import LATEST, find_checkpoint, list_checkpoints, sweep
-from diffusers_pfgm.training.run.output_folder import check_output_dir, claim_output_dir, is_inside
-from diffusers_pfgm.training.run.run_files import files_after, files_of_a_run, is_run_without_checkpoint
-from diffusers_pfgm.utils.folders import set_aside
+from ...losses import FieldObjective, PerturbationObjective
+from ...physics import Hyperparameters, Parameterization, recommend_hyperparameters
+from ...schedulers import PoissonFlowScheduler
+from ...utils.folders import set_aside
+from ..data.images import ImageTensors
+from ..data.streams import StreamedImages
+from .agreement import as_main_process
+from .checkpoints import LATEST, find_checkpoint, list_checkpoints, sweep
+from .output_folder import check_output_dir, claim_output_dir, is_inside
+from .run_files import files_after, files_of_a_run, is_run_without_checkpoint
 
 SIGMA_MAX = 80.0  # of the perturbation objective, as in EDM
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")

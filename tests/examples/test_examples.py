@@ -16,8 +16,8 @@ from tests.conftest import make_tiny_pipeline, make_tiny_unet
 from tests.scripts import load_script
 from tests.training.data.test_images import write_images
 
-FOLDER = Path(__file__).parents[1] / "pipelines_examples"
-EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if "def main(" in path.read_text())
+FOLDER = Path(__file__).parents[2] / "pipelines_examples"
+EXAMPLES = sorted(path.stem for path in FOLDER.glob("*/*.py") if "def main(" in path.read_text())
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import torch
 from diffusers import UNet2DModel
 from PIL import Image
 from sklearn.datasets import load_digits, load_wine
-from table import fitted_gaussian, quantile_differences
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
@@ -143,9 +142,11 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_fitted_gaussian_and_quantiles() -> None:
     rows = torch.randn(4000, 3, generator=seeded(), dtype=torch.float64) * torch.tensor([1.0, 2.0, 0.5])
-    gaussian = fitted_gaussian(rows, 0.5)
+    gaussian = load_script("table").fitted_gaussian(rows, 0.5)
     assert torch.allclose(gaussian.covariance_matrix, torch.cov(rows.T) + 0.25 * torch.eye(3, dtype=torch.float64))
-    assert torch.allclose(quantile_differences(rows + 0.25, rows), torch.full((3,), 0.25, dtype=torch.float64))
+    assert torch.allclose(
+        load_script("table").quantile_differences(rows + 0.25, rows), torch.full((3,), 0.25, dtype=torch.float64)
+    )
 
 
 def test_a_network_of_points_is_called_like_unet2dmodel() -> None:

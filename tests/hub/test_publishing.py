@@ -17,7 +17,7 @@ from tests.conftest import make_tiny_pipeline, seeded
 from tests.hub.hub_server import Hub, serve
 
 WRITES, READS = "hf_secretThatWrites", "hf_secretThatReads"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Client:

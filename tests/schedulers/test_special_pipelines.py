@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
-from tests import tiny_pipelines
 from tests.conftest import make_tiny_unet, seeded
+from tests.schedulers import tiny_pipelines
 from tests.schedulers.test_diffusers_classes import SVD
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make, make_text_unet
 

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from diffusers_pfgm import PoissonFlowScheduler
-from tests import tiny_pipelines
+from tests.schedulers import tiny_pipelines
 from tests.schedulers.tiny_pipelines import PIPELINES, SCALED_LINEAR, make
 
 FIRST = {"solver_order": 1, "use_corrector": False}

@@ -28,7 +28,7 @@ from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step, damage
 from diffusers_pfgm.training.run.checkpoints import find_checkpoint, list_checkpoints
 
-SCRIPT = Path(__file__).parents[1] / "training" / "train_pfgm.py"
+SCRIPT = Path(__file__).parents[2] / "training" / "train_pfgm.py"
 NETWORK = {
     "sample_size": 8,
     "in_channels": 1,

@@ -23,7 +23,7 @@ from diffusers_pfgm.training.run import setup as preparation
 from diffusers_pfgm.training.run.arguments import parse_args
 from tests.conftest import seeded
 
-SCRIPT = Path(__file__).parents[1] / "training" / "train_pfgm.py"
+SCRIPT = Path(__file__).parents[2] / "training" / "train_pfgm.py"
 TINY = {
     "sample_size": 8,
     "in_channels": 1,

@@ -1,6 +1,6 @@
 """Training runs one after the other in one process group, to spare the start of a process for each.
 
-    torchrun --nproc_per_node 2 tests/layouts.py jobs.json
+    torchrun --nproc_per_node 2 tests/training/run/layouts.py jobs.json
 
 `jobs.json` is a list of command lines of train_pfgm.py.
 """

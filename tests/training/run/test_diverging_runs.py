@@ -1,9 +1,6 @@
 """A run that diverges stops with an error, saves nothing of its weights and leaves its good checkpoints alone."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,10 @@ from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.divergence import DivergenceError
 from diffusers_pfgm.training.run.records import read_records
+from tests.training.launch import torchrun
 from tests.training.test_train_pfgm import TINY
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +101,9 @@ def test_finite_weights_without_a_finite_output_are_not_saved(
 
 def test_processes_agree_on_charges_and_on_divergence(data: Path, tmp_path: Path) -> None:
     """Rank 0 has memory for every image and rank 1 for none; at step 3 rank 1 alone has a loss that is not finite."""
-    output, launch = tmp_path / "run", [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    paths = [str(ROOT), str(ROOT / "training"), str(ROOT / "pipelines_examples"), os.environ.get("PYTHONPATH", "")]
+    output = tmp_path / "run"
     more = ["--max_train_steps=9", "--checkpointing_steps=2"]
-    done = subprocess.run(
-        [*launch, "--nproc_per_node=2", str(ROOT / "tests" / "unequal_ranks.py"), *options(data, output, *more)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = torchrun(Path(__file__).parent / "unequal_ranks.py", *options(data, output, *more))
     assert done.returncode != 0
     assert "The field of a step is that of all 100 images" in done.stdout
     last = done.stderr.rstrip().splitlines()[-1]

@@ -1,8 +1,5 @@
 """Two processes, of which the main one works alone for longer than a collective of the training may take."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -10,13 +7,16 @@ from accelerate import Accelerator
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.run.checkpoints import checkpoint_step
 from diffusers_pfgm.training.run.long_barrier import LongBarrier
+from tests.training.launch import torchrun
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RUN = """
 import sys, time
 from datetime import timedelta
-import torch, outputs, train_pfgm, training_data
-from arguments import parse_args
+import torch
+from diffusers_pfgm.training.data import training_data
+from diffusers_pfgm.training.run import loop, outputs
+from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.validation import Validation
 
 TIMEOUT, SLOW = 6, 9
@@ -55,14 +55,7 @@ def test_processes_wait_for_the_main_one_however_long_it_works(tmp_path: Path) -
     options += ["--max_train_steps=4", "--train_batch_size=8", "--validation_split=0.5", "--validation_epochs=1"]
     options += ["--save_model_epochs=1", "--charges=local", "--field_batch_size=16", "--lr_warmup_steps=1", "--seed=0"]
     options += ["--num_inference_steps=2", "--push_to_hub", "--logger=none", "--eval_batch_size=4"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    path = os.pathsep.join([str(ROOT / "training"), *sys.path])
-    done = subprocess.run(
-        [*launch, str(tmp_path / "run.py"), *options],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
+    done = torchrun(tmp_path / "run.py", *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "model_index.json").exists()
     assert [checkpoint_step(path) for path in (tmp_path / "run").glob("checkpoint-*")] == [4]

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 from diffusers.optimization import SchedulerType
-from evaluate_likelihood import parse_args as parse_evaluation
 
 from diffusers_pfgm.training.run.arguments import LR_SCHEDULERS, parse_args
 from diffusers_pfgm.training.run.option_types import integer, number, positive, share
+from tests.scripts import load_script
 
 PERTURBATION = "--objective=perturbation"
+parse_evaluation = load_script("evaluate_likelihood").parse_args
 
 
 def refused(parse: Callable[[str], float], text: str) -> str:

@@ -2,10 +2,7 @@
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +14,11 @@ from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.run.checkpoints import find_checkpoint, list_checkpoints
 from diffusers_pfgm.training.run.records import read_records
 from diffusers_pfgm.training.run.validation import Validation
+from tests.training.launch import torchrun
 from tests.training.run.layouts import run_all
 from tests.training.test_train_pfgm import TINY, largest_difference
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 LAST, ODD = 6, 3  # steps
 
 
@@ -57,21 +55,8 @@ def run(jobs: dict[Layout, list[list[str]]], folder: Path) -> None:
     together = [job for layout, of_it in jobs.items() if layout.processes == 2 for job in of_it]
     run_all(alone)
     (folder / "jobs.json").write_text(json.dumps(together))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    paths = [str(ROOT / "training"), str(ROOT / "pipelines_examples"), os.environ.get("PYTHONPATH", "")]
-    with (folder / "said.txt").open("w") as said:
-        process = subprocess.Popen(
-            [*launch, str(ROOT / "tests" / "layouts.py"), str(folder / "jobs.json")],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-            stdout=said,
-            stderr=said,
-        )
-        try:
-            process.wait(timeout=300)
-        finally:
-            process.terminate()  # torchrun then ends its processes, which a kill would leave
-            process.wait()
-    assert process.returncode == 0, (folder / "said.txt").read_text()
+    done = torchrun(Path(__file__).parent / "layouts.py", str(folder / "jobs.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def layout_options(layout: Layout) -> list[str]:

@@ -1,6 +1,6 @@
 """A training run of which rank 1 has no free memory, and at step 3 a loss that is not finite.
 
-torchrun --nproc_per_node 2 tests/unequal_ranks.py <options of train_pfgm.py>
+torchrun --nproc_per_node 2 tests/training/run/unequal_ranks.py <options of train_pfgm.py>
 """
 
 from __future__ import annotations

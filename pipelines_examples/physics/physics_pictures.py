@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 
-from diffusers_pfgm import ChargeField, Charges, PFGMPipeline, PoissonFlowScheduler, PoissonKernel, plan, posterior_mean
+from diffusers_pfgm import (
+    ChargeField,
+    Charges,
+    PFGMPipeline,
+    PoissonFlowScheduler,
+    PoissonKernel,
+    plan_steps,
+    posterior_mean,
+)
 from diffusers_pfgm.examples.digits import pictured_charges, split_digits
 from diffusers_pfgm.plots import (
     Trajectory,
@@ -45,7 +53,7 @@ def latents_of(charges: torch.Tensor, count: int, generator: torch.Generator) ->
     x = x + PoissonKernel().sample(tuple(x.shape), sigmas[0], generator, dtype=torch.float64)
     seen: list[torch.Tensor] = []
     prepared, found = Charges(charges), {}
-    for step, sigma in zip(plan(sigmas), sigmas[1:], strict=True):
+    for step, sigma in zip(plan_steps(sigmas), sigmas[1:], strict=True):
         seen.insert(0, posterior_mean(x, step.sigma, prepared))
         x = step(x, seen)
         if sigma in HEIGHTS:

@@ -14,8 +14,8 @@ from .physics import (
     Charges,
     ClassCharges,
     HemisphereLatents,
-    Hyperparameters,
     Parameterization,
+    PFGMHyperparameters,
     PoissonKernel,
     normalized_field,
     perturb,
@@ -28,7 +28,7 @@ from .pipelines.pipeline_pfgm_inverse import PFGMInverseOutput, PFGMInversePipel
 from .pipelines.pipeline_pfgm_likelihood import PFGMLikelihoodOutput, PFGMLikelihoodPipeline
 from .schedulers.fit_sigmas import fit_sigmas
 from .schedulers.scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
-from .solvers import plan
+from .solvers import plan_steps
 
 __version__ = "0.1.0"
 
@@ -48,11 +48,11 @@ __all__ = [
     "FlowLogProb",
     "FlowSamples",
     "HemisphereLatents",
-    "Hyperparameters",
     "Inpainting",
     "LinearOperator",
     "LossOutput",
     "PFGMEditingPipeline",
+    "PFGMHyperparameters",
     "PFGMInverseOutput",
     "PFGMInversePipeline",
     "PFGMLikelihoodOutput",
@@ -70,7 +70,7 @@ __all__ = [
     "fit_sigmas",
     "normalized_field",
     "perturb",
-    "plan",
+    "plan_steps",
     "posterior_mean",
     "recommend_hyperparameters",
 ]

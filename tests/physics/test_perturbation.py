@@ -8,10 +8,10 @@ import scipy.stats
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_pfgm import Hyperparameters, perturb, recommend_hyperparameters
+from diffusers_pfgm import PFGMHyperparameters, perturb, recommend_hyperparameters
 from tests.conftest import seeded
 
-CIFAR = Hyperparameters(M=291, z_max=40.0, upper_norm=3000.0)
+CIFAR = PFGMHyperparameters(M=291, z_max=40.0, upper_norm=3000.0)
 
 
 def test_recommendations_are_the_authors(statistics: dict[str, Any]) -> None:
@@ -69,13 +69,13 @@ def test_each_point_takes_three_numbers_more_than_it_has_dimensions() -> None:
 
 @pytest.mark.parametrize("dim", [1, 2, 3072])
 def test_the_radius_is_the_norm_of_a_gaussian_in_every_dimension(dim: int) -> None:
-    still = Hyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=0.5, tau=1e-9)
+    still = PFGMHyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=0.5, tau=1e-9)
     x, _ = perturb(torch.zeros(4000, dim, dtype=torch.float64), still, generator=seeded(2))
     assert scipy.stats.kstest((x.norm(dim=1) / 0.5).numpy(), scipy.stats.chi(dim).cdf).pvalue > 0.01
 
 
 def test_half_precision_data_get_the_points_of_float32() -> None:
-    far = Hyperparameters(M=400, z_max=1.0, upper_norm=1.0)  # up to 65,504 and beyond
+    far = PFGMHyperparameters(M=400, z_max=1.0, upper_norm=1.0)  # up to 65,504 and beyond
     x, z = perturb(torch.zeros(2000, 64, dtype=torch.float16), far, generator=seeded())
     wide, height = perturb(torch.zeros(2000, 64), far, generator=seeded())
     assert x.dtype == z.dtype == torch.float16 and x.isfinite().all() and z.isfinite().all()
@@ -84,7 +84,7 @@ def test_half_precision_data_get_the_points_of_float32() -> None:
 
 def test_perturbation_is_centred_on_the_data_in_its_shape() -> None:
     data = torch.randn(3, 2, 4, 5, generator=seeded(3))
-    still = Hyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=1e-6)
+    still = PFGMHyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=1e-6)
     x, z = perturb(data, still, generator=[seeded(i) for i in range(3)])
     assert x.shape == data.shape and z.shape == (3,) and torch.allclose(x, data, atol=1e-4)
     alone, _ = perturb(data[1:2], still, generator=[seeded(1)])
@@ -112,7 +112,7 @@ def test_data_just_smaller_than_sigma_are_refused() -> None:
 
 def test_smallest_perturbation_is_gaussian() -> None:
     # With τ → 0 nothing is left of m: x ~ N(0, σ²), z ~ |N(0, σ²)|.
-    still = Hyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=0.5, tau=1e-9)
+    still = PFGMHyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=0.5, tau=1e-9)
     x, z = perturb(torch.zeros(20_000, 2, dtype=torch.float64), still, generator=seeded())
     assert z.dtype == torch.float64
     for values, law in ((x[:, 0], "norm"), (x[:, 1], "norm"), (z, "halfnorm")):
@@ -120,7 +120,7 @@ def test_smallest_perturbation_is_gaussian() -> None:
 
 
 def test_growth_is_the_given_tau_and_restricted_to_whole_m() -> None:
-    steep = Hyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=1.0, tau=99.0)
+    steep = PFGMHyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=1.0, tau=99.0)
     x, z = perturb(torch.zeros(2000, 400), steep, generator=seeded())
     radius = x.norm(dim=1)
     assert radius.max() > 1000 and radius[z < 0.5].max() < 25  # ⌊0.7 M⌋ = 0 near the plane

@@ -18,7 +18,7 @@ from diffusers import (
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 
 from diffusers_pfgm import ChargeField, Inpainting, PFGMInversePipeline, PFGMPipeline, PoissonFlowScheduler
-from diffusers_pfgm.pipelines.calls import own_copy
+from diffusers_pfgm.pipelines.calls import copy_scheduler
 from diffusers_pfgm.pipelines.class_conditioning import GuidedModel
 from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
@@ -119,7 +119,7 @@ def test_a_copy_shares_nothing_that_a_run_changes() -> None:
     for scheduler in schedulers:
         scheduler.set_timesteps(5)
         before = copy.deepcopy(vars(scheduler))
-        own = own_copy(scheduler)
+        own = copy_scheduler(scheduler)
         x = torch.randn(1, 1, 2, 2, generator=seeded())
         own.set_timesteps(4)
         for t in own.timesteps:

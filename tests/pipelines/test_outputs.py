@@ -6,7 +6,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from diffusers_pfgm import ChargeField, PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
-from diffusers_pfgm.pipelines.inputs import pictures_to_tensor
+from diffusers_pfgm.pipelines.inputs import images_to_tensor
 from diffusers_pfgm.pipelines.outputs import postprocess
 from diffusers_pfgm.plots.image_grid import image_grid
 from tests.conftest import seeded
@@ -24,7 +24,7 @@ def test_pil_images_hold_the_levels(channels: int, size: tuple[int, int]) -> Non
         pixels = torch.tensor(np.array(image).reshape(*size, channels)).permute(2, 0, 1)
         assert torch.equal(pixels.long(), expected)
     config = ChargeField(torch.zeros(1, channels, *size)).config
-    assert torch.allclose(pictures_to_tensor(images, config), levels / 127.5 - 1, atol=1e-6)
+    assert torch.allclose(images_to_tensor(images, config), levels / 127.5 - 1, atol=1e-6)
 
 
 def test_other_forms_are_those_of_diffusers() -> None:

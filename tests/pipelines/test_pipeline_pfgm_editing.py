@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffusers_pfgm import HemisphereLatents, PFGMEditingPipeline, PFGMPipeline, PoissonFlow, PoissonFlowScheduler
-from diffusers_pfgm.pipelines.inputs import pictures_to_tensor
+from diffusers_pfgm.pipelines.inputs import images_to_tensor
 from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 NAMES = {0: "dark", 1: "bright"}
@@ -147,13 +147,11 @@ def test_pictures_come_in_every_form(channels: int, mode: str) -> None:
         (expected / 2 + 0.5, torch.float64),
         ((expected / 2 + 0.5).float(), torch.float32),
     ):
-        found = pictures_to_tensor(images, config(channels))
+        found = images_to_tensor(images, config(channels))
         assert found.dtype == dtype and found.shape == (3, channels, 4, 6)
         assert torch.allclose(found.double(), expected, atol=1e-6)
-    assert torch.equal(
-        pictures_to_tensor(pil[0], config(channels, None)), pictures_to_tensor(pil[:1], config(channels))
-    )
-    assert pictures_to_tensor((expected / 2 + 0.5).half().clamp(0, 1), config(channels)).dtype == torch.float32
+    assert torch.equal(images_to_tensor(pil[0], config(channels, None)), images_to_tensor(pil[:1], config(channels)))
+    assert images_to_tensor((expected / 2 + 0.5).half().clamp(0, 1), config(channels)).dtype == torch.float32
 
 
 def test_pictures_that_do_not_fit_are_explained() -> None:
@@ -176,4 +174,4 @@ def test_pictures_that_do_not_fit_are_explained() -> None:
         (bad, "`images`.*NaN"),
     ):
         with pytest.raises(ValueError, match=message):
-            pictures_to_tensor(images, config())
+            images_to_tensor(images, config())

@@ -17,7 +17,7 @@ from diffusers import (
 
 from diffusers_pfgm import PoissonFlowScheduler
 from diffusers_pfgm.schedulers.conversion import check_density
-from diffusers_pfgm.schedulers.diffusers_classes import class_of_config, class_of_name, own_timesteps
+from diffusers_pfgm.schedulers.diffusers_classes import class_of_config, class_of_name, timesteps_of_class
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SVD = {
@@ -293,6 +293,6 @@ def test_the_cosine_dpm_solver_is_refused_by_its_name_too() -> None:
 
 
 def test_own_timesteps_leave_out_second_calls() -> None:
-    timesteps, sigmas = own_timesteps("HeunDiscreteScheduler", {"timestep_spacing": "leading"}, 1000, 4)
+    timesteps, sigmas = timesteps_of_class("HeunDiscreteScheduler", {"timestep_spacing": "leading"}, 1000, 4)
     assert timesteps == [750, 500, 250, 0] and len(sigmas) == 4
-    assert own_timesteps("DDIMScheduler", {}, 1000, 4) == ([750, 500, 250, 0], None)
+    assert timesteps_of_class("DDIMScheduler", {}, 1000, 4) == ([750, 500, 250, 0], None)

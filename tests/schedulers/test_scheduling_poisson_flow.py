@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
-from diffusers_pfgm import ChargeField, PoissonFlowScheduler, PoissonKernel, plan, posterior_mean
+from diffusers_pfgm import ChargeField, PoissonFlowScheduler, PoissonKernel, plan_steps, posterior_mean
 from tests.conftest import seeded
 
 
@@ -497,7 +497,7 @@ def test_each_step_is_its_plans(charges: torch.Tensor, solver: str) -> None:
     x = y = scheduler.sample_prior((3, 1, 4, 4), seeded(1), dtype=torch.float64)
     scheduler.set_timesteps(sigmas=sigmas)
     seen: list[torch.Tensor] = []
-    for step, t in zip(plan([*sigmas, 0.0], solver), scheduler.timesteps, strict=True):
+    for step, t in zip(plan_steps([*sigmas, 0.0], solver), scheduler.timesteps, strict=True):
         seen.insert(0, posterior_mean(x, step.sigma, charges))
         x = step(x, seen)
         y = scheduler.step(model(y, t).sample, t, y).prev_sample

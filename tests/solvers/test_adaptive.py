@@ -10,7 +10,7 @@ from diffusers import EDMEulerScheduler
 
 from diffusers_pfgm import ChargeField, Parameterization, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.physics.denoiser import Denoiser
-from diffusers_pfgm.solvers.adaptive import solve_adaptive
+from diffusers_pfgm.solvers.adaptive import integrate_adaptive
 from tests.conftest import ExactNetwork, make_tiny_pipeline, seeded
 
 
@@ -24,15 +24,15 @@ def test_a_gaussians_lines_are_known() -> None:
     # Data N(0, s²) at D = ∞: x̂ = x s²/(s² + σ²), so that x is proportional to √(s² + σ²), down and up again.
     x = torch.randn(5, 3, generator=seeded(), dtype=torch.float64)
     denoise = lambda x, sigma: x * 0.25 / (0.25 + sigma**2)  # noqa: E731
-    down = solve_adaptive(denoise, x, 40.0, 0.01, 1e-8)
+    down = integrate_adaptive(denoise, x, 40.0, 0.01, 1e-8)
     assert torch.allclose(down, x * math.sqrt((0.25 + 1e-4) / (0.25 + 1600)), rtol=1e-6)
-    assert torch.allclose(solve_adaptive(denoise, down, 0.01, 40.0, 1e-10), x, rtol=1e-5)
+    assert torch.allclose(integrate_adaptive(denoise, down, 0.01, 40.0, 1e-10), x, rtol=1e-5)
 
 
 def test_end_points_are_the_authors(endpoints: dict[str, torch.Tensor]) -> None:
     charges = endpoints["charges"].view(-1, 1, 4, 4).double()
     denoiser = Denoiser(ChargeField(charges), Parameterization("field"))
-    end = solve_adaptive(denoiser, endpoints["x_init"].double(), 40.0, 1e-3, 1e-4).flatten(1)
+    end = integrate_adaptive(denoiser, endpoints["x_init"].double(), 40.0, 1e-3, 1e-4).flatten(1)
     expected = torch.cdist(endpoints["rk45"].flatten(1).double(), charges.flatten(1)).argmin(1)
     assert torch.equal(torch.cdist(end, charges.flatten(1)).argmin(1), expected)
     assert denoiser.nfe == pytest.approx(endpoints["rk45_nfe"].item(), abs=20)
@@ -78,7 +78,7 @@ def test_no_model_is_called_beyond_the_last_sigma() -> None:
 
     x = torch.ones(1, 2, dtype=torch.float64)
     for ends in ((0.01, 40.0), (40.0, 0.01)):
-        solve_adaptive(denoise, x, *ends, 1e-3)
+        integrate_adaptive(denoise, x, *ends, 1e-3)
     assert min(seen) > 0.01 * (1 - 1e-9) and max(seen) < 40 * (1 + 1e-9)
 
 
@@ -91,7 +91,7 @@ def test_the_calls_of_a_rough_model_are_limited(monkeypatch: pytest.MonkeyPatch)
         return x + (1e4 * sigma.log()).sin() * sigma
 
     with pytest.raises(ValueError, match=r"has taken 1,200 calls of `model` between .* Raise `tolerance`, or pass"):
-        solve_adaptive(rough, torch.ones(1, 1, dtype=torch.float64), 1.0, 40.0, 1e-9)
+        integrate_adaptive(rough, torch.ones(1, 1, dtype=torch.float64), 1.0, 40.0, 1e-9)
     assert 1_190 < len(calls) <= 1_203
 
 
@@ -130,4 +130,4 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"torchdiffeq. Install the extra `adaptive`: pip install '\.\[adapt"):
-        solve_adaptive(lambda x, sigma: x, torch.ones(1, 1), 2.0, 1.0, 1e-3)
+        integrate_adaptive(lambda x, sigma: x, torch.ones(1, 1), 2.0, 1.0, 1e-3)

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
-from diffusers_pfgm import Charges, PoissonKernel, plan
+from diffusers_pfgm import Charges, PoissonKernel, plan_steps
 from diffusers_pfgm.physics.charges import pull
 from diffusers_pfgm.solvers.multistep import variance_preserving
 from tests.conftest import seeded
@@ -27,7 +27,7 @@ def integrate(
     x: torch.Tensor, mean: Callable[..., torch.Tensor], sigmas: Sequence[float], *solver: object
 ) -> torch.Tensor:
     seen: list[torch.Tensor] = []
-    for step in plan(sigmas, *solver):  # type: ignore[arg-type]
+    for step in plan_steps(sigmas, *solver):  # type: ignore[arg-type]
         seen.insert(0, mean(x, step.sigma))
         x = step(x, seen)
     return x
@@ -69,14 +69,14 @@ def test_steps_go_both_ways() -> None:
 
 def test_the_last_step_is_the_posterior_mean() -> None:
     for solver in ("multistep", "heun", "euler"):
-        last = plan([2.0, 1.0, 0.0], solver)[-1]
+        last = plan_steps([2.0, 1.0, 0.0], solver)[-1]
         x, latest = torch.randn(2, 3), torch.randn(2, 3)
         assert torch.equal(last(x, [latest, x, x, x]), latest)
 
 
 @pytest.mark.parametrize(("solver", "calls"), [("multistep", 5), ("heun", 9), ("euler", 5)])
 def test_number_of_calls(solver: str, calls: int) -> None:
-    assert len(plan([*spaced(40, 0.01, 5), 0.0], solver)) == calls
+    assert len(plan_steps([*spaced(40, 0.01, 5), 0.0], solver)) == calls
 
 
 @pytest.mark.parametrize(("solver", "steps"), [("euler", 100), ("heun", 25), ("heun", 50), ("multistep", 15)])
@@ -147,7 +147,7 @@ def test_variance_preserving_steps_are_the_same_steps(solver: str, final: float)
     mean = exact_mean(torch.randn(20, 6, generator=seeded(0), dtype=torch.float64), math.inf)
     x = 10 * torch.randn(4, 6, generator=seeded(1), dtype=torch.float64)
     sigmas = [10.0, 6.0, 2.5, 1.0, 0.4, final]
-    steps = variance_preserving(plan(sigmas, solver), final)
+    steps = variance_preserving(plan_steps(sigmas, solver), final)
     state, seen = x / math.sqrt(101), []
     for step in steps:
         seen.insert(0, mean(state * math.sqrt(1 + step.sigma**2), step.sigma))
@@ -159,10 +159,10 @@ def test_variance_preserving_steps_are_the_same_steps(solver: str, final: float)
 def test_a_step_far_beyond_the_last_ones_extrapolates_less(growth: float, nodes: int) -> None:
     lengths = [0.1, 0.1, 0.1, 0.1 * growth]
     sigmas = [math.exp(-sum(lengths[:i])) for i in range(5)]
-    weights = plan(sigmas, "multistep", 3, False)[-1].weights
+    weights = plan_steps(sigmas, "multistep", 3, False)[-1].weights
     assert len(weights) == nodes and sum(weights) == pytest.approx(1 - math.exp(-0.1 * growth))
     # Order 2 is DPM-Solver++'s at any spacing.
-    assert len(plan(sigmas, "multistep", 2, False)[-1].weights) == 2
+    assert len(plan_steps(sigmas, "multistep", 2, False)[-1].weights) == 2
 
 
 def test_a_long_step_does_no_harm() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffusers_pfgm import posterior_mean
-from diffusers_pfgm.solvers.multistep import symmetric_weights
-from diffusers_pfgm.solvers.reversible import Observe, follow
+from diffusers_pfgm.solvers.multistep import trapezoid_weights
+from diffusers_pfgm.solvers.reversible import Integrand, integrate_reversible
 from diffusers_pfgm.solvers.spacing import geometric_sigmas
 from tests.conftest import seeded
 
@@ -23,13 +23,13 @@ def with_trace(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tenso
     return gaussian(x, sigma), x.new_full((len(x), 1), 3 * VARIANCE / (VARIANCE + sigma**2))
 
 
-def nothing(denoise: object) -> Observe:
+def nothing(denoise: object) -> Integrand:
     return lambda x, sigma: (denoise(x, sigma), x.new_zeros(len(x), 0))  # type: ignore[operator]
 
 
 def test_a_step_solved_for_its_start_is_the_step_back() -> None:
-    keep, (here, ahead) = symmetric_weights(3.0, 0.7)
-    back, (here_back, ahead_back) = symmetric_weights(0.7, 3.0)
+    keep, (here, ahead) = trapezoid_weights(3.0, 0.7)
+    back, (here_back, ahead_back) = trapezoid_weights(0.7, 3.0)
     assert back == pytest.approx(1 / keep)
     assert here_back == pytest.approx(-ahead / keep) and ahead_back == pytest.approx(-here / keep)
     assert keep + here + ahead == pytest.approx(1)  # x̂ = x stays
@@ -41,7 +41,7 @@ def test_second_order() -> None:
     errors, integrals = [], []
     for steps in (40, 80):
         heights = geometric_sigmas(40.0, 0.01, steps + 1)[::-1]
-        end, total = follow(gaussian, with_trace, x, heights, 1e-12)
+        end, total = integrate_reversible(gaussian, with_trace, x, heights, 1e-12)
         errors.append((end - exact).norm().item())
         wanted = 1.5 * math.log((VARIANCE / 1e-4 + 1) / (VARIANCE / 1600 + 1))  # ∫ 3 s²/(s² + σ²) d log σ
         integrals.append(abs(total[0, 0].item() - wanted))
@@ -58,9 +58,9 @@ def test_few_long_steps_return_all_the_same(aug_dim: float | None) -> None:
 
     x = charges[[0, 1, 2, 0]] + torch.randn(4, 4, generator=seeded(), dtype=torch.float64)
     heights = geometric_sigmas(40.0, 1.0, 11)
-    up, _ = follow(denoise, nothing(denoise), x, heights[::-1], 1e-12)
-    down, _ = follow(denoise, nothing(denoise), up, heights, 1e-12)
-    finer, _ = follow(denoise, nothing(denoise), x, geometric_sigmas(40.0, 1.0, 401)[::-1], 1e-12)
+    up, _ = integrate_reversible(denoise, nothing(denoise), x, heights[::-1], 1e-12)
+    down, _ = integrate_reversible(denoise, nothing(denoise), up, heights, 1e-12)
+    finer, _ = integrate_reversible(denoise, nothing(denoise), x, geometric_sigmas(40.0, 1.0, 401)[::-1], 1e-12)
     assert (down - x).norm() / x.norm() < 1e-9 < 1e-4 < (up - finer).norm() / finer.norm()
 
 
@@ -69,15 +69,15 @@ def test_a_step_without_a_solution_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"from sigma 1 to 0.1 cannot be undone.* 1 of 1 .*larger `num_inference_steps`"
     ):
-        follow(steep, nothing(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)
+        integrate_reversible(steep, nothing(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)
 
 
 def test_a_steep_mean_is_solved_for_all_the_same() -> None:
     steep = lambda x, sigma: 50 * x  # noqa: E731
     heights = [1.0, 0.1, 0.01]
     x = torch.ones(1, 2, dtype=torch.float64)
-    down, _ = follow(steep, nothing(steep), x, heights, 1e-12)
-    up, _ = follow(steep, nothing(steep), down, heights[::-1], 1e-12)
+    down, _ = integrate_reversible(steep, nothing(steep), x, heights, 1e-12)
+    up, _ = integrate_reversible(steep, nothing(steep), down, heights[::-1], 1e-12)
     assert torch.allclose(up, x, atol=1e-10) and (down - x).norm() > 0.1
 
 
@@ -97,8 +97,8 @@ def test_a_model_that_rounds_is_followed_as_closely_as_it_can_tell(bits: int, bo
     x = torch.randn(4, 6, generator=seeded(), dtype=torch.float64)
     heights = geometric_sigmas(40.0, 0.05, 31)
     with pytest.warns(UserWarning, match=r"`model` is less precise than `tolerance` = 1e-08: .* or pass `tolerance="):
-        up, _ = follow(denoise, nothing(denoise), x, heights[::-1], 1e-8)
-        down, _ = follow(denoise, nothing(denoise), up, heights, 1e-8)
+        up, _ = integrate_reversible(denoise, nothing(denoise), x, heights[::-1], 1e-8)
+        down, _ = integrate_reversible(denoise, nothing(denoise), up, heights, 1e-8)
     assert (down - x).norm() / x.norm() < bound
 
 
@@ -106,4 +106,4 @@ def test_a_mean_that_jumps_has_no_step_back() -> None:
     # x̂ is far from x on either side of 0, always the other one, so that x' of neither is right.
     jumping = lambda x, sigma: -x.sign() * x.new_tensor([1.0, 0.5])  # noqa: E731
     with pytest.raises(ValueError, match=r"cannot be undone.* 1 of 1 samples"):
-        follow(jumping, nothing(jumping), torch.full((1, 2), 0.01, dtype=torch.float64), [1.0, 0.5], 1e-6)
+        integrate_reversible(jumping, nothing(jumping), torch.full((1, 2), 0.01, dtype=torch.float64), [1.0, 0.5], 1e-6)

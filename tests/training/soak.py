@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from diffusers_pfgm import PFGMPipeline
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
-from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step, damage
+from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step, find_corruption
 from diffusers_pfgm.training.run.checkpoints import find_checkpoint, list_checkpoints
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train_pfgm.py"
@@ -113,7 +113,7 @@ def soak(folder: Path, kills: int, steps: int, mean_seconds: float, seed: int = 
         if not run_and_kill([*command(folder, output, steps), *resume], 2 * mean_seconds * moments.random()):
             break
         whole = list_checkpoints(output)
-        assert all(damage(path) is None for path in whole), [damage(path) for path in whole]
+        assert all(find_corruption(path) is None for path in whole), [find_corruption(path) for path in whole]
         if not whole:  # killed before its first checkpoint, it starts anew
             continue
         with warnings.catch_warnings():

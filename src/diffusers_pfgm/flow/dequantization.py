@@ -19,7 +19,7 @@ from ..physics.tensors import Generators, draw
 OFF_LEVEL = 0.02  # of a level: rounding of pictures that were kept as floats
 
 
-def check_levels(levels: int) -> None:
+def check_num_levels(levels: int) -> None:
     """Raises ValueError unless there are two levels or more."""
     if not levels >= 2 or int(levels) != levels:
         raise ValueError(f"`levels` must be a whole number >= 2, such as 256 for 8 bits, but is {levels}.")
@@ -41,7 +41,7 @@ def dequantize(images: torch.Tensor, levels: int = 256, generator: Generators = 
         >>> bool(((x - torch.tensor([[-1.0, 1.0]])).abs() <= 0.5).all())
         True
     """
-    check_levels(levels)
+    check_num_levels(levels)
     position = (images + 1) * ((levels - 1) / 2)
     level = position.round()
     off = (position - level).abs().max()
@@ -67,5 +67,5 @@ def bits_per_dim(log_prob: torch.Tensor, dim: int, levels: int = 256) -> torch.T
         >>> bits_per_dim(torch.tensor([-64 * math.log(2.0)]), 64)  # a uniform density on [-1, 1]: 8 bits, and the edges
         tensor([7.9944])
     """
-    check_levels(levels)
+    check_num_levels(levels)
     return -(log_prob / dim + math.log(2 / (levels - 1))) / math.log(2)

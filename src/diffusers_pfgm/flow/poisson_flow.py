@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from ..physics.charges import check_finite
-from ..physics.denoiser import Denoiser, home_of, of_rows, outside_inference, sample_of
+from ..physics.denoiser import Denoiser, dtype_and_device, output_tensor, slice_kwargs, without_inference_mode
 from ..physics.density import shift_beyond
 from ..physics.preconditioning import ZERO_SNR_SIGMA
-from ..physics.tensors import Generators, narrowed, working_dtype
-from ..schedulers.conversion import check_density, check_same_field
+from ..physics.tensors import Generators, cast_clamped, working_dtype
+from ..schedulers.conversion import check_density, check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
-from ..solvers.adaptive import check_tolerance, follow_density, solve_adaptive
+from ..solvers.adaptive import check_tolerance, integrate_adaptive, integrate_density
 from ..solvers.divergence import check_divergence, draw_probes, estimate_trace
 from ..solvers.precision import without_tf32
-from ..solvers.reversible import follow, without_quantities
+from ..solvers.reversible import integrate_reversible, without_integrand
 from ..solvers.spacing import geometric_sigmas, knotted_sigmas
 from .results import FlowLatents, FlowLogProb, FlowSamples
 
@@ -58,7 +58,7 @@ class PoissonFlow:
         self.scheduler: PoissonFlowScheduler = PoissonFlowScheduler.from_config(
             PoissonFlowScheduler.from_scheduler(scheduler).config, timestep_spacing="trailing", timesteps_from=None
         )
-        check_same_field(getattr(model, "config", None), self.scheduler)
+        check_field_config(getattr(model, "config", None), self.scheduler)
         self.sigma_max, self.sigma_min = self.scheduler.sigma_range
         if self.sigma_max >= ZERO_SNR_SIGMA:
             raise ValueError(
@@ -92,7 +92,7 @@ class PoissonFlow:
         if (shape is None) == (latents is None):
             raise ValueError("Pass either the `shape` (B, *) of the samples, or `latents` to begin from.")
         scheduler = PoissonFlowScheduler.from_config(self.scheduler.config)
-        model_dtype, device = home_of(self.model)
+        model_dtype, device = dtype_and_device(self.model)
         dtype = torch.promote_types(model_dtype or torch.float32, torch.float32)
         if latents is not None:
             _check_points("latents", latents)
@@ -103,8 +103,8 @@ class PoissonFlow:
         else:
             x = latents.to(dtype) / scheduler.data_scale(self.sigma_max)
         for timestep in scheduler.timesteps:
-            seen = narrowed(scheduler.scale_model_input(x, timestep), model_dtype or dtype)
-            x = scheduler.step(sample_of(self.model(seen, timestep, **model_kwargs)), timestep, x).prev_sample
+            seen = cast_clamped(scheduler.scale_model_input(x, timestep), model_dtype or dtype)
+            x = scheduler.step(output_tensor(self.model(seen, timestep, **model_kwargs)), timestep, x).prev_sample
         return FlowSamples(x * scheduler.data_scale(float(scheduler.sigmas[-1])), len(scheduler.timesteps))
 
     def encode(
@@ -185,12 +185,12 @@ class PoissonFlow:
         check_density(self.model, self.sampler)
         check_tolerance(tolerance)
         points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
-        model, dtype = outside_inference(self.model), _dtype_of(x)
-        model_kwargs = {name: outside_inference(value) for name, value in model_kwargs.items()}
+        model, dtype = without_inference_mode(self.model), _dtype_of(x)
+        model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
         size, found = max(1, GRAPH_NUMBERS // x[0].numel()), []
         for first in range(0, len(x), size):
             rows = slice(first, first + size)
-            options, part = of_rows(model_kwargs, rows, len(x)), None if probes is None else probes[rows]
+            options, part = slice_kwargs(model_kwargs, rows, len(x)), None if probes is None else probes[rows]
             denoiser = Denoiser(model, self.scheduler.parameterization, dtype, **options)
             found.append(self._log_prob(denoiser, points[rows], num_inference_steps, divergence, part, tolerance))
         log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*found, strict=True))[:3])
@@ -218,12 +218,12 @@ class PoissonFlow:
         kernel, low, high = self.scheduler.kernel, self.sigma_min, self.sigma_max
         if num_inference_steps is None:
             count = 1 if probes is None else probes.shape[1] // (3 if divergence == "hutch++" else 1)
-            latents, traces, error = follow_density(
+            latents, traces, error = integrate_density(
                 observe, x, low, high, tolerance, count, kernel.aug_dim, denoiser.precision(x.device)
             )
         else:
             heights, tolerance = self._heights(num_inference_steps), max(tolerance / size, denoiser.precision(x.device))
-            latents, traces = follow(denoiser, observe, x, heights[::-1], tolerance)
+            latents, traces = integrate_reversible(denoiser, observe, x, heights[::-1], tolerance)
             error = traces.new_zeros(len(x))
         check_finite("model", torch.cat([latents.flatten(1), traces], dim=1))
         log_end, rest = self._log_prob_at_the_end(denoiser, latents, divergence, probes)
@@ -274,8 +274,8 @@ class PoissonFlow:
                 f"`sigma` must be a height of the model, from {self.sigma_min:.6g} to {self.sigma_max:.6g}, but is "
                 f"{sigma}."
             )
-        model_kwargs = {name: outside_inference(value) for name, value in model_kwargs.items()}
-        model, form = outside_inference(self.model), self.scheduler.parameterization
+        model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
+        model, form = without_inference_mode(self.model), self.scheduler.parameterization
         denoiser = Denoiser(model, form, _dtype_of(x), **model_kwargs)
         traces = estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)[1]
         return (x[0].numel() - traces) / sigma
@@ -292,10 +292,10 @@ class PoissonFlow:
         tolerance = max(tolerance, denoiser.precision(x.device))
         if num_inference_steps is None:
             start, stop = (self.sigma_min, self.sigma_max) if up else (self.sigma_max, self.sigma_min)
-            end = solve_adaptive(denoiser, points, start, stop, tolerance)
+            end = integrate_adaptive(denoiser, points, start, stop, tolerance)
         else:
             heights = self._heights(num_inference_steps)[:: -1 if up else 1]
-            end, _ = follow(denoiser, without_quantities(denoiser), points, heights, tolerance)
+            end, _ = integrate_reversible(denoiser, without_integrand(denoiser), points, heights, tolerance)
         check_finite("model", end)
         return _returned(end, x), denoiser.nfe
 

@@ -55,7 +55,7 @@ def make_model_card(
         datasets=[str(dataset)] if on_hub else None,
     )
     name = (repo_id or "").split("/")[-1] or "A Poisson flow model"
-    parts = [f"# {_text(name)}", _what_it_is(pipeline, None if dataset is None else last_part(dataset))]
+    parts = [f"# {_text(name)}", _what_it_is(pipeline, None if dataset is None else strip_location(dataset))]
     if sample_grid is not None:
         parts.append(f"![Samples]({quote(sample_grid)})")
     parts.append(_how_to_draw(repo_id or "this-folder", classes))
@@ -74,7 +74,7 @@ def make_model_card(
 def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> bool:
     """Write a card into a model's folder, unless somebody's own is there; whether it was written."""
     path = Path(folder) / "README.md"
-    if path.exists() and not is_ours(path):
+    if path.exists() and not is_generated_card(path):
         return False
     partial = path.with_name(f".{path.name}.partial")
     card.save(partial)
@@ -82,12 +82,12 @@ def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> bool:
     return True
 
 
-def is_ours(card: Path) -> bool:
+def is_generated_card(card: Path) -> bool:
     """Whether a card exists that this package has written and nobody has claimed since."""
     return card.is_file() and MARK.encode() in card.read_bytes()
 
 
-def last_part(place: str) -> str:
+def strip_location(place: str) -> str:
     """A place without what it tells of a machine or an account: the last part of a path or address, a Hub id whole."""
     place = str(place)
     if "://" in place:
@@ -97,7 +97,7 @@ def last_part(place: str) -> str:
 
 
 def _is_hub_id(dataset: str) -> bool:
-    if last_part(dataset) != dataset or Path(dataset).exists():
+    if strip_location(dataset) != dataset or Path(dataset).exists():
         return False
     try:
         validate_repo_id(dataset)
@@ -160,7 +160,7 @@ pipe = DiffusionPipeline.from_pretrained({_python(place)}, trust_remote_code=Tru
 
 
 def _may_be_told(name: str, value: Any) -> bool:
-    a_place = isinstance(value, str | Path) and last_part(str(value)) != str(value)
+    a_place = isinstance(value, str | Path) and strip_location(str(value)) != str(value)
     return value is not None and "token" not in name and not a_place
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, constants, create_commit, create
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..utils.messages import reason
+from ..utils.messages import one_line
 from .written_files import WrittenFiles
 
 PAUSES = (2.0, 8.0)  # seconds before the second and the third attempt
@@ -52,7 +52,7 @@ def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False
             if 400 <= status < 500 and status not in TEMPORARY:
                 raise ValueError(f"{refusal} ({status}). {LOGIN}") from error
             raise ValueError(
-                f"`--push_to_hub`: the Hub ({constants.ENDPOINT}) cannot be reached ({reason(error)}). Train without "
+                f"`--push_to_hub`: the Hub ({constants.ENDPOINT}) cannot be reached ({one_line(error)}). Train without "
                 f"`--push_to_hub`, and publish the model later by `{later}`."
             ) from error
 
@@ -96,10 +96,10 @@ def push(output_dir: str | Path, repo_id: str, message: str, last: bool = False)
                 time.sleep(pause)
                 continue
             if not last:
-                warnings.warn(f"{repo_id} was not updated ({reason(error)}). Training goes on.", stacklevel=2)
+                warnings.warn(f"{repo_id} was not updated ({one_line(error)}). Training goes on.", stacklevel=2)
                 return
             raise RuntimeError(
-                f"The model is whole in {output_dir}, but was not uploaded ({reason(error)}). Do so by "
+                f"The model is whole in {output_dir}, but was not uploaded ({one_line(error)}). Do so by "
                 f"`{_command(folder, repo_id, names)}`."
             ) from error
 

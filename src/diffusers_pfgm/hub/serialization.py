@@ -23,7 +23,7 @@ from typing import Any
 
 import diffusers
 
-from .model_card import last_part
+from .model_card import strip_location
 
 # diffusers' names of weights: whole ones, shards and their index, each of a variant or of none.
 WEIGHTS = re.compile(r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
@@ -35,7 +35,7 @@ PURPOSE = "# Lets DiffusionPipeline.from_pretrained(..., trust_remote_code=True)
 
 
 @contextlib.contextmanager
-def written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_directory(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A hidden folder whose files take their places in `folder` one by one when all of them are written.
 
     Whenever a process is killed, each file in `folder` is an old one or a new one, and whole. Files of an earlier save
@@ -98,7 +98,7 @@ def register() -> None:
     diffusers.pipelines.diffusers_pfgm = sys.modules[__package__]
 
 
-def complete(folder: Path) -> None:
+def add_loader_code(folder: Path) -> None:
     """Make plain diffusers find the pipeline's class by the folder alone."""
     index = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps(index | {"_class_name": CLASS_IN_FOLDER}, indent=2) + "\n")
@@ -111,7 +111,7 @@ def _forget_origin(path: Path) -> None:
     """Remove from a configuration the place on this machine where diffusers has loaded it; a Hub id stays."""
     config = json.loads(path.read_text())
     origin = config.get("_name_or_path")
-    if origin is not None and (last_part(origin) != origin or Path(origin).exists()):
+    if origin is not None and (strip_location(origin) != origin or Path(origin).exists()):
         del config["_name_or_path"]
         path.write_text(json.dumps(config, indent=2) + "\n")
 
@@ -124,7 +124,7 @@ def add_scheduler_code(folder: str | os.PathLike[str], class_name: str) -> None:
     (folder / f"{__package__}.py").write_text(code)
 
 
-def own_class_name(index: dict[str, Any]) -> dict[str, Any]:
+def restore_class_name(index: dict[str, Any]) -> dict[str, Any]:
     """An index in which the pipeline goes by its name alone."""
     if list(index.get("_class_name", [])) == CLASS_IN_FOLDER:
         return index | {"_class_name": CLASS_IN_FOLDER[-1]}

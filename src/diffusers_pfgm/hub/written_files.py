@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from diffusers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from ..training.run.run_files import CARD, LIST
-from .model_card import is_ours
+from .model_card import is_generated_card
 from .serialization import CODE, INDEX
 
 SHARD = re.compile(r"diffusion_pytorch_model-\d{5}-of-\d{5}\.safetensors")
@@ -55,7 +55,7 @@ class WrittenFiles:
         A card that somebody else has written is left out, and so is, with a warning, what a symbolic link leads to.
         """
         names = [*_pipeline_files(self.folder), *self.names()]
-        if is_ours(self.folder / CARD):
+        if is_generated_card(self.folder / CARD):
             names.append(CARD)
         found = [name for name in dict.fromkeys(names) if (self.folder / name).exists()]
         linked = [name for name in found if not _is_inside(self.folder, name)]

@@ -32,7 +32,7 @@ import torch
 
 from ..flow.poisson_flow import PoissonFlow
 from ..physics.charges import check_finite
-from ..physics.denoiser import Denoiser, of_rows
+from ..physics.denoiser import Denoiser, slice_kwargs
 from ..physics.tensors import Generators, draw
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 
@@ -180,7 +180,7 @@ class LatentSampler:
 
     def decode(self, latents: torch.Tensor, rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Samples of latents (b, *) in these rows of a batch of `count`, their log-likelihoods (b,), and the calls."""
-        options = of_rows(self.model_kwargs, rows, count)
+        options = slice_kwargs(self.model_kwargs, rows, count)
         output = self.flow.sample(None, self.num_inference_steps, latents=latents, **options)
         levels = self.log_likelihood(output.sample, rows).nan_to_num(nan=-math.inf)
         if self.max_norm is not None:

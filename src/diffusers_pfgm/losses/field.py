@@ -11,7 +11,7 @@ import torch
 from ..physics.charges import Charges, check_finite
 from ..physics.class_charges import ClassCharges, charges_of_class, check_charge_labels
 from ..physics.field import normalized_field
-from ..physics.perturbation import Hyperparameters, perturb
+from ..physics.perturbation import PFGMHyperparameters, perturb
 from ..physics.preconditioning import Parameterization
 from ..physics.tensors import Generators
 from .loss_output import LossOutput, mean_squares
@@ -35,7 +35,7 @@ class FieldObjective:
         True
     """
 
-    def __init__(self, hyperparameters: Hyperparameters, gamma: float = 5.0) -> None:
+    def __init__(self, hyperparameters: PFGMHyperparameters, gamma: float = 5.0) -> None:
         self.hyperparameters = hyperparameters
         self.parameterization = Parameterization("field", gamma)
 

@@ -5,7 +5,7 @@ from .class_charges import ClassCharges
 from .field import ChargeField, normalized_field, posterior_mean
 from .hemisphere import HemisphereLatents, hemisphere_points, interpolate, with_temperature
 from .kernel import PoissonKernel
-from .perturbation import Hyperparameters, perturb, recommend_hyperparameters
+from .perturbation import PFGMHyperparameters, perturb, recommend_hyperparameters
 from .preconditioning import Parameterization
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "Charges",
     "ClassCharges",
     "HemisphereLatents",
-    "Hyperparameters",
+    "PFGMHyperparameters",
     "Parameterization",
     "PoissonKernel",
     "hemisphere_points",

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from .preconditioning import Parameterization
-from .tensors import narrowed, working_dtype
+from .tensors import cast_clamped, working_dtype
 
 Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) from x (B, *) and σ, a number or ()
 
 LARGEST_GRADIENT = 32.0  # that goes into a model in float16: most of its products are neither too large nor too small
 
 
-def sample_of(output: Any) -> torch.Tensor:
+def output_tensor(output: Any) -> torch.Tensor:
     """The tensor in a network's result, which has it as `.sample` or as the first of a tuple."""
     found: torch.Tensor = output.sample if hasattr(output, "sample") else output[0]
     return found
 
 
-def home_of(model: Any) -> tuple[torch.dtype | None, torch.device | None]:
+def dtype_and_device(model: Any) -> tuple[torch.dtype | None, torch.device | None]:
     """Where a model computes, as it says, or else as its first parameter does; None where neither tells.
 
     A `functools.partial`, a bound method or a wrapper of a module tells what is inside of it.
@@ -34,11 +34,11 @@ def home_of(model: Any) -> tuple[torch.dtype | None, torch.device | None]:
     if dtype is None:
         inner = (getattr(model, name, None) for name in ("func", "__self__", "module", "_orig_mod"))
         found = next((value for value in inner if callable(value)), None)
-        return (None, device) if found is None else home_of(found)
+        return (None, device) if found is None else dtype_and_device(found)
     return dtype, device
 
 
-def outside_inference(value: Any) -> Any:
+def without_inference_mode(value: Any) -> Any:
     """A tensor or a model that autograd can follow: a copy of one that was made in inference mode, else the same."""
     if isinstance(value, torch.Tensor):
         return value.clone() if value.is_inference() else value
@@ -48,7 +48,7 @@ def outside_inference(value: Any) -> Any:
     return value
 
 
-def of_rows(model_kwargs: dict[str, Any], rows: slice | torch.Tensor, count: int) -> dict[str, Any]:
+def slice_kwargs(model_kwargs: dict[str, Any], rows: slice | torch.Tensor, count: int) -> dict[str, Any]:
     """What a model is given for these rows of a batch of `count`: of tensors (B, ...) the rows, all else as it is."""
     return {
         name: value[rows] if isinstance(value, torch.Tensor) and value.ndim and len(value) == count else value
@@ -85,7 +85,7 @@ class Denoiser:
         **model_kwargs: Any,
     ) -> None:
         self.model, self.parameterization, self.model_kwargs = model, parameterization, model_kwargs
-        self.dtype = home_of(model)[0] or dtype
+        self.dtype = dtype_and_device(model)[0] or dtype
         self.nfe = 0
 
     def precision(self, device: torch.device) -> float:
@@ -103,7 +103,7 @@ class Denoiser:
         seen, scales = form.input_scale(sigma) * x, list[torch.Tensor]()
         half = dtype == torch.float16
         seen = _Narrowed.apply(seen, dtype, scales) if half else seen.to(dtype)
-        output = sample_of(self.model(seen, label, **self.model_kwargs))
+        output = output_tensor(self.model(seen, label, **self.model_kwargs))
         form.check_output(output, x)
         self.nfe += 1
         output = _Widened.apply(output, x.dtype, scales) if half else output.to(x.dtype)
@@ -116,7 +116,7 @@ class _Narrowed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype, scales: list[torch.Tensor]) -> torch.Tensor:
         ctx.dtype, ctx.scales = x.dtype, scales
-        return narrowed(x, dtype)
+        return cast_clamped(x, dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:

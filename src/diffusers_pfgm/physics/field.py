@@ -21,7 +21,7 @@ import torch
 from .charges import Charges, check_finite, mean, pull
 from .kernel import check_aug_dim
 from .preconditioning import field_channels, normalize_field
-from .tensors import narrowed, working_dtype
+from .tensors import cast_clamped, working_dtype
 
 
 def posterior_mean(
@@ -53,7 +53,7 @@ def posterior_mean(
     """
     heights = _heights(sigma, x)
     found = _checked(mean(x.flatten(1), heights, charges, aug_dim, chunk_size), x, heights, charges)
-    return narrowed(found, x.dtype).view_as(x)
+    return cast_clamped(found, x.dtype).view_as(x)
 
 
 def normalized_field(

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .tensors import Generators, brought_near, draw, narrowed, working_dtype
+from .tensors import Generators, cast_clamped, draw, scaled_to_reach, working_dtype
 
 REDRAWS = 1000  # of a radius before a limit counts as out of reach
 LARGEST = 1e-3  # of a dtype's largest number: what is computed from a draw has to stay finite, too
@@ -108,7 +108,7 @@ class PoissonKernel:
         # The scale of each row is limited, not its elements, so that no direction changes.
         largest = gaussian.view(shape[0], math.prod(shape[1:])).abs().amax(1).clamp(min=1).view(column)
         limit = torch.finfo(dtype).max * (1 if dtype == torch.float16 else LARGEST)
-        return narrowed(gaussian * torch.minimum(scale, limit / largest), dtype)
+        return cast_clamped(gaussian * torch.minimum(scale, limit / largest), dtype)
 
     def _radius(
         self, column: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype
@@ -163,7 +163,7 @@ class PoissonKernel:
         if math.isinf(self.aug_dim):
             log_density = -(flat.square().sum(1) / scale.square()) / 2 - dim / 2 * math.log(2 * math.pi)
         else:
-            near, factor = brought_near(flat)
+            near, factor = scaled_to_reach(flat)
             squares = near.square().sum(1) / scale.square()
             growth = torch.log1p(squares / self.aug_dim) + 2 * factor.squeeze(1).log()  # that far out the 1 is nothing
             log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * growth

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .tensors import Generators, draw, narrowed
+from .tensors import Generators, cast_clamped, draw
 
 
 @dataclass(frozen=True)
-class Hyperparameters:
+class PFGMHyperparameters:
     """What PFGM takes from the data.
 
     Attributes:
@@ -41,7 +41,7 @@ class Hyperparameters:
 
 def recommend_hyperparameters(
     data_norm: float, data_dim: int, sigma: float = 0.01, tau: float = 0.03
-) -> Hyperparameters:
+) -> PFGMHyperparameters:
     """M, z_max and upper_norm for data of mean norm `data_norm` in `data_dim` dimensions (Appendix B.1).
 
     Args:
@@ -68,7 +68,7 @@ def recommend_hyperparameters(
             "Scale the data up (images lie in [-1, 1]) or choose a smaller `sigma`."
         )
     growth = (1 + tau) ** m_max
-    return Hyperparameters(
+    return PFGMHyperparameters(
         M=m_max,
         z_max=math.sqrt(2 / math.pi) * sigma * growth,
         upper_norm=math.sqrt(data_dim) * sigma * growth,
@@ -79,7 +79,7 @@ def recommend_hyperparameters(
 
 def perturb(
     data: torch.Tensor,
-    hyperparameters: Hyperparameters,
+    hyperparameters: PFGMHyperparameters,
     restrict_small_z: bool = True,
     generator: Generators = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,4 +111,4 @@ def perturb(
         m = torch.where(height < 0.5, m * (math.floor(0.7 * hyperparameters.M) / hyperparameters.M), m)
     growth = sigma * (1 + tau) ** m
     offset = direction * (growth * length / direction.norm(dim=1)).unsqueeze(1)
-    return narrowed(data + offset.view_as(data), data.dtype), narrowed(height * growth, data.dtype)
+    return cast_clamped(data + offset.view_as(data), data.dtype), cast_clamped(height * growth, data.dtype)

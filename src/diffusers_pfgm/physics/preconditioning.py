@@ -46,7 +46,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .tensors import brought_near, interpolate, working_dtype
+from .tensors import interpolate, scaled_to_reach, working_dtype
 
 PREDICTION_TYPES = ("field", "sample", "epsilon", "v_prediction")
 
@@ -65,7 +65,7 @@ def _log_sigmas(train_sigmas: tuple[float, ...], dtype: torch.dtype, device: tor
 
 def normalize_field(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
     """v (B, N + 1) from x̂ − x (B, N) and z (B,), in the offset's dtype."""
-    field, factor = brought_near(torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1))
+    field, factor = scaled_to_reach(torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1))
     length = torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma / factor
     return field * (math.sqrt(offset.shape[1]) / length.clamp(min=torch.finfo(field.dtype).tiny))
 

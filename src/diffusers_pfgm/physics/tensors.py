@@ -15,7 +15,7 @@ def working_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast_clamped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """x in `dtype`; what is beyond float16's reach, such as a heavy-tailed prior, stays at its largest number."""
     if dtype == torch.float16:
         limit = torch.finfo(dtype).max
@@ -23,7 +23,7 @@ def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x.to(dtype)
 
 
-def factorized(function: Callable[..., Any], *matrices: torch.Tensor) -> torch.Tensor:
+def on_cpu_for_mps(function: Callable[..., Any], *matrices: torch.Tensor) -> torch.Tensor:
     """The first result of a function of `torch.linalg`, computed on the CPU for MPS, which lacks many of them."""
     device = matrices[0].device
     given = [matrix.cpu() for matrix in matrices] if device.type == "mps" else matrices
@@ -31,7 +31,7 @@ def factorized(function: Callable[..., Any], *matrices: torch.Tensor) -> torch.T
     return found.to(device)
 
 
-def brought_near(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def scaled_to_reach(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows x / c and c ≥ 1, with c such that the squares of a heavy-tailed x do not overflow.
 
     Args:

@@ -49,7 +49,7 @@ class PipelineCall:
 _current: ContextVar[PipelineCall | None] = ContextVar("diffusers_pfgm_call", default=None)
 
 
-def own_copy(scheduler: Any) -> Any:
+def copy_scheduler(scheduler: Any) -> Any:
     """A scheduler of the same configuration whose timesteps and steps are its own.
 
     A deep copy would copy a thousand betas as well. What the copies share is never changed in place: schedulers replace
@@ -61,7 +61,7 @@ def own_copy(scheduler: Any) -> Any:
         if isinstance(value, list | StateConvention):
             setattr(own, name, copy.copy(value))
         elif isinstance(value, SchedulerMixin):
-            setattr(own, name, own_copy(value))
+            setattr(own, name, copy_scheduler(value))
     return own
 
 
@@ -122,7 +122,7 @@ class PipelineCalls:
         """
         before = self.scheduler
         # Ours may take the place of one of diffusers for a call, but not in the pipeline.
-        shown = own_copy(scheduler) if type(scheduler) is type(before) else before
+        shown = copy_scheduler(scheduler) if type(scheduler) is type(before) else before
         call = PipelineCall(self, scheduler, guidance_scale, len(scheduler.timesteps), outer=_current.get())
         token = _current.set(call)
         self.scheduler, self._latest_call = shown, call
@@ -135,7 +135,7 @@ class PipelineCalls:
                 self.scheduler = before  # what the callback that made this call goes on to read
 
 
-def checked_callback_inputs(callback: Callback | None, names: str | Sequence[str], allowed: Sequence[str]) -> list[str]:
+def check_callback_inputs(callback: Callback | None, names: str | Sequence[str], allowed: Sequence[str]) -> list[str]:
     """Names of the tensors that a callback is given; one of diffusers' own classes names them itself.
 
     Raises:

@@ -13,7 +13,7 @@ from ..physics.preconditioning import Parameterization
 Label = int | str
 
 
-def listed(labels: Label | Sequence[Label] | torch.Tensor | None) -> list[Label] | None:
+def as_list(labels: Label | Sequence[Label] | torch.Tensor | None) -> list[Label] | None:
     """Labels as a list: one of a single label, a tensor's elements, a sequence's own.
 
     Raises:

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from ..physics.charges import check_finite
-from ..schedulers.conversion import check_same_field
+from ..schedulers.conversion import check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from .outputs import OUTPUT_TYPES
 
 PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 
 
-def checked_shape(
+def check_inputs(
     config: Any, flow: PoissonFlowScheduler, batch_size: int | None, latents: torch.Tensor | None, output_type: str
 ) -> tuple[int, ...]:
     """The shape of a run.
@@ -33,7 +33,7 @@ def checked_shape(
         ValueError: if these do not fit each other.
     """
     form, channels = flow.parameterization, config.in_channels
-    check_same_field(config, flow)
+    check_field_config(config, flow)
     if not form.allows_channels(config.out_channels, channels):
         raise ValueError(
             f"`unet` returns {config.out_channels} channels for {channels}, but prediction_type "
@@ -70,7 +70,7 @@ def checked_shape(
     return shape
 
 
-def pictures_to_tensor(images: Any, unet_config: Any) -> torch.Tensor:
+def images_to_tensor(images: Any, unet_config: Any) -> torch.Tensor:
     """Pictures, as a pipeline returns them for any `output_type`, as data.
 
     Args:

@@ -17,14 +17,14 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import create_repo, file_exists, list_repo_files, upload_folder
 
 from ..hub.model_card import make_model_card, save_model_card
-from ..hub.serialization import complete, outdated, own_class_name, written_aside
+from ..hub.serialization import add_loader_code, atomic_directory, outdated, restore_class_name
 from ..physics.denoiser import Denoiser
-from ..physics.tensors import Generators, narrowed
+from ..physics.tensors import Generators, cast_clamped
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
-from ..solvers.adaptive import solve_adaptive
-from .calls import Callback, PipelineCall, PipelineCalls, checked_callback_inputs, own_copy
-from .class_conditioning import ClassLabels, CountedModel, GuidedModel, Label, listed
-from .inputs import checked_shape
+from ..solvers.adaptive import integrate_adaptive
+from .calls import Callback, PipelineCall, PipelineCalls, check_callback_inputs, copy_scheduler
+from .class_conditioning import ClassLabels, CountedModel, GuidedModel, Label, as_list
+from .inputs import check_inputs
 from .outputs import postprocess
 
 HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")  # of `save_pretrained`
@@ -126,22 +126,22 @@ class PFGMPipeline(PipelineCalls, DiffusionPipeline):
         Raises:
             ValueError: if an argument, the scheduler or the network's channels do not fit.
         """
-        callback_inputs = checked_callback_inputs(
+        callback_inputs = check_callback_inputs(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
-        scheduler: Any = own_copy(self.scheduler)
+        scheduler: Any = copy_scheduler(self.scheduler)
         flow = PoissonFlowScheduler.from_scheduler(scheduler)
-        labels = listed(class_labels)
+        labels = as_list(class_labels)
         if batch_size is None and latents is None and labels is not None:
             batch_size = len(labels)
-        shape = checked_shape(self.unet.config, flow, batch_size, latents, output_type)
+        shape = check_inputs(self.unet.config, flow, batch_size, latents, output_type)
         if tolerance is not None and not (num_inference_steps is sigmas is callback_on_step_end is None):
             raise ValueError(
                 "`tolerance` lets the solver choose its steps, so leave out `num_inference_steps`, `sigmas` and "
                 "`callback_on_step_end`."
             )
         device = self._execution_device
-        options = self._class_options(labels, shape[0], device)
+        options = self.prepare_class_labels(labels, shape[0], device)
         model_at = functools.lru_cache(1)(functools.partial(self._conditioned, flow, labels, options))
         model_at(guidance_scale)  # raises for a scale that does not fit
 
@@ -161,7 +161,7 @@ class PFGMPipeline(PipelineCalls, DiffusionPipeline):
                 )
             else:
                 call.num_timesteps = 0
-                latents, nfe = self._follow_adaptively(flow, model_at(guidance_scale), latents, tolerance)
+                latents, nfe = self._solve_adaptively(flow, model_at(guidance_scale), latents, tolerance)
 
         images = postprocess(latents, output_type)
         self.maybe_free_model_hooks()
@@ -213,7 +213,7 @@ class PFGMPipeline(PipelineCalls, DiffusionPipeline):
                 if call.interrupt:
                     break
                 model = model_at(1.0 if call.guidance_off else call.guidance_scale)
-                model_input = narrowed(scheduler.scale_model_input(latents, t), self.unet.dtype)
+                model_input = cast_clamped(scheduler.scale_model_input(latents, t), self.unet.dtype)
                 output = scheduler.step(model(model_input, t, return_dict=False)[0], t, latents, **noise)
                 latents = output.prev_sample
                 nfe += 1
@@ -229,14 +229,14 @@ class PFGMPipeline(PipelineCalls, DiffusionPipeline):
                 progress_bar.update()
         return latents, nfe
 
-    def _follow_adaptively(
+    def _solve_adaptively(
         self, flow: PoissonFlowScheduler, model: Callable[..., Any], latents: torch.Tensor, tolerance: float
     ) -> tuple[torch.Tensor, int]:
         """The same by RK45, and its calls."""
         high, low = flow.sigma_range
         with self.progress_bar(itertools.count()) as progress_bar:
             denoiser = Denoiser(CountedModel(model, progress_bar, self.unet.dtype), flow.parameterization)
-            x = solve_adaptive(denoiser, latents * flow.data_scale(high), high, low, tolerance)
+            x = integrate_adaptive(denoiser, latents * flow.data_scale(high), high, low, tolerance)
             if flow.config.final_sigmas_type == "zero":
                 x = denoiser(x, low)
         return x, denoiser.nfe
@@ -256,9 +256,9 @@ class PFGMPipeline(PipelineCalls, DiffusionPipeline):
                 "`pipe.scheduler.save_pretrained(folder)`, and make the pipeline from the charges again."
             )
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        with written_aside(save_directory) as partial:
+        with atomic_directory(save_directory) as partial:
             super().save_pretrained(partial, **kwargs)
-            complete(partial)
+            add_loader_code(partial)
         if not (Path(save_directory) / "README.md").exists():
             save_model_card(make_model_card(self), save_directory)
         if push_to_hub:
@@ -311,9 +311,9 @@ class PFGMPipeline(PipelineCalls, DiffusionPipeline):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        return own_class_name(super()._dict_from_json_file(json_file))
+        return restore_class_name(super()._dict_from_json_file(json_file))
 
-    def _class_options(self, labels: list[Label] | None, batch_size: int, device: torch.device) -> dict[str, Any]:
+    def prepare_class_labels(self, labels: list[Label] | None, batch_size: int, device: torch.device) -> dict[str, Any]:
         """What the network is told of its samples' classes: nothing where it has none."""
         numbers = self._classes().numbers(labels, batch_size)
         return {} if numbers is None else {"class_labels": torch.tensor(numbers, device=device)}

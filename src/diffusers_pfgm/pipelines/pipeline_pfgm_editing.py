@@ -10,8 +10,8 @@ from ..flow.poisson_flow import TOLERANCE, PoissonFlow
 from ..flow.results import FlowLatents
 from ..physics.hemisphere import HemisphereLatents, interpolate, with_temperature
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
-from .class_conditioning import CountedModel, Label, listed
-from .inputs import checked_shape, pictures_to_tensor
+from .class_conditioning import CountedModel, Label, as_list
+from .inputs import check_inputs, images_to_tensor
 from .outputs import postprocess
 from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
 
@@ -63,9 +63,9 @@ class PFGMEditingPipeline(PFGMPipeline):
             ValueError: if a picture or a label does not fit the network, or a fixed step is too long to be undone.
             ImportError: if the adaptive solver is not installed.
         """
-        x = pictures_to_tensor(images, self.unet.config)
+        x = images_to_tensor(images, self.unet.config)
         x = x.to(self._execution_device, torch.promote_types(x.dtype, self.unet.dtype))
-        checked_shape(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, x, "pt")
+        check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, x, "pt")
         with self.progress_bar(itertools.count()) as progress_bar:
             found = self._flow(class_labels, 1.0, x, progress_bar).encode(x, num_inference_steps, tolerance)
         self.maybe_free_model_hooks()
@@ -95,7 +95,7 @@ class PFGMEditingPipeline(PFGMPipeline):
         Raises:
             ValueError: if an argument does not fit.
         """
-        checked_shape(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, latents, output_type)
+        check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, latents, output_type)
         x = latents.to(self._execution_device)
         with self.progress_bar(itertools.count()) as progress_bar:
             flow = self._flow(class_labels, guidance_scale, x, progress_bar)
@@ -140,7 +140,7 @@ class PFGMEditingPipeline(PFGMPipeline):
         second = self.encode(second_images, class_labels, num_inference_steps, tolerance)
         start, end = (HemisphereLatents.from_latents(found.latents) for found in (first, second))
         ways = interpolate(start, end, torch.linspace(0, 1, int(num))).to_latents().transpose(0, 1).flatten(0, 1)
-        labels = listed(class_labels)
+        labels = as_list(class_labels)
         if labels is not None and len(labels) > 1:
             labels = [label for label in labels for _ in range(int(num))]
         output = self.decode(ways, labels, num_inference_steps, output_type, tolerance)
@@ -187,7 +187,7 @@ class PFGMEditingPipeline(PFGMPipeline):
     def _flow(self, class_labels: Labels, guidance_scale: float, x: torch.Tensor, progress_bar: Any) -> PoissonFlow:
         """The flow of a class, whose calls the bar counts."""
         scheduler = PoissonFlowScheduler.from_scheduler(self.scheduler)
-        labels = listed(class_labels)
-        options = self._class_options(labels, len(x), x.device)
+        labels = as_list(class_labels)
+        options = self.prepare_class_labels(labels, len(x), x.device)
         model = self._conditioned(scheduler, labels, options, guidance_scale)
         return PoissonFlow(CountedModel(model, progress_bar, self.unet.dtype), scheduler)

@@ -15,9 +15,9 @@ from ..inverse.operators import Inpainting, LinearOperator, Measurement, beside,
 from ..physics.charges import check_finite
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
-from .calls import Callback, checked_callback_inputs, own_copy
-from .class_conditioning import Label, listed
-from .inputs import checked_shape
+from .calls import Callback, check_callback_inputs, copy_scheduler
+from .class_conditioning import Label, as_list
+from .inputs import check_inputs
 from .outputs import postprocess
 from .pipeline_pfgm import PFGMPipeline
 
@@ -109,10 +109,10 @@ class PFGMInversePipeline(PFGMPipeline):
         Reference:
             See `inverse/guidance.py` and `inverse/latent_sampling.py`.
         """
-        callback_inputs = checked_callback_inputs(
+        callback_inputs = check_callback_inputs(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
-        scheduler: Any = own_copy(self.scheduler)
+        scheduler: Any = copy_scheduler(self.scheduler)
         flow = PoissonFlowScheduler.from_scheduler(scheduler)
         if method not in METHODS:
             raise ValueError(f"`method` must be one of {METHODS}, but is {method!r}.")
@@ -126,11 +126,11 @@ class PFGMInversePipeline(PFGMPipeline):
             raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")
         if batch_size is None:
             batch_size = len(measurement)
-        shape = checked_shape(self.unet.config, flow, batch_size, None, output_type)
+        shape = check_inputs(self.unet.config, flow, batch_size, None, output_type)
         device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
         blank = torch.zeros(shape, device=device, dtype=dtype)
         measurement = _checked(beside(measurement, blank), operator, noise_std, blank)
-        labels = self._class_options(listed(class_labels), shape[0], device)
+        labels = self.prepare_class_labels(as_list(class_labels), shape[0], device)
 
         guided = GuidedByMeasurement(
             self.unet,

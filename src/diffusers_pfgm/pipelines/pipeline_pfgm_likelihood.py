@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from ..flow.dequantization import bits_per_dim, check_levels, dequantize
+from ..flow.dequantization import bits_per_dim, check_num_levels, dequantize
 from ..flow.poisson_flow import DENSITY_TOLERANCE, PoissonFlow
 from ..physics.tensors import Generators
-from .class_conditioning import Label, listed
-from .inputs import pictures_to_tensor
+from .class_conditioning import Label, as_list
+from .inputs import images_to_tensor
 from .pipeline_pfgm import PFGMPipeline
 
 
@@ -90,10 +90,10 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
                 "the likelihood under a class."
             )
         if levels is not None:
-            check_levels(levels)
-        pictures = pictures_to_tensor(images, self.unet.config).to(self._execution_device)
+            check_num_levels(levels)
+        pictures = images_to_tensor(images, self.unet.config).to(self._execution_device)
         flow = PoissonFlow(self.unet, self.scheduler)
-        labels = self._class_options(listed(class_labels), len(pictures), pictures.device)
+        labels = self.prepare_class_labels(as_list(class_labels), len(pictures), pictures.device)
         if not batch_size >= 1 or int(batch_size) != batch_size:
             raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size}.")
         found = []

@@ -17,8 +17,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..physics.denoiser import home_of, sample_of
-from ..physics.tensors import narrowed
+from ..physics.denoiser import dtype_and_device, output_tensor
+from ..physics.tensors import cast_clamped
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 
 BAND = (0.16, 0.5, 0.84)  # of a normal law: one standard deviation around the mean
@@ -102,8 +102,8 @@ def record_trajectory(
     states, denoised = [latents], []
     for t in flow.timesteps:
         model_input = flow.scale_model_input(states[-1], t)
-        output = model(narrowed(model_input, home_of(model)[0] or latents.dtype), t, **model_kwargs)
-        step: Any = flow.step(sample_of(output), t, states[-1])
+        output = model(cast_clamped(model_input, dtype_and_device(model)[0] or latents.dtype), t, **model_kwargs)
+        step: Any = flow.step(output_tensor(output), t, states[-1])
         states.append(step.prev_sample)
         denoised.append(step.pred_original_sample)
     scaled = [flow.data_scale(sigma) * state for sigma, state in zip(sigmas.tolist(), states, strict=True)]

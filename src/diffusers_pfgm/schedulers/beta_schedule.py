@@ -13,7 +13,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SPACINGS = ("leading", "trailing", "linspace")
 
 
-class DDPMFamily:
+class BetaSchedule:
     """The training timesteps of a network that DDPM's or a kindred scheduler has trained (arXiv 2006.11239).
 
     Its state x / √(1 + σ²) is the DDPM's, √ᾱ = 1 / √(1 + σ²).

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from .diffusers_classes import class_of_name, options_of
-from .diffusers_configs import adds_noise, refusal
+from .diffusers_configs import adds_noise, incompatibility
 
 STOCHASTIC = (
     "DDPMScheduler",
@@ -30,7 +30,7 @@ def convert_scheduler(scheduler: Any) -> dict[str, Any]:
     parameters = inspect.signature(type(scheduler).__init__).parameters
     own_options = {key: value for key, value in config.items() if key in parameters}
     step_parameters = list(inspect.signature(scheduler.step).parameters.values())
-    reason = refusal(own_options)
+    reason = incompatibility(own_options)
     if config.get("prediction_type") == "field":
         reason = "unable to follow prediction_type 'field'. Use PoissonFlowScheduler, or another network"
     elif "Inverse" in name or any(parameter.default is parameter.empty for parameter in step_parameters[3:]):
@@ -47,7 +47,7 @@ def convert_scheduler(scheduler: Any) -> dict[str, Any]:
     return {**config, "_class_name": name} if class_of_name(name) is type(scheduler) else dict(config)
 
 
-def check_same_field(config: Any, flow: Any) -> None:
+def check_field_config(config: Any, flow: Any) -> None:
     """Raises ValueError where a `ChargeField` says otherwise than the scheduler; a network does not say."""
     for name in ("aug_dim", "prediction_type", "gamma", "sigma_data", "beta_schedule"):
         if hasattr(config, name) and getattr(config, name) != flow.config[name]:

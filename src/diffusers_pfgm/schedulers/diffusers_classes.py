@@ -68,7 +68,7 @@ def _defaults(scheduler_class: type[Any]) -> dict[str, Any]:
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 
-def own_timesteps(
+def timesteps_of_class(
     name: str, config: Mapping[str, Any], num_train_timesteps: int, count: int
 ) -> tuple[list[float], list[float] | None]:
     """The timesteps and the σ's at which a scheduler of diffusers makes the first network call of each step.

@@ -45,7 +45,7 @@ CONSISTENCY = (
 )
 
 
-def refusal(config: Mapping[str, Any]) -> str | None:
+def incompatibility(config: Mapping[str, Any]) -> str | None:
     """Why the network of a diffusers scheduler with these options follows no Poisson flow; None if it does."""
     prediction_type = config.get("prediction_type")
     if "shift" in config or config.get("use_flow_sigmas") or prediction_type == "flow_prediction":
@@ -134,7 +134,7 @@ def check_deterministic(config: Mapping[str, Any], aug_dim: float | None) -> Non
         )
 
 
-def adopted(config: Mapping[str, Any], overrides: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def convert_config(config: Mapping[str, Any], overrides: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """A diffusers scheduler's configuration as `PoissonFlowScheduler` takes it.
 
     It is read as its own class reads it: options that are missing are at that class's defaults, and what earlier
@@ -157,7 +157,7 @@ def adopted(config: Mapping[str, Any], overrides: Mapping[str, Any], names: Coll
         rule = SPACED_AS.get(found_class.__name__, found_class.__name__)
         config = {**config, "_class_name": found_class.__name__}
     own.update({name: value for name, value in overrides.items() if name in own})
-    reason = refusal(own)
+    reason = incompatibility(own)
     if reason is not None:
         raise ValueError(f"`config` is that of {reason}.")
     left_behind = {name: value for name, value in config.items() if name not in own and name not in names}
@@ -181,7 +181,7 @@ def adopted(config: Mapping[str, Any], overrides: Mapping[str, Any], names: Coll
     return {**found, "aug_dim": aug_dim}
 
 
-def completed(config: Mapping[str, Any], overrides: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def complete_config(config: Mapping[str, Any], overrides: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """A configuration of `PoissonFlowScheduler` with what a caller sets of options that only other schedulers have.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..physics.denoiser import Denoiser, home_of, of_rows
+from ..physics.denoiser import Denoiser, dtype_and_device, slice_kwargs
 from ..physics.preconditioning import ZERO_SNR_SIGMA
 from ..physics.tensors import Generators
 from ..solvers.spacing import fit_knots, geometric_sigmas
@@ -63,12 +63,12 @@ def fit_sigmas(
             "`scheduler` starts at infinite sigma (`rescale_betas_zero_snr`), so no spacing can be fitted. Keep its "
             "`timestep_spacing`, 'trailing' at best."
         )
-    dtype, device = home_of(model)
+    dtype, device = dtype_and_device(model)
     dtype = torch.promote_types(dtype or torch.float32, torch.float32)
     x = scheduler.kernel.sample((num_samples, *shape), high, generator, device, dtype, scheduler.config.max_norm)
     size = num_samples if batch_size is None else min(batch_size, num_samples)
     parts = [slice(first, first + size) for first in range(0, num_samples, size)]
-    given = [model_kwargs] if size == num_samples else [of_rows(model_kwargs, rows, num_samples) for rows in parts]
+    given = [model_kwargs] if size == num_samples else [slice_kwargs(model_kwargs, rows, num_samples) for rows in parts]
     denoisers = [Denoiser(model, scheduler.parameterization, **options) for options in given]
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -16,12 +16,19 @@ from diffusers.utils import BaseOutput, logging
 from ..hub.serialization import add_scheduler_code
 from ..physics.kernel import PoissonKernel
 from ..physics.preconditioning import Parameterization
-from ..physics.tensors import Generators, narrowed
-from ..solvers.multistep import Step, plan, variance_preserving
+from ..physics.tensors import Generators, cast_clamped
+from ..solvers.multistep import Step, plan_steps, variance_preserving
 from ..solvers.spacing import check_knots
-from .beta_schedule import DDPMFamily
+from .beta_schedule import BetaSchedule
 from .conversion import convert_scheduler
-from .diffusers_configs import DDPM_COMPATIBLES, EDM_COMPATIBLES, adopted, completed, hidden_defaults, refuse_noise
+from .diffusers_configs import (
+    DDPM_COMPATIBLES,
+    EDM_COMPATIBLES,
+    complete_config,
+    convert_config,
+    hidden_defaults,
+    refuse_noise,
+)
 from .noising import NoisingMixin
 from .options import LEARNED, checked_options
 from .sigma_schedule import Heights, check_height_options, choose_heights
@@ -126,9 +133,9 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         check_height_options(config)
         has_betas = config.beta_schedule is not None or config.trained_betas is not None
         self.kernel = PoissonKernel(config.aug_dim)
-        self._family: DDPMFamily | None = None
+        self._family: BetaSchedule | None = None
         if has_betas:
-            self._family = DDPMFamily(
+            self._family = BetaSchedule(
                 config.beta_schedule,
                 config.trained_betas,
                 config.num_train_timesteps,
@@ -178,7 +185,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
             config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
         if isinstance(config, dict):
             is_own = "aug_dim" in config or config.get("_class_name") == cls.__name__
-            config = (completed if is_own else adopted)(config, kwargs, cls._get_init_keys(cls))
+            config = (complete_config if is_own else convert_config)(config, kwargs, cls._get_init_keys(cls))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @classmethod
@@ -340,7 +347,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         self._denoised = []
 
     def _planned(self, sigmas: list[float]) -> list[Step]:
-        steps = plan(sigmas, self.config.solver, self.config.solver_order, self.config.use_corrector)
+        steps = plan_steps(sigmas, self.config.solver, self.config.solver_order, self.config.use_corrector)
         return steps if self._family is None else variance_preserving(steps, sigmas[-1])
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
@@ -449,5 +456,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         self._denoised = self._denoised[: len(following[0].weights) - 1 if following else 0]  # no step needs older ones
         if not following:
             self._convention.end_run()
-        output = PoissonFlowSchedulerOutput(narrowed(prev_sample, sample.dtype), narrowed(denoised, sample.dtype))
+        output = PoissonFlowSchedulerOutput(
+            cast_clamped(prev_sample, sample.dtype), cast_clamped(denoised, sample.dtype)
+        )
         return output if return_dict else output.to_tuple()

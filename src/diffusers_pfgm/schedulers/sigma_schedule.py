@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ..physics.preconditioning import Parameterization
-from ..solvers.spacing import falls, geometric_sigmas, knotted_sigmas
-from .beta_schedule import SPACINGS, DDPMFamily
-from .diffusers_classes import own_timesteps
+from ..solvers.spacing import geometric_sigmas, is_decreasing, knotted_sigmas
+from .beta_schedule import SPACINGS, BetaSchedule
+from .diffusers_classes import timesteps_of_class
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def check_height_options(config: Any) -> None:
 def choose_heights(
     config: Any,
     form: Parameterization,
-    family: DDPMFamily | None,
+    family: BetaSchedule | None,
     num_inference_steps: int | None = None,
     sigmas: Sequence[float] | torch.Tensor | None = None,
     timesteps: Sequence[float] | torch.Tensor | None = None,
@@ -103,7 +103,7 @@ def choose_heights(
     return _spaced(config, form, family, int(num_inference_steps))
 
 
-def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, count: int) -> Heights:
+def _spaced(config: Any, form: Parameterization, family: BetaSchedule | None, count: int) -> Heights:
     if config.sigma_knots is None and (family is not None or config.timesteps_from is not None):
         return _as_diffusers(config, form, family, count)
     # A run that ends at σ_min has one height more than steps. The DDPM family's end is its first timestep instead.
@@ -113,7 +113,7 @@ def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, coun
     else:
         sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, points)
     sigmas = rounded(sigmas[:count])
-    if not falls(sigmas):
+    if not is_decreasing(sigmas):
         raise ValueError(
             f"{count} heights between {sigmas[0]} and {sigmas[-1]} are no longer apart in float32. Take a smaller "
             "`num_inference_steps`, or other `sigma_max`, `sigma_min` or `sigma_knots`."
@@ -121,12 +121,12 @@ def _spaced(config: Any, form: Parameterization, family: DDPMFamily | None, coun
     return Heights(sigmas, [float(form.label(sigma)) for sigma in sigmas], _final(config, form, sigmas[-1]))
 
 
-def _as_diffusers(config: Any, form: Parameterization, family: DDPMFamily | None, count: int) -> Heights:
+def _as_diffusers(config: Any, form: Parameterization, family: BetaSchedule | None, count: int) -> Heights:
     """The heights of the diffusers scheduler that `timesteps_from` names, DDIM's for a beta schedule without one."""
     trained = config.num_train_timesteps if family is None else len(family.sigmas)
     if family is not None and count > trained:
         raise ValueError(f"`num_inference_steps` must be at most the {trained} timesteps trained, but is {count}.")
-    timesteps, sigmas = own_timesteps(config.timesteps_from or "DDIMScheduler", config, trained, count)
+    timesteps, sigmas = timesteps_of_class(config.timesteps_from or "DDIMScheduler", config, trained, count)
     if family is not None and (len(timesteps) < count or not 0 <= timesteps[-1] <= timesteps[0] < trained):
         raise ValueError(
             f"`timestep_spacing` {config.timestep_spacing!r} with `steps_offset` = {config.steps_offset} gives "
@@ -135,7 +135,7 @@ def _as_diffusers(config: Any, form: Parameterization, family: DDPMFamily | None
         )
     if sigmas is None:
         sigmas = [float(form.sigma(t)) if family is None or t % 1 else family.sigmas[int(t)] for t in timesteps]
-    if not falls(sigmas):
+    if not is_decreasing(sigmas):
         raise ValueError(
             f"{count} heights of {config.timesteps_from} do not fall strictly. Take a smaller `num_inference_steps`, "
             "or set `timesteps_from=None`."
@@ -163,7 +163,7 @@ def _given(
     # EDM's schedulers give σ_min twice where they end there.
     if to_zero or (config.final_sigmas_type == "sigma_min" and len(values) > 1 and values[-1] == values[-2]):
         values, labels = values[:-1], labels[:-1]
-    if not (wide.ndim == 1 and values and falls(values)):
+    if not (wide.ndim == 1 and values and is_decreasing(values)):
         raise ValueError(
             f"`{name}` must be a list that falls strictly and stays positive in float32 (a last 0 aside), "
             f"but is {wide.tolist()}."

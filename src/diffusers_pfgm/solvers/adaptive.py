@@ -15,7 +15,7 @@ import torch
 from ..physics.denoiser import Denoise
 from ..physics.density import density_slope
 from ..physics.tensors import working_dtype
-from .reversible import Observe, without_quantities
+from .reversible import Integrand, without_integrand
 
 MAX_CALLS = 10_000  # of the model in one run; 50 to 500 are usual
 STAGES = {"dopri5": 6, "dopri8": 13}  # calls a step
@@ -31,7 +31,7 @@ def check_tolerance(tolerance: float) -> None:
         raise ValueError(f"`tolerance` must be a finite number > 0, such as 1e-3, but is {tolerance}.")
 
 
-def solve_adaptive(
+def integrate_adaptive(
     denoise: Denoise, x: torch.Tensor, sigma_start: float, sigma_end: float, tolerance: float
 ) -> torch.Tensor:
     """Follow field lines from one noise level to another, either way.
@@ -63,11 +63,11 @@ def solve_adaptive(
     """
     check_tolerance(tolerance)
     options = {"norm": lambda error: error.square().mean(1).sqrt().max(), "method": "dopri5"}
-    return _follow(without_quantities(denoise), x, sigma_start, sigma_end, 0, tolerance, tolerance, options)[0]
+    return _follow(without_integrand(denoise), x, sigma_start, sigma_end, 0, tolerance, tolerance, options)[0]
 
 
-def follow_density(
-    observe: Observe,
+def integrate_density(
+    observe: Integrand,
     x: torch.Tensor,
     sigma_start: float,
     sigma_end: float,
@@ -146,7 +146,7 @@ class _DensityErrors:
 
 
 def _follow(
-    observe: Observe,
+    observe: Integrand,
     x: torch.Tensor,
     sigma_start: float,
     sigma_end: float,

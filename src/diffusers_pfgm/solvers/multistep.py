@@ -60,7 +60,7 @@ def check_solver(solver: str, order: int) -> None:
         raise ValueError(f"`solver_order` must be 1, 2 or 3, but is {order}.")
 
 
-def plan(
+def plan_steps(
     sigmas: Sequence[float], solver: str = "multistep", order: int = MAX_ORDER, use_corrector: bool = True
 ) -> list[Step]:
     """The steps of a run, one for each network call.
@@ -87,7 +87,7 @@ def _plan(sigmas: tuple[float, ...], solver: str, order: int, use_corrector: boo
     return tuple(_multistep(sigmas[i], lambdas, i, order, use_corrector) for i in range(len(sigmas) - 1))
 
 
-def symmetric_weights(sigma: float, target: float) -> tuple[float, tuple[float, float]]:
+def trapezoid_weights(sigma: float, target: float) -> tuple[float, tuple[float, float]]:
     """keep and weights of x' = keep · x + w_0 x̂(x) + w_1 x̂(x'), x̂ linear in λ between the ends, up or down.
 
     The exponential trapezoid rule. Solved for x it is the same rule from σ' to σ, so that a step there undoes one here.

@@ -23,22 +23,22 @@ import torch
 
 from ..physics.denoiser import Denoise
 from .fixed_point import solve_fixed_point
-from .multistep import symmetric_weights
+from .multistep import trapezoid_weights
 
 MAX_ROUNDS = 50
 NOISE = 2.0**-5  # of x, the most that a network's rounding may change x̂: a few roundings of bfloat16
 
 # x̂ (B, *) at x (B, *) and σ, a number or (), with quantities q (B, P) there; P may be 0
-Observe = Callable[[torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]
+Integrand = Callable[[torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]
 
 
-def without_quantities(denoise: Denoise) -> Observe:
+def without_integrand(denoise: Denoise) -> Integrand:
     """x̂ alone, where nothing is to be added up."""
     return lambda x, sigma: (denoise(x, sigma), x.new_zeros(len(x), 0))
 
 
-def follow(
-    denoise: Denoise, observe: Observe, x: torch.Tensor, sigmas: Sequence[float], tolerance: float
+def integrate_reversible(
+    denoise: Denoise, observe: Integrand, x: torch.Tensor, sigmas: Sequence[float], tolerance: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Follow field lines through the heights `sigmas`, up or down, by steps that undo themselves.
 
@@ -60,7 +60,7 @@ def follow(
     total, slope = torch.zeros_like(quantity), torch.zeros_like(x)
     reached = tolerance
     for sigma, target in itertools.pairwise(sigmas):
-        keep, (here, ahead) = symmetric_weights(sigma, target)
+        keep, (here, ahead) = trapezoid_weights(sigma, target)
         length = math.log(target / sigma)
         known = keep * x + here * denoised
         guess = known + ahead * (denoised + slope * length)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..physics.tensors import interpolate
-from .multistep import plan
+from .multistep import plan_steps
 
 EXPONENT = 1 / 3
 FLOOR = 0.02  # of the largest density
@@ -58,7 +58,7 @@ def fit_knots(
     """
     seen: list[torch.Tensor] = []
     speeds: list[torch.Tensor] = []
-    for step in plan([*sigmas, 0.0]):
+    for step in plan_steps([*sigmas, 0.0]):
         seen = [denoise(x, step.sigma), *seen[:3]]
         if len(seen) > 1:
             speeds.append((seen[0] - seen[1]).square().mean().sqrt())
@@ -83,7 +83,7 @@ def fit_knots(
     return [sigmas[0], *knots[1:-1], sigmas[-1]]
 
 
-def falls(sigmas: Sequence[float]) -> bool:
+def is_decreasing(sigmas: Sequence[float]) -> bool:
     """Whether heights fall strictly, and are positive and finite."""
     falling = all(a > b for a, b in itertools.pairwise(sigmas))
     return falling and sigmas[-1] > 0 and math.isfinite(sigmas[0])
@@ -91,7 +91,7 @@ def falls(sigmas: Sequence[float]) -> bool:
 
 def check_knots(knots: Sequence[float], ends: tuple[float, float]) -> None:
     """Raises ValueError unless `knots` are two or more heights that fall strictly from one of `ends` to the other."""
-    if len(knots) < 2 or not falls(knots):
+    if len(knots) < 2 or not is_decreasing(knots):
         raise ValueError(
             f"`sigma_knots` must be two or more heights that fall strictly and stay positive, but are {list(knots)}. "
             "Get them from `fit_sigmas`, or set None."

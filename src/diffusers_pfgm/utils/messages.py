@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 
-def reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error's kind and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diffusers_pfgm import PoissonFlowScheduler
-from diffusers_pfgm.training.data.fingerprint import data_facts, fingerprint
+from diffusers_pfgm.training.data.fingerprint import data_settings, fingerprint
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import load_image_dataset
 from diffusers_pfgm.training.data.streams import StreamedImages
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def facts(dataset: datasets.Dataset, labels: torch.Tensor | None = None, names: list[str] | None = None) -> dict:
     id2label = None if names is None else dict(enumerate(names))
-    return data_facts(ImageTensors(dataset, 8), labels, id2label, SCHEDULER)
+    return data_settings(ImageTensors(dataset, 8), labels, id2label, SCHEDULER)
 
 
 def test_the_place_and_the_kind_of_storage_do_not_matter(folder: Path, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_place_and_the_kind_of_storage_do_not_matter(folder: Path, tmp_path:
     places = [tmp_path / "images.parquet", tmp_path / "saved"]
     assert all(facts(each) == expected for each in (moved, *(load_image_dataset(str(place)) for place in places)))
     stream = load_image_dataset(str(tmp_path / "images.parquet"), streaming=True)
-    assert data_facts(StreamedImages(stream, 8), None, None, SCHEDULER) == expected
+    assert data_settings(StreamedImages(stream, 8), None, None, SCHEDULER) == expected
 
 
 def test_images_order_labels_and_class_names_do(folder: Path) -> None:

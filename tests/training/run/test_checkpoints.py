@@ -12,14 +12,14 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from diffusers_pfgm.training.run import checkpoint_contents, checkpoints
-from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step, damage, read_settings
+from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step, find_corruption, read_settings
 from diffusers_pfgm.training.run.checkpoints import (
     find_checkpoint,
-    keep_average_with_state,
     list_checkpoints,
+    register_ema_hooks,
+    remove_incomplete_checkpoints,
     restore_checkpoint,
     save_checkpoint,
-    sweep,
 )
 from tests.conftest import make_tiny_unet
 
@@ -32,7 +32,7 @@ class Run:
         self.unet = make_tiny_unet().train()
         self.ema = EMAModel(self.unet.parameters(), model_cls=UNet2DModel, model_config=self.unet.config)
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=1e-2)
-        keep_average_with_state(self.accelerator, self.ema)
+        register_ema_hooks(self.accelerator, self.ema)
         self.unet, self.optimizer = self.accelerator.prepare(self.unet, self.optimizer)
 
     def step(self) -> None:
@@ -110,7 +110,7 @@ def test_only_damaged_ones_are_none(saved: Path) -> None:
 
 def test_what_a_kill_leaves_is_swept_up(saved: Path) -> None:
     shutil.copytree(saved / "checkpoint-3", saved / ".checkpoint-4.partial")
-    sweep(saved)
+    remove_incomplete_checkpoints(saved)
     assert sorted(path.name for path in saved.iterdir()) == ["checkpoint-2", "checkpoint-3"]
 
 
@@ -124,7 +124,7 @@ def test_a_failed_write_leaves_the_last_one_whole(saved: Path, monkeypatch: pyte
     with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*No space left.*checkpoint-3, is untouched"):
         save_checkpoint(run.accelerator, saved, 4, {})
     assert sorted(path.name for path in saved.iterdir()) == ["checkpoint-2", "checkpoint-3"]
-    assert damage(saved / "checkpoint-3") is None
+    assert find_corruption(saved / "checkpoint-3") is None
 
 
 def test_a_failed_write_names_the_last_good_one(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_a_damaged_one_does_not_count(tmp_path: Path) -> None:
 
 def test_unchanged_ones_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(checkpoint_contents, "damage", lambda path: seen.append(path.name))
+    monkeypatch.setattr(checkpoint_contents, "find_corruption", lambda path: seen.append(path.name))
     write(tmp_path, 1, 2, 3, 4, total_limit=9)
     spoil(tmp_path / "checkpoint-2")
     write(tmp_path, 5, total_limit=9)
@@ -190,7 +190,10 @@ def test_links_and_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"checkpoint-0 does not count .* contents.json is missing"):
         write(tmp_path, 3, 4, total_limit=1)
     assert sorted(names(tmp_path)) == [f"checkpoint-{step}" for step in (0, 1, 4, 5)]
-    assert damage(tmp_path / "archive" / "checkpoint-1") is None and (tmp_path / "checkpoint-0" / "photo.png").exists()
+    assert (
+        find_corruption(tmp_path / "archive" / "checkpoint-1") is None
+        and (tmp_path / "checkpoint-0" / "photo.png").exists()
+    )
     with pytest.warns(UserWarning, match="checkpoint-5 is passed over"):
         assert find_checkpoint("latest", tmp_path).name == "checkpoint-4"
 
@@ -204,7 +207,7 @@ def test_the_step_is_that_of_the_contents(saved: Path) -> None:
     old = saved / "checkpoint-70" / "contents.json"
     contents = json.loads(old.read_text())
     old.write_text(json.dumps({name: contents[name] for name in ("settings", "files")}, indent=1))
-    assert damage(old.parent) is None and checkpoint_step(old.parent) == 2
+    assert find_corruption(old.parent) is None and checkpoint_step(old.parent) == 2
 
 
 def test_one_changed_byte_of_the_contents_is_noticed(saved: Path) -> None:
@@ -213,10 +216,10 @@ def test_one_changed_byte_of_the_contents_is_noticed(saved: Path) -> None:
     for position, byte in enumerate(whole):
         for changed in (byte ^ 1 << position % 8, ord("\t")):  # white space changes no value, and is noticed too
             path.write_bytes(whole[:position] + bytes([changed]) + whole[position + 1 :])
-            assert damage(path.parent) is not None, position
+            assert find_corruption(path.parent) is not None, position
     for text in (b"", b"[]", b"3", b'{"settings": {}, "files": []}', whole[:-1], whole + b"\n"):
         path.write_bytes(text)
-        assert damage(path.parent) is not None, text
+        assert find_corruption(path.parent) is not None, text
 
 
 def test_a_plain_name_is_looked_up_in_the_output_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

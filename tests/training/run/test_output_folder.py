@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from diffusers_pfgm.training.run.output_folder import check_output_dir, claim_output_dir
+from diffusers_pfgm.training.run.output_folder import check_output_dir, lock_output_dir
 
 
 def test_a_used_output_folder_is_refused(tmp_path: Path) -> None:
@@ -50,17 +50,17 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert holder.stdout is not None
     holder.stdout.readline()
     with pytest.raises(ValueError, match=rf"in use by a running process \(process {holder.pid}\)"):
-        claim_output_dir(folder)
+        lock_output_dir(folder)
     holder.kill()
     holder.wait()
     check_output_dir(folder)  # the lock that is left makes no folder used
-    claim_output_dir(folder).release()
+    lock_output_dir(folder).release()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"`--output_dir` .*inside' cannot be written to: Not a directory"):
-        claim_output_dir(tmp_path / "file" / "inside")
+        lock_output_dir(tmp_path / "file" / "inside")
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a link"])
@@ -70,7 +70,7 @@ def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path, kind: str) -> Non
     else:
         (tmp_path / ".lock").symlink_to("nowhere/.lock")
     with pytest.raises(ValueError, match=r"cannot be locked: its file .lock, .*remove that file; else choose another"):
-        claim_output_dir(tmp_path)
+        lock_output_dir(tmp_path)
 
 
 def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,4 +79,4 @@ def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
     with pytest.raises(ValueError, match=r"cannot be locked: its file .lock, .* \(Permission denied\)"):
-        claim_output_dir(tmp_path)
+        lock_output_dir(tmp_path)

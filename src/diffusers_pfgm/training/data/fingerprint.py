@@ -21,7 +21,7 @@ MOST_IMAGES = 1000  # that are read, evenly spaced
 FIRST_IMAGES = 100  # that are read of a stream
 
 
-def data_facts(
+def data_settings(
     images: ImageTensors | StreamedImages,
     labels: torch.Tensor | None,
     id2label: Mapping[int, str] | None,

@@ -10,7 +10,7 @@ import torch
 
 from .columns import with_image_files
 from .decoding import SKIP, BrokenImageError, Entry, ImageReader
-from .order import mixed
+from .order import splitmix64
 
 CACHE_BYTES = 2**30  # decoded images are kept in memory up to this size
 NORM_IMAGES = 10_000  # the mean data norm is taken from at most so many images
@@ -121,7 +121,7 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         return torch.cat(norms).double().mean().item()
 
     def _generator(self, key: int, purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed(mixed(self.seed, 2 * key + purpose))
+        return torch.Generator().manual_seed(splitmix64(self.seed, 2 * key + purpose))
 
     def _read(self, keys: Sequence[int], number: Callable[[int], int]) -> torch.Tensor:
         """Images, not mirrored; `number` draws one for the crop of an image that is larger than a square."""

@@ -65,7 +65,7 @@ class ImageOrder:
     def _image(self, position: int) -> int:
         epoch, offset = divmod(position, self.length)
         if epoch not in self._orders:
-            generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
+            generator = torch.Generator().manual_seed(splitmix64(self.seed, epoch))
             self._orders[epoch] = torch.randperm(self.length, generator=generator)
         return int(self._orders[epoch][offset])
 
@@ -84,7 +84,7 @@ class PlannedBatches(torch.utils.data.Sampler[list[int]]):
             step += 1
 
 
-def mixed(seed: int, number: int) -> int:
+def splitmix64(seed: int, number: int) -> int:
     """A seed of 64 bits from a seed and a number, by SplitMix64, so that neighbours have nothing in common."""
     mask = 2**64 - 1
     value = (seed * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & mask
@@ -99,5 +99,5 @@ def position_generators(seed: int, first: int, count: int) -> list[torch.Generat
     A CPU generator uses 32 bits of its seed, so consecutive positions get consecutive ones: unlike hashes, no two of
     2³² positions collide.
     """
-    start = mixed(seed, -1)
+    start = splitmix64(seed, -1)
     return [torch.Generator().manual_seed((start + position) % 2**32) for position in range(first, first + count)]

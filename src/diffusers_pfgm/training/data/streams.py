@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .columns import with_image_files
 from .decoding import SKIP, BrokenImageError, Entry, ImageReader
-from .order import BatchPlan, mixed
+from .order import BatchPlan, splitmix64
 
 BUFFER = 1000  # images from which the next one is drawn
 NORM_IMAGES = 1000  # the mean data norm is taken from the first so many images
@@ -140,7 +140,7 @@ class StreamedImages:
         return itertools.starmap(Row, enumerate(self._epochs()))
 
     def _epochs(self) -> Iterator[dict[str, Any]]:
-        shuffled = self.rows.shuffle(seed=mixed(self.seed, 0) % 2**32, buffer_size=BUFFER)
+        shuffled = self.rows.shuffle(seed=splitmix64(self.seed, 0) % 2**32, buffer_size=BUFFER)
         self._count = None
         kept: list[dict[str, Any]] = []
         count = 0
@@ -158,7 +158,7 @@ class StreamedImages:
                 shuffled.set_epoch(epoch)
                 yield from shuffled
             else:
-                generator = torch.Generator().manual_seed(mixed(self.seed, -1 - epoch))
+                generator = torch.Generator().manual_seed(splitmix64(self.seed, -1 - epoch))
                 yield from (kept[index] for index in torch.randperm(count, generator=generator).tolist())
 
     def _readable(self, rows: list[Row], index: int, source: Iterator[Row]) -> tuple[torch.Tensor, int]:
@@ -192,7 +192,7 @@ class StreamedImages:
         """The image of a row, cropped and mirrored as belongs to a position of the run; None if it is skipped."""
         if row.values is None:
             return None
-        generator = torch.Generator().manual_seed(mixed(self.seed, position))
+        generator = torch.Generator().manual_seed(splitmix64(self.seed, position))
         try:
             number = lambda: int(torch.randint(2**31, (), generator=generator))  # noqa: E731
             pixels, _ = self.reader(*self._entry(row.position, row.values), number)

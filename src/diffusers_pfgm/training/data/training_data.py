@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ...physics import Charges, ClassCharges
-from ..run.agreement import as_main_process
+from ..run.agreement import broadcast_from_main
 from ..run.validation import MOST_IMAGES, Validation, split_indices
 from .field_batches import Batch, choose_charges
 from .images import ImageTensors, RandomCropError
@@ -96,7 +96,7 @@ class TrainingData:
             raise ValueError("`--charges dataset` needs all images, not a stream. Leave out `--streaming`.")
         count = self.count * (1 + args.random_flip)  # mirror images are charges too
         dim = self.images.channels * args.resolution**2
-        pixels, chosen = None, as_main_process(choose_charges(wanted, count or sys.maxsize, dim, device, processes))
+        pixels, chosen = None, broadcast_from_main(choose_charges(wanted, count or sys.maxsize, dim, device, processes))
         if chosen == "dataset":
             try:
                 pixels = self.images.plain().to(device)
@@ -104,7 +104,7 @@ class TrainingData:
                 if wanted == "dataset":
                     raise
                 chosen = "gathered" if processes > 1 else "local"
-        chosen = as_main_process(chosen)
+        chosen = broadcast_from_main(chosen)
         if chosen != "dataset":
             self.accelerator.print(f"The field of a step is that of {args.field_batch_size:,} images, {chosen}.")
             return chosen, None

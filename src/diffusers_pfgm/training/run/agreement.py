@@ -9,7 +9,7 @@ from accelerate.utils import broadcast_object_list
 Value = TypeVar("Value")
 
 
-def as_main_process(value: Value) -> Value:
+def broadcast_from_main(value: Value) -> Value:
     """The main process's value, on every process; to be called by all of them."""
     values = [value]
     broadcast_object_list(values)

@@ -33,7 +33,7 @@ def write_contents(folder: Path, step: int, settings: Mapping[str, Any]) -> None
     _flush(folder / CONTENTS)
 
 
-def known_damage(path: Path) -> str | None:
+def find_new_corruption(path: Path) -> str | None:
     """What is wrong with a checkpoint folder; None if it is whole. Files unchanged since the last call are not reread.
 
     A training run asks this of every checkpoint that it keeps, each time that it writes another.
@@ -44,10 +44,10 @@ def known_damage(path: Path) -> str | None:
 
 @functools.lru_cache(maxsize=256)
 def _known_damage(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str | None:
-    return damage(path)
+    return find_corruption(path)
 
 
-def damage(path: Path) -> str | None:
+def find_corruption(path: Path) -> str | None:
     """What is wrong with a checkpoint folder; None if it is whole."""
     try:
         for name, (size, checksum) in _read_contents(path)["files"].items():

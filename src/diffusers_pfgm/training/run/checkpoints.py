@@ -21,7 +21,7 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from ...utils.folders import set_aside
-from .checkpoint_contents import AVERAGE, PREFIX, checkpoint_step, damage, known_damage, write_contents
+from .checkpoint_contents import AVERAGE, PREFIX, checkpoint_step, find_corruption, find_new_corruption, write_contents
 from .random_states import restore_random_states
 
 LATEST = "latest"
@@ -65,7 +65,7 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
                 f"`--resume_from_checkpoint` {name!r} is no folder. Use a path, the name of a checkpoint in "
                 f"{str(output_dir)!r} ({', '.join(found) or 'there are none'}), or 'latest'."
             )
-        wrong = damage(path)
+        wrong = find_corruption(path)
         if wrong is not None:
             raise ValueError(
                 f"`--resume_from_checkpoint` {name!r} is damaged: {wrong}. Use another, or 'latest' for the newest "
@@ -84,14 +84,14 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
 def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest checkpoint in `output_dir` that is whole; None if there is none. It warns of damaged newer ones."""
     for path in reversed(list_checkpoints(output_dir)):
-        wrong = known_damage(path)
+        wrong = find_new_corruption(path)
         if wrong is None:
             return path
         warnings.warn(f"{path} is passed over, for it is damaged: {wrong}.", stacklevel=3)
     return None
 
 
-def sweep(output_dir: str | Path) -> None:
+def remove_incomplete_checkpoints(output_dir: str | Path) -> None:
     """Remove checkpoints that a kill has left half-written or half-removed."""
     for path in Path(output_dir).glob(f".{PREFIX}*{PARTIAL}"):
         if path.is_dir() and not path.is_symlink():
@@ -152,7 +152,7 @@ def _rotate(output_dir: Path, total_limit: int, kept: list[Path]) -> None:
     """Remove the oldest whole checkpoints beyond a number."""
     whole = []
     for path in list_checkpoints(output_dir):
-        wrong = None if path.is_symlink() else known_damage(path)
+        wrong = None if path.is_symlink() else find_new_corruption(path)
         if wrong is not None:
             warnings.warn(f"{path} does not count for the total limit, for it is damaged: {wrong}.", stacklevel=3)
         elif not path.is_symlink():
@@ -173,7 +173,7 @@ def _discard(checkpoint: Path) -> None:
         warnings.warn(f"{checkpoint} is beyond the total limit but could not be removed: {error}.", stacklevel=4)
 
 
-def keep_average_with_state(accelerator: Accelerator, ema: EMAModel) -> None:
+def register_ema_hooks(accelerator: Accelerator, ema: EMAModel) -> None:
     """Make accelerate's states hold the network as `unet` and its average as `unet_ema`, both in safetensors."""
 
     def save(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:

@@ -21,11 +21,11 @@ from ...losses.field import FieldObjective
 from ...losses.loss_output import drop_labels
 from ...models.default_unet import make_unet
 from ..data.field_batches import FieldWindow
-from ..data.fingerprint import data_facts
+from ..data.fingerprint import data_settings
 from ..data.order import BatchPlan, position_generators
 from ..data.training_data import TrainingData
 from .checkpoint_contents import checkpoint_step, read_settings
-from .checkpoints import keep_average_with_state, restore_checkpoint, save_checkpoint
+from .checkpoints import register_ema_hooks, restore_checkpoint, save_checkpoint
 from .divergence import DivergenceGuard
 from .long_barrier import LongBarrier
 from .outputs import Outputs, due
@@ -33,9 +33,9 @@ from .records import Meter
 from .settings import check_settings, check_steps, run_settings
 from .setup import (
     agree_on_seed,
-    claimed,
     clear_output_dir,
     find_resume_point,
+    locked_output_dir,
     make_accelerator,
     make_objective,
     on_main_process,
@@ -46,7 +46,7 @@ from .stopping import StopRequest
 
 def main(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
-    with claimed(args, accelerator):
+    with locked_output_dir(args, accelerator):
         train(args, accelerator)
 
 
@@ -122,11 +122,11 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         images_per_step=plan.images_per_step,
         processes_of_a_field=plan.processes if field_of == "local" else 1,
         images=data.count,
-        **data_facts(data.images, data.labels, data.id2label, scheduler),
+        **data_settings(data.images, data.labels, data.id2label, scheduler),
         mixed_precision=accelerator.mixed_precision,
         **{f"unet.{name}": value for name, value in unet.config.items() if not name.startswith("_")},
     )
-    keep_average_with_state(accelerator, ema)
+    register_ema_hooks(accelerator, ema)
     first_step = 0
     if checkpoint is not None:
         check_settings(saved, settings)

@@ -42,7 +42,7 @@ def is_inside(resume_from: str, output_dir: str | Path) -> bool:
     return Path(output_dir).resolve() in (parent, parent.parent if parent.name.startswith(SET_ASIDE) else parent)
 
 
-def claim_output_dir(path: str | Path) -> FileLock:
+def lock_output_dir(path: str | Path) -> FileLock:
     """Make the folder if need be and keep other runs out of it, until this process ends, however it ends.
 
     Raises:

@@ -17,14 +17,15 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
 
-from ...hub.model_card import last_part, make_model_card, save_model_card
+from ...hub.model_card import make_model_card, save_model_card, strip_location
 from ...hub.publishing import push
-from ...hub.serialization import written_aside
+from ...hub.serialization import atomic_directory
 from ...hub.written_files import WrittenFiles
 from ...pipelines import PFGMPipeline
 from ...plots import plot_sigma_density
 from ...plots.training_curves import plot_training
-from ...schedulers import PoissonFlowScheduler, fit_sigmas
+from ...schedulers import PoissonFlowScheduler
+from ...schedulers.fit_sigmas import fit_sigmas
 from ..data.training_data import TrainingData
 from .records import Records, read_records
 from .run_files import CARD, LOG
@@ -199,7 +200,7 @@ class Outputs:
             except ValueError as error:  # a network that has learned nothing yet is saved all the same
                 self.accelerator.print(f"The default spacing of steps is kept: {error}")
                 return
-            with written_aside(self.folder / "scheduler") as partial:
+            with atomic_directory(self.folder / "scheduler") as partial:
                 fitted.save_pretrained(partial)
             pipeline.scheduler = fitted
             with self._side_output("The picture sigma-density.png"):
@@ -218,5 +219,5 @@ def _command() -> str:
     words = []
     for word in sys.argv[1:]:
         option, separator, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        words.append(option + separator + last_part(value))
+        words.append(option + separator + strip_location(value))
     return shlex.join(["accelerate", "launch", "training/train_pfgm.py", *words])

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, load, set_seed
 
-from ..data.order import mixed
+from ..data.order import splitmix64
 
 
 def restore_random_states(accelerator: Accelerator, checkpoint: Path, seed: int, step: int) -> None:
@@ -26,7 +26,7 @@ def restore_random_states(accelerator: Accelerator, checkpoint: Path, seed: int,
         step: of the checkpoint.
     """
     process, device = accelerator.process_index, accelerator.device
-    set_seed(mixed(mixed(seed, step), process) % 2**32)
+    set_seed(splitmix64(splitmix64(seed, step), process) % 2**32)
     path, reason = checkpoint / f"random_states_{process}.pkl", None
     try:
         states = load(path)

@@ -17,14 +17,14 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from filelock import FileLock
 
 from ...losses import FieldObjective, PerturbationObjective
-from ...physics import Hyperparameters, Parameterization, recommend_hyperparameters
+from ...physics import Parameterization, PFGMHyperparameters, recommend_hyperparameters
 from ...schedulers import PoissonFlowScheduler
 from ...utils.folders import set_aside
 from ..data.images import ImageTensors
 from ..data.streams import StreamedImages
-from .agreement import as_main_process
-from .checkpoints import LATEST, find_checkpoint, list_checkpoints, sweep
-from .output_folder import check_output_dir, claim_output_dir, is_inside
+from .agreement import broadcast_from_main
+from .checkpoints import LATEST, find_checkpoint, list_checkpoints, remove_incomplete_checkpoints
+from .output_folder import check_output_dir, is_inside, lock_output_dir
 from .run_files import files_after, files_of_a_run, is_run_without_checkpoint
 
 SIGMA_MAX = 80.0  # of the perturbation objective, as in EDM
@@ -70,7 +70,7 @@ def make_objective(
     """What the network learns, and the scheduler that follows it."""
     if args.objective == "field":
         # As the main process computes it: another device may round to another M.
-        mean_norm = as_main_process(images.mean_norm())
+        mean_norm = broadcast_from_main(images.mean_norm())
         found = _hyperparameters(mean_norm, images.channels * args.resolution**2)
         scheduler = PoissonFlowScheduler(sigma_max=found.z_max, max_norm=found.upper_norm, gamma=args.gamma, M=found.M)
         return FieldObjective(found, args.gamma), scheduler
@@ -87,7 +87,7 @@ def make_objective(
     return objective, scheduler
 
 
-def _hyperparameters(mean_norm: float, dim: int) -> Hyperparameters:
+def _hyperparameters(mean_norm: float, dim: int) -> PFGMHyperparameters:
     try:
         return recommend_hyperparameters(mean_norm, dim)
     except ValueError as error:
@@ -100,19 +100,19 @@ def _hyperparameters(mean_norm: float, dim: int) -> Hyperparameters:
 
 def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:
     """That of the run that goes on, else the option's, else a new one, the same on every process."""
-    seed = as_main_process(secrets.randbelow(2**31) if args.seed is None else args.seed)
-    return int(as_main_process(saved.get("seed", seed)))
+    seed = broadcast_from_main(secrets.randbelow(2**31) if args.seed is None else args.seed)
+    return int(broadcast_from_main(saved.get("seed", seed)))
 
 
 @contextlib.contextmanager
-def claimed(args: argparse.Namespace, accelerator: Accelerator) -> Iterator[None]:
+def locked_output_dir(args: argparse.Namespace, accelerator: Accelerator) -> Iterator[None]:
     """The output folder, swept up and kept from other runs while this one lasts."""
 
     def claim() -> None:
         resume_from, logging_dir = args.resume_from_checkpoint, args.logging_dir
         check_output_dir(args.output_dir, args.overwrite_output_dir, resume_from, logging_dir)
-        locks.append(claim_output_dir(args.output_dir))
-        sweep(args.output_dir)
+        locks.append(lock_output_dir(args.output_dir))
+        remove_incomplete_checkpoints(args.output_dir)
 
     locks: list[FileLock] = []
     on_main_process(accelerator, claim)
@@ -170,7 +170,7 @@ def on_main_process(accelerator: Accelerator, decide: Callable[[], Result]) -> R
             outcome[0] = decide()
         except (ValueError, OSError) as error:
             outcome[1] = str(error)
-    outcome = as_main_process(outcome)
+    outcome = broadcast_from_main(outcome)
     if outcome[1] is not None:
         raise ValueError(outcome[1])
     return outcome[0]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...utils.messages import reason
+from ...utils.messages import one_line
 from .checkpoints import newest_whole_checkpoint
 
 
@@ -22,7 +22,9 @@ def side_output(what: str, output_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a full disk and a full memory have errors of many classes
-        warnings.warn(f"{what} failed ({reason(error)}). The run goes on. {last_checkpoint(output_dir)}", stacklevel=3)
+        warnings.warn(
+            f"{what} failed ({one_line(error)}). The run goes on. {last_checkpoint(output_dir)}", stacklevel=3
+        )
 
 
 def last_checkpoint(output_dir: str | Path) -> str:

@@ -82,16 +82,16 @@ class ExactNetwork(torch.nn.Module):
     def __init__(
         self,
         charges: torch.Tensor,
-        form: Parameterization,
+        parameterization: Parameterization,
         aug_dim: float | None = None,
         labels: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.charges, self.form, self.aug_dim, self.labels = charges, form, aug_dim, labels
+        self.charges, self.parameterization, self.aug_dim, self.labels = charges, parameterization, aug_dim, labels
         self.dtype, self.device, self.calls = charges.dtype, charges.device, []
         self.config = SimpleNamespace(
             in_channels=charges.shape[1],
-            out_channels=form.output_channels(charges.shape[1]),
+            out_channels=parameterization.output_channels(charges.shape[1]),
             sample_size=tuple(charges.shape[2:]),
             num_class_embeds=None if labels is None else int(labels.max()) + 2,
         )
@@ -104,13 +104,15 @@ class ExactNetwork(torch.nn.Module):
         return_dict: bool = True,
     ) -> Any:
         self.calls.append((tuple(sample.shape), class_labels))
-        sigma = self.form.sigma(torch.as_tensor(timestep).to(sample.dtype)).reshape(-1, *[1] * (sample.ndim - 1))
-        x = sample / self.form.input_scale(sigma)
+        sigma = self.parameterization.sigma(torch.as_tensor(timestep).to(sample.dtype)).reshape(
+            -1, *[1] * (sample.ndim - 1)
+        )
+        x = sample / self.parameterization.c_in(sigma)
         denoised = torch.empty_like(x)
         for row in range(len(x)):
             label = None if class_labels is None else int(class_labels[row])
             same = slice(None) if label is None or label > self.labels.max() else self.labels == label
             height = sigma.flatten().expand(len(x))[row : row + 1]
             denoised[row : row + 1] = posterior_mean(x[row : row + 1], height, self.charges[same], self.aug_dim)
-        output = self.form.target(denoised, x, sigma)
+        output = self.parameterization.target(denoised, x, sigma)
         return SimpleNamespace(sample=output) if return_dict else (output,)

@@ -75,13 +75,19 @@ def test_log_prob_in_every_convention(prediction_type: str) -> None:
     assert (found.log_prob - density(x, charges, 1.0, 0.3)).abs().max() < 2e-3
 
 
-@pytest.mark.parametrize("form", [Parameterization("epsilon", sigma_data=0.5), Parameterization("v_prediction")])
-def test_log_prob_of_preconditioned_networks(form: Parameterization) -> None:
+@pytest.mark.parametrize(
+    "parameterization", [Parameterization("epsilon", sigma_data=0.5), Parameterization("v_prediction")]
+)
+def test_log_prob_of_preconditioned_networks(parameterization: Parameterization) -> None:
     charges = charges_in(4).view(7, 1, 2, 2)
-    options = {"prediction_type": form.prediction_type, "sigma_data": form.sigma_data, "aug_dim": None}
+    options = {
+        "prediction_type": parameterization.prediction_type,
+        "sigma_data": parameterization.sigma_data,
+        "aug_dim": None,
+    }
     scheduler = PoissonFlowScheduler(sigma_min=0.3, sigma_max=5000.0, **options)
     x = drawn(charges, None, 0.3, 2)
-    found = PoissonFlow(ExactNetwork(charges, form), scheduler).log_prob(x)
+    found = PoissonFlow(ExactNetwork(charges, parameterization), scheduler).log_prob(x)
     assert (found.log_prob - density(x, charges, None, 0.3)).abs().max() < 2e-3
 
 
@@ -339,8 +345,8 @@ def test_samples_are_the_schedulers(digits: torch.Tensor) -> None:
 
 def test_models_are_told_their_classes() -> None:
     charges = torch.stack([torch.full((1, 2, 2), -0.5), torch.full((1, 2, 2), 0.5)]).double()
-    form = Parameterization("sample")
-    network = ExactNetwork(charges, form, 1.0, torch.tensor([0, 1]))
+    parameterization = Parameterization("sample")
+    network = ExactNetwork(charges, parameterization, 1.0, torch.tensor([0, 1]))
     flow = PoissonFlow(network, PoissonFlowScheduler(prediction_type="sample", sigma_min=0.1, sigma_max=2000.0))
     x = drawn(charges, 1.0, 0.1, 2)
     found = flow.log_prob(x, class_labels=torch.tensor([0, 0])).log_prob
@@ -449,9 +455,9 @@ def test_stochastic_samplers_have_no_likelihood(scheduler: Any) -> None:
 
 
 def test_guided_models_have_no_likelihood() -> None:
-    unet, form = make_tiny_unet(), Parameterization()
-    by_class = GuidedModel(unet, form, torch.zeros(1, dtype=torch.int64), 10, 2.0)
-    by_measurement = GuidedByMeasurement(unet, form, SuperResolution(2), torch.zeros(1, 1, 4, 4), 0.1)
+    unet, parameterization = make_tiny_unet(), Parameterization()
+    by_class = GuidedModel(unet, parameterization, torch.zeros(1, dtype=torch.int64), 10, 2.0)
+    by_measurement = GuidedByMeasurement(unet, parameterization, SuperResolution(2), torch.zeros(1, 1, 4, 4), 0.1)
     for guided in (by_class, by_measurement):
         with pytest.raises(
             ValueError,

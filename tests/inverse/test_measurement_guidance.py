@@ -29,33 +29,41 @@ class GaussianNetwork:
 
     dtype = torch.float64
 
-    def __init__(self, form: Parameterization) -> None:
-        self.form = form
+    def __init__(self, parameterization: Parameterization) -> None:
+        self.parameterization = parameterization
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **options: Any) -> SimpleNamespace:
-        sigma = self.form.sigma(timestep)
-        x = sample / self.form.input_scale(sigma)
-        return SimpleNamespace(sample=self.form.target(x * STD**2 / (STD**2 + sigma**2), x, sigma))
+        sigma = self.parameterization.sigma(timestep)
+        x = sample / self.parameterization.c_in(sigma)
+        return SimpleNamespace(sample=self.parameterization.target(x * STD**2 / (STD**2 + sigma**2), x, sigma))
 
 
 def guided_mean(
-    model: Any, form: Parameterization, operator: Any, x: torch.Tensor, sigma: float, **options: Any
+    model: Any, parameterization: Parameterization, operator: Any, x: torch.Tensor, sigma: float, **options: Any
 ) -> Any:
     """x̂ of the guided model, which is called as a network is."""
-    guided = GuidedByMeasurement(model, form, operator, **options)
-    return Denoiser(guided, form)(x, torch.tensor(sigma, dtype=x.dtype)), guided
+    guided = GuidedByMeasurement(model, parameterization, operator, **options)
+    return Denoiser(guided, parameterization)(x, torch.tensor(sigma, dtype=x.dtype)), guided
 
 
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
 @pytest.mark.parametrize("sigma", [0.05, 0.3])  # below heights where a move is shortened
 def test_gaussian_data_have_their_exact_mean(prediction_type: str, sigma: float) -> None:
-    form, noise_std = Parameterization(prediction_type), 0.3
+    parameterization, noise_std = Parameterization(prediction_type), 0.3
     operator = CompressedSensing((6,), 3, seeded(1))
     truth = STD * torch.randn(8, 6, generator=seeded(), dtype=torch.float64)
     x = truth + sigma * torch.randn(8, 6, generator=seeded(2), dtype=torch.float64)
     y = operator(truth) + noise_std * torch.randn(8, 3, generator=seeded(3), dtype=torch.float64)
     found, guided = guided_mean(
-        GaussianNetwork(form), form, operator, x, sigma, measurement=y, noise_std=noise_std, aug_dim=None, data_std=STD
+        GaussianNetwork(parameterization),
+        parameterization,
+        operator,
+        x,
+        sigma,
+        measurement=y,
+        noise_std=noise_std,
+        aug_dim=None,
+        data_std=STD,
     )
     matrix = operator.directions.double().T
     precision = torch.eye(6) * (1 / STD**2 + 1 / sigma**2) + matrix.T @ matrix / noise_std**2
@@ -66,18 +74,21 @@ def test_gaussian_data_have_their_exact_mean(prediction_type: str, sigma: float)
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
 def test_two_charges_that_a_measurement_tells_apart(aug_dim: float | None) -> None:
     # Which of two charges it is decides every number; the field alone says one half at any point midway.
-    form, charges = Parameterization(), torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    parameterization, charges = (
+        Parameterization(),
+        torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, 1.0]], dtype=torch.float64),
+    )
     x = torch.tensor([[0.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
     first = Inpainting(torch.tensor([True, False, False, False]))
     for seen in (1.0, -1.0):
         y = torch.tensor([[seen, 0, 0, 0]], dtype=torch.float64)
         options = {"measurement": y, "noise_std": 0.1, "aug_dim": aug_dim}
-        found, _ = guided_mean(ChargeField(charges, aug_dim), form, first, x, 0.5, **options)
+        found, _ = guided_mean(ChargeField(charges, aug_dim), parameterization, first, x, 0.5, **options)
         assert found[0, 0] * seen > 0.7 and torch.allclose(found[0, 1:], charges[0, 1:])
 
 
 def test_a_wild_network_is_kept_near_data() -> None:
-    form, size = Parameterization("sample"), 16
+    parameterization, size = Parameterization("sample"), 16
 
     class Wild:
         dtype = torch.float64
@@ -91,18 +102,22 @@ def test_a_wild_network_is_kept_near_data() -> None:
 
     wild, x = Wild(), torch.randn(4, size, generator=seeded(), dtype=torch.float64)
     y = torch.randn(4, size, generator=seeded(1), dtype=torch.float64)
-    found, _ = guided_mean(wild, form, Inpainting(torch.ones(size)), x, 2.0, measurement=y, aug_dim=None, data_std=0.5)
+    found, _ = guided_mean(
+        wild, parameterization, Inpainting(torch.ones(size)), x, 2.0, measurement=y, aug_dim=None, data_std=0.5
+    )
     assert ((found - 1e4 * x).norm(dim=1) <= MAX_CHANGE * math.sqrt(size) * 0.5 * 1.001).all()
     assert ((wild.seen[1] - x).norm(dim=1) <= MAX_MOVE * math.sqrt(size) * 2.0 * 1.001).all()
 
 
 def test_replacement_overwrites_what_is_measured() -> None:
-    form, charges = Parameterization(), torch.rand(5, 1, 4, 4, generator=seeded(), dtype=torch.float64)
+    parameterization, charges = Parameterization(), torch.rand(5, 1, 4, 4, generator=seeded(), dtype=torch.float64)
     operator = SuperResolution(2)
     y = torch.rand(3, 1, 2, 2, generator=seeded(1), dtype=torch.float64)
     x = torch.randn(3, 1, 4, 4, generator=seeded(2), dtype=torch.float64)
-    found, guided = guided_mean(ChargeField(charges), form, operator, x, 0.5, measurement=y, method="replacement")
-    plain = Denoiser(ChargeField(charges), form)(x, 0.5)
+    found, guided = guided_mean(
+        ChargeField(charges), parameterization, operator, x, 0.5, measurement=y, method="replacement"
+    )
+    plain = Denoiser(ChargeField(charges), parameterization)(x, 0.5)
     assert torch.allclose(operator(found), y, atol=1e-4) and guided.denoiser.nfe == 1
     change = found - plain
     assert torch.allclose(operator.pseudo_inverse(operator(change)), change, atol=1e-4)

@@ -157,19 +157,19 @@ def test_sigma_is_edms_log_normal() -> None:
 
 @pytest.mark.parametrize("aug_dim", [1.0, None])
 def test_a_preconditioned_network_sees_what_a_scheduler_shows_it(digits: torch.Tensor, aug_dim: float | None) -> None:
-    clean, form, seen = digits[:16].float(), Parameterization("epsilon", sigma_data=0.7), []
+    clean, parameterization, seen = digits[:16].float(), Parameterization("epsilon", sigma_data=0.7), []
 
     def look(x: torch.Tensor, label: torch.Tensor, class_labels: int) -> FieldOutput:
         seen.append((x, label, class_labels))
         return FieldOutput(torch.zeros_like(x))
 
     generators = [seeded(i) for i in range(16)]
-    result = PerturbationObjective(form, aug_dim)(look, clean, generators, class_labels=3)
+    result = PerturbationObjective(parameterization, aug_dim)(look, clean, generators, class_labels=3)
     x, label, class_labels = seen[0]
     sigma = result.sigma.view(-1, 1, 1, 1)
     assert class_labels == 3 and torch.allclose(label, result.sigma.log() / 4)
     noisy = x * (sigma**2 + 0.7**2).sqrt()
-    expected = form.target(clean, noisy, sigma).flatten(1).square().mean(1)
+    expected = parameterization.target(clean, noisy, sigma).flatten(1).square().mean(1)
     assert torch.allclose(result.per_sample, expected, rtol=1e-3)
 
 
@@ -236,11 +236,13 @@ def test_labels_are_dropped_at_random() -> None:
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
 def test_networks_of_the_ddpm_family_learn_the_posterior_mean(digits: torch.Tensor, prediction_type: str) -> None:
     scheduler = PoissonFlowScheduler(None, prediction_type=prediction_type, beta_schedule="linear")
-    form, charge = scheduler.parameterization, digits[:1]
-    network = ExactNetwork(charge, form)  # of one charge, which is then no guess
-    loss = PerturbationObjective(form, None)(network, charge.expand(16, -1, -1, -1), seeded()).loss
+    parameterization, charge = scheduler.parameterization, digits[:1]
+    network = ExactNetwork(charge, parameterization)  # of one charge, which is then no guess
+    loss = PerturbationObjective(parameterization, None)(network, charge.expand(16, -1, -1, -1), seeded()).loss
     # σ reaches below the first timestep, which the network then sees in its place.
-    assert loss < 1e-3 < PerturbationObjective(form, None)(lambda x, t: FieldOutput(x), charge, seeded()).loss
+    assert (
+        loss < 1e-3 < PerturbationObjective(parameterization, None)(lambda x, t: FieldOutput(x), charge, seeded()).loss
+    )
 
 
 def test_a_seed_makes_the_perturbation_loss_repeatable(digits: torch.Tensor) -> None:
@@ -294,13 +296,13 @@ def test_inputs_and_targets_are_bounded_at_small_aug_dim(
     digits: torch.Tensor, aug_dim: float, prediction_type: str
 ) -> None:
     clean, seen = digits[:1000].float(), []
-    form = Parameterization(prediction_type, sigma_data=0.5)
+    parameterization = Parameterization(prediction_type, sigma_data=0.5)
 
     def look(x: torch.Tensor, label: torch.Tensor) -> FieldOutput:
         seen.append(x)
         return FieldOutput(torch.zeros_like(x))
 
-    result = PerturbationObjective(form, aug_dim)(look, clean, seeded())
+    result = PerturbationObjective(parameterization, aug_dim)(look, clean, seeded())
     # Rms of the noise is at most 4 σ, that of a digit at most 1.
     assert seen[0].flatten(1).square().mean(1).max().sqrt() <= 4 + 1 / 0.5
     assert result.per_sample.max().sqrt() <= 4 + 1 / 0.5

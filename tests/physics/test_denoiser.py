@@ -14,18 +14,20 @@ TRAIN_SIGMAS = tuple(torch.logspace(-2, 2, 50, dtype=torch.float64).tolist())
 
 @pytest.mark.parametrize("sigma", [0.03, 0.7, 31.0])
 @pytest.mark.parametrize(
-    "form",
+    "parameterization",
     [
         *(Parameterization(kind) for kind in ("field", "sample", "epsilon", "v_prediction")),
         *(Parameterization(kind, sigma_data=0.5) for kind in ("epsilon", "v_prediction")),
         *(Parameterization(kind, train_sigmas=TRAIN_SIGMAS) for kind in ("sample", "epsilon", "v_prediction")),
     ],
-    ids=lambda form: f"{form.prediction_type} {form.sigma_data} {form.train_sigmas is not None}",
+    ids=lambda parameterization: (
+        f"{parameterization.prediction_type} {parameterization.sigma_data} {parameterization.train_sigmas is not None}"
+    ),
 )
-def test_every_network_is_the_posterior_mean(form: Parameterization, sigma: float) -> None:
+def test_every_network_is_the_posterior_mean(parameterization: Parameterization, sigma: float) -> None:
     charges = torch.randn(4, 2, 3, 3, generator=seeded(), dtype=torch.float64)
     x = charges[:3] + sigma * torch.randn(3, 2, 3, 3, generator=seeded(1), dtype=torch.float64)
-    denoiser = Denoiser(ExactNetwork(charges, form, 4.0), form)
+    denoiser = Denoiser(ExactNetwork(charges, parameterization, 4.0), parameterization)
     for height in (sigma, torch.tensor(sigma, dtype=torch.float64)):
         # Labels are read in float32 elsewhere; here the label's own rounding is all there is.
         assert torch.allclose(denoiser(x, height), posterior_mean(x, sigma, charges, 4.0), atol=1e-7)

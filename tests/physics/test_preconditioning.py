@@ -17,10 +17,10 @@ SIGMA = torch.tensor([0.002, 0.1, 1.0, 4.9, 5.1, 80.0], dtype=torch.float64).vie
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
 @pytest.mark.parametrize("sigma_data", [None, 0.5])
 def test_reading_inverts_the_target(prediction_type: str, sigma_data: float | None) -> None:
-    form = Parameterization(prediction_type, sigma_data=sigma_data)
-    output = form.target(DENOISED, X, SIGMA)
-    assert torch.allclose(form.denoised(output, X, SIGMA), DENOISED, atol=1e-12)
-    assert torch.allclose(form.denoised(output[3:4], X[3:4], SIGMA[3].item()), DENOISED[3:4], atol=1e-12)
+    parameterization = Parameterization(prediction_type, sigma_data=sigma_data)
+    output = parameterization.target(DENOISED, X, SIGMA)
+    assert torch.allclose(parameterization.denoised(output, X, SIGMA), DENOISED, atol=1e-12)
+    assert torch.allclose(parameterization.denoised(output[3:4], X[3:4], SIGMA[3].item()), DENOISED[3:4], atol=1e-12)
 
 
 def field_towards(denoised: torch.Tensor, x: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -34,12 +34,12 @@ def field_towards(denoised: torch.Tensor, x: torch.Tensor, z: torch.Tensor, gamm
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 5.0])
 def test_field_tells_the_posterior_mean_near_and_far(gamma: float) -> None:
-    form = Parameterization("field", gamma)
+    parameterization = Parameterization("field", gamma)
     output = field_towards(DENOISED, X, SIGMA, gamma)
     # The far formula divides by v_z, at σ = 0.002 a thousandth of v.
-    assert torch.allclose(form.denoised(output, X, SIGMA), DENOISED, atol=1e-9)
+    assert torch.allclose(parameterization.denoised(output, X, SIGMA), DENOISED, atol=1e-9)
     for i, sigma in enumerate(SIGMA.flatten().tolist()):
-        found = form.denoised(output[i : i + 1], X[i : i + 1], sigma)
+        found = parameterization.denoised(output[i : i + 1], X[i : i + 1], sigma)
         assert torch.allclose(found, DENOISED[i : i + 1], atol=1e-9)
 
 
@@ -100,14 +100,14 @@ def test_any_network_output_gives_a_finite_mean(scale: float) -> None:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_preconditioning_is_diffusers(prediction_type: str) -> None:
-    form = Parameterization(prediction_type, sigma_data=0.7)
+    parameterization = Parameterization(prediction_type, sigma_data=0.7)
     edm = EDMEulerScheduler(sigma_data=0.7, prediction_type=prediction_type)
     for sigma in SIGMA.flatten():
         expected = edm.precondition_outputs(X, DENOISED, sigma)
-        assert torch.allclose(form.denoised(DENOISED, X, sigma.item()), expected, atol=1e-12)
-        assert torch.allclose(form.input_scale(sigma) * X, edm.precondition_inputs(X, sigma), atol=1e-12)
-        assert torch.allclose(torch.as_tensor(form.label(sigma)), edm.precondition_noise(sigma))
-        assert form.sigma(form.label(sigma.item())) == pytest.approx(sigma.item())
+        assert torch.allclose(parameterization.denoised(DENOISED, X, sigma.item()), expected, atol=1e-12)
+        assert torch.allclose(parameterization.c_in(sigma) * X, edm.precondition_inputs(X, sigma), atol=1e-12)
+        assert torch.allclose(torch.as_tensor(parameterization.c_noise(sigma)), edm.precondition_noise(sigma))
+        assert parameterization.sigma(parameterization.c_noise(sigma.item())) == pytest.approx(sigma.item())
 
 
 def test_velocity_is_that_of_variance_preserving_diffusion() -> None:
@@ -139,22 +139,25 @@ def test_a_field_of_full_length_gives_a_finite_mean() -> None:
 @pytest.mark.parametrize("z", [0.01, 1.0, 40.0])
 def test_far_from_the_data_the_mean_is_right_to_the_rounding_of_a_point(prediction_type: str, z: float) -> None:
     # Small D starts points at any distance. In float32 x alone is right to 6e-8, and v to as much.
-    form, directions = Parameterization(prediction_type), torch.nn.functional.normalize(X.flatten(1)).view_as(X)
+    parameterization, directions = (
+        Parameterization(prediction_type),
+        torch.nn.functional.normalize(X.flatten(1)).view_as(X),
+    )
     for distance in (1e3, 1e4, 1e5, 1e6):
         x = (distance * directions).float()
-        output = form.target(DENOISED, x.double(), z).float()
-        error = (form.denoised(output, x, z) - DENOISED).flatten(1).norm(dim=1).max().item()
+        output = parameterization.target(DENOISED, x.double(), z).float()
+        error = (parameterization.denoised(output, x, z) - DENOISED).flatten(1).norm(dim=1).max().item()
         assert error < 4 * 1.2e-7 * distance + (0.02 if distance == 1e3 else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("prediction_type", ["field", "epsilon"])
 def test_farther_than_digits_reach_the_mean_stays_among_the_data(prediction_type: str, dtype: torch.dtype) -> None:
-    form, largest = Parameterization(prediction_type), torch.finfo(dtype).max * 1e-3
+    parameterization, largest = Parameterization(prediction_type), torch.finfo(dtype).max * 1e-3
     for distance in (1e8, 1e12, 1e20, 1e35, largest):
         x = torch.nn.functional.normalize(X.flatten(1)).view_as(X).to(dtype) * distance
-        output = form.target(DENOISED.to(dtype), x, 40.0)
-        found = form.denoised(output, x, 40.0)
+        output = parameterization.target(DENOISED.to(dtype), x, 40.0)
+        found = parameterization.denoised(output, x, 40.0)
         assert output.isfinite().all() and found.isfinite().all()
         # Relative to x the mean is nothing, and what is not told from rounding is 0.
         assert (found.abs().amax() < 5) or (dtype == torch.float64 and distance < 1e16)

@@ -86,21 +86,21 @@ def test_the_batch_is_as_large_as_the_labels(charges: torch.Tensor, labels: torc
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
 @pytest.mark.parametrize(
-    "form",
+    "parameterization",
     [
         Parameterization("field"),
         Parameterization("sample"),
         Parameterization("epsilon", sigma_data=0.5),
         Parameterization("v_prediction", train_sigmas=(0.01, 0.1, 1.0, 10.0)),
     ],
-    ids=lambda form: form.prediction_type,
+    ids=lambda parameterization: parameterization.prediction_type,
 )
 @pytest.mark.parametrize("sigma", [0.2, 8.0])
-def test_guidance_combines_posterior_means(form: Parameterization, scale: float, sigma: float) -> None:
+def test_guidance_combines_posterior_means(parameterization: Parameterization, scale: float, sigma: float) -> None:
     charges = torch.randn(9, 1, 3, 3, generator=seeded(), dtype=torch.float64)
     x = torch.randn(4, 1, 3, 3, generator=seeded(1), dtype=torch.float64) * (1 + sigma)
     conditional, unconditional = posterior_mean(x, sigma, charges[:4], 3.0), posterior_mean(x, sigma, charges, 3.0)
-    outputs = [form.target(denoised, x, sigma) for denoised in (conditional, unconditional)]
+    outputs = [parameterization.target(denoised, x, sigma) for denoised in (conditional, unconditional)]
 
     class Both(torch.nn.Module):
         dtype = torch.float64
@@ -108,9 +108,9 @@ def test_guidance_combines_posterior_means(form: Parameterization, scale: float,
         def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
             return (torch.cat(outputs),)
 
-    label = torch.tensor(form.label(sigma), dtype=torch.float64)
-    guided = GuidedModel(Both(), form, torch.zeros(4), 1, scale)(form.input_scale(sigma) * x, label)[0]
-    found = form.denoised(guided, x, sigma)
+    label = torch.tensor(parameterization.c_noise(sigma), dtype=torch.float64)
+    guided = GuidedModel(Both(), parameterization, torch.zeros(4), 1, scale)(parameterization.c_in(sigma) * x, label)[0]
+    found = parameterization.denoised(guided, x, sigma)
     assert torch.allclose(found, unconditional + scale * (conditional - unconditional), atol=1e-9)
 
 
@@ -202,8 +202,8 @@ def test_a_denoiser_counts_a_guided_step_once(charges: torch.Tensor, labels: tor
 def test_guidance_leaves_a_learned_variance_to_the_condition() -> None:
     outputs = torch.randn(4, 6, 2, 2, generator=seeded())  # of two images with their class, then without
     model = SimpleNamespace(dtype=torch.float32)
-    form = Parameterization("epsilon", learns_variance=True)
-    guided = GuidedModel(model, form, torch.tensor([0, 1]), 2, 3.0)
+    parameterization = Parameterization("epsilon", learns_variance=True)
+    guided = GuidedModel(model, parameterization, torch.tensor([0, 1]), 2, 3.0)
     guided.model = lambda *_, **__: (outputs,)
     (found,) = guided(torch.zeros(2, 3, 2, 2), torch.tensor(1.0))
     condition, none = outputs.chunk(2)

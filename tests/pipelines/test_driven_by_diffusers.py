@@ -191,9 +191,9 @@ def from_ours(theirs: Any, **options: Any) -> Any:
     ids=lambda value: type(value).__name__,
 )
 def test_a_scheduler_of_another_kind_says_why(charges: torch.Tensor, scheduler: Any, message: str) -> None:
-    form = Parameterization("epsilon", sigma_data=0.5)
+    parameterization = Parameterization("epsilon", sigma_data=0.5)
     with pytest.raises(ValueError, match=message):
-        PFGMPipeline(ExactNetwork(charges, form), scheduler)(num_inference_steps=2)
+        PFGMPipeline(ExactNetwork(charges, parameterization), scheduler)(num_inference_steps=2)
 
 
 def test_a_fitted_scheduler_lends_its_range_without_its_knots(charges: torch.Tensor) -> None:

@@ -185,8 +185,8 @@ def test_a_function_without_forward_derivatives_is_the_operator_that_it_is(charg
 
 
 def test_classes(charges: torch.Tensor) -> None:
-    form, labels = Parameterization("sample"), torch.arange(10) // 5
-    network = ExactNetwork(charges, form, labels=labels)
+    parameterization, labels = Parameterization("sample"), torch.arange(10) // 5
+    network = ExactNetwork(charges, parameterization, labels=labels)
     pipe = quiet(network, PoissonFlowScheduler(prediction_type="sample"))
     nothing = LinearOperator(lambda x: 0 * x, lambda y: 0 * y)
     options: dict[str, Any] = {"class_labels": [0, 1, 1], "num_inference_steps": 12, "generator": seeded()}
@@ -215,8 +215,8 @@ def test_a_saved_network(tmp_path: Path) -> None:
 
 
 def test_a_scheduler_of_diffusers(charges: torch.Tensor) -> None:
-    form = PoissonFlowScheduler(aug_dim=None, prediction_type="epsilon", sigma_data=0.5).parameterization
-    network = ExactNetwork(charges, form, None)
+    parameterization = PoissonFlowScheduler(aug_dim=None, prediction_type="epsilon", sigma_data=0.5).parameterization
+    network = ExactNetwork(charges, parameterization, None)
     pipe = quiet(network, EDMDPMSolverMultistepScheduler(prediction_type="epsilon", sigma_data=0.5))
     output = pipe(UPPER_HALF(charges), UPPER_HALF, generator=seeded())
     assert (torch.cdist(output.samples.flatten(1), charges.flatten(1)).argmin(1) == torch.arange(10)).sum() >= 8

@@ -62,9 +62,9 @@ def test_each_schedulers_timesteps_are_kept(kind: Any, spacing: str, steps: int)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_heights_are_diffusers(schedule: str) -> None:
     ours, theirs = vp(beta_schedule=schedule), EulerDiscreteScheduler(beta_schedule=schedule)
-    assert torch.allclose(torch.tensor(ours._family.sigmas).float(), theirs.sigmas[:-1].flip(0))
+    assert torch.allclose(torch.tensor(ours.parameterization.train_sigmas).float(), theirs.sigmas[:-1].flip(0))
     assert torch.equal(ours.betas, theirs.betas) and torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
-    assert ours.sigma_range == (ours._family.sigmas[-1], ours._family.sigmas[0])
+    assert ours.sigma_range == (ours.parameterization.train_sigmas[-1], ours.parameterization.train_sigmas[0])
 
 
 def test_noise_is_added_as_by_ddpm() -> None:
@@ -89,12 +89,14 @@ def test_the_callers_timesteps_and_sigmas_pass_through() -> None:
     ours.set_timesteps(timesteps=[900, 500, 100, 0])
     assert ours.timesteps.tolist() == [900, 500, 100, 0] and ours.timesteps.dtype == torch.int64
     heights = ours.sigmas[:-1]
-    assert torch.allclose(heights.double(), torch.tensor([ours._family.sigmas[t] for t in (900, 500, 100, 0)]).double())
+    assert torch.allclose(
+        heights.double(), torch.tensor([ours.parameterization.train_sigmas[t] for t in (900, 500, 100, 0)]).double()
+    )
     ours.set_timesteps(sigmas=heights.tolist())
     assert torch.allclose(ours.timesteps.float(), torch.tensor([900.0, 500.0, 100.0, 0.0]), atol=1e-3)
     ours.set_timesteps(timesteps=[10.5])
     assert ours.timesteps.tolist() == [10.5]
-    between = math.sqrt(ours._family.sigmas[10] * ours._family.sigmas[11])
+    between = math.sqrt(ours.parameterization.train_sigmas[10] * ours.parameterization.train_sigmas[11])
     assert ours.sigmas[0].item() == pytest.approx(between, rel=1e-6)
 
 
@@ -195,4 +197,4 @@ def test_a_run_may_end_at_sigma_min() -> None:
         assert len(scheduler.timesteps) == 2 and scheduler.sigmas[-1].item() == pytest.approx(end)
     ours = vp(final_sigmas_type="sigma_min")
     ours.set_timesteps(4)
-    assert ours.sigmas[-1].item() == pytest.approx(ours._family.sigmas[0])
+    assert ours.sigmas[-1].item() == pytest.approx(ours.parameterization.train_sigmas[0])

@@ -264,7 +264,7 @@ def test_config_survives_a_round_trip(tmp_path: Any) -> None:
         ({"aug_dim": -3.0}, "`aug_dim` must be"),
         ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max < inf, but are 0.0 and 40.0"),
         ({"sigma_min": 50.0}, "but are 50.0 and 40.0"),
-        ({"sigma_max": 1e39}, "heights between inf and inf are no longer apart"),
+        ({"sigma_max": 1e39}, "values of sigma between inf and inf are no longer apart"),
         ({"sigma_min": None}, "but are None and 40.0"),
         ({"prediction_type": "flow"}, "`prediction_type` must be one of .* but is 'flow'"),
         ({"solver": "rk45"}, "`solver` must be one of .* but is 'rk45'"),

@@ -55,11 +55,11 @@ def test_calls_are_counted_and_near_the_papers(digits: torch.Tensor) -> None:
     ids=lambda scheduler: f"{type(scheduler).__name__} {scheduler.config.prediction_type}",
 )
 def test_every_kind_of_network_is_solved(scheduler: Any) -> None:
-    form = Parameterization("epsilon", sigma_data=0.5)
+    parameterization = Parameterization("epsilon", sigma_data=0.5)
     if isinstance(scheduler, PoissonFlowScheduler):
-        form = scheduler.parameterization
+        parameterization = scheduler.parameterization
     charges = torch.tensor([-0.7, 0.1, 0.6]).view(3, 1, 1, 1).expand(3, 1, 4, 4).contiguous()
-    pipe = quiet(ExactNetwork(charges, form), scheduler)
+    pipe = quiet(ExactNetwork(charges, parameterization), scheduler)
     adaptive, fixed = (
         pipe(16, generator=seeded(), output_type="pt", **options).images
         for options in ({"tolerance": 1e-4}, {"num_inference_steps": 300})

@@ -15,14 +15,14 @@ import math
 import torch
 
 from ..physics.tensors import Generators, draw
+from ..utils.checks import check_whole_number
 
 OFF_LEVEL = 0.02  # of a level: rounding of pictures that were kept as floats
 
 
 def check_num_levels(levels: int) -> None:
-    """Raises ValueError unless there are two levels or more."""
-    if not levels >= 2 or int(levels) != levels:
-        raise ValueError(f"`levels` must be a whole number >= 2, such as 256 for 8 bits, but is {levels}.")
+    """Raise a ValueError unless there are two levels or more."""
+    check_whole_number("num_levels", levels, 2, ", such as 256 for 8 bits")
 
 
 def dequantize(images: torch.Tensor, levels: int = 256, generator: Generators = None) -> torch.Tensor:

@@ -20,6 +20,7 @@ from ..solvers.divergence import check_divergence, draw_probes, estimate_trace
 from ..solvers.precision import without_tf32
 from ..solvers.reversible import integrate_reversible, without_integrand
 from ..solvers.spacing import geometric_sigmas, knotted_sigmas
+from ..utils.checks import check_whole_number
 from .results import FlowLatents, FlowLogProb, FlowSamples
 
 TOLERANCE = 1e-6  # of points, whose errors near the data the way up spreads
@@ -275,8 +276,8 @@ class PoissonFlow:
                 f"{sigma}."
             )
         model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
-        model, form = without_inference_mode(self.model), self.scheduler.parameterization
-        denoiser = Denoiser(model, form, _dtype_of(x), **model_kwargs)
+        model, parameterization = without_inference_mode(self.model), self.scheduler.parameterization
+        denoiser = Denoiser(model, parameterization, _dtype_of(x), **model_kwargs)
         traces = estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)[1]
         return (x[0].numel() - traces) / sigma
 
@@ -301,12 +302,8 @@ class PoissonFlow:
 
     def _heights(self, num_inference_steps: int) -> list[float]:
         """One more than steps, from σ_max to σ_min: by the scheduler's knots, else at equal ratios."""
-        if not num_inference_steps >= 1 or int(num_inference_steps) != num_inference_steps:
-            raise ValueError(
-                f"`num_inference_steps` must be a whole number >= 1, or None for an adaptive solver, but is "
-                f"{num_inference_steps}."
-            )
-        knots, count = self.scheduler.config.sigma_knots, int(num_inference_steps) + 1
+        count = check_whole_number("num_inference_steps", num_inference_steps, 1) + 1
+        knots = self.scheduler.config.sigma_knots
         return knotted_sigmas(knots, count) if knots else geometric_sigmas(self.sigma_max, self.sigma_min, count)
 
 

@@ -35,6 +35,7 @@ from ..physics.charges import check_finite
 from ..physics.denoiser import Denoiser, slice_kwargs
 from ..physics.tensors import Generators, draw
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
+from ..utils.checks import check_whole_number
 
 START_STEPS = 30
 CLOSED = 1e-5  # of a bracket, in radians
@@ -103,8 +104,7 @@ class LatentSampler:
         Raises:
             ValueError: if `num_sweeps` is not such a number, or a chain begins where its likelihood is not a number.
         """
-        if not num_sweeps >= 1 or int(num_sweeps) != num_sweeps:
-            raise ValueError(f"`num_sweeps` must be a whole number >= 1, but is {num_sweeps}.")
+        num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
         finite = math.isfinite(self.aug_dim)
         every = torch.arange(len(latents), device=latents.device)
         latents, (samples, levels, nfe) = latents.clone(), self.decode(latents, every, len(latents))

@@ -39,7 +39,7 @@ import torch
 
 from ..physics.denoiser import Denoiser
 from ..physics.kernel import check_aug_dim
-from ..physics.preconditioning import Parameterization
+from ..physics.parameterization import Parameterization
 from .linearization import linearized
 from .operators import RIDGE, LinearOperator, Measurement, beside
 
@@ -111,9 +111,9 @@ class GuidedByMeasurement:
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = False
     ) -> tuple[torch.Tensor]:
         """The output for c_in x = `sample` (B, C, *) at `timestep`, a number or ()."""
-        form = self.parameterization
-        sigma = form.sigma(timestep)
-        x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / form.input_scale(sigma)
+        parameterization = self.parameterization
+        sigma = parameterization.sigma(timestep)
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / parameterization.c_in(sigma)
         denoised = self.denoiser(x, sigma)
         residual = beside(self.measurement, x) - self.operator(denoised)
         operator = linearized(self.operator, denoised)
@@ -121,7 +121,7 @@ class GuidedByMeasurement:
             guided = denoised + operator.pseudo_inverse(residual)
         else:
             guided = self._guided(x, sigma, denoised, residual, operator)
-        return (form.target(guided, x, sigma),)
+        return (parameterization.target(guided, x, sigma),)
 
     def _guided(
         self,

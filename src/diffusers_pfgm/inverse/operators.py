@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..physics.tensors import draw, working_dtype
+from ..utils.checks import check_whole_number
 
 Measurement = Callable[[torch.Tensor], torch.Tensor]
 
@@ -145,9 +146,7 @@ class SuperResolution(LinearOperator):
     """
 
     def __init__(self, factor: int) -> None:
-        if int(factor) != factor or factor < 1:
-            raise ValueError(f"`factor` must be a whole number >= 1, but is {factor}.")
-        self.factor = int(factor)
+        self.factor = check_whole_number("factor", factor, 1)
         super().__init__(self._mean, self._spread, gram=1 / self.factor**2)
 
     def _mean(self, x: torch.Tensor) -> torch.Tensor:
@@ -204,12 +203,12 @@ class CompressedSensing(LinearOperator):
     def __init__(self, shape: Sequence[int], num_measurements: int, generator: torch.Generator | None = None) -> None:
         self.shape = torch.Size(shape)
         size = self.shape.numel()
-        if int(num_measurements) != num_measurements or not 1 <= num_measurements <= size:
+        num_measurements = check_whole_number("num_measurements", num_measurements, 1)
+        if num_measurements > size:
             raise ValueError(
-                f"`num_measurements` must be a whole number from 1 to the {size} elements of a sample, but is "
-                f"{num_measurements}."
+                f"`num_measurements` must be from 1 to the {size} elements of a sample, but is {num_measurements}."
             )
-        gaussian = draw(torch.randn, (size, int(num_measurements)), generator, torch.device("cpu"))
+        gaussian = draw(torch.randn, (size, num_measurements), generator, torch.device("cpu"))
         self.directions = torch.linalg.qr(gaussian)[0]  # (N, M)
         super().__init__(
             lambda x: x.flatten(1) @ self._kept("directions", x),

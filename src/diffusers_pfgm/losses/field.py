@@ -11,8 +11,8 @@ import torch
 from ..physics.charges import Charges, check_finite
 from ..physics.class_charges import ClassCharges, charges_of_class, check_charge_labels
 from ..physics.field import normalized_field
+from ..physics.parameterization import Parameterization
 from ..physics.perturbation import PFGMHyperparameters, perturb
-from ..physics.preconditioning import Parameterization
 from ..physics.tensors import Generators
 from .loss_output import LossOutput, mean_squares
 

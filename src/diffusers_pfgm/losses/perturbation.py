@@ -12,7 +12,7 @@ import torch
 from ..physics.bounded_noise import check_trainable, reach, sample_bounded
 from ..physics.charges import check_finite
 from ..physics.kernel import PoissonKernel
-from ..physics.preconditioning import Parameterization
+from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, draw
 from .loss_output import LossOutput, mean_squares
 
@@ -86,7 +86,7 @@ class PerturbationObjective:
         height = sigma.view(-1, *[1] * (clean.ndim - 1))
         sample = functools.partial(sample_bounded, self.kernel) if self.bounded else self.kernel.sample
         x = clean + sample(tuple(clean.shape), sigma, generator, clean.device, clean.dtype)
-        form = self.parameterization
-        output = model(form.input_scale(height) * x, form.label(sigma), **model_kwargs).sample
-        form.check_output(output, clean)
-        return mean_squares(output.float() - form.target(clean, x, height), sigma)
+        parameterization = self.parameterization
+        output = model(parameterization.c_in(height) * x, parameterization.c_noise(sigma), **model_kwargs).sample
+        parameterization.check_output(output, clean)
+        return mean_squares(output.float() - parameterization.target(clean, x, height), sigma)

@@ -5,8 +5,8 @@ from .class_charges import ClassCharges
 from .field import ChargeField, normalized_field, posterior_mean
 from .hemisphere import HemisphereLatents, hemisphere_points, interpolate, with_temperature
 from .kernel import PoissonKernel
+from .parameterization import Parameterization
 from .perturbation import PFGMHyperparameters, perturb, recommend_hyperparameters
-from .preconditioning import Parameterization
 
 __all__ = [
     "ChargeField",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .preconditioning import Parameterization
+from .parameterization import Parameterization
 from .tensors import cast_clamped, working_dtype
 
 Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) from x (B, *) and σ, a number or ()
@@ -98,16 +98,18 @@ class Denoiser:
         Raises:
             ValueError: if the output has the wrong shape.
         """
-        form, dtype = self.parameterization, self.dtype or x.dtype
-        label = torch.as_tensor(form.label(sigma), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
-        seen, scales = form.input_scale(sigma) * x, list[torch.Tensor]()
+        parameterization, dtype = self.parameterization, self.dtype or x.dtype
+        label = torch.as_tensor(
+            parameterization.c_noise(sigma), dtype=torch.promote_types(dtype, torch.float32), device=x.device
+        )
+        seen, scales = parameterization.c_in(sigma) * x, list[torch.Tensor]()
         half = dtype == torch.float16
         seen = _Narrowed.apply(seen, dtype, scales) if half else seen.to(dtype)
         output = output_tensor(self.model(seen, label, **self.model_kwargs))
-        form.check_output(output, x)
+        parameterization.check_output(output, x)
         self.nfe += 1
         output = _Widened.apply(output, x.dtype, scales) if half else output.to(x.dtype)
-        return form.denoised(output, x, sigma)
+        return parameterization.denoised(output, x, sigma)
 
 
 class _Narrowed(torch.autograd.Function):

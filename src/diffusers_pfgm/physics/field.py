@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 
 from .charges import Charges, check_finite, mean, pull
+from .field_prediction import field_channels, normalize_field
 from .kernel import check_aug_dim
-from .preconditioning import field_channels, normalize_field
 from .tensors import cast_clamped, working_dtype
 
 

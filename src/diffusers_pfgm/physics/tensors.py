@@ -85,7 +85,7 @@ def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
     return torch.Generator().manual_seed(int(seed.item()))
 
 
-def interpolate(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The piecewise linear function through (knots, values), both (K,) with rising knots, at x of any shape."""
     flat = x.reshape(-1)
     right = torch.searchsorted(knots, flat).clamp(1, len(knots) - 1)
@@ -94,3 +94,8 @@ def interpolate(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> t
     (low, high), (first, last) = ([each.index_select(0, end) for end in (left, right)] for each in (knots, values))
     share = (flat - low) / (high - low)
     return torch.lerp(first, last, share.clamp(0, 1)).view(x.shape)
+
+
+def append_dims(values: torch.Tensor, ndim: int) -> torch.Tensor:
+    """A tensor (B,) as (B, 1, ..., 1) with `ndim` dimensions, to broadcast against (B, *)."""
+    return values.reshape(-1, *[1] * (ndim - 1))

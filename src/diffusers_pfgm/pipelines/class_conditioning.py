@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..physics.preconditioning import Parameterization
+from ..physics.parameterization import Parameterization
 
 Label = int | str
 
@@ -135,5 +135,5 @@ class GuidedModel:
             return (torch.cat([guided, variance], dim=1),)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         sigma = self.parameterization.sigma(timestep)
-        x = sample.to(dtype) / self.parameterization.input_scale(sigma)
+        x = sample.to(dtype) / self.parameterization.c_in(sigma)
         return (self.parameterization.guided_field(output.to(dtype), unconditional.to(dtype), self.scale, x, sigma),)

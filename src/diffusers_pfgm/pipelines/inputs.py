@@ -12,6 +12,7 @@ from PIL import Image
 from ..physics.charges import check_finite
 from ..schedulers.conversion import check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
+from ..utils.checks import check_whole_number
 from .outputs import OUTPUT_TYPES
 
 PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
@@ -32,14 +33,14 @@ def check_inputs(
     Raises:
         ValueError: if these do not fit each other.
     """
-    form, channels = flow.parameterization, config.in_channels
+    parameterization, channels = flow.parameterization, config.in_channels
     check_field_config(config, flow)
-    if not form.allows_channels(config.out_channels, channels):
+    if not parameterization.allows_channels(config.out_channels, channels):
         raise ValueError(
             f"`unet` returns {config.out_channels} channels for {channels}, but prediction_type "
-            f"{form.prediction_type!r} of the scheduler needs {form.output_channels(channels)}. "
-            "Change `out_channels` of the network, or `prediction_type` of the scheduler, or its `variance_type` if "
-            "the network also predicts a variance."
+            f"{parameterization.prediction_type!r} of the scheduler needs "
+            f"{parameterization.output_channels(channels)}. Change `out_channels` of the network, or `prediction_type` "
+            "of the scheduler, or its `variance_type` if the network also predicts a variance."
         )
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', but is {output_type!r}.")
@@ -47,8 +48,7 @@ def check_inputs(
         raise ValueError(f"output_type 'pil' cannot show {channels} channels. Use 'np' or 'pt'.")
     if batch_size is None:
         batch_size = 1 if latents is None else latents.shape[0]
-    if int(batch_size) != batch_size or batch_size < 1:
-        raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size}.")
+    batch_size = check_whole_number("batch_size", batch_size, 1)
     size = config.sample_size
     if size is None:
         if latents is None:
@@ -57,7 +57,7 @@ def check_inputs(
                 "`pipe.unet.register_to_config(sample_size=(height, width))`."
             )
         size = latents.shape[2:]
-    shape = (int(batch_size), channels, *((size, size) if isinstance(size, int) else size))
+    shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
     if output_type in ("pil", "np") and len(shape) != 4:
         raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
     if latents is not None:

@@ -10,6 +10,7 @@ from ..flow.poisson_flow import TOLERANCE, PoissonFlow
 from ..flow.results import FlowLatents
 from ..physics.hemisphere import HemisphereLatents, interpolate, with_temperature
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
+from ..utils.checks import check_whole_number
 from .class_conditioning import CountedModel, Label, as_list
 from .inputs import check_inputs, images_to_tensor
 from .outputs import postprocess
@@ -134,15 +135,14 @@ class PFGMEditingPipeline(PFGMPipeline):
         Raises:
             ValueError: if an argument does not fit.
         """
-        if not num >= 2 or int(num) != num:
-            raise ValueError(f"`num` must be a whole number >= 2, the ends included, but is {num}.")
+        num = check_whole_number("num", num, 2, ", the ends included")
         first = self.encode(first_images, class_labels, num_inference_steps, tolerance)
         second = self.encode(second_images, class_labels, num_inference_steps, tolerance)
         start, end = (HemisphereLatents.from_latents(found.latents) for found in (first, second))
-        ways = interpolate(start, end, torch.linspace(0, 1, int(num))).to_latents().transpose(0, 1).flatten(0, 1)
+        ways = interpolate(start, end, torch.linspace(0, 1, num)).to_latents().transpose(0, 1).flatten(0, 1)
         labels = as_list(class_labels)
         if labels is not None and len(labels) > 1:
-            labels = [label for label in labels for _ in range(int(num))]
+            labels = [label for label in labels for _ in range(num)]
         output = self.decode(ways, labels, num_inference_steps, output_type, tolerance)
         output.nfe += first.nfe + second.nfe
         return output if return_dict else output.to_tuple()

@@ -10,6 +10,7 @@ from diffusers.utils import BaseOutput
 from ..flow.dequantization import bits_per_dim, check_num_levels, dequantize
 from ..flow.poisson_flow import DENSITY_TOLERANCE, PoissonFlow
 from ..physics.tensors import Generators
+from ..utils.checks import check_whole_number
 from .class_conditioning import Label, as_list
 from .inputs import images_to_tensor
 from .pipeline_pfgm import PFGMPipeline
@@ -94,11 +95,10 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
         pictures = images_to_tensor(images, self.unet.config).to(self._execution_device)
         flow = PoissonFlow(self.unet, self.scheduler)
         labels = self.prepare_class_labels(as_list(class_labels), len(pictures), pictures.device)
-        if not batch_size >= 1 or int(batch_size) != batch_size:
-            raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size}.")
+        batch_size = check_whole_number("batch_size", batch_size, 1)
         found = []
-        for first in self.progress_bar(range(0, len(pictures), int(batch_size))):
-            rows = slice(first, first + int(batch_size))
+        for first in self.progress_bar(range(0, len(pictures), batch_size)):
+            rows = slice(first, first + batch_size)
             given = generator[rows] if isinstance(generator, list | tuple) else generator
             points = pictures[rows] if levels is None else dequantize(pictures[rows], levels, given)
             options: dict[str, Any] = {name: value[rows] for name, value in labels.items()}

@@ -11,6 +11,7 @@ from ..physics.denoiser import Denoiser, dtype_and_device, slice_kwargs
 from ..physics.preconditioning import ZERO_SNR_SIGMA
 from ..physics.tensors import Generators
 from ..solvers.spacing import fit_knots, geometric_sigmas
+from ..utils.checks import check_whole_number
 from .scheduling_poisson_flow import PoissonFlowScheduler
 
 FINE_STEPS = 200
@@ -50,10 +51,9 @@ def fit_sigmas(
         >>> len(scheduler.config.sigma_knots), len(scheduler.timesteps)
         (33, 5)
     """
-    if num_samples < 1:
-        raise ValueError(f"`num_samples` must be at least 1, but is {num_samples}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, but is {batch_size}.")
+    check_whole_number("num_samples", num_samples, 1)
+    if batch_size is not None:
+        check_whole_number("batch_size", batch_size, 1)
     if isinstance(shape, int):
         raise ValueError(f"`shape` must be that of one sample, such as (1, 8, 8), but is {shape}.")
     scheduler = PoissonFlowScheduler.from_scheduler(scheduler)

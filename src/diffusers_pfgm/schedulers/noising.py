@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..physics.preconditioning import Parameterization
+from ..physics.parameterization import Parameterization
 from .state_convention import StateConvention
 
 
@@ -16,16 +16,16 @@ class NoisingMixin:
     config: Any
     parameterization: Parameterization
     _convention: StateConvention
-    _own_sigmas: tuple[torch.Tensor, torch.Tensor] | None  # timesteps and σ's of a run whose timesteps are rounded
+    _rounded_timesteps: (
+        tuple[torch.Tensor, torch.Tensor] | None
+    )  # timesteps and σ's of a run whose timesteps are rounded
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x + σ · noise as a state; `noise` from `sample_noise`, `timesteps` () or (B,) as in `self.timesteps`."""
         self._convention.start_was_read = True
         sigma, dtype = self._sigmas_at(timesteps, original_samples), original_samples.dtype
-        if self.parameterization.train_sigmas is None:
-            return original_samples + sigma.to(dtype) * noise
-        alpha = torch.as_tensor(self.parameterization.input_scale(sigma))
-        return alpha.to(dtype) * original_samples + (alpha * sigma).to(dtype) * noise
+        scale = torch.as_tensor(self.parameterization.preconditioning.state_scale(sigma), device=sigma.device)
+        return scale.to(dtype) * original_samples + (scale * sigma).to(dtype) * noise
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What a network for "v_prediction" is trained to return for `add_noise(sample, noise, timesteps)`.
@@ -54,9 +54,9 @@ class NoisingMixin:
 
         labels = beside(torch.as_tensor(timesteps)).reshape(-1, *[1] * (like.ndim - 1))
         sigma = torch.as_tensor(self.parameterization.sigma(labels))
-        if self._own_sigmas is None:
+        if self._rounded_timesteps is None:
             return sigma
-        known, sigmas = map(beside, self._own_sigmas)
+        known, sigmas = map(beside, self._rounded_timesteps)
         same = labels.unsqueeze(-1) == known
         index = same.to(torch.uint8).argmax(-1)  # `index_select`, as MPS has no `take`
         return torch.where(same.any(-1), sigmas.index_select(0, index.flatten()).view(index.shape), sigma)

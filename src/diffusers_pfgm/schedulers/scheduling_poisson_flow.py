@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput, logging
 
 from ..hub.serialization import add_scheduler_code
 from ..physics.kernel import PoissonKernel
-from ..physics.preconditioning import Parameterization
+from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, cast_clamped
 from ..solvers.multistep import Step, plan_steps, variance_preserving
 from ..solvers.spacing import check_knots
@@ -31,7 +31,7 @@ from .diffusers_configs import (
 )
 from .noising import NoisingMixin
 from .options import LEARNED, checked_options
-from .sigma_schedule import Heights, check_height_options, choose_heights
+from .sigma_schedule import RunSigmas, SigmaSchedule
 from .state_convention import StateConvention
 
 logger = logging.get_logger(__name__)
@@ -130,12 +130,11 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
     ) -> None:
         self.register_to_config(**checked_options(self.config))
         config = self.config
-        check_height_options(config)
         has_betas = config.beta_schedule is not None or config.trained_betas is not None
         self.kernel = PoissonKernel(config.aug_dim)
-        self._family: BetaSchedule | None = None
+        train_sigmas: tuple[float, ...] | None = None
         if has_betas:
-            self._family = BetaSchedule(
+            schedule = BetaSchedule(
                 config.beta_schedule,
                 config.trained_betas,
                 config.num_train_timesteps,
@@ -143,12 +142,13 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
                 config.beta_end,
                 config.rescale_betas_zero_snr,
             )
-            self.betas, self.alphas_cumprod = self._family.betas, self._family.alphas_cumprod
+            self.betas, self.alphas_cumprod = schedule.betas, schedule.alphas_cumprod
+            train_sigmas = schedule.sigmas
         self.parameterization = Parameterization(
             config.prediction_type,
             config.gamma,
             config.sigma_data,
-            None if self._family is None else self._family.sigmas,
+            train_sigmas,
             learns_variance=config.variance_type in LEARNED,
         )
         if config.sigma_knots is not None:
@@ -163,7 +163,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         self._convention = StateConvention(config.sigma_data, has_betas, config.prediction_type)
         # Until `set_timesteps` there is one step, which not every scheduler of diffusers can make.
         one_step = FrozenDict({**self.config, "timesteps_from": None})
-        self._set_heights(choose_heights(one_step, self.parameterization, self._family, 1))
+        self._set_sigmas(SigmaSchedule(one_step, self.parameterization).choose(1))
 
     @classmethod
     def from_config(
@@ -212,7 +212,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
     @property
     def compatibles(self) -> list[Any]:
         """The schedulers of diffusers that share its configuration; not all can drive its network."""
-        names = EDM_COMPATIBLES if self._family is None else DDPM_COMPATIBLES
+        names = EDM_COMPATIBLES if self.parameterization.train_sigmas is None else DDPM_COMPATIBLES
         return [found for found in self._get_compatibles() if found.__name__ in names]
 
     @property
@@ -224,18 +224,19 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
     def init_noise_sigma(self) -> float:
         """Scale of the prior against `sample_noise`, as diffusers' pipelines expect it."""
         self._convention.start_was_read = True
-        return self._heights[0] if self._family is None else 1.0
+        return self._run.sigmas[0] if self.parameterization.train_sigmas is None else 1.0
 
     @property
     def sigma_range(self) -> tuple[float, float]:
         """The highest and the lowest σ of its network, in data units."""
-        if self._family is not None:
-            return self._family.sigmas[-1], self._family.sigmas[0]
+        train_sigmas = self.parameterization.train_sigmas
+        if train_sigmas is not None:
+            return train_sigmas[-1], train_sigmas[0]
         return self.config.sigma_max, self.config.sigma_min
 
     def data_scale(self, sigma: float) -> float:
         """What a state at σ is to be multiplied by to have data units: 1, or √(1 + σ²) with a beta schedule."""
-        return 1.0 if self._family is None else math.sqrt(1 + sigma**2)
+        return 1.0 if self.parameterization.train_sigmas is None else math.sqrt(1 + sigma**2)
 
     @property
     def step_index(self) -> int | None:
@@ -305,9 +306,9 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         """
         max_norm = self.config.max_norm
         if max_norm is not None:
-            shares = self.config.prediction_type != "field" and self._family is None
-            share = self._heights[0] / self.sigma_range[0] if shares else 1.0
-            max_norm *= share / self.data_scale(self._heights[0])
+            shares = self.config.prediction_type != "field" and self.parameterization.train_sigmas is None
+            share = self._run.sigmas[0] / self.sigma_range[0] if shares else 1.0
+            max_norm *= share / self.data_scale(self._run.sigmas[0])
         return self.kernel.sample(shape, self.init_noise_sigma, generator, device, dtype, max_norm)
 
     def set_timesteps(
@@ -317,7 +318,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         sigmas: Sequence[float] | torch.Tensor | None = None,
         timesteps: Sequence[float] | torch.Tensor | None = None,
     ) -> None:
-        """Choose the heights of a run and forget the last one.
+        """Choose the noise levels of a run and forget the last run.
 
         Args:
             num_inference_steps: number of steps, from σ_max to σ_min and then to 0. Each is one network call, except
@@ -329,26 +330,25 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if not exactly one of the three is given, or it is not of this kind.
         """
-        form = self.parameterization
-        heights = choose_heights(self.config, form, self._family, num_inference_steps, sigmas, timesteps)
-        self.num_inference_steps = len(heights.sigmas)
-        self._set_heights(heights, device)
+        run = SigmaSchedule(self.config, self.parameterization).choose(num_inference_steps, sigmas, timesteps)
+        self.num_inference_steps = len(run.sigmas)
+        self._set_sigmas(run, device)
 
-    def _set_heights(self, heights: Heights, device: torch.device | str | None = None) -> None:
-        self._heights = [*heights.sigmas, heights.final]
-        self._plan = self._planned(self._heights)
+    def _set_sigmas(self, run: RunSigmas, device: torch.device | str | None = None) -> None:
+        self._run, schedule = run, SigmaSchedule(self.config, self.parameterization)
+        self._plan = self._planned([*run.sigmas, run.final])
         calls = [step.sigma for step in self._plan]
-        timesteps = heights.timesteps_at(calls, self.parameterization)
+        timesteps = schedule.call_timesteps(run, calls)
         self._labels: list[float] = timesteps.tolist()
-        self._own_sigmas = heights.sigmas_of_rounded(self.parameterization)
+        self._rounded_timesteps = schedule.rounded_timesteps(run)
         self.timesteps = timesteps.to(device)
-        self.sigmas = torch.tensor([*calls, heights.final], dtype=torch.float32)
+        self.sigmas = torch.tensor([*calls, run.final], dtype=torch.float32)
         self._begin_index = self._step_index = None
         self._denoised = []
 
     def _planned(self, sigmas: list[float]) -> list[Step]:
         steps = plan_steps(sigmas, self.config.solver, self.config.solver_order, self.config.use_corrector)
-        return steps if self._family is None else variance_preserving(steps, sigmas[-1])
+        return steps if self.parameterization.train_sigmas is None else variance_preserving(steps, sigmas[-1])
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
         """Index of a timestep in `timesteps`; for one that is not there, with a warning, 0.
@@ -381,7 +381,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
     def _start(self, timestep: float | torch.Tensor) -> int:
         begin = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
         if begin:  # no past to extrapolate from
-            steps = self._planned(self._heights[math.ceil(begin / self.order) :])
+            steps = self._planned([*self._run.sigmas, self._run.final][math.ceil(begin / self.order) :])
             if begin % self.order:  # the second call of a Heun step, whose first was left out: stay, then begin
                 steps.insert(0, Step(self._plan[begin].sigma, 1.0, (0.0,)))
             self._plan[begin:] = steps
@@ -396,7 +396,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         self._convention.scaled(sample)
         if self.config.sigma_data is None:
             return sample
-        return sample * self.parameterization.input_scale(self._plan[self._current_index(timestep)].sigma)
+        return sample * self.parameterization.c_in(self._plan[self._current_index(timestep)].sigma)
 
     def step(
         self,
@@ -447,7 +447,7 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
         self.parameterization.check_output(model_output, sample)
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
-        in_data_units = x if self._family is None else x * self.data_scale(step.sigma)
+        in_data_units = x if self.parameterization.train_sigmas is None else x * self.data_scale(step.sigma)
         denoised = self.parameterization.denoised(model_output.to(dtype), in_data_units, step.sigma)
         self._denoised.insert(0, denoised)
         prev_sample = step(x, self._denoised)

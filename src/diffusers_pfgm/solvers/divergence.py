@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ..physics.tensors import Generators, draw, on_cpu_for_mps
+from ..utils.checks import check_whole_number
 
 METHODS = ("exact", "hutchinson", "hutch++")
 DISTRIBUTIONS = ("rademacher", "gaussian")
@@ -37,8 +38,7 @@ def check_divergence(method: str, num_probes: int, distribution: str) -> None:
         raise ValueError(f"`divergence` must be one of {METHODS}, but is {method!r}.")
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"`probe_distribution` must be one of {DISTRIBUTIONS}, but is {distribution!r}.")
-    if not num_probes >= 1 or int(num_probes) != num_probes:
-        raise ValueError(f"`num_probes` must be a whole number >= 1, but is {num_probes}.")
+    check_whole_number("num_probes", num_probes, 1)
     if method == "hutch++" and num_probes % 3:
         raise ValueError(f"`num_probes` must be a multiple of 3 for 'hutch++', but is {num_probes}. Use 3, 6, ...")
 

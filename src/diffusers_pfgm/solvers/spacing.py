@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..physics.tensors import interpolate
+from ..physics.tensors import piecewise_linear
 from .multistep import plan_steps
 
 EXPONENT = 1 / 3
@@ -37,7 +37,7 @@ def knotted_sigmas(knots: Sequence[float], count: int) -> list[float]:
     """`count` heights from the first knot to the last, at equal shares of the density that the knots stand for."""
     values = torch.tensor(knots, dtype=torch.float64).log()
     shares = torch.linspace(0, 1, len(knots), dtype=torch.float64)
-    return interpolate(torch.linspace(0, 1, count, dtype=torch.float64), shares, values).exp().tolist()
+    return piecewise_linear(torch.linspace(0, 1, count, dtype=torch.float64), shares, values).exp().tolist()
 
 
 def fit_knots(
@@ -79,7 +79,7 @@ def fit_knots(
     density = density / density.max() + FLOOR
     shares = torch.cat([lambdas.new_zeros(1), (density * lengths).cumsum(0)])
     wanted = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
-    knots = (-interpolate(wanted, shares / shares[-1], lambdas)).exp().tolist()
+    knots = (-piecewise_linear(wanted, shares / shares[-1], lambdas)).exp().tolist()
     return [sigmas[0], *knots[1:-1], sigmas[-1]]
 
 

@@ -198,9 +198,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             saves = step % args.checkpointing_steps == 0 or last or stops
             kinds = set() if last or stops else due(args, step, steps_per_epoch)
             if saves or kinds:
-                form, sigma = objective.parameterization, result.sigma
-                x = form.input_scale(sigma.view(-1, 1, 1, 1)) * clean
-                forward = functools.partial(model, x, form.label(sigma), options.get("class_labels"))
+                parameterization, sigma = objective.parameterization, result.sigma
+                x = parameterization.c_in(sigma.view(-1, 1, 1, 1)) * clean
+                forward = functools.partial(model, x, parameterization.c_noise(sigma), options.get("class_labels"))
                 guard.check_weights(step, unet, ema, optimizer, forward)
             if outputs is not None and (step % args.logging_steps == 0 or last or stops):
                 found = meter.summary(step)

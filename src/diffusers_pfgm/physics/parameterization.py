@@ -1,0 +1,157 @@
+"""What a network predicts and how it is preconditioned: one object that reads x̂ from its output.
+
+Solvers, losses and likelihoods work with x̂ = E[y | x, σ] alone. `Parameterization` is the one place where x̂ is computed
+from a network's output F, and where the output that a network learns is computed from x̂. A further prediction type or
+preconditioning is a class of its own with an entry in `PREDICTIONS`, or a subclass of `Preconditioning`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from .field_prediction import FieldPrediction
+from .preconditioning import ZERO_SNR_SIGMA, DDPMPreconditioning, EDMPreconditioning, Preconditioning, Scalar
+from .prediction import EpsilonPrediction, Prediction, SamplePrediction, VPrediction
+
+PREDICTIONS: dict[str, Callable[[Preconditioning, float], Prediction]] = {
+    "field": FieldPrediction,
+    "sample": lambda preconditioning, gamma: SamplePrediction(preconditioning),
+    "epsilon": lambda preconditioning, gamma: EpsilonPrediction(preconditioning),
+    "v_prediction": lambda preconditioning, gamma: VPrediction(preconditioning),
+}
+PREDICTIONS_AT_ZERO_SNR = ("sample", "v_prediction")  # those that contain x̂ where σ is infinite
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """A prediction type together with a preconditioning.
+
+    Args:
+        prediction_type: "field", "sample", "epsilon" or "v_prediction".
+        gamma: γ of the normalized field, in data units.
+        sigma_data: EDM's preconditioning for data of this standard deviation; None for another network.
+        train_sigmas: σ of each training timestep of a network with a beta schedule, increasing; None for another
+            network.
+        learns_variance: whether the network also predicts a variance, in C further channels, which are not used here
+            (arXiv 2102.09672).
+
+    Attributes:
+        preconditioning: the convention of the network's input.
+        prediction: the meaning of its output.
+
+    Raises:
+        ValueError: if an argument has another value, or two of them contradict each other.
+    """
+
+    prediction_type: str = "field"
+    gamma: float = 5.0
+    sigma_data: float | None = None
+    train_sigmas: tuple[float, ...] | None = None
+    learns_variance: bool = False
+    preconditioning: Preconditioning = field(init=False, repr=False, compare=False)
+    prediction: Prediction = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTIONS:
+            raise ValueError(f"`prediction_type` must be one of {(*PREDICTIONS,)}, but is {self.prediction_type!r}.")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"`gamma` must be a finite number >= 0, but is {self.gamma}.")
+        if self.sigma_data is not None and not self.sigma_data > 0:
+            raise ValueError(f"`sigma_data` must be a number > 0 or None, but is {self.sigma_data}.")
+        if self.learns_variance and self.prediction_type == "field":
+            raise ValueError(
+                "`variance_type` 'learned' and 'learned_range' are for networks of diffusion models, but "
+                "`prediction_type` is 'field', which has no variance. Set `variance_type=None`."
+            )
+        if self.train_sigmas is not None:
+            if self.sigma_data is not None:
+                raise ValueError(
+                    f"`sigma_data` = {self.sigma_data} preconditions a network as in EDM, but a beta schedule says "
+                    "that it is of the DDPM family. Set one of them to None."
+                )
+            if self.train_sigmas[-1] >= ZERO_SNR_SIGMA and self.prediction_type not in PREDICTIONS_AT_ZERO_SNR:
+                raise ValueError(
+                    f"`prediction_type` {self.prediction_type!r} says nothing about the data where sigma is infinite, "
+                    "as with zero terminal SNR. Use a network for 'v_prediction' or 'sample'."
+                )
+        preconditioning = Preconditioning() if self.sigma_data is None else EDMPreconditioning(self.sigma_data)
+        if self.train_sigmas is not None:
+            preconditioning = DDPMPreconditioning(self.train_sigmas)
+        prediction = PREDICTIONS[self.prediction_type](preconditioning, self.gamma)
+        object.__setattr__(self, "preconditioning", preconditioning)  # a frozen dataclass allows no other assignment
+        object.__setattr__(self, "prediction", prediction)
+
+    def output_channels(self, channels: int) -> int:
+        """Channels that a network must return for data of `channels`: one more for the normalized field."""
+        return 2 * channels if self.learns_variance else self.prediction.output_channels(channels)
+
+    def allows_channels(self, found: int, channels: int) -> bool:
+        """Whether a network may return `found` channels for data of `channels`.
+
+        With a learned variance both numbers are allowed, since some pipelines of diffusers remove the variance first.
+        """
+        return found == self.output_channels(channels) or (self.learns_variance and found == channels)
+
+    def check_output(self, output: torch.Tensor, x: torch.Tensor) -> None:
+        """Raise a ValueError that names both shapes if `output` cannot belong to `x`."""
+        expected = (x.shape[0], self.output_channels(x.shape[1]), *x.shape[2:])
+        same = output.ndim == x.ndim and self.allows_channels(output.shape[1], x.shape[1])
+        if not same or (output.shape[0], *output.shape[2:]) != (x.shape[0], *x.shape[2:]):
+            raise ValueError(
+                f"`model_output` must have the shape {expected} for prediction_type {self.prediction_type!r}, but has "
+                f"{tuple(output.shape)}. A network for 'field' returns one channel more than the data, one that also "
+                "predicts a variance (`variance_type` 'learned' or 'learned_range') twice as many, any other as many: "
+                "set `out_channels` of the network, or `prediction_type` or `variance_type` of the scheduler."
+            )
+
+    def c_in(self, sigma: Scalar) -> Scalar:
+        """The factor of x in the network's input."""
+        return self.preconditioning.c_in(sigma)
+
+    def c_noise(self, sigma: Scalar) -> Scalar:
+        """The timestep that the network sees at σ."""
+        return self.preconditioning.c_noise(sigma)
+
+    def sigma(self, c_noise: Scalar) -> Scalar:
+        """The inverse of `c_noise`: σ at a timestep."""
+        return self.preconditioning.sigma(c_noise)
+
+    def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+        """x̂ from a network's output.
+
+        Args:
+            output: (B, C', *), see `output_channels`.
+            x: (B, C, *), in data units, not multiplied by `c_in`.
+            sigma: σ, a number or (B, 1, ...), broadcast against x.
+
+        Returns:
+            x̂ (B, C, *).
+        """
+        if self.learns_variance:
+            output = output[:, : x.shape[1]]
+        return self.prediction.denoised(output, x, sigma)
+
+    def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+        """The output F that belongs to x̂ = `denoised`: (B, C, *), or (B, C + 1, *) for the normalized field."""
+        return self.prediction.target(denoised, x, sigma)
+
+    def guided_field(
+        self, output: torch.Tensor, unconditional: torch.Tensor, scale: float, x: torch.Tensor, sigma: Scalar
+    ) -> torch.Tensor:
+        """The field whose x̂ is x̂_u + scale · (x̂_c − x̂_u): classifier-free guidance (arXiv 2207.12598).
+
+        Outputs of the other prediction types are linear in x̂ and are combined without this method.
+
+        Args:
+            output: (B, C', *), with the condition.
+            unconditional: (B, C', *), without it.
+            scale: the guidance scale; 1 for the condition alone.
+            x: (B, C, *), in data units.
+            sigma: σ, a number or (B, 1, ...).
+        """
+        denoised = torch.lerp(self.denoised(unconditional, x, sigma), self.denoised(output, x, sigma), scale)
+        return self.target(denoised, x, sigma)

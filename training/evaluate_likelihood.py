@@ -36,6 +36,7 @@ from diffusers_pfgm.training.run.records import Records, read_records
 from diffusers_pfgm.training.run.script_errors import ScriptParser, run_script
 from diffusers_pfgm.training.run.settings import differences
 
+TOLERANCE = 0.03  # nats
 FREE = ("output", "batch_size", "max_images", "device")  # options that leave a picture's figures alone
 
 
@@ -53,12 +54,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_probes", type=positive, default=1)
     parser.add_argument("--num_inference_steps", type=positive, help="fixed steps in place of an adaptive solver")
     parser.add_argument(
-        "--tolerance", type=number(0, 1, above_low=True), default=0.03, help="of the adaptive solver, in nats"
+        "--tolerance", type=number(0, 1, above_low=True), help="of the adaptive solver, 0.03 nats without fixed steps"
     )
-    parser.add_argument("--levels", type=integer(2), default=256, help="of a pixel")
+    parser.add_argument("--num_levels", type=integer(2), default=256, help="of a pixel")
     parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of dequantisation and probes")
     parser.add_argument("--device", help="cpu, cuda, mps; the accelerator by default")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.num_inference_steps is None:
+        args.tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+    elif args.tolerance is not None:
+        parser.error("--tolerance is for the adaptive solver. Leave it out, or leave out --num_inference_steps")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.divergence,
                 args.num_probes,
                 position_generators(args.seed, first, len(rows)),
-                args.levels,
+                args.num_levels,
                 args.batch_size,
                 args.tolerance,
             )

@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=1, help="of the classifier")
     parser.add_argument("--per_class", type=int, default=1, help="images of each class to edit")
     parser.add_argument("--num_inference_steps", type=int, default=40, help="up, and back under the own class")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="of these steps, and of the adaptive solver")
+    parser.add_argument("--step_tolerance", type=float, default=1e-3, help="how closely each of these steps is solved")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="of the adaptive solver")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="to the class asked for")
     parser.add_argument("--output", type=Path, default=Path("editing.png"))
     args = parser.parse_args(argv)
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     images, labels = load(args.data, resolution, mode, names)
     rows = pick(labels, classes, args.per_class)
     images, labels = images[rows] / 2 + 0.5, labels[rows]
-    options = {"num_inference_steps": args.num_inference_steps, "tolerance": args.tolerance}
+    options = {"num_inference_steps": args.num_inference_steps, "step_tolerance": args.step_tolerance}
 
     encoded = pipe.encode(images, labels, **options)
     own = pipe.decode(encoded.latents, labels, output_type="pt", **options)

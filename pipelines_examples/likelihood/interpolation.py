@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--num", type=int, default=9, help="images of a row, ends included")
     parser.add_argument("--num_inference_steps", type=int, default=50)
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="how closely each step is undone, relative")
-    parser.add_argument("--adaptive_tolerance", type=float, default=1e-6, help="of the adaptive solver")
+    parser.add_argument("--step_tolerance", type=float, default=1e-5, help="how closely each fixed step is solved")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="of the adaptive solver")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the network")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("interpolation.png"))
@@ -64,10 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     generator = torch.Generator(args.device).manual_seed(0)
     latents = flow.scheduler.sample_prior(first.shape, generator, first.device, dtype)
     latents = latents * flow.scheduler.data_scale(flow.sigma_max)
-    options = {"num_inference_steps": args.num_inference_steps, "tolerance": args.tolerance}
+    options = {"num_inference_steps": args.num_inference_steps, "step_tolerance": args.step_tolerance}
     print(f"Relative error after a way there and back, {args.pairs} images and latents, {args.dtype}")
     print_round_trips(flow, first, latents, f"{args.num_inference_steps} steps", **options)
-    print_round_trips(flow, first, latents, f"adaptive, {args.adaptive_tolerance:g}", tolerance=args.adaptive_tolerance)
+    print_round_trips(flow, first, latents, f"adaptive, {args.tolerance:g}", tolerance=args.tolerance)
 
     output = pipe.interpolate(first / 2 + 0.5, second / 2 + 0.5, args.num, output_type="pt", **options)
     rows = (output.images * 2 - 1).view(args.pairs, args.num, *output.images.shape[1:])

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             divergence=args.divergence,
             num_probes=args.num_probes,
             generator=torch.Generator().manual_seed(0),
-            levels=LEVELS,
+            num_levels=LEVELS,
             tolerance=args.tolerance,
         )
         bits = torch.as_tensor(output.bits_per_dim)

@@ -21,7 +21,6 @@ from diffusers_pfgm import (
     PFGMPipeline,
     PoissonFlowScheduler,
     PoissonKernel,
-    plan_steps,
     posterior_mean,
 )
 from diffusers_pfgm.examples.digits import pictured_charges, split_digits
@@ -41,6 +40,7 @@ from diffusers_pfgm.plots import (
     save_gif,
     uniformity,
 )
+from diffusers_pfgm.solvers import integration_steps
 
 HEIGHTS = (1.0, 10.0, 100.0, 1000.0)  # at which latents are looked at on their way up
 
@@ -51,11 +51,9 @@ def latents_of(charges: torch.Tensor, count: int, generator: torch.Generator) ->
     sigmas = [float(f"{10**e:.6g}") for e in exponents.tolist()]
     x = charges.flatten(1).double()[torch.arange(count) % len(charges)]
     x = x + PoissonKernel().sample(tuple(x.shape), sigmas[0], generator, dtype=torch.float64)
-    seen: list[torch.Tensor] = []
     prepared, found = Charges(charges), {}
-    for step, sigma in zip(plan_steps(sigmas), sigmas[1:], strict=True):
-        seen.insert(0, posterior_mean(x, step.sigma, prepared))
-        x = step(x, seen)
+    steps = integration_steps(lambda x, sigma: posterior_mean(x, sigma, prepared), x, sigmas)
+    for (_, x), sigma in zip(steps, sigmas[1:], strict=True):
         if sigma in HEIGHTS:
             found[sigma] = x
     return found
@@ -108,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         f"   prior at σ = 40:           polar {tests['polar'].p_value:.2g}, elevation {tests['elevation'].p_value:.2g}"
     )
     for name, data in (("plane", plane), ("digits", digits[:600])):
-        for sigma, x in latents_of(data, 100 * len(plane) if name == "plane" else len(data), generator).items():
+        for sigma, x in latents_of(observed, 100 * len(plane) if name == "plane" else len(data), generator).items():
             tests = uniformity(x, sigma)
             values = f"polar {tests['polar'].p_value:.2g}, elevation {tests['elevation'].p_value:.2g}"
             print(f"   {len(x)} latents, N = {x.shape[1]:>2}, at σ = {sigma:<4g}: {values}")
@@ -116,15 +114,15 @@ def main(argv: list[str] | None = None) -> None:
         print(f"   {folder / f'hemisphere-{name}.png'}")
 
     print(f"\n3. Trajectories of {args.model or 'the exact field of digits'}")
-    trajectory, data = run_of(args, digits)
-    plot_trajectories(trajectory, data).savefig(folder / "trajectories.png", dpi=110)
+    trajectory, observed = run_of(args, digits)
+    plot_trajectories(trajectory, observed).savefig(folder / "trajectories.png", dpi=110)
     norms = trajectory.norms.median(1).values
     print(f"   median norm {norms[0]:.1f} at σ = {trajectory.sigmas[0]:.3g}, {norms[-1]:.2f} at the end")
-    if data is not None:
-        law = norm_quantiles(trajectory, data)[1]
+    if observed is not None:
+        law = norm_quantiles(trajectory, observed)[1]
         print(f"   largest deviation of it from the law of the data: {((norms / law - 1).abs().max() * 100):.1f} %")
     print(f"   norm, radius and height: {folder / 'trajectories.png'}")
-    if data is not None or trajectory.states.ndim == 5:
+    if observed is not None or trajectory.states.ndim == 5:
         plot_denoised(trajectory).savefig(folder / "denoised.png", dpi=110)
         print(f"   x̂ and x on the way: {folder / 'denoised.png'}\n")
 

@@ -33,13 +33,13 @@ def test_a_picture_has_the_same_point_in_any_batch() -> None:
 
 @pytest.mark.parametrize("images", [torch.tensor([[0.5 / 255]]), torch.tensor([[-1.5]]), torch.tensor([[255.0]])])
 def test_pixels_off_the_levels_are_refused(images: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"`images` must be in \[-1, 1\] with each pixel at one of `levels` = 256"):
+    with pytest.raises(ValueError, match=r"`images` must be in \[-1, 1\] with each pixel at one of `num_levels` = 256"):
         dequantize(images)
 
 
 @pytest.mark.parametrize("levels", [1, 0, 2.5])
 def test_levels_are_checked(levels: float) -> None:
     with pytest.raises(
-        ValueError, match=f"`levels` must be a whole number >= 2, such as 256 for 8 bits, but is {levels}"
+        ValueError, match=f"`num_levels` must be a whole number >= 2, such as 256 for 8 bits, but is {levels}"
     ):
         bits_per_dim(torch.zeros(1), 4, levels)  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ def test_pictures_come_in_every_form() -> None:
         pipe(each, divergence="exact", generator=seeded(), tolerance=0.03).log_prob for each in (pictures, pil, arrays)
     ]
     assert torch.allclose(found[0], found[1], atol=1e-3) and torch.allclose(found[0], found[2])
-    whole = pipe(pictures, num_probes=4, return_dict=False, generator=seeded(), levels=None)
+    whole = pipe(pictures, num_probes=4, return_dict=False, generator=seeded(), num_levels=None)
     assert len(whole) == 5 and whole[1].shape == (2,)  # no bits without levels
 
 
@@ -75,7 +75,7 @@ def test_likelihood_under_a_class() -> None:
     pipe.set_progress_bar_config(disable=True)
     pictures = charges / 2 + 0.5
     dark, right, any_class = (
-        pipe(pictures, labels, divergence="exact", levels=None).log_prob
+        pipe(pictures, labels, divergence="exact", num_levels=None).log_prob
         for labels in ("dark", ["dark", "bright"], None)
     )
     assert abs(right[0] - right[1]) < 0.01 and dark[1] < right[1] - 5
@@ -105,8 +105,8 @@ def test_bad_requests_are_explained() -> None:
         pipe(pictures, batch_size=0)
     with pytest.raises(ValueError, match="`num_probes` must be a whole number >= 1, but is 0"):
         pipe(pictures, num_probes=0)
-    with pytest.raises(ValueError, match="`levels` must be a whole number >= 2"):
-        pipe(pictures, levels=1)
+    with pytest.raises(ValueError, match="`num_levels` must be a whole number >= 2"):
+        pipe(pictures, num_levels=1)
     with pytest.raises(ValueError, match="`class_labels` were given, but the network has no classes"):
         pipe(pictures, class_labels=3)
 

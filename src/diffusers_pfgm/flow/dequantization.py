@@ -20,12 +20,12 @@ from ..utils.checks import check_whole_number
 OFF_LEVEL = 0.02  # of a level: rounding of pictures that were kept as floats
 
 
-def check_num_levels(levels: int) -> None:
+def check_num_levels(num_levels: int) -> None:
     """Raise a ValueError unless there are two levels or more."""
-    check_whole_number("num_levels", levels, 2, ", such as 256 for 8 bits")
+    check_whole_number("num_levels", num_levels, 2, ", such as 256 for 8 bits")
 
 
-def dequantize(images: torch.Tensor, levels: int = 256, generator: Generators = None) -> torch.Tensor:
+def dequantize(images: torch.Tensor, num_levels: int = 256, generator: Generators = None) -> torch.Tensor:
     """One point of each pixel's bin.
 
     Args:
@@ -41,21 +41,21 @@ def dequantize(images: torch.Tensor, levels: int = 256, generator: Generators = 
         >>> bool(((x - torch.tensor([[-1.0, 1.0]])).abs() <= 0.5).all())
         True
     """
-    check_num_levels(levels)
-    position = (images + 1) * ((levels - 1) / 2)
+    check_num_levels(num_levels)
+    position = (images + 1) * ((num_levels - 1) / 2)
     level = position.round()
     off = (position - level).abs().max()
-    if off > OFF_LEVEL or level.min() < 0 or level.max() > levels - 1:
+    if off > OFF_LEVEL or level.min() < 0 or level.max() > num_levels - 1:
         raise ValueError(
-            f"`images` must be in [-1, 1] with each pixel at one of `levels` = {levels} equal levels, but span "
-            f"{float(images.min()):.4g} to {float(images.max()):.4g}, and a pixel lies {float(off):.2g} of a level "
-            "away from the nearest. Pass the number of levels that they have, or `levels=None` for densities."
+            f"`images` must be in [-1, 1] with each pixel at one of `num_levels` = {num_levels} equal levels, but span "
+            f"{float(images.min()):.4g} to {float(images.max()):.4g}, and a pixel is {float(off):.2g} of a level away "
+            "from the nearest. Pass the number of levels that they have, or `num_levels=None` for densities."
         )
     uniform = draw(torch.rand, tuple(images.shape), generator, images.device).to(images.dtype)
-    return (level + uniform - 0.5) * (2 / (levels - 1)) - 1
+    return (level + uniform - 0.5) * (2 / (num_levels - 1)) - 1
 
 
-def bits_per_dim(log_prob: torch.Tensor, dim: int, levels: int = 256) -> torch.Tensor:
+def bits_per_dim(log_prob: torch.Tensor, dim: int, num_levels: int = 256) -> torch.Tensor:
     """Bits per dimension of pictures in [-1, 1] from the log-density of a dequantised point, in nats.
 
     Args:
@@ -67,5 +67,5 @@ def bits_per_dim(log_prob: torch.Tensor, dim: int, levels: int = 256) -> torch.T
         >>> bits_per_dim(torch.tensor([-64 * math.log(2.0)]), 64)  # a uniform density on [-1, 1]: 8 bits, and the edges
         tensor([7.9944])
     """
-    check_num_levels(levels)
-    return -(log_prob / dim + math.log(2 / (levels - 1))) / math.log(2)
+    check_num_levels(num_levels)
+    return -(log_prob / dim + math.log(2 / (num_levels - 1))) / math.log(2)

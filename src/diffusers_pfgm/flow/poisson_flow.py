@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 
 from ..physics.charges import check_finite
-from ..physics.denoiser import Denoiser, dtype_and_device, output_tensor, slice_kwargs, without_inference_mode
+from ..physics.denoiser import Denoiser, dtype_and_device, slice_kwargs, without_inference_mode
 from ..physics.density import shift_beyond
 from ..physics.preconditioning import ZERO_SNR_SIGMA
-from ..physics.tensors import Generators, cast_clamped, working_dtype
+from ..physics.tensors import Generators, working_dtype
 from ..schedulers.conversion import check_density, check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
+from ..schedulers.stepping import scheduler_steps
 from ..solvers.adaptive import check_tolerance, integrate_adaptive, integrate_density
 from ..solvers.divergence import check_divergence, draw_probes, estimate_trace
 from ..solvers.precision import without_tf32
@@ -23,7 +25,8 @@ from ..solvers.spacing import geometric_sigmas, knotted_sigmas
 from ..utils.checks import check_whole_number
 from .results import FlowLatents, FlowLogProb, FlowSamples
 
-TOLERANCE = 1e-6  # of points, whose errors near the data the way up spreads
+NUM_STEPS = 50  # fixed steps of encode and decode
+STEP_TOLERANCE = 1e-6  # of their equations; encoding amplifies errors made near the data
 DENSITY_TOLERANCE = 3e-4  # nats
 END_RATIO = 2.0  # of the two noise levels that tell how x̂ goes on beyond σ_max
 GRAPH_NUMBERS = 2**16  # of data whose passes back through the network are prepared at once: what memory is spent on
@@ -103,44 +106,47 @@ class PoissonFlow:
             x = scheduler.sample_prior(shape, generator, device, dtype)
         else:
             x = latents.to(dtype) / scheduler.data_scale(self.sigma_max)
-        for timestep in scheduler.timesteps:
-            seen = cast_clamped(scheduler.scale_model_input(x, timestep), model_dtype or dtype)
-            x = scheduler.step(output_tensor(self.model(seen, timestep, **model_kwargs)), timestep, x).prev_sample
+        model = functools.partial(self.model, **model_kwargs)
+        for step in scheduler_steps(scheduler, model, x, model_dtype):
+            x = step.sample
         return FlowSamples(x * scheduler.data_scale(float(scheduler.sigmas[-1])), len(scheduler.timesteps))
 
     def encode(
         self,
         x: torch.Tensor,
-        num_inference_steps: int | None = None,
-        tolerance: float = TOLERANCE,
+        num_inference_steps: int = NUM_STEPS,
+        tolerance: float | None = None,
+        step_tolerance: float = STEP_TOLERANCE,
         **model_kwargs: Any,
     ) -> FlowLatents:
         """Follow the field lines from data at σ_min up to the prior at σ_max.
 
         Args:
             x: (B, *), in data units.
-            num_inference_steps: steps of a rule that undoes itself, a few calls each: `decode` with as many returns to
-                x. None for an adaptive solver, torchdiffeq's, which is closer to the equation.
-            tolerance: of the adaptive solver, or how closely each fixed step is undone; relative. At least what the
-                network's dtype can tell.
+            num_inference_steps: number of fixed steps, a few network calls each. The steps are reversible: `decode`
+                with as many returns to `x`.
+            tolerance: relative error of the adaptive solver (RK45), in place of `num_inference_steps`. It is closer to
+                the differential equation, but not reversible. None for fixed steps.
+            step_tolerance: how closely the equation of each fixed step is solved, relative. No more than the precision
+                of the network is reached.
             **model_kwargs: given to the model, such as `class_labels` (B,).
 
         Raises:
-            ValueError: if `x` holds NaN or infinity, the model gives them, or a fixed step is too long to be undone.
-            ImportError: if the adaptive solver is not installed.
+            ValueError: if `x` holds NaN or infinity, the model returns them, or a fixed step is too long to be undone.
         """
-        latents, nfe = self._transport(x, True, num_inference_steps, tolerance, model_kwargs)
+        latents, nfe = self._transport(x, True, num_inference_steps, tolerance, step_tolerance, model_kwargs)
         return FlowLatents(latents, nfe)
 
     def decode(
         self,
         latents: torch.Tensor,
-        num_inference_steps: int | None = None,
-        tolerance: float = TOLERANCE,
+        num_inference_steps: int = NUM_STEPS,
+        tolerance: float | None = None,
+        step_tolerance: float = STEP_TOLERANCE,
         **model_kwargs: Any,
     ) -> FlowSamples:
         """The inverse of `encode`: from the prior at σ_max down to σ_min, without a last denoising. See there."""
-        sample, nfe = self._transport(latents, False, num_inference_steps, tolerance, model_kwargs)
+        sample, nfe = self._transport(latents, False, num_inference_steps, tolerance, step_tolerance, model_kwargs)
         return FlowSamples(sample, nfe)
 
     @without_tf32()
@@ -154,7 +160,7 @@ class PoissonFlow:
         num_probes: int = 1,
         generator: Generators = None,
         probe_distribution: str = "rademacher",
-        tolerance: float = DENSITY_TOLERANCE,
+        tolerance: float | None = None,
         **model_kwargs: Any,
     ) -> FlowLogProb:
         """Log-density of the flow at σ_min, by the change of variables along the way up and the prior's density.
@@ -165,15 +171,15 @@ class PoissonFlow:
 
         Args:
             x: (B, *), in data units.
-            num_inference_steps: fixed steps as in `encode`, of second order; None for the adaptive solver, whose error
-                is controlled.
+            num_inference_steps: number of fixed steps as in `encode`, whose error is of second order and not estimated.
+                None for the adaptive solver.
             divergence: "exact" (N products vᵀJ a call, each about a plain call), "hutchinson" or "hutch++".
             num_probes: products a call of the other two; "hutch++" takes multiples of 3.
             generator: of the probes, one, or a list of B of them.
             probe_distribution: "rademacher" or "gaussian".
-            tolerance: of the adaptive solver, in nats: the largest error of a log-density but for that of ending at
-                σ_max, which `truncation` tells together with the solver's own estimate. Less than the network's dtype
-                can tell is not reached, and `truncation` says so. Of fixed steps it is how closely each is solved.
+            tolerance: of the adaptive solver, 3e-4 nats by default: the largest error of a log-density, except for the
+                error of ending at σ_max, which `truncation` reports together with the solver's own estimate. Less than
+                the precision of the network is not reached, and `truncation` says so. Not with `num_inference_steps`.
             **model_kwargs: given to the model; tensors (B, ...) are taken in the same parts.
 
         Raises:
@@ -184,6 +190,11 @@ class PoissonFlow:
             PFGM, arXiv 2209.11178, section 3.3; the prior's constant is that of R^N at height r, for any N and D.
         """
         check_density(self.model, self.sampler)
+        if num_inference_steps is not None and tolerance is not None:
+            raise ValueError(
+                "`tolerance` is for the adaptive solver. Leave it out, or leave out `num_inference_steps`."
+            )
+        tolerance = DENSITY_TOLERANCE if tolerance is None else tolerance
         check_tolerance(tolerance)
         points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
         model, dtype = without_inference_mode(self.model), _dtype_of(x)
@@ -223,8 +234,9 @@ class PoissonFlow:
                 observe, x, low, high, tolerance, count, kernel.aug_dim, denoiser.precision(x.device)
             )
         else:
-            heights, tolerance = self._heights(num_inference_steps), max(tolerance / size, denoiser.precision(x.device))
-            latents, traces = integrate_reversible(denoiser, observe, x, heights[::-1], tolerance)
+            sigmas = self._step_sigmas(num_inference_steps)
+            step_tolerance = max(DENSITY_TOLERANCE / size, denoiser.precision(x.device))
+            latents, traces = integrate_reversible(denoiser, observe, x, sigmas[::-1], step_tolerance)
             error = traces.new_zeros(len(x))
         check_finite("model", torch.cat([latents.flatten(1), traces], dim=1))
         log_end, rest = self._log_prob_at_the_end(denoiser, latents, divergence, probes)
@@ -284,24 +296,33 @@ class PoissonFlow:
     @without_tf32()
     @torch.no_grad()
     def _transport(
-        self, x: torch.Tensor, up: bool, num_inference_steps: int | None, tolerance: float, model_kwargs: dict[str, Any]
+        self,
+        x: torch.Tensor,
+        up: bool,
+        num_inference_steps: int,
+        tolerance: float | None,
+        step_tolerance: float,
+        model_kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, int]:
+        """Points (B, *) at the other end of the flow, and the network calls."""
         _check_points("x" if up else "latents", x)
-        check_tolerance(tolerance)
+        check_tolerance(step_tolerance, "step_tolerance")
         denoiser = Denoiser(self.model, self.scheduler.parameterization, _dtype_of(x), **model_kwargs)
         points = x.to(working_dtype(x.device))
-        tolerance = max(tolerance, denoiser.precision(x.device))
-        if num_inference_steps is None:
+        precision = denoiser.precision(x.device)
+        if tolerance is not None:
+            check_tolerance(tolerance)
             start, stop = (self.sigma_min, self.sigma_max) if up else (self.sigma_max, self.sigma_min)
-            end = integrate_adaptive(denoiser, points, start, stop, tolerance)
+            end = integrate_adaptive(denoiser, points, start, stop, max(tolerance, precision))
         else:
-            heights = self._heights(num_inference_steps)[:: -1 if up else 1]
-            end, _ = integrate_reversible(denoiser, without_integrand(denoiser), points, heights, tolerance)
+            sigmas = self._step_sigmas(num_inference_steps)[:: -1 if up else 1]
+            step_tolerance = max(step_tolerance, precision)
+            end, _ = integrate_reversible(denoiser, without_integrand(denoiser), points, sigmas, step_tolerance)
         check_finite("model", end)
         return _returned(end, x), denoiser.nfe
 
-    def _heights(self, num_inference_steps: int) -> list[float]:
-        """One more than steps, from σ_max to σ_min: by the scheduler's knots, else at equal ratios."""
+    def _step_sigmas(self, num_inference_steps: int) -> list[float]:
+        """One σ more than steps, from σ_max to σ_min: by the scheduler's knots, else in equal ratios."""
         count = check_whole_number("num_inference_steps", num_inference_steps, 1) + 1
         knots = self.scheduler.config.sigma_knots
         return knotted_sigmas(knots, count) if knots else geometric_sigmas(self.sigma_max, self.sigma_min, count)

@@ -38,7 +38,7 @@ from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
 
 START_STEPS = 30
-CLOSED = 1e-5  # of a bracket, in radians
+MIN_BRACKET = 1e-5  # radians
 INSIDE = 1 - 1e-5  # of a limit, what float32 still tells from it
 
 LogLikelihood = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (b,) from samples (b, *) and their rows (b,)
@@ -63,6 +63,38 @@ class LatentSamples:
     nfe: int
     decodes_per_sweep: float
     acceptance: float
+
+
+class _Chains:
+    """The states of B chains, and the moves that they are making.
+
+    Attributes:
+        latents, samples: (B, *), of the current states.
+        log_likelihoods: (B,).
+        gaussian: (B, N), g at the start of a move.
+        chi2: (B, 1), χ², or the proposal for it.
+        direction: (B, N), ν of elliptical slice sampling.
+        angle, low, high: (B, 1), θ and its bracket; θ is 0 in a move of χ².
+        threshold: (B,), what the log-likelihood of a proposal must exceed.
+        moves_radius: (B,), whether a chain is in move 3, that of χ².
+        sweeps: (B,), finished sweeps.
+    """
+
+    def __init__(self, latents: torch.Tensor, samples: torch.Tensor, log_likelihoods: torch.Tensor) -> None:
+        self.latents, self.samples, self.log_likelihoods = latents.clone(), samples, log_likelihoods
+        self.gaussian, self.direction = (torch.zeros_like(latents.flatten(1)) for _ in range(2))
+        self.chi2, self.angle, self.low, self.high = (torch.zeros_like(self.gaussian[:, :1]) for _ in range(4))
+        self.threshold = torch.zeros_like(log_likelihoods)
+        self.moves_radius = torch.ones_like(log_likelihoods, dtype=torch.bool)
+        self.sweeps = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+
+    def accept(self, rows: torch.Tensor, gaussian: torch.Tensor, latents: torch.Tensor, samples: torch.Tensor) -> None:
+        """Take a proposal as the state of these chains."""
+        self.gaussian[rows], self.latents[rows], self.samples[rows] = gaussian, latents, samples
+
+    def bracket_width(self, rows: torch.Tensor) -> torch.Tensor:
+        """(b,), in radians."""
+        return (self.high[rows] - self.low[rows]).flatten()
 
 
 class LatentSampler:
@@ -105,59 +137,68 @@ class LatentSampler:
             ValueError: if `num_sweeps` is not such a number, or a chain begins where its likelihood is not a number.
         """
         num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
-        finite = math.isfinite(self.aug_dim)
         every = torch.arange(len(latents), device=latents.device)
-        latents, (samples, levels, nfe) = latents.clone(), self.decode(latents, every, len(latents))
-        check_finite("log_likelihood", levels.unsqueeze(1))
+        samples, log_likelihoods, nfe = self.decode(latents, every, len(latents))
+        check_finite("log_likelihood", log_likelihoods.unsqueeze(1))
+        chains = _Chains(latents, samples, log_likelihoods)
 
-        # What a chain is about to do: move by an angle in a bracket, or, at the angle 0, to another χ².
-        gaussian, direction = torch.zeros_like(latents.flatten(1)), torch.zeros_like(latents.flatten(1))
-        chi2, angle, low, high = (torch.zeros_like(gaussian[:, :1]) for _ in range(4))
-        threshold, radial = torch.zeros_like(levels), torch.ones_like(levels, dtype=torch.bool)
-        sweeps, decodes, accepted_radii = torch.zeros_like(every), 0, 0
-
-        begins = every
-        while True:
-            # 1. and 2. begin for chains that are at the start of a sweep, 3. for those in its midst.
-            radial[begins] = ~radial[begins] & finite
-            threshold[begins] = levels[begins] + self._draw(torch.rand, begins, 1, latents).flatten().log()
-            rows = begins[radial[begins]]
-            angle[rows], chi2[rows] = 0, self._chi2(rows, self.aug_dim / 2, latents)
-            rows = begins[~radial[begins]]
-            gaussian[rows], chi2[rows] = self._split(latents[rows], rows)
-            direction[rows] = self._draw(torch.randn, rows, gaussian.shape[1], latents)
-            angle[rows] = high[rows] = 2 * math.pi * self._draw(torch.rand, rows, 1, latents)
-            low[rows] = high[rows] - 2 * math.pi
-
-            rows = (sweeps < num_sweeps).nonzero().flatten()
-            if not len(rows):
-                break
-            moved = gaussian[rows] * angle[rows].cos() + direction[rows] * angle[rows].sin()
-            points = self._join(moved, chi2[rows]).view_as(latents[rows])
-            found, found_levels, calls = self.decode(points, rows, len(latents))
-            nfe, decodes = nfe + calls, decodes + len(rows)
-
-            accepted = found_levels > threshold[rows]
-            taken = rows[accepted]
-            gaussian[taken], latents[taken] = moved[accepted], points[accepted]
-            samples[taken], levels[taken] = found[accepted], found_levels[accepted]
-            accepted_radii += int(radial[taken].sum())
-
-            # A bracket as good as closed has lost its chain's own state to rounding: it stays there.
-            ended = accepted | radial[rows] | (high[rows] - low[rows] < CLOSED).flatten()
-            searching = rows[~ended]
-            behind = angle[searching] < 0
-            low[searching] = torch.where(behind, angle[searching], low[searching])
-            high[searching] = torch.where(behind, high[searching], angle[searching])
-            share = self._draw(torch.rand, searching, 1, latents)
-            angle[searching] = torch.lerp(low[searching], high[searching], share)
-
-            begins = rows[ended]
-            sweeps[begins] += (radial[begins] | (not finite)).long()
+        self._begin_moves(chains, every)
+        decodes, accepted_radii = 0, 0
+        while len(active := (chains.sweeps < num_sweeps).nonzero().flatten()):
+            gaussian, points = self._propose(chains, active)
+            samples, log_likelihoods, calls = self.decode(points, active, len(latents))
+            nfe, decodes = nfe + calls, decodes + len(active)
+            accepted = log_likelihoods > chains.threshold[active]
+            chains.accept(active[accepted], gaussian[accepted], points[accepted], samples[accepted])
+            chains.log_likelihoods[active[accepted]] = log_likelihoods[accepted]
+            accepted_radii += int(chains.moves_radius[active[accepted]].sum())
+            # A bracket that is all but closed has lost the chain's own state to rounding: the chain stays there.
+            ended = accepted | chains.moves_radius[active] | (chains.bracket_width(active) < MIN_BRACKET)
+            self._shrink_brackets(chains, active[~ended])
+            ends_sweep = chains.moves_radius[active[ended]] | math.isinf(self.aug_dim)
+            chains.sweeps[active[ended]] += ends_sweep.long()
+            self._begin_moves(chains, active[ended])
             if callback is not None:
-                callback(int(sweeps.min()))
+                callback(int(chains.sweeps.min()))
         total = len(latents) * num_sweeps
-        return LatentSamples(samples, latents, levels, nfe, decodes / total, accepted_radii / total if finite else 1.0)
+        return LatentSamples(
+            chains.samples,
+            chains.latents,
+            chains.log_likelihoods,
+            nfe,
+            decodes / total,
+            1.0 if math.isinf(self.aug_dim) else accepted_radii / total,
+        )
+
+    def _begin_moves(self, chains: _Chains, rows: torch.Tensor) -> None:
+        """Start the next move of these chains: 1 and 2 at the start of a sweep, else 3."""
+        like = chains.latents
+        chains.moves_radius[rows] = ~chains.moves_radius[rows] & math.isfinite(self.aug_dim)
+        log_uniform = self._draw(torch.rand, rows, 1, like).flatten().log()
+        chains.threshold[rows] = chains.log_likelihoods[rows] + log_uniform
+        radial = rows[chains.moves_radius[rows]]
+        chains.angle[radial] = 0
+        chains.chi2[radial] = self._chi2(radial, self.aug_dim / 2, like)
+        angular = rows[~chains.moves_radius[rows]]
+        chains.gaussian[angular], chains.chi2[angular] = self._split(like[angular], angular)
+        chains.direction[angular] = self._draw(torch.randn, angular, chains.gaussian.shape[1], like)
+        chains.angle[angular] = 2 * math.pi * self._draw(torch.rand, angular, 1, like)
+        chains.high[angular] = chains.angle[angular]
+        chains.low[angular] = chains.high[angular] - 2 * math.pi
+
+    def _propose(self, chains: _Chains, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next g (b, N) of these chains and its latent (b, *): g cos θ + ν sin θ, with θ = 0 for move 3."""
+        angle = chains.angle[rows]
+        gaussian = chains.gaussian[rows] * angle.cos() + chains.direction[rows] * angle.sin()
+        return gaussian, self._join(gaussian, chains.chi2[rows]).view(len(rows), *chains.latents.shape[1:])
+
+    def _shrink_brackets(self, chains: _Chains, rows: torch.Tensor) -> None:
+        """Shrink the bracket of these chains to the rejected angle, and draw another angle from it."""
+        angle = chains.angle[rows]
+        chains.low[rows] = torch.where(angle < 0, angle, chains.low[rows])
+        chains.high[rows] = torch.where(angle < 0, chains.high[rows], angle)
+        share = self._draw(torch.rand, rows, 1, chains.latents)
+        chains.angle[rows] = torch.lerp(chains.low[rows], chains.high[rows], share)
 
     @torch.no_grad()
     def encode(self, samples: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -182,11 +223,11 @@ class LatentSampler:
         """Samples of latents (b, *) in these rows of a batch of `count`, their log-likelihoods (b,), and the calls."""
         options = slice_kwargs(self.model_kwargs, rows, count)
         output = self.flow.sample(None, self.num_inference_steps, latents=latents, **options)
-        levels = self.log_likelihood(output.sample, rows).nan_to_num(nan=-math.inf)
+        log_likelihoods = self.log_likelihood(output.sample, rows).nan_to_num(nan=-math.inf)
         if self.max_norm is not None:
             beyond = latents.flatten(1).norm(dim=1) > self.max_norm
-            levels = levels.masked_fill(beyond, -math.inf)
-        return output.sample, levels, output.nfe
+            log_likelihoods = log_likelihoods.masked_fill(beyond, -math.inf)
+        return output.sample, log_likelihoods, output.nfe
 
     def _split(self, latents: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """g (b, N) and χ² (b, 1), drawn where their latents are given."""

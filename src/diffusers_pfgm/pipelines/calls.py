@@ -45,6 +45,11 @@ class PipelineCall:
     interrupt: bool = False
     outer: PipelineCall | None = None
 
+    @property
+    def current_guidance_scale(self) -> float:
+        """The scale of the next network call: 1, so no guidance, after a callback has set 0."""
+        return 1.0 if self.guidance_off else self.guidance_scale
+
 
 _current: ContextVar[PipelineCall | None] = ContextVar("diffusers_pfgm_call", default=None)
 

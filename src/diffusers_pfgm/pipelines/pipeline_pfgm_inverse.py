@@ -15,11 +15,12 @@ from ..inverse.operators import Inpainting, LinearOperator, Measurement, beside,
 from ..physics.charges import check_finite
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
+from ..schedulers.stepping import scheduler_steps
+from .base import PoissonFlowPipeline
 from .calls import Callback, check_callback_inputs, copy_scheduler
 from .class_conditioning import Label, as_list
 from .inputs import check_inputs
 from .outputs import postprocess
-from .pipeline_pfgm import PFGMPipeline
 
 METHODS = (*GUIDANCE_METHODS, "latent")
 OUTLIER, SLACK = 5.0, 1.1  # noise in standard deviations, and for a norm that is found from below
@@ -43,7 +44,7 @@ class PFGMInverseOutput(BaseOutput):
     acceptance: float | None = None
 
 
-class PFGMInversePipeline(PFGMPipeline):
+class PFGMInversePipeline(PoissonFlowPipeline):
     """Samples of the posterior of pictures given a measurement; loads what `PFGMPipeline` saves.
 
     Args:
@@ -62,13 +63,13 @@ class PFGMInversePipeline(PFGMPipeline):
     """
 
     @torch.no_grad()
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         measurement: torch.Tensor,
         operator: Measurement,
         noise_std: float = 0.05,
         method: str = "guidance",
-        num_inference_steps: int | None = None,
+        num_inference_steps: int = 20,
         num_sweeps: int = 40,
         batch_size: int | None = None,
         generator: Generators = None,
@@ -88,7 +89,7 @@ class PFGMInversePipeline(PFGMPipeline):
             noise_std: σ_y, in y's units; of a complex y the standard deviation of its real and imaginary part each.
             method: "guidance" (fast, approximate), "replacement" (for comparison: no noise, linear A) or "latent"
                 (chains that begin at a guided sample and become exact as they grow).
-            num_inference_steps: steps of the solver, 20 by default, of two network calls each for "guidance".
+            num_inference_steps: number of fixed steps, with two network calls each for "guidance".
             num_sweeps: of "latent", about four decodings of 15 calls each at D = 1.
             batch_size: B, as many as measurements by default.
             generator: one generator, or a list of one for each picture, which makes a picture the same in any batch.
@@ -143,12 +144,15 @@ class PFGMInversePipeline(PFGMPipeline):
             "replacement" if method == "replacement" else "guidance",
             **labels,
         )
-        self._set_timesteps(scheduler, num_inference_steps, None, device)
-        latents = self._prior(scheduler, flow, shape, generator, device, dtype)
-        with self._calling(scheduler) as call:
-            samples, _ = self._follow(
-                call, lambda scale: guided, latents, generator, callback_on_step_end, callback_inputs, labels
-            )
+        self.set_timesteps(scheduler, num_inference_steps, None, device)
+        samples = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)
+        with self._calling(scheduler) as call, self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
+            for step in scheduler_steps(scheduler, guided, samples, self.unet.dtype, generator):
+                self.end_step(step, callback_on_step_end, callback_inputs, labels)
+                samples = step.sample
+                progress_bar.update()
+                if call.interrupt:
+                    break
         nfe, chains = guided.denoiser.nfe, {}
         if method == "latent" and not call.interrupt:
             found = self._sample_latents(samples, operator, measurement, noise_std, num_sweeps, generator, labels)

@@ -8,12 +8,12 @@ import torch
 from diffusers.utils import BaseOutput
 
 from ..flow.dequantization import bits_per_dim, check_num_levels, dequantize
-from ..flow.poisson_flow import DENSITY_TOLERANCE, PoissonFlow
+from ..flow.poisson_flow import PoissonFlow
 from ..physics.tensors import Generators
 from ..utils.checks import check_whole_number
+from .base import PoissonFlowPipeline
 from .class_conditioning import Label, as_list
 from .inputs import images_to_tensor
-from .pipeline_pfgm import PFGMPipeline
 
 
 @dataclass
@@ -37,7 +37,7 @@ class PFGMLikelihoodOutput(BaseOutput):
     nfe: int
 
 
-class PFGMLikelihoodPipeline(PFGMPipeline):
+class PFGMLikelihoodPipeline(PoissonFlowPipeline):
     """Likelihoods of pictures, by the change of variables along the flow; loads what `PFGMPipeline` saves.
 
     Args:
@@ -48,11 +48,11 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
         >>> charges = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
         >>> pipe = PFGMLikelihoodPipeline(ChargeField(charges), PoissonFlowScheduler())
         >>> pipe.set_progress_bar_config(disable=True)
-        >>> pipe(charges[:2] / 2 + 0.5, levels=None).log_prob.shape
+        >>> pipe(charges[:2] / 2 + 0.5, num_levels=None).log_prob.shape
         torch.Size([2])
     """
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Any,
         class_labels: Label | Sequence[Label] | torch.Tensor | None = None,
@@ -60,9 +60,9 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
         divergence: str = "hutchinson",
         num_probes: int = 1,
         generator: Generators = None,
-        levels: int | None = 256,
+        num_levels: int | None = 256,
         batch_size: int = 64,
-        tolerance: float = DENSITY_TOLERANCE,
+        tolerance: float | None = None,
         guidance_scale: float = 1.0,
         return_dict: bool = True,
     ) -> PFGMLikelihoodOutput:
@@ -71,13 +71,13 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
         Args:
             images: PIL images, a NumPy array (B, H, W, C) or a tensor (B, C, H, W), the last two in [0, 1].
             class_labels: the class of each picture, or one for all; without it, the likelihood under all classes.
-            num_inference_steps: fixed steps; None for an adaptive solver, which needs torchdiffeq.
+            num_inference_steps: number of fixed steps; None for the adaptive solver.
             divergence: "hutchinson", "hutch++" or "exact" (N products a call).
             num_probes: products a call of the first two.
             generator: of dequantisation and probes, one, or a list of one for each picture.
-            levels: of a pixel, 256 for 8 bits; None for the density of the pictures as they are.
+            num_levels: of a pixel, 256 for 8 bits; None for the density of the pictures as they are.
             batch_size: pictures at a time.
-            tolerance: of the adaptive solver, in nats.
+            tolerance: of the adaptive solver, 3e-4 nats by default; see `PoissonFlow.log_prob`.
             guidance_scale: must be 1: a guided sampler has no such likelihood.
             return_dict: whether to return an output object rather than a tuple of its values that are not None.
 
@@ -90,8 +90,8 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
                 "a mixture of two that belongs to no distribution of data. Set it to 1, and pass `class_labels` for "
                 "the likelihood under a class."
             )
-        if levels is not None:
-            check_num_levels(levels)
+        if num_levels is not None:
+            check_num_levels(num_levels)
         pictures = images_to_tensor(images, self.unet.config).to(self._execution_device)
         flow = PoissonFlow(self.unet, self.scheduler)
         labels = self.prepare_class_labels(as_list(class_labels), len(pictures), pictures.device)
@@ -100,7 +100,7 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
         for first in self.progress_bar(range(0, len(pictures), batch_size)):
             rows = slice(first, first + batch_size)
             given = generator[rows] if isinstance(generator, list | tuple) else generator
-            points = pictures[rows] if levels is None else dequantize(pictures[rows], levels, given)
+            points = pictures[rows] if num_levels is None else dequantize(pictures[rows], num_levels, given)
             options: dict[str, Any] = {name: value[rows] for name, value in labels.items()}
             found.append(
                 flow.log_prob(
@@ -114,7 +114,7 @@ class PFGMLikelihoodPipeline(PFGMPipeline):
         errors = [part.standard_error for part in found if part.standard_error is not None]
         output = PFGMLikelihoodOutput(
             log_prob,
-            None if levels is None else bits_per_dim(log_prob, pictures[0].numel(), levels),
+            None if num_levels is None else bits_per_dim(log_prob, pictures[0].numel(), num_levels),
             torch.cat(errors) if errors else None,
             truncation,
             latents,

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 
 from ..physics import Charges, posterior_mean
-from ..solvers import plan_steps
+from ..solvers import integration_steps
 
 REACH = 1e-4  # the last height before the plane, as a share of a line's first
 
@@ -50,10 +50,8 @@ def field_lines(starts: torch.Tensor, charges: torch.Tensor, num_steps: int = 20
         )
     ratios = torch.logspace(0, math.log10(REACH), num_steps, dtype=torch.float64).tolist()
     prepared, points = Charges(charges), [starts]
-    seen: list[torch.Tensor] = []
-    for step, ratio in zip(plan_steps([*ratios, 0.0]), [*ratios[1:], 0.0], strict=True):
-        seen.insert(0, posterior_mean(x, heights * step.sigma, prepared))
-        x = step(x, seen)
+    steps = integration_steps(lambda x, ratio: posterior_mean(x, heights * ratio, prepared), x, [*ratios, 0.0])
+    for (_, x), ratio in zip(steps, [*ratios[1:], 0.0], strict=True):
         points.append(torch.cat([x, heights.unsqueeze(1) * ratio], dim=1))
     return torch.stack(points)
 

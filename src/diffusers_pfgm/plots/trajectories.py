@@ -8,6 +8,7 @@ goes to 0. If the field is right, the states at σ follow the law of y + σ · n
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..physics.denoiser import dtype_and_device, output_tensor
-from ..physics.tensors import cast_clamped
+from ..physics.denoiser import dtype_and_device
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
+from ..schedulers.stepping import scheduler_steps
 
 BAND = (0.16, 0.5, 0.84)  # of a normal law: one standard deviation around the mean
 LAW_SAMPLES = 2000
@@ -99,13 +100,11 @@ def record_trajectory(
     flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(PoissonFlowScheduler.from_scheduler(scheduler).config)
     flow.set_timesteps(num_inference_steps, device=latents.device)
     sigmas = flow.sigmas.double()
-    states, denoised = [latents], []
-    for t in flow.timesteps:
-        model_input = flow.scale_model_input(states[-1], t)
-        output = model(cast_clamped(model_input, dtype_and_device(model)[0] or latents.dtype), t, **model_kwargs)
-        step: Any = flow.step(output_tensor(output), t, states[-1])
-        states.append(step.prev_sample)
-        denoised.append(step.pred_original_sample)
+    states, denoised = [latents], list[torch.Tensor]()
+    dtype = dtype_and_device(model)[0]
+    for step in scheduler_steps(flow, functools.partial(model, **model_kwargs), latents, dtype):
+        states.append(step.sample)
+        denoised.append(step.denoised)  # type: ignore[arg-type]  # this scheduler always returns it
     scaled = [flow.data_scale(sigma) * state for sigma, state in zip(sigmas.tolist(), states, strict=True)]
     return Trajectory(flow, sigmas, torch.stack(scaled).cpu(), torch.stack(denoised).cpu())
 

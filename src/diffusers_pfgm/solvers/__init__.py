@@ -1,6 +1,6 @@
 """Numerical methods that follow the flow's ordinary differential equation."""
 
-from .multistep import Step, plan_steps
+from .multistep import Step, integrate, integration_steps, plan_steps
 from .spacing import geometric_sigmas, knotted_sigmas
 
-__all__ = ["Step", "geometric_sigmas", "knotted_sigmas", "plan_steps"]
+__all__ = ["Step", "geometric_sigmas", "integrate", "integration_steps", "knotted_sigmas", "plan_steps"]

@@ -1,4 +1,4 @@
-"""Adaptive Runge-Kutta solvers (Dormand-Prince) on the same equation as the fixed steps. Needs torchdiffeq.
+"""Adaptive Runge-Kutta solvers (Dormand-Prince) of the flow's equation, by torchdiffeq.
 
 Points are followed by the pair of orders 5 and 4 that the paper calls RK45, densities by the pair of order 8, whose
 error estimates are far more reliable for the sharp peaks of a trace between two data points.
@@ -7,10 +7,10 @@ error estimates are far more reliable for the sharp peaks of a trace between two
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torchdiffeq import odeint
 
 from ..physics.denoiser import Denoise
 from ..physics.density import density_slope
@@ -25,10 +25,10 @@ COARSEST_STEP = 3e-4  # nats; steps of larger errors are too long for their esti
 ROUNDINGS = 4  # of a model's dtype, between what it is given and what it returns
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Raises ValueError unless it is a positive number."""
+def check_tolerance(tolerance: float, name: str = "tolerance") -> None:
+    """Raise a ValueError that names the argument unless it is a positive number."""
     if not 0 < tolerance < math.inf:
-        raise ValueError(f"`tolerance` must be a finite number > 0, such as 1e-3, but is {tolerance}.")
+        raise ValueError(f"`{name}` must be a finite number > 0, such as 1e-3, but is {tolerance}.")
 
 
 def integrate_adaptive(
@@ -54,7 +54,6 @@ def integrate_adaptive(
         The points at `sigma_end`.
 
     Raises:
-        ImportError: without torchdiffeq.
         ValueError: if the tolerance is not a positive number, x̂ is not finite or too rough for it, or the solver would
             need more than 10,000 calls.
 
@@ -93,7 +92,7 @@ def integrate_density(
         nats: the sum of the errors that the solver has found in its steps, and of what rounding may add.
 
     Raises:
-        ImportError, ValueError: as in `solve_adaptive`.
+        ValueError: as in `solve_adaptive`.
     """
     check_tolerance(tolerance)
     step_tolerance = min(tolerance * STEP_SHARE, COARSEST_STEP)
@@ -156,7 +155,6 @@ def _follow(
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x at `sigma_end`, and the integrals (B, P) of quantities."""
-    odeint = _solver()
     size, start, end = x[0].numel(), math.hypot(1, sigma_start), math.hypot(1, sigma_end)
 
     def velocity(time: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
@@ -191,14 +189,3 @@ def _explained(error: AssertionError, sigma_start: float, sigma_end: float) -> V
         f"The adaptive solver cannot go on {between} ({error}): `model` gives NaN or infinity there, or jumps, or is "
         "less precise than `tolerance`. Check the one, or raise the other."
     )
-
-
-def _solver() -> Callable[..., torch.Tensor]:
-    try:
-        from torchdiffeq import odeint
-    except ImportError as error:
-        raise ImportError(
-            "An adaptive solver needs torchdiffeq. Install the extra `adaptive`: pip install '.[adaptive]' in a "
-            "checkout of diffusers-pfgm."
-        ) from error
-    return odeint

@@ -27,10 +27,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from ..physics.denoiser import Denoise
 
 SOLVERS = ("multistep", "heun", "euler")
 MAX_ORDER = 3
@@ -85,6 +87,52 @@ def _plan(sigmas: tuple[float, ...], solver: str, order: int, use_corrector: boo
         order, use_corrector = 1, False
     lambdas = [-math.log(sigma) if sigma else math.inf for sigma in sigmas]
     return tuple(_multistep(sigmas[i], lambdas, i, order, use_corrector) for i in range(len(sigmas) - 1))
+
+
+def integration_steps(
+    denoise: Denoise,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    solver: str = "multistep",
+    order: int = MAX_ORDER,
+    use_corrector: bool = True,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Follow field lines from the first σ to the last, one network call at a time.
+
+    Args:
+        denoise: x̂ (B, *) from x (B, *) and σ.
+        x: (B, *), in data units, at the first σ.
+        sigmas, solver, order, use_corrector: see `plan_steps`.
+
+    Yields:
+        x̂ of each call, and x after the step that follows it, both (B, *).
+    """
+    history: list[torch.Tensor] = []
+    for step in plan_steps(sigmas, solver, order, use_corrector):
+        history = [denoise(x, step.sigma), *history[:MAX_ORDER]]
+        x = step(x, history)
+        yield history[0], x
+
+
+def integrate(
+    denoise: Denoise,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    solver: str = "multistep",
+    order: int = MAX_ORDER,
+    use_corrector: bool = True,
+) -> torch.Tensor:
+    """x (B, *) at the last σ, from x at the first. See `integration_steps`.
+
+    Example:
+        >>> at_origin = lambda x, sigma: torch.zeros_like(x)  # one charge at 0: field lines are rays
+        >>> integrate(at_origin, torch.tensor([[8.0]]), [4.0, 2.0, 1.0])
+        tensor([[2.]])
+    """
+    end = x
+    for _, end in integration_steps(denoise, x, sigmas, solver, order, use_corrector):  # noqa: B007
+        pass
+    return end
 
 
 def trapezoid_weights(sigma: float, target: float) -> tuple[float, tuple[float, float]]:

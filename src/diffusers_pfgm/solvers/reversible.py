@@ -72,9 +72,9 @@ def integrate_reversible(
         quantity = following
     if reached > tolerance:
         warnings.warn(
-            f"`model` is less precise than `tolerance` = {tolerance}: by its rounding, points on the way are known to "
-            f"about {reached:.1g} of their norms, and the way back returns no closer. Compute in float32 without TF32 "
-            f"or autocast, or pass `tolerance={reached:.1g}`.",
+            f"`model` is less precise than `step_tolerance` = {tolerance}: by its rounding, points of the path are "
+            f"known to about {reached:.1g} of their norms, and the reverse path returns no closer. Compute in float32 "
+            f"without TF32 or autocast, or pass `step_tolerance={reached:.1g}`.",
             stacklevel=3,
         )
     return x, total
@@ -100,7 +100,7 @@ def _solved(
         raise ValueError(f"`model` gives NaN or infinity at sigma {target:.4g}.")
     raise ValueError(
         f"The step from sigma {sigma:.4g} to {target:.4g} cannot be undone: after {MAX_ROUNDS} rounds "
-        f"{int(failed.sum())} of {len(x)} samples still change by more than `tolerance` = {tolerance} of their norms. "
-        "Take a larger `num_inference_steps`, or None for an adaptive solver; or a larger `tolerance`, if `model` is "
-        "less precise than this one."
+        f"{int(failed.sum())} of {len(x)} samples still change by more than `step_tolerance` = {tolerance} of their "
+        "norms. Take a larger `num_inference_steps`, or the adaptive solver by `tolerance=1e-4`; or a larger "
+        "`step_tolerance`, if `model` is less precise than this one."
     )

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..physics.tensors import piecewise_linear
-from .multistep import plan_steps
+from .multistep import integration_steps
 
 EXPONENT = 1 / 3
 FLOOR = 0.02  # of the largest density
@@ -56,13 +56,13 @@ def fit_knots(
     Raises:
         ValueError: if x̂ is not finite, or does not move.
     """
-    seen: list[torch.Tensor] = []
     speeds: list[torch.Tensor] = []
-    for step in plan_steps([*sigmas, 0.0]):
-        seen = [denoise(x, step.sigma), *seen[:3]]
-        if len(seen) > 1:
-            speeds.append((seen[0] - seen[1]).square().mean().sqrt())
-        x = step(x, seen)
+    last: torch.Tensor | None = None
+    for denoised, _ in integration_steps(denoise, x, [*sigmas, 0.0]):
+        if last is not None:
+            speeds.append((denoised - last).square().mean().sqrt())
+        last = denoised
+    assert last is not None  # there is at least one step
     lambdas = -torch.tensor(sigmas, dtype=torch.float64).log()
     lengths = lambdas.diff()
     speed = torch.stack(speeds).cpu().double() / lengths
@@ -73,7 +73,7 @@ def fit_knots(
         )
     if speed.max() == 0:
         raise ValueError("`model` gives the same data at every height, so there is no spacing to fit.")
-    sigma_data = seen[0].std().item()
+    sigma_data = last.std().item()
     middle = (-(lambdas[1:] + lambdas[:-1]) / 2).exp()
     density = (speed / (middle / sigma_data).clamp(min=1)) ** EXPONENT
     density = density / density.max() + FLOOR

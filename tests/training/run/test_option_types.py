@@ -103,7 +103,9 @@ def test_a_logger_that_is_not_installed_is_refused(
     assert parse_args(None, ["--logger=none"]).logger == "none"
 
 
-@pytest.mark.parametrize("option", ["--tolerance=nan", "--tolerance=0", "--tolerance=inf", "--levels=1", "--seed=-1"])
+@pytest.mark.parametrize(
+    "option", ["--tolerance=nan", "--tolerance=0", "--tolerance=inf", "--num_levels=1", "--seed=-1"]
+)
 def test_the_evaluation_has_ranges_too(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_evaluation(["--model=m", option])

@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         f"   prior at σ = 40:           polar {tests['polar'].p_value:.2g}, elevation {tests['elevation'].p_value:.2g}"
     )
     for name, data in (("plane", plane), ("digits", digits[:600])):
-        for sigma, x in latents_of(observed, 100 * len(plane) if name == "plane" else len(data), generator).items():
+        for sigma, x in latents_of(data, 100 * len(plane) if name == "plane" else len(data), generator).items():
             tests = uniformity(x, sigma)
             values = f"polar {tests['polar'].p_value:.2g}, elevation {tests['elevation'].p_value:.2g}"
             print(f"   {len(x)} latents, N = {x.shape[1]:>2}, at σ = {sigma:<4g}: {values}")

@@ -15,6 +15,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..utils.atomic_file import atomic_file
+
+CARD = "README.md"
 MARK = "<!-- Written by diffusers-pfgm, which renews this card. Remove this line to keep your own words. -->"
 INSTALL = "its package diffusers-pfgm is installed from its source, by: pip install ."
 # What Markdown, HTML or mathematics in it may act on; underscores do so at the edges of words only.
@@ -73,12 +76,11 @@ def make_model_card(
 
 def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> bool:
     """Write a card into a model's folder, unless somebody's own is there; whether it was written."""
-    path = Path(folder) / "README.md"
+    path = Path(folder) / CARD
     if path.exists() and not is_generated_card(path):
         return False
-    partial = path.with_name(f".{path.name}.partial")
-    card.save(partial)
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        card.save(partial)
     return True
 
 

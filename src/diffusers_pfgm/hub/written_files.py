@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 
 from diffusers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from ..training.run.run_files import CARD, LIST
-from .model_card import is_generated_card
+from ..utils.atomic_file import atomic_file
+from .model_card import CARD, is_generated_card
 from .serialization import CODE, INDEX
 
+LIST = ".written.json"
 SHARD = re.compile(r"diffusion_pytorch_model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -64,9 +65,8 @@ class WrittenFiles:
         return [name for name in found if name not in linked]
 
     def _write(self, names: list[str]) -> None:
-        partial = self._list.with_name(f"{LIST}.partial")
-        partial.write_text(json.dumps(names, indent=1))
-        partial.replace(self._list)
+        with atomic_file(self._list) as partial:
+            partial.write_text(json.dumps(names, indent=1))
 
 
 def _pipeline_files(folder: Path) -> list[str]:

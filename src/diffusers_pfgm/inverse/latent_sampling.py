@@ -33,7 +33,7 @@ import torch
 from ..flow.poisson_flow import PoissonFlow
 from ..physics.charges import check_finite
 from ..physics.denoiser import Denoiser, slice_kwargs
-from ..physics.tensors import Generators, draw
+from ..physics.tensors import Generators, append_dims, draw
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
 
@@ -213,7 +213,7 @@ class LatentSampler:
         denoiser, x = Denoiser(self.flow.model, scheduler.parameterization, **self.model_kwargs), samples
         for sigma, target in itertools.pairwise(heights):
             x = torch.lerp(denoiser(x, sigma), x, target / sigma)
-        norms = torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.ndim - 1))
+        norms = append_dims(torch.linalg.vector_norm(x.flatten(1), dim=1), x.ndim)
         kernel, sigma = self.flow.scheduler.kernel, self.flow.sigma_max
         prior = kernel.sample(x.shape, sigma, self.generator, x.device, x.dtype, limit)
         within = 1.0 if limit is None else (INSIDE * limit / norms).clamp(max=1)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..physics.tensors import draw
+from ..physics.tensors import append_dims, draw
 from .operators import LinearOperator, Measurement, dot
 
 AGREEMENT = 1e-2  # between ⟨A Aᵀ u, u⟩ and ‖Aᵀ u‖²: a difference is right to 1e-4 or so, a wrong A to nothing
@@ -78,7 +78,7 @@ class _GradientOnly(LinearOperator):
     def solve(self, y: torch.Tensor, scale: torch.Tensor | float = 1.0, ridge: float = 1e-6) -> torch.Tensor:
         pulled = self.adjoint(y)
         gram = dot(pulled, pulled).flatten() / dot(y, y).flatten().clamp(min=torch.finfo(pulled.dtype).tiny)
-        return y / (scale * gram + ridge).view(-1, *[1] * (y.ndim - 1))
+        return y / append_dims(scale * gram + ridge, y.ndim)
 
 
 def _agreeing(make: Callable[[], Product], pull: Product, values: torch.Tensor) -> Product | None:
@@ -120,6 +120,6 @@ def _difference(measure: Measurement, x: torch.Tensor) -> Product:
         step = torch.finfo(x.dtype).eps ** (1 / 3) * size / torch.where(length > 0, length, 1)
         with torch.no_grad():
             change = measure(x + step * v) - measure(x - step * v)
-        return change / (2 * step).view(-1, *[1] * (change.ndim - 1))
+        return change / append_dims(2 * step, change.ndim)
 
     return push

@@ -40,6 +40,7 @@ import torch
 from ..physics.denoiser import Denoiser
 from ..physics.kernel import check_aug_dim
 from ..physics.parameterization import Parameterization
+from ..physics.tensors import append_dims
 from .linearization import linearized
 from .operators import RIDGE, LinearOperator, Measurement, beside
 
@@ -138,18 +139,13 @@ class GuidedByMeasurement:
             seen = (squares + self.aug_dim * seen) / (size + self.aug_dim)
         spread = self.data_std**2 * seen / (seen + self.data_std**2)
         slope = operator.adjoint(operator.solve(residual, spread, self.noise_variance))
-        move = _shortened(slope * _column(seen, x), MAX_MOVE * (size * seen).sqrt())
+        move = _shortened(slope * append_dims(seen, x.ndim), MAX_MOVE * (size * seen).sqrt())
         change = self.denoiser(x + move, sigma) - denoised
         limit = torch.full_like(seen, MAX_CHANGE * self.data_std * math.sqrt(size))
         return denoised + _shortened(change, limit)
 
 
-def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(B,) as (B, 1, ...)."""
-    return values.view(-1, *[1] * (like.ndim - 1))
-
-
 def _shortened(steps: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
     """Steps (B, *) of a norm up to `limits` (B,); one that is not finite becomes 0."""
     norms = torch.linalg.vector_norm(steps.flatten(1), dim=1).clamp(min=torch.finfo(steps.dtype).tiny)
-    return (steps * _column((limits / norms).clamp(max=1), steps)).nan_to_num(0.0, 0.0, 0.0)
+    return (steps * append_dims((limits / norms).clamp(max=1), steps.ndim)).nan_to_num(0.0, 0.0, 0.0)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..physics.tensors import draw, working_dtype
+from ..physics.tensors import append_dims, draw, working_dtype
 from ..utils.checks import check_whole_number
 
 Measurement = Callable[[torch.Tensor], torch.Tensor]
@@ -73,7 +73,7 @@ class LinearOperator:
             ridge: a number > 0.
         """
         if isinstance(scale, torch.Tensor) and scale.ndim:
-            scale = scale.view(-1, *[1] * (y.ndim - 1))
+            scale = append_dims(scale, y.ndim)
         if self.gram is not None:
             return y / (scale * self._diagonal(y) + ridge)
         return _conjugate_gradients(lambda v: scale * self(self.adjoint(v)) + ridge * v, y, self.tolerance)

@@ -13,7 +13,7 @@ from ..physics.bounded_noise import check_trainable, reach, sample_bounded
 from ..physics.charges import check_finite
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, draw
+from ..physics.tensors import Generators, append_dims, draw
 from .loss_output import LossOutput, mean_squares
 
 
@@ -83,7 +83,7 @@ class PerturbationObjective:
         check_finite("clean", clean)
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
-        height = sigma.view(-1, *[1] * (clean.ndim - 1))
+        height = append_dims(sigma, clean.ndim)
         sample = functools.partial(sample_bounded, self.kernel) if self.bounded else self.kernel.sample
         x = clean + sample(tuple(clean.shape), sigma, generator, clean.device, clean.dtype)
         parameterization = self.parameterization

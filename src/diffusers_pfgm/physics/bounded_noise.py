@@ -21,7 +21,7 @@ import math
 import torch
 
 from .kernel import PoissonKernel
-from .tensors import Generators, draw
+from .tensors import Generators, append_dims, draw
 
 MAX_RATIO = 4.0  # c; samples from farther out were noise even where networks had been trained there
 LEAST_AUG_DIM = 0.01  # below it more than 96 % of the kernel lies beyond the reach
@@ -82,10 +82,10 @@ def sample_bounded(
         length = torch.linalg.vector_norm(gaussian.flatten(1), dim=1, keepdim=True).double()
         redrawn = norms.gather(1, first).clamp(max=limit) / length
         factor = torch.where(ratio * length <= limit, ratio, redrawn).to(wide)
-        return gaussian * factor.view(-1, *[1] * (len(shape) - 1))
+        return gaussian * append_dims(factor, len(shape))
 
     noise = draw(bounded, shape, generator, device)
-    return (sigma.to(device, wide).view(-1, *[1] * (len(shape) - 1)) * noise).to(dtype)
+    return (append_dims(sigma.to(device, wide), len(shape)) * noise).to(dtype)
 
 
 def _candidates(aug_dim: float) -> int:

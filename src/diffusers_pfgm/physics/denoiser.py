@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .parameterization import Parameterization
-from .tensors import cast_clamped, working_dtype
+from .tensors import append_dims, cast_clamped, working_dtype
 
 Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) from x (B, *) and σ, a number or ()
 
@@ -139,6 +139,6 @@ class _Widened(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        scale = (largest / LARGEST_GRADIENT).view(-1, *[1] * (gradient.ndim - 1))
+        scale = append_dims(largest / LARGEST_GRADIENT, gradient.ndim)
         ctx.scales[:] = [scale]
         return (gradient / scale).to(ctx.dtype), None, None

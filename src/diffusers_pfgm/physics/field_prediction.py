@@ -33,7 +33,7 @@ import torch
 
 from .preconditioning import Preconditioning, Scalar
 from .prediction import Prediction, zero_where_rounded
-from .tensors import append_dims, scaled_to_reach, working_dtype
+from .tensors import append_dims, column_shape, scaled_to_reach, working_dtype
 
 P_LIMIT = 1e-3  # 1 − p² below which p says nothing about the distance
 MAX_DISTANCE = 1e5  # of x̂ from x beyond ‖x‖, in units of γ + z; an exact field of data within it is not changed
@@ -84,5 +84,5 @@ class FieldPrediction(Prediction):
 
     def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
         z = torch.as_tensor(sigma, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        z = z.expand(x.shape[0], *[1] * (x.ndim - 1)).flatten()
+        z = z.expand(column_shape(x.shape)).flatten()
         return field_channels(normalize_field((denoised - x).flatten(1), z, self.gamma), x.shape)

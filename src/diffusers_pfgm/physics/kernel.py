@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .tensors import Generators, cast_clamped, draw, scaled_to_reach, working_dtype
+from .tensors import Generators, cast_clamped, column_shape, draw, scaled_to_reach, working_dtype
 
 REDRAWS = 1000  # of a radius before a limit counts as out of reach
 LARGEST = 1e-3  # of a dtype's largest number: what is computed from a draw has to stay finite, too
@@ -95,7 +95,7 @@ class PoissonKernel:
                 raise ValueError("`sigma` must be a number where `max_norm` is given.")
             return self._sample_within(max_norm, shape, sigma, generator, device, dtype)
         shape, device, dtype = tuple(shape), torch.device(device or "cpu"), dtype or torch.get_default_dtype()
-        column = (shape[0], *[1] * (len(shape) - 1))
+        column = column_shape(shape)
         wide = torch.promote_types(dtype, torch.float32)
         if isinstance(sigma, torch.Tensor):
             if sigma.shape not in ((), shape[:1]):

@@ -96,6 +96,11 @@ def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor)
     return torch.lerp(first, last, share.clamp(0, 1)).view(x.shape)
 
 
+def column_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """(B, 1, ..., 1) for a shape (B, *)."""
+    return (shape[0], *[1] * (len(shape) - 1))
+
+
 def append_dims(values: torch.Tensor, ndim: int) -> torch.Tensor:
     """A tensor (B,) as (B, 1, ..., 1) with `ndim` dimensions, to broadcast against (B, *)."""
-    return values.reshape(-1, *[1] * (ndim - 1))
+    return values.reshape(column_shape((-1,) * ndim))

@@ -6,12 +6,13 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from ..physics.tensors import append_dims
 from .trajectories import Trajectory
 
 
 def visible(x: torch.Tensor) -> torch.Tensor:
     """Images (B, C, *) of any size of values in [0, 1]: one beyond [−1, 1] is divided by its own largest value."""
-    largest = x.abs().flatten(1).amax(1).clamp(min=1).view(-1, *[1] * (x.ndim - 1))
+    largest = append_dims(x.abs().flatten(1).amax(1).clamp(min=1), x.ndim)
     return (x / largest / 2 + 0.5).clamp(0, 1)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..physics.parameterization import Parameterization
+from ..physics.tensors import append_dims
 from .state_convention import StateConvention
 
 
@@ -52,7 +53,7 @@ class NoisingMixin:
         def beside(values: torch.Tensor) -> torch.Tensor:  # by float32, as either device may lack float64
             return values.float().to(like.device).to(torch.promote_types(like.dtype, torch.float32))
 
-        labels = beside(torch.as_tensor(timesteps)).reshape(-1, *[1] * (like.ndim - 1))
+        labels = append_dims(beside(torch.as_tensor(timesteps)), like.ndim)
         sigma = torch.as_tensor(self.parameterization.sigma(labels))
         if self._rounded_timesteps is None:
             return sigma

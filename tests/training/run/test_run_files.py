@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from diffusers_pfgm.hub.model_card import MARK
+from diffusers_pfgm.training.run.folders import set_aside
 from diffusers_pfgm.training.run.output_folder import check_output_dir
 from diffusers_pfgm.training.run.run_files import files_after, files_of_a_run, is_run_without_checkpoint
-from diffusers_pfgm.utils.folders import set_aside
 
 OF_THE_RUN = [
     "checkpoint-4/contents.json",

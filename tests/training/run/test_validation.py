@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.training.run import folders
 from diffusers_pfgm.training.run.samples import draw_samples, save_samples
 from diffusers_pfgm.training.run.validation import BestModel, Validation, split_indices
-from diffusers_pfgm.utils import folders
 from tests.conftest import make_tiny_pipeline
 
 

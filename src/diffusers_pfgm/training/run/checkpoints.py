@@ -20,8 +20,8 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from ...utils.folders import set_aside
 from .checkpoint_contents import AVERAGE, PREFIX, checkpoint_step, find_corruption, find_new_corruption, write_contents
+from .folders import set_aside
 from .random_states import restore_random_states
 
 LATEST = "latest"

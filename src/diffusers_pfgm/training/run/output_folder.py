@@ -8,8 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ...utils.folders import SET_ASIDE
 from .checkpoints import LATEST, locate_checkpoint
+from .folders import SET_ASIDE
 from .run_files import LOCK, has_saved_nothing
 
 

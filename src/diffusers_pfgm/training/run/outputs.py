@@ -17,7 +17,7 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
 
-from ...hub.model_card import make_model_card, save_model_card, strip_location
+from ...hub.model_card import CARD, make_model_card, save_model_card, strip_location
 from ...hub.publishing import push
 from ...hub.serialization import atomic_directory
 from ...hub.written_files import WrittenFiles
@@ -26,9 +26,10 @@ from ...plots import plot_sigma_density
 from ...plots.training_curves import plot_training
 from ...schedulers import PoissonFlowScheduler
 from ...schedulers.fit_sigmas import fit_sigmas
+from ...utils.atomic_file import atomic_file
 from ..data.training_data import TrainingData
 from .records import Records, read_records
-from .run_files import CARD, LOG
+from .run_files import LOG
 from .samples import save_samples
 from .side_output import last_checkpoint, side_output
 from .validation import BestModel
@@ -208,9 +209,8 @@ class Outputs:
 
     def _save_figure(self, figure: Figure, name: str) -> None:
         """A picture in the output folder that is whole or not there."""
-        partial = self.folder / f".{name}.partial"
-        figure.savefig(partial, dpi=110, format="png")
-        partial.replace(self.folder / name)
+        with atomic_file(self.folder / name) as partial:
+            figure.savefig(partial, dpi=110, format="png")
         self.written.add(name)
 
 

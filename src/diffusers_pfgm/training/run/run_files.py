@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
-from ...hub.model_card import MARK
+from ...hub.model_card import CARD, MARK
 from ...hub.serialization import PARTIAL as SAVING
-from ...utils.folders import SET_ASIDE
+from ...hub.written_files import LIST
+from ...utils.atomic_file import partial_path
 from .checkpoints import PARTIAL, PREFIX, list_checkpoints, newer_checkpoints
+from .folders import SET_ASIDE
 from .records import read_records
 
 LOCK = ".lock"
 LOG = "log.jsonl"
-LIST = ".written.json"  # names of the files that the run has written
 LOG_BEGINS = b'{"event": '
 TRACKER = "train_pfgm"  # the project's name for the trackers, and so a folder in that of the logs
 BEST = "best"
 NOTE = "validation.json"  # in `best`
 PIPELINE = ("model_index.json", "pipeline.py", "unet", "scheduler")
 CURVES = ("training.png", "sigma-density.png")
-CARD = "README.md"
+SAMPLES = re.compile(r"step-\d+\.png|\.step-\d+\.png\.partial")
 
 
 def files_of_a_run(folder: Path, logging_dir: str) -> list[Path]:
@@ -54,7 +56,7 @@ def files_after(folder: Path, checkpoint: Path, step: int) -> list[Path]:
     checkpoints = newer_checkpoints(folder, checkpoint, step)
     if not checkpoints:
         return []
-    samples = [path for path in _samples(folder) if int(path.stem.removeprefix("step-")) > step]
+    samples = [path for path in _samples(folder) if int(path.name.split("-")[1].split(".")[0]) > step]
     best = [folder / BEST] if _step_of_best(folder / BEST / NOTE) > step else []
     return [*checkpoints, *samples, *best]
 
@@ -73,7 +75,7 @@ def has_saved_nothing(folder: Path, logging_dir: str) -> bool:
 
     def is_record(path: Path) -> bool:
         first = path.relative_to(folder).parts[0]
-        hidden = first in (LOCK, SAVING, LIST, f"{LIST}{PARTIAL}") or (
+        hidden = first in (LOCK, SAVING, LIST, partial_path(Path(LIST)).name) or (
             first.startswith(f".{PREFIX}") and first.endswith(PARTIAL)
         )
         return hidden or first.startswith(SET_ASIDE) or _is_log(path) or path in samples or logs in path.parents
@@ -98,5 +100,5 @@ def _step_of_best(note: Path) -> int:
 
 
 def _samples(folder: Path) -> list[Path]:
-    found = (path for path in (folder / "samples").glob("step-*") if path.suffix in (".png", ".partial"))
-    return sorted(path for path in found if path.stem.removeprefix("step-").isdecimal())
+    """Grids of samples, also of a run that was killed while it wrote one."""
+    return sorted(path for path in (folder / "samples").glob("*step-*") if SAMPLES.fullmatch(path.name))

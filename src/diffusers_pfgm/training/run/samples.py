@@ -9,6 +9,7 @@ from PIL import Image
 
 from ...pipelines.pipeline_pfgm import PFGMPipeline
 from ...plots.image_grid import image_grid
+from ...utils.atomic_file import atomic_file
 
 
 def draw_samples(
@@ -57,7 +58,6 @@ def save_samples(
     grid = image_grid(samples, scale=max(1, 64 // samples.shape[-1]))
     path = Path(folder) / "samples" / f"step-{step:06d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    grid.save(partial, format="png")
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        grid.save(partial, format="png")
     return grid

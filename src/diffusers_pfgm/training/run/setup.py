@@ -19,11 +19,11 @@ from filelock import FileLock
 from ...losses import FieldObjective, PerturbationObjective
 from ...physics import Parameterization, PFGMHyperparameters, recommend_hyperparameters
 from ...schedulers import PoissonFlowScheduler
-from ...utils.folders import set_aside
 from ..data.images import ImageTensors
 from ..data.streams import StreamedImages
 from .agreement import broadcast_from_main
 from .checkpoints import LATEST, find_checkpoint, list_checkpoints, remove_incomplete_checkpoints
+from .folders import set_aside
 from .output_folder import check_output_dir, is_inside, lock_output_dir
 from .run_files import files_after, files_of_a_run, is_run_without_checkpoint
 

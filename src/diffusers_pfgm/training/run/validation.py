@@ -11,7 +11,7 @@ import torch
 
 from ...metrics.sliced_wasserstein import sliced_wasserstein
 from ...pipelines.pipeline_pfgm import PFGMPipeline
-from ...utils.folders import recover_folder, replace_folder
+from .folders import recover_folder, replace_folder
 from .run_files import NOTE
 from .samples import draw_samples
 

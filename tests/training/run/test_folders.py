@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_pfgm.utils import folders
-from diffusers_pfgm.utils.folders import recover_folder, replace_folder
+from diffusers_pfgm.training.run import folders
+from diffusers_pfgm.training.run.folders import recover_folder, replace_folder
 
 
 def make(folder: Path, text: str, *more: str) -> Path:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..hub.serialization import outdated
+from ...hub.serialization import outdated
 
 SET_ASIDE = "set-aside-"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux

@@ -1,6 +1,8 @@
 """Poisson flow generative models (PFGM, PFGM++) for diffusers."""
 
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers loads schedulers only from where it is
+# diffusers loads schedulers and networks only from a package that has these.
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .flow.poisson_flow import PoissonFlow
 from .flow.results import FlowLatents, FlowLogProb, FlowSamples
@@ -34,9 +36,6 @@ __version__ = "0.1.0"
 
 register()
 
-# Published models name this module, not the file in it, so that moving a file breaks none of them.
-PoissonFlowScheduler.__module__ = __name__
-
 __all__ = [
     "Blur",
     "ChargeField",
@@ -51,6 +50,7 @@ __all__ = [
     "Inpainting",
     "LinearOperator",
     "LossOutput",
+    "ModelMixin",
     "PFGMEditingPipeline",
     "PFGMHyperparameters",
     "PFGMInverseOutput",
@@ -74,3 +74,9 @@ __all__ = [
     "posterior_mean",
     "recommend_hyperparameters",
 ]
+
+# Saved models name this package, not the file in it, so that moving a file breaks none of them.
+for _name in __all__:
+    _value = globals()[_name]
+    if isinstance(_value, type) and _value.__module__.startswith(f"{__name__}."):
+        _value.__module__ = __name__

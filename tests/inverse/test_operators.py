@@ -127,6 +127,6 @@ def test_bad_input() -> None:
         Blur(torch.ones(3, 2))
     with pytest.raises(ValueError, match=r"`boundary` must be one of .*, but is 'none'"):
         Blur(torch.ones(3, 3), "none")
-    for count in (0, 17, 2.5):
-        with pytest.raises(ValueError, match=f"from 1 to the 16 elements of a sample, but is {count}"):
+    for count, allowed in ((0, "a whole number >= 1"), (17, "from 1 to the 16 elements of a sample"), (2.5, "a whole")):
+        with pytest.raises(ValueError, match=f"`num_measurements` must be {allowed}.*, but is {count}"):
             CompressedSensing((4, 4), count)

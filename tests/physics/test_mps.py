@@ -177,7 +177,7 @@ def test_field_of_charges() -> None:
 FLOWS: dict[str, Callable[[PoissonFlow, torch.Tensor], Any]] = {
     "encode": lambda flow, x: flow.encode(x, 10, tolerance=1e-4),
     "encode, adaptive": lambda flow, x: flow.encode(x, tolerance=1e-3),
-    "log_prob": lambda flow, x: flow.log_prob(x, num_inference_steps=10, tolerance=10.0),
+    "log_prob": lambda flow, x: flow.log_prob(x, num_inference_steps=10),
     "log_prob, hutch++": lambda flow, x: flow.log_prob(x, tolerance=10.0, divergence="hutch++", num_probes=3),
     "divergence": lambda flow, x: flow.divergence(x, 2.0, "hutch++", 6),
     "fit_sigmas": lambda flow, x: fitting.fit_sigmas(flow.model, flow.scheduler, (1, 2, 2)),

@@ -28,6 +28,7 @@ from .model_card import strip_location
 # diffusers' names of weights: whole ones, shards and their index, each of a variant or of none.
 WEIGHTS = re.compile(r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 WEIGHTS_INDEX = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(.+))?\.json")
+PACKAGE = "diffusers_pfgm"  # as saved folders name it, wherever this module is
 INDEX, CODE = "model_index.json", "pipeline.py"
 CLASS_IN_FOLDER = ["pipeline", "PFGMPipeline"]
 PARTIAL = ".saving"
@@ -95,7 +96,7 @@ def _weights_of(name: str) -> tuple[str, str | None] | None:
 
 def register() -> None:
     """Make diffusers know this package by name, as it knows its own pipelines."""
-    diffusers.pipelines.diffusers_pfgm = sys.modules[__package__]
+    diffusers.pipelines.diffusers_pfgm = sys.modules[PACKAGE]
 
 
 def add_loader_code(folder: Path) -> None:
@@ -103,6 +104,9 @@ def add_loader_code(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps(index | {"_class_name": CLASS_IN_FOLDER}, indent=2) + "\n")
     (folder / CODE).write_text(f"{PURPOSE}\nfrom diffusers_pfgm import PFGMPipeline  # noqa: F401\n")
+    for name, value in index.items():
+        if isinstance(value, list) and value[0] == PACKAGE:
+            add_component_code(folder / name, value[1], "SchedulerMixin" if name == "scheduler" else "ModelMixin")
     for path in (folder / INDEX, *folder.glob("*/*config.json")):
         _forget_origin(path)
 
@@ -116,12 +120,18 @@ def _forget_origin(path: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def add_scheduler_code(folder: str | os.PathLike[str], class_name: str) -> None:
-    """Make diffusers find a scheduler of this package by the folder of any pipeline that it is saved in."""
+def add_component_code(folder: str | os.PathLike[str], class_name: str, mixin: str) -> None:
+    """Make diffusers find a component of this package by the folder of any pipeline that it is saved in.
+
+    Args:
+        folder: of the component.
+        class_name: a public name of this package.
+        mixin: the class of diffusers, public here too, by which it knows how to load the component.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    code = f"{PURPOSE}\nfrom {__package__} import SchedulerMixin, {class_name}  # noqa: F401\n"
-    (folder / f"{__package__}.py").write_text(code)
+    code = f"{PURPOSE}\nfrom {PACKAGE} import {mixin}, {class_name}  # noqa: F401\n"
+    (folder / f"{PACKAGE}.py").write_text(code)
 
 
 def restore_class_name(index: dict[str, Any]) -> dict[str, Any]:

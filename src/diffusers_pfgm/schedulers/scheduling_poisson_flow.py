@@ -13,7 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_c
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 
-from ..hub.serialization import add_scheduler_code
+from ..hub.serialization import PACKAGE, add_component_code
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, cast_clamped
@@ -205,8 +205,8 @@ class PoissonFlowScheduler(NoisingMixin, SchedulerMixin, ConfigMixin):
 
         A process that has not imported this package loads the pipeline with `trust_remote_code=True`.
         """
-        if type(self).__module__ == __package__:
-            add_scheduler_code(save_directory, type(self).__name__)
+        if type(self).__module__ == PACKAGE:
+            add_component_code(save_directory, type(self).__name__, "SchedulerMixin")
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @property

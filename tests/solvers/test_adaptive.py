@@ -111,7 +111,7 @@ def test_a_run_may_end_at_sigma_min() -> None:
         ({"tolerance": math.nan}, "but is nan"),
         (
             {"tolerance": 1e-3, "sigmas": [2.0, 1.0]},
-            "`tolerance` lets the solver choose its steps, so leave out `sigmas`",
+            "lets the solver choose its steps, so leave out `sigmas`",
         ),
         ({"tolerance": 1e-3, "callback_on_step_end": print}, "`callback_on_step_end`"),
     ],

@@ -97,7 +97,7 @@ def test_a_model_that_rounds_is_followed_as_closely_as_it_can_tell(bits: int, bo
     x = torch.randn(4, 6, generator=seeded(), dtype=torch.float64)
     heights = geometric_sigmas(40.0, 0.05, 31)
     with pytest.warns(
-        UserWarning, match=r"`model` is less precise than `step_tolerance` = 1e-08: .* or pass `step_tolerance="
+        UserWarning, match=r"less precise than `step_tolerance` = 1e-08: .* or pass `step_tolerance="
     ):
         up, _ = integrate_reversible(denoise, nothing(denoise), x, heights[::-1], 1e-8)
         down, _ = integrate_reversible(denoise, nothing(denoise), up, heights, 1e-8)

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import torch
 
 from .kernel import check_aug_dim
-from .tensors import scaled_to_reach, working_dtype
+from .tensors import rescale_for_squaring, working_dtype
 
 MEMORY_BUDGET = 32 * 2**20  # bytes of temporaries beside inputs and outputs; larger chunks were slower
 NEAREST = 16  # charges whose distances float32 redoes
@@ -169,7 +169,7 @@ def _block(
     from_x: bool,
 ) -> torch.Tensor:
     # From farther away than can be squared the charges weigh the same to all digits.
-    near = scaled_to_reach(x)[0]
+    near = rescale_for_squaring(x)[0]
     found = _weighted(near, sigma, chunks, aug_dim, from_x)
     return found + (near - x) if from_x else found
 

@@ -33,7 +33,7 @@ import torch
 
 from .preconditioning import Preconditioning, Scalar
 from .prediction import Prediction, zero_where_rounded
-from .tensors import append_dims, column_shape, scaled_to_reach, working_dtype
+from .tensors import append_dims, column_shape, rescale_for_squaring, working_dtype
 
 P_LIMIT = 1e-3  # 1 − p² below which p says nothing about the distance
 MAX_DISTANCE = 1e5  # of x̂ from x beyond ‖x‖, in units of γ + z; an exact field of data within it is not changed
@@ -41,7 +41,7 @@ MAX_DISTANCE = 1e5  # of x̂ from x beyond ‖x‖, in units of γ + z; an exact
 
 def normalize_field(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
     """The normalized field (B, N + 1) from x̂ − x (B, N) and z (B,), in the dtype of the offset."""
-    field, factor = scaled_to_reach(torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1))
+    field, factor = rescale_for_squaring(torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1))
     length = torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma / factor
     return field * (math.sqrt(offset.shape[1]) / length.clamp(min=torch.finfo(field.dtype).tiny))
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from .charges import check_finite
-from .tensors import scaled_to_reach, working_dtype
+from .tensors import rescale_for_squaring, working_dtype
 
 PARALLEL = 1e-6  # of the part of v across u: less of it is rounding, and says nothing of the great circle to take
 
@@ -71,7 +71,7 @@ class HemisphereLatents:
             ValueError: if `x` holds NaN or infinity, or a latent is 0, which has no direction.
         """
         check_finite("x", x)
-        near, factor = scaled_to_reach(x.flatten(1).to(working_dtype(x.device)))
+        near, factor = rescale_for_squaring(x.flatten(1).to(working_dtype(x.device)))
         norm = torch.linalg.vector_norm(near, dim=1, keepdim=True)
         if not (norm > 0).all():
             index = int((norm == 0).nonzero()[0, 0])

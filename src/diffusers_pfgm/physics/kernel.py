@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .tensors import Generators, cast_clamped, column_shape, draw, scaled_to_reach, working_dtype
+from .tensors import Generators, cast_clamped, column_shape, draw, rescale_for_squaring, working_dtype
 
 REDRAWS = 1000  # of a radius before a limit counts as out of reach
 LARGEST = 1e-3  # of a dtype's largest number: what is computed from a draw has to stay finite, too
@@ -163,7 +163,7 @@ class PoissonKernel:
         if math.isinf(self.aug_dim):
             log_density = -(flat.square().sum(1) / scale.square()) / 2 - dim / 2 * math.log(2 * math.pi)
         else:
-            near, factor = scaled_to_reach(flat)
+            near, factor = rescale_for_squaring(flat)
             squares = near.square().sum(1) / scale.square()
             growth = torch.log1p(squares / self.aug_dim) + 2 * factor.squeeze(1).log()  # that far out the 1 is nothing
             log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * growth

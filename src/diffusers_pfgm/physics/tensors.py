@@ -1,4 +1,4 @@
-"""Tensor operations that every part of the package shares: shapes, dtypes, devices and random draws."""
+"""Tensor helpers shared by the whole package: shapes, dtypes, devices and random draws."""
 
 from __future__ import annotations
 
@@ -11,37 +11,45 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on MPS, which has no wider type."""
+    """The widest floating-point dtype of a device: float64, or float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def cast_clamped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x in `dtype`; what is beyond float16's reach, such as a heavy-tailed prior, stays at its largest number."""
+    """Cast x to `dtype`, clamped to the range of float16 if that is the dtype, since heavy-tailed draws exceed it."""
     if dtype == torch.float16:
         limit = torch.finfo(dtype).max
         x = x.clamp(-limit, limit)
     return x.to(dtype)
 
 
-def on_cpu_for_mps(function: Callable[..., Any], *matrices: torch.Tensor) -> torch.Tensor:
-    """The first result of a function of `torch.linalg`, computed on the CPU for MPS, which lacks many of them."""
-    device = matrices[0].device
-    given = [matrix.cpu() for matrix in matrices] if device.type == "mps" else matrices
-    found: torch.Tensor = function(*given)[0]
-    return found.to(device)
-
-
-def scaled_to_reach(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows x / c and c ≥ 1, with c such that the squares of a heavy-tailed x do not overflow.
+def linalg_with_cpu_fallback(function: Callable[..., Any], *matrices: torch.Tensor) -> torch.Tensor:
+    """The first result of a function of `torch.linalg`, computed on the CPU for MPS, which lacks many of them.
 
     Args:
-        flat: (B, N).
+        function: function that returns a tuple, such as `torch.linalg.qr`.
+        *matrices: arguments of the function, all on one device.
 
     Returns:
-        (B, N) and (B, 1). c is 1, and x unchanged, up to about 1e123 in float64 and 1e15 in float32.
+        The first tensor of the tuple, on the device of the matrices.
     """
-    reach = torch.finfo(flat.dtype).max ** 0.4
-    factor = (flat.detach().abs().amax(1, keepdim=True) / reach).clamp(min=1)
+    device = matrices[0].device
+    arguments = [matrix.cpu() for matrix in matrices] if device.type == "mps" else matrices
+    result: torch.Tensor = function(*arguments)[0]
+    return result.to(device)
+
+
+def rescale_for_squaring(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide each row by a factor c ≥ 1 for which its squares do not overflow, as a heavy-tailed x may.
+
+    Args:
+        flat: x, (B, N).
+
+    Returns:
+        x / c (B, N) and c (B, 1). c = 1, so that x is unchanged, up to about 1e123 in float64 and 1e15 in float32.
+    """
+    limit = torch.finfo(flat.dtype).max ** 0.4
+    factor = (flat.detach().abs().amax(1, keepdim=True) / limit).clamp(min=1)
     return flat / factor, factor
 
 
@@ -51,13 +59,23 @@ def draw(
     generator: Generators,
     device: torch.device,
 ) -> torch.Tensor:
-    """Call `sampler(shape, generator=..., device=...)`, such as `torch.randn`, once per row for a list of generators.
+    """Draw a random tensor from one generator, or each row from its own.
 
-    As in diffusers, a CPU generator draws on the CPU wherever the result goes. For MPS all numbers are drawn on the
-    CPU, where every sampler exists and a seed gives the same numbers; a generator of MPS itself gives the CPU a seed.
+    As in diffusers, a CPU generator draws on the CPU and the result is moved to `device`. For MPS all numbers are drawn
+    on the CPU, where every sampler exists and a seed gives the same numbers; a generator on MPS seeds a CPU generator.
+
+    Args:
+        sampler: called as `sampler(shape, generator=..., device=...)`, such as `torch.randn`.
+        shape: (B, *).
+        generator: one generator, a list of B of them (the sampler is then called once per row), or None for the global
+            one.
+        device: device of the result.
+
+    Returns:
+        Tensor of `shape`.
 
     Raises:
-        ValueError: if a list of generators has another length than the batch, or one is no `torch.Generator`.
+        ValueError: if a list of generators does not have B entries, or `generator` is not a `torch.Generator`.
     """
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device
@@ -78,7 +96,7 @@ def draw(
 
 
 def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
-    """A CPU generator that an MPS generator seeds, so that it moves on and makes other numbers the next time."""
+    """A CPU generator seeded by an MPS generator, which advances, so that the next call draws other numbers."""
     if generator is None:
         return None
     seed = torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device)
@@ -86,21 +104,22 @@ def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
 
 
 def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The piecewise linear function through (knots, values), both (K,) with rising knots, at x of any shape."""
+    """The piecewise linear function through (knots, values), both (K,) with increasing knots, at x of any shape."""
     flat = x.reshape(-1)
     right = torch.searchsorted(knots, flat).clamp(1, len(knots) - 1)
     left = right - 1
-    # `index_select`, since an index () would be read back from the device, and MPS has no `take`.
-    (low, high), (first, last) = ([each.index_select(0, end) for end in (left, right)] for each in (knots, values))
-    share = (flat - low) / (high - low)
-    return torch.lerp(first, last, share.clamp(0, 1)).view(x.shape)
+    # `index_select`, since indexing by a () tensor would synchronise with the device, and MPS has no `take`.
+    left_knots, left_values = knots.index_select(0, left), values.index_select(0, left)
+    right_knots, right_values = knots.index_select(0, right), values.index_select(0, right)
+    fraction = (flat - left_knots) / (right_knots - left_knots)
+    return torch.lerp(left_values, right_values, fraction.clamp(0, 1)).view(x.shape)
 
 
 def column_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """(B, 1, ..., 1) for a shape (B, *)."""
+    """The shape (B, 1, ..., 1) with as many dimensions as `shape` (B, *)."""
     return (shape[0], *[1] * (len(shape) - 1))
 
 
 def append_dims(values: torch.Tensor, ndim: int) -> torch.Tensor:
-    """A tensor (B,) as (B, 1, ..., 1) with `ndim` dimensions, to broadcast against (B, *)."""
+    """Reshape a tensor (B,) to (B, 1, ..., 1) with `ndim` dimensions, so that it broadcasts against (B, *)."""
     return values.reshape(column_shape((-1,) * ndim))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ..physics.tensors import Generators, draw, on_cpu_for_mps
+from ..physics.tensors import Generators, draw, linalg_with_cpu_fallback
 from ..utils.checks import check_whole_number
 
 METHODS = ("exact", "hutchinson", "hutch++")
@@ -92,7 +92,7 @@ def estimate_trace(
     if method == "hutch++":
         sketch, rest = rest.chunk(3, dim=2)[:2]
         image = products(sketch.mT.reshape(len(x), -1, *x.shape[1:]).unbind(1))
-        basis = on_cpu_for_mps(torch.linalg.qr, torch.stack([column.flatten(1) for column in image], dim=2))
+        basis = linalg_with_cpu_fallback(torch.linalg.qr, torch.stack([column.flatten(1) for column in image], dim=2))
         rest, known = rest - basis @ (basis.mT @ rest), _quadratic(basis, products, x).sum(1, keepdim=True)
     return denoised.detach(), known + _quadratic(rest, products, x)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..physics.tensors import on_cpu_for_mps
+from ..physics.tensors import linalg_with_cpu_fallback
 
 MEMORY = 5  # m
 PATIENCE = 8  # rounds after which a change within the noise should have halved
@@ -86,5 +86,5 @@ def _mixed(changes_x: list[torch.Tensor], changes_f: list[torch.Tensor], f: torc
     scale = columns.norm(dim=1, keepdim=True).clamp(min=torch.finfo(f.dtype).tiny)
     columns = columns / scale
     ridge = 10 * torch.finfo(f.dtype).eps * torch.eye(columns.shape[2], dtype=f.dtype, device=f.device)
-    gamma = on_cpu_for_mps(torch.linalg.solve_ex, columns.mT @ columns + ridge, columns.mT @ f.unsqueeze(2))
+    gamma = linalg_with_cpu_fallback(torch.linalg.solve_ex, columns.mT @ columns + ridge, columns.mT @ f.unsqueeze(2))
     return ((torch.stack(changes_x, dim=2) / scale + columns) @ gamma).squeeze(2)

@@ -164,7 +164,10 @@ def test_bad_input_is_explained() -> None:
         posterior_mean(torch.zeros(2, 4), 1.0, torch.zeros(5, 4), aug_dim=-1)
     with pytest.raises(ValueError, match="`prediction_type` must be 'field', 'sample' or 'epsilon', but is 'score'"):
         ChargeField(torch.zeros(5, 4), prediction_type="score")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"height must be a number or have the shape \(2,\), but has \(3,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"`sigma` .* must be a number or have the shape \(2,\), one .*, but has \(3,\)",
+    ):
         posterior_mean(torch.zeros(2, 4), torch.ones(3), torch.zeros(5, 4))
 
 

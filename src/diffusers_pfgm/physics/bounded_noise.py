@@ -1,17 +1,20 @@
-r"""Noise of the Poisson kernel within a radius, for training.
+r"""Training noise: the Poisson kernel conditioned on a bounded norm.
 
-The kernel's unit noise n = g √(D / χ²_D) is heavy-tailed: the smaller D, the more of it lies beyond what a network can
-learn, or a float can hold (at D = 0.2 half of the norms exceed 13 √N, and one in a hundred exceeds 10⁹ √N). Training
-therefore conditions it on
+The kernel's unit noise n = g √(D / χ²_D) is heavy-tailed. The smaller D, the more often n is too large for a network to
+learn, or for a float to represent: at D = 0.2 half of the norms exceed 13 √N, and one in a hundred exceeds 10⁹ √N.
+Training therefore conditions n on
 
     ‖n‖ ≤ reach = √N c,        c = MAX_RATIO,
 
-so that the root mean square of a sample's noise is at most c times the σ that the network is told. In many dimensions
-this is a lower limit 1 / c on √(χ²_D / D), which is constant along a field line far from the data.
+so that the root mean square of a sample's noise is at most c times the noise level σ that the network receives. In high
+dimensions this is the lower limit 1/c on √(χ²_D / D), which is constant along a field line far from the data.
 
-The flow stays exact. For noise n of any fixed distribution, x = y + σ n is transported by dx/dσ = E[n | x] = (x − x̂)/σ,
+The flow remains exact. For noise n of any fixed distribution, x = y + σ n is transported by
+
+    dx/dσ = E[n | x] = (x − x̂)/σ,
+
 so a network that has learned x̂ for the conditioned noise maps the conditioned prior, ‖x‖ ≤ σ_max · reach, to the data.
-That prior is what a scheduler draws whose `max_norm` is `PerturbationObjective.max_norm`.
+A scheduler draws that prior if its `max_norm` is `PerturbationObjective.max_norm`.
 """
 
 from __future__ import annotations
@@ -23,22 +26,22 @@ import torch
 from .kernel import PoissonKernel
 from .tensors import Generators, append_dims, draw
 
-MAX_RATIO = 4.0  # c; samples from farther out were noise even where networks had been trained there
-LEAST_AUG_DIM = 0.01  # below it more than 96 % of the kernel lies beyond the reach
-FAILURE = 28.0  # a row finds no candidate with a probability below exp(-28) = 7e-13
+MAX_RATIO = 4.0  # c; samples that start farther out remained noise even if the network was trained there
+LEAST_AUG_DIM = 0.01  # below it more than 96 % of the kernel is beyond the reach
+FAILURE = 28.0  # all candidates of a row are beyond the reach with a probability below exp(-28) = 7e-13
 
 
 def check_trainable(aug_dim: float) -> None:
-    """Raise a ValueError for a D whose kernel lies almost entirely beyond the reach."""
+    """Raise a ValueError if D is so small that almost all of its kernel is beyond the reach."""
     if aug_dim < LEAST_AUG_DIM:
         raise ValueError(
             f"`aug_dim` = {aug_dim} is too small to train: it must be at least {LEAST_AUG_DIM}, or None for infinity, "
-            "since below that hardly any noise is within reach of a network. Use 1.0 for PFGM and larger for PFGM++."
+            "since below that hardly any noise is small enough to learn. Use 1.0 for PFGM and larger for PFGM++."
         )
 
 
 def reach(data_dim: int) -> float:
-    """Largest norm of the unit noise in `data_dim` dimensions."""
+    """The largest norm of the unit noise in `data_dim` dimensions, √N c."""
     return math.sqrt(data_dim) * MAX_RATIO
 
 
@@ -50,23 +53,25 @@ def sample_bounded(
     device: torch.device,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Draw x − y = σ n with ‖n‖ ≤ reach, exactly and without waiting for the device.
+    """Draw x − y = σ n with ‖n‖ ≤ reach, from the exact conditional distribution and without synchronising the device.
 
-    A draw of the kernel that is within reach is kept. Any other keeps its direction, which is independent of its norm,
-    and takes the first norm within reach among as many further draws as leave a failure out of question.
+    A draw of the kernel within the reach is kept. Any other keeps its direction, which is independent of its norm, and
+    takes the first norm within the reach among a fixed number of further draws (see `FAILURE`).
 
     Args:
-        kernel: of a finite D ≥ `LEAST_AUG_DIM`.
+        kernel: kernel with a finite D ≥ `LEAST_AUG_DIM`.
         shape: (B, *).
-        sigma: (B,), in data units.
+        sigma: noise levels σ, (B,), in data units.
         generator: one generator, or a list of B of them.
-        device: of the result.
-        dtype: of the result; numbers are drawn in float32 or wider, radii in float64.
+        device: device of the result.
+        dtype: dtype of the result. Gaussians are drawn in float32 or wider, radii in float64.
 
     Returns:
         Tensor of `shape`.
     """
-    aug_dim, dim, wide = kernel.aug_dim, math.prod(shape[1:]), torch.promote_types(dtype, torch.float32)
+    aug_dim = kernel.aug_dim
+    dim = math.prod(shape[1:])
+    wide = torch.promote_types(dtype, torch.float32)
     limit = reach(dim)
     candidates = _candidates(aug_dim)
 
@@ -89,9 +94,9 @@ def sample_bounded(
 
 
 def _candidates(aug_dim: float) -> int:
-    """Draws of which at least one is within reach, but for a probability of exp(-FAILURE).
+    """The number of draws of which at least one is within the reach, except with a probability of exp(-FAILURE).
 
-    P(√(χ²_D / D) ≥ 1 / c) is the share within reach in many dimensions, and close to it in few.
+    The probability that a draw is within the reach is P(√(χ²_D / D) ≥ 1/c) in high dimensions, and close to it in low.
     """
     half = torch.tensor([aug_dim / 2, aug_dim / MAX_RATIO**2 / 2], dtype=torch.float64)
     return math.ceil(FAILURE / torch.special.gammaincc(half[0], half[1]).item())

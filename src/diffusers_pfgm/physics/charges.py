@@ -1,20 +1,20 @@
 r"""The posterior mean of point charges: one matrix product for the distances, one for the mean.
 
-Charges y_i seen from x at height r = σ√D weigh
+At a point x with the augmented radius r = σ√D, the charges y_i have the weights
 
-    w_i ∝ (‖x − y_i‖² + r²)^(−(N+D)/2),        x̂ = Σ w_i y_i,
+    w_i ∝ (‖x − y_i‖² + r²)^(−(N+D)/2),        x̂ = Σ w_i y_i / Σ w_i,
 
 so that the direction of their field is (x − x̂, r) (PFGM, arXiv 2209.11178, section 3.1; PFGM++, arXiv
 2302.04265, section 3). With m the squared distance to the nearest charge, the weights relative to it are
 
     w_i = exp(−(N+D)/2 · log1p((d_i² − m) / (m + r²))),        at D = ∞   exp(−(d_i² − m) / 2σ²),
 
-which neither overflow nor lose the limit of large D. The exponent makes the weights (N+D)/2 times less accurate than
-the distances, 1,537 times for a 32 × 32 RGB image, so distances are taken in float64. MPS has none: there the expanded
-square ‖x‖² + ‖y‖² − 2 x·y only finds the nearest charges, whose distances are then redone from x − y itself. For images
-in [−1, 1] and the paper's perturbation that is right to 5e-6 of the field; anywhere for data around 0 to 1e-4; next to
-the plane midway between two charges, where x̂ jumps from one to the other, to 1e-5 of their distance. Data far from 0
-lose more: subtract their mean first.
+which neither overflow nor lose precision at large D. The exponent makes the weights (N+D)/2 times less accurate than
+the distances, 1,537 times for a 32 × 32 RGB image at D = 1, so distances are computed in float64. MPS has no float64:
+there the expanded square ‖x‖² + ‖y‖² − 2 x·y only selects the nearest charges, whose distances are then recomputed from
+x − y itself. For images in [−1, 1] and the paper's perturbation the relative error of the field is then below 5e-6; for
+any points x and data centred at 0 it is below 1e-4; close to the plane midway between two charges, where x̂ jumps from
+one to the other, the error of x̂ is below 1e-5 of their distance. Data far from 0 lose more: subtract their mean first.
 """
 
 from __future__ import annotations
@@ -29,22 +29,28 @@ import torch
 from .kernel import check_aug_dim
 from .tensors import rescale_for_squaring, working_dtype
 
-MEMORY_BUDGET = 32 * 2**20  # bytes of temporaries beside inputs and outputs; larger chunks were slower
-NEAREST = 16  # charges whose distances float32 redoes
+MEMORY_BUDGET = 32 * 2**20  # bytes of temporaries in addition to inputs and outputs; larger chunks were slower
+NEAREST = 16  # number of charges whose distances are recomputed in float32
 
-Force = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # nearest squared distance, Σ w_i, Σ w_i (y_i − x) or Σ w_i y_i
+# nearest squared distance (B, 1), Σ w_i (B, 1), and Σ w_i (y_i − x) or Σ w_i y_i (B, N)
+WeightedSums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Charges:
-    """Point charges, made ready once for many evaluations.
+    """Point charges, prepared once for many evaluations.
 
     Args:
         charges: (K, *), K ≥ 1 charges of equal strength, in data units.
-        dtype: of the prepared copy; float64 where the device has it by default. float32 takes half the memory and
-            the compensated route.
+        dtype: dtype of the prepared copy; by default float64, or float32 on MPS. float32 needs half the memory, and
+            distances to the nearest charges are recomputed as described above.
+
+    Attributes:
+        points: flattened charges, (K, N).
+        squares: their squared norms, (K,).
+        shape: (K, *).
 
     Raises:
-        ValueError: if there are no charges, or one holds NaN or infinity (its index is named).
+        ValueError: if `charges` is empty, or holds NaN or infinity (the error names the index).
     """
 
     def __init__(self, charges: torch.Tensor, dtype: torch.dtype | None = None) -> None:
@@ -62,31 +68,32 @@ class Charges:
         return self.points.dtype
 
     def __getitem__(self, rows: slice) -> Charges:
-        """Some of the charges, as a view."""
+        """A slice of the charges, as a view."""
         part = copy.copy(self)
-        part.points, part.squares = self.points[rows], self.squares[rows]
+        part.points = self.points[rows]
+        part.squares = self.squares[rows]
         part.shape = torch.Size([len(part.points), *self.shape[1:]])
         return part
 
     def to(self, device: torch.device) -> Charges:
-        """The same charges on another device, in its working dtype."""
+        """The same charges on `device`, in the working dtype of that device."""
         if device == self.points.device:
             return self
-        points = self.points.to(working_dtype(device)) if device.type == "mps" else self.points  # MPS takes no float64
+        points = self.points.to(working_dtype(device)) if device.type == "mps" else self.points  # MPS has no float64
         return Charges(points.to(device).view(self.shape), working_dtype(device))
 
     def split(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Points (k, N) and their squared norms (k,), at most `size` at a time."""
+        """Iterate over points (k, N) and their squared norms (k,) in chunks of k ≤ `size`."""
         return zip(self.points.split(size), self.squares.split(size), strict=True)
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
-    """Raise a ValueError that names the rows of `values` (B, *) with NaN or infinity."""
+    """Raise a ValueError that names the rows of `values` (B, *) that hold NaN or infinity."""
     finite = values.isfinite()
     if not finite.all():
         bad = (~finite.reshape(len(finite), -1).all(1)).nonzero().flatten()
-        listed = ", ".join(str(i) for i in bad[:8].tolist()) + (", ..." if len(bad) > 8 else "")
-        raise ValueError(f"`{name}` must be finite, but index {listed} holds NaN or infinity. Remove or repair it.")
+        indices = ", ".join(str(i) for i in bad[:8].tolist()) + (", ..." if len(bad) > 8 else "")
+        raise ValueError(f"`{name}` must be finite, but index {indices} holds NaN or infinity. Remove or repair it.")
 
 
 def pull(
@@ -96,20 +103,21 @@ def pull(
     aug_dim: float | None,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """x̂ − x, where the charges pull a point on its way down; without cancellation next to a charge.
+    """x̂ − x, computed without cancellation next to a charge.
 
     Args:
-        x: (B, N).
-        sigma: (B,), the height r/√D.
-        charges: (K, *) with N elements each.
-        aug_dim: D.
-        chunk_size: charges per chunk; by default as many as `MEMORY_BUDGET` holds.
+        x: (B, N), in data units.
+        sigma: noise levels σ = r/√D, (B,), in data units.
+        charges: (K, *) with N elements each, in data units.
+        aug_dim: D; None for ∞.
+        chunk_size: charges per chunk; by default as many as `MEMORY_BUDGET` allows.
 
     Returns:
-        (B, N), in float64 where the device has it. A row is NaN where x, σ or any charge is.
+        (B, N), in float64, or float32 on MPS and for float32 `Charges`. A row is NaN if its x or σ, or any charge, is
+        NaN.
 
     Raises:
-        ValueError: if sizes do not fit, D is not positive or `chunk_size` < 1.
+        ValueError: if a charge does not have N elements, there are no charges, D is not positive or `chunk_size` < 1.
     """
     return _in_parts(x, sigma, charges, aug_dim, chunk_size, from_x=True)
 
@@ -121,7 +129,7 @@ def mean(
     aug_dim: float | None,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """x̂ (B, N) itself, without cancellation far from the charges. See `pull`."""
+    """x̂ (B, N) itself, computed without cancellation far from the charges. Arguments and errors as in `pull`."""
     return _in_parts(x, sigma, charges, aug_dim, chunk_size, from_x=False)
 
 
@@ -133,23 +141,24 @@ def _in_parts(
     chunk_size: int | None,
     from_x: bool,
 ) -> torch.Tensor:
-    """x̂ − x or x̂, by blocks of points and chunks of charges that fit the memory budget."""
-    dim, aug_dim = x.shape[1], check_aug_dim(aug_dim)
+    """x̂ − x or x̂, in blocks of points and chunks of charges that fit the memory budget."""
+    dim = x.shape[1]
+    aug_dim = check_aug_dim(aug_dim)
     if math.prod(charges.shape[1:]) != dim:
         raise ValueError(
             f"`charges` have the shape {tuple(charges.shape[1:])} each, but a sample in `x` has {dim} elements."
         )
     if not isinstance(charges, Charges) and charges.shape[0] == 0:
-        raise ValueError(f"`charges` must be at least one, but have the shape {tuple(charges.shape)}.")
+        raise ValueError(f"`charges` must have at least one charge, but have the shape {tuple(charges.shape)}.")
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, but is {chunk_size}. Leave it out to choose by memory.")
+        raise ValueError(f"`chunk_size` must be at least 1, but is {chunk_size}. Leave it out for a default.")
     dtype = charges.points.dtype if isinstance(charges, Charges) else working_dtype(x.device)
     # Four numbers per pair and, for charges that are not prepared, their copy in the working dtype.
-    redone = 4 * NEAREST * dim if dtype == torch.float32 else 0
-    rows = max(1, MEMORY_BUDGET // (64 * min(charges.shape[0], 1024) + redone))
+    recomputed = 4 * NEAREST * dim if dtype == torch.float32 else 0
+    rows = max(1, MEMORY_BUDGET // (64 * min(charges.shape[0], 1024) + recomputed))
     size = chunk_size or max(1, MEMORY_BUDGET // (8 * (dim + 4 * min(rows, x.shape[0]))))
     blocks = zip(x.to(dtype).split(rows), sigma.to(dtype).unsqueeze(1).split(rows), strict=True)
-    return torch.cat([_block(block, height, _chunks(charges, size), aug_dim, from_x) for block, height in blocks])
+    return torch.cat([_block(*block, _chunks(charges, size), aug_dim, from_x) for block in blocks])
 
 
 def _chunks(charges: torch.Tensor | Charges, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -168,10 +177,10 @@ def _block(
     aug_dim: float,
     from_x: bool,
 ) -> torch.Tensor:
-    # From farther away than can be squared the charges weigh the same to all digits.
-    near = rescale_for_squaring(x)[0]
-    found = _weighted(near, sigma, chunks, aug_dim, from_x)
-    return found + (near - x) if from_x else found
+    # At distances whose squares overflow, all charges have equal weights to every digit, so x may be moved closer.
+    closer = rescale_for_squaring(x)[0]
+    result = _weighted(closer, sigma, chunks, aug_dim, from_x)
+    return result + (closer - x) if from_x else result
 
 
 def _weighted(
@@ -181,9 +190,13 @@ def _weighted(
     aug_dim: float,
     from_x: bool,
 ) -> torch.Tensor:
-    """Σ w_i (y_i − x) / Σ w_i or Σ w_i y_i / Σ w_i, each chunk's sums relative to its nearest charge until they add."""
-    dim, x_squares = x.shape[1], x.square().sum(1, keepdim=True)
-    tiny = torch.finfo(x.dtype).tiny  # no 0 / 0 for a point on a charge at height 0
+    """Σ w_i (y_i − x) / Σ w_i or Σ w_i y_i / Σ w_i.
+
+    The weights of a chunk are relative to its nearest charge, and are rescaled when the sums of two chunks are added.
+    """
+    dim = x.shape[1]
+    x_squares = x.square().sum(1, keepdim=True)
+    tiny = torch.finfo(x.dtype).tiny  # avoids 0 / 0 for a point on a charge at σ = 0
 
     def weight(squares: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
         if math.isinf(aug_dim):
@@ -191,13 +204,13 @@ def _weighted(
         ratio = (squares - nearest) / (nearest + aug_dim * sigma.square()).clamp(min=tiny)
         return torch.exp(-(dim + aug_dim) / 2 * torch.log1p(ratio))
 
-    def force(chunk: tuple[torch.Tensor, torch.Tensor]) -> Force:
+    def weighted_sums(chunk: tuple[torch.Tensor, torch.Tensor]) -> WeightedSums:
         points, point_squares = chunk
         squares = torch.addmm(x_squares + point_squares, x, points.T, alpha=-2).clamp(min=0)
         if x.dtype == torch.float32:
             index = squares.topk(min(NEAREST, len(points)), dim=1, largest=False).indices
-            steps = points[index] - x.unsqueeze(1)
-            squares = squares.scatter(1, index, steps.square().sum(2))
+            offsets = points[index] - x.unsqueeze(1)
+            squares = squares.scatter(1, index, offsets.square().sum(2))
         nearest = squares.detach().amin(1, keepdim=True)  # cancels in the quotient, so it needs no gradient
         weights = weight(squares, nearest)
         if not from_x:
@@ -205,14 +218,14 @@ def _weighted(
         far = weights.scatter(1, index, 0.0) if x.dtype == torch.float32 else weights
         total = torch.addmm(far.sum(1, keepdim=True) * -x, far, points)
         if x.dtype == torch.float32:
-            total = total + (weights.gather(1, index).unsqueeze(1) @ steps).squeeze(1)
+            total = total + (weights.gather(1, index).unsqueeze(1) @ offsets).squeeze(1)
         return nearest, weights.sum(1, keepdim=True), total
 
-    def add(first: Force, second: Force) -> Force:
+    def add(first: WeightedSums, second: WeightedSums) -> WeightedSums:
         nearest = torch.minimum(first[0], second[0])
         scales = weight(first[0], nearest), weight(second[0], nearest)
         weights, total = (scales[0] * a + scales[1] * b for a, b in zip(first[1:], second[1:], strict=True))
         return nearest, weights, total
 
-    _, weights, total = functools.reduce(add, map(force, chunks))
+    _, weights, total = functools.reduce(add, map(weighted_sums, chunks))
     return total / weights

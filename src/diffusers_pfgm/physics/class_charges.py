@@ -1,4 +1,4 @@
-"""Charges of several classes, each of which makes a field of its own."""
+"""Charges with class labels: the charges of each class make a field."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from .charges import Charges
 
 
 class ClassCharges:
-    """Point charges with class labels, sorted once, so that the charges of a class are a part of one prepared copy.
+    """Point charges sorted by their class labels, so that the charges of a class are a slice of one prepared copy.
 
     Args:
         charges: (K, *), in data units.
-        labels: (K,), their classes.
-        dtype: of the prepared copy, as for `Charges`.
+        labels: class of each charge, (K,).
+        dtype: dtype of the prepared copy, as in `Charges`.
+
+    Attributes:
+        all: all charges, sorted by class.
 
     Raises:
-        ValueError: if there is not one label for each charge, or a charge is not finite.
+        ValueError: if `labels` does not have one label for each charge, or `charges` holds NaN or infinity.
 
     Example:
         >>> charges = ClassCharges(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1, 0, 1]))
@@ -35,21 +38,26 @@ class ClassCharges:
         self._rows = {int(label): slice(*rows) for label, *rows in zip(classes, starts, ends, strict=True)}
 
     def of(self, label: int) -> Charges:
-        """The charges of a class; all of them for a label that none carries, such as the null class."""
+        """The charges with this label; all charges if none has it, as for the null class."""
         return self.all[self._rows[label]] if label in self._rows else self.all
 
 
 def charges_of_class(charges: torch.Tensor, labels: torch.Tensor, label: int) -> torch.Tensor:
-    """The charges (K, *) whose label in `labels` (K,), on the CPU, is this one; all of them for one that none carries.
+    """The charges with this label; all charges if none has it, as for the null class.
 
     Unlike `ClassCharges` this copies one class at a time, for charges that are used once.
+
+    Args:
+        charges: (K, *).
+        labels: class of each charge, (K,), on the CPU.
+        label: the class.
     """
     rows = (labels == label).nonzero().flatten()
     return charges[rows.to(charges.device)] if len(rows) else charges
 
 
 def check_charge_labels(charges: torch.Tensor, labels: torch.Tensor) -> None:
-    """Raise a ValueError unless there is one label for each charge."""
+    """Raise a ValueError unless `labels` has one label for each charge."""
     if labels.shape != charges.shape[:1]:
         raise ValueError(
             f"`charge_labels` must have one label for each of the {charges.shape[0]} charges, but has the shape "

@@ -1,4 +1,4 @@
-"""The network and its parameterisation as one function x̂(x, σ), which is all that an ODE solver needs to know."""
+"""A network and its parameterization combined into one function x̂(x, σ), all that an ODE solver needs."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import torch
 from .parameterization import Parameterization
 from .tensors import append_dims, cast_clamped, working_dtype
 
-Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) from x (B, *) and σ, a number or ()
+Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) as a function of x (B, *) and σ, a number or ()
 
-LARGEST_GRADIENT = 32.0  # that goes into a model in float16: most of its products are neither too large nor too small
+LARGEST_GRADIENT = 32.0  # in a float16 model's backward pass: most products then neither overflow nor underflow
 
 
 def output_tensor(output: Any) -> torch.Tensor:
-    """The tensor in a network's result, which has it as `.sample` or as the first of a tuple."""
-    found: torch.Tensor = output.sample if hasattr(output, "sample") else output[0]
-    return found
+    """The tensor in a network's result: its attribute `sample`, or the first element of a tuple."""
+    tensor: torch.Tensor = output.sample if hasattr(output, "sample") else output[0]
+    return tensor
 
 
 def dtype_and_device(model: Any) -> tuple[torch.dtype | None, torch.device | None]:
-    """Where a model computes, as it says, or else as its first parameter does; None where neither tells.
+    """The dtype and device of a model, or of its first floating-point parameter; None where neither has them.
 
-    A `functools.partial`, a bound method or a wrapper of a module tells what is inside of it.
+    A `functools.partial`, a bound method or a wrapper of a module has the dtype and device of the wrapped model.
     """
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     first = next((parameter for parameter in parameters if parameter.is_floating_point()), None)
     dtype, device = (getattr(model, name, None) or getattr(first, name, None) for name in ("dtype", "device"))
     if dtype is None:
         inner = (getattr(model, name, None) for name in ("func", "__self__", "module", "_orig_mod"))
-        found = next((value for value in inner if callable(value)), None)
-        return (None, device) if found is None else dtype_and_device(found)
+        wrapped = next((value for value in inner if callable(value)), None)
+        return (None, device) if wrapped is None else dtype_and_device(wrapped)
     return dtype, device
 
 
 def without_inference_mode(value: Any) -> Any:
-    """A tensor or a model that autograd can follow: a copy of one that was made in inference mode, else the same."""
+    """A tensor or model that autograd can use: a copy if it was created in inference mode, else the value itself."""
     if isinstance(value, torch.Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, torch.nn.Module):
@@ -49,7 +49,16 @@ def without_inference_mode(value: Any) -> Any:
 
 
 def slice_kwargs(model_kwargs: dict[str, Any], rows: slice | torch.Tensor, count: int) -> dict[str, Any]:
-    """What a model is given for these rows of a batch of `count`: of tensors (B, ...) the rows, all else as it is."""
+    """The keyword arguments of a model for some rows of a batch.
+
+    Args:
+        model_kwargs: keyword arguments for the whole batch.
+        rows: slice or indices of the rows.
+        count: size B of the whole batch.
+
+    Returns:
+        The same dictionary with every tensor (B, ...) indexed by `rows`; other values are unchanged.
+    """
     return {
         name: value[rows] if isinstance(value, torch.Tensor) and value.ndim and len(value) == count else value
         for name, value in model_kwargs.items()
@@ -57,17 +66,17 @@ def slice_kwargs(model_kwargs: dict[str, Any], rows: slice | torch.Tensor, count
 
 
 class Denoiser:
-    """x̂ = E[y | x, σ] as a network sees it, with the number of calls.
+    """A network's estimate of x̂ = E[y | x, σ], which counts its calls.
 
     Args:
-        model: called as `model(c_in x, c_noise, **model_kwargs)`, with `.sample` or a tuple as its result.
-        parameterization: of its output.
-        dtype: of a model that does not tell its own; by default that of x.
-        model_kwargs: such as `class_labels`.
+        model: called as `model(c_in x, c_noise, **model_kwargs)`; returns an object with `.sample`, or a tuple.
+        parameterization: the model's parameterization.
+        dtype: dtype of a model that has no `dtype` and no parameters; by default the dtype of x.
+        **model_kwargs: keyword arguments of the model, such as `class_labels`.
 
     Attributes:
-        dtype: of the network, if it is known.
-        nfe: calls so far.
+        dtype: dtype of the model, or None if it is unknown.
+        nfe: number of network calls so far.
 
     Example:
         >>> from diffusers_pfgm import ChargeField
@@ -84,12 +93,14 @@ class Denoiser:
         dtype: torch.dtype | None = None,
         **model_kwargs: Any,
     ) -> None:
-        self.model, self.parameterization, self.model_kwargs = model, parameterization, model_kwargs
+        self.model = model
+        self.parameterization = parameterization
+        self.model_kwargs = model_kwargs
         self.dtype = dtype_and_device(model)[0] or dtype
         self.nfe = 0
 
     def precision(self, device: torch.device) -> float:
-        """The relative rounding of what the model computes."""
+        """The relative rounding error (machine epsilon) of the model's dtype."""
         return torch.finfo(self.dtype or working_dtype(device)).eps
 
     def __call__(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
@@ -98,26 +109,29 @@ class Denoiser:
         Raises:
             ValueError: if the output has the wrong shape.
         """
-        parameterization, dtype = self.parameterization, self.dtype or x.dtype
-        label = torch.as_tensor(
+        parameterization = self.parameterization
+        dtype = self.dtype or x.dtype
+        timestep = torch.as_tensor(
             parameterization.c_noise(sigma), dtype=torch.promote_types(dtype, torch.float32), device=x.device
         )
-        seen, scales = parameterization.c_in(sigma) * x, list[torch.Tensor]()
-        half = dtype == torch.float16
-        seen = _Narrowed.apply(seen, dtype, scales) if half else seen.to(dtype)
-        output = output_tensor(self.model(seen, label, **self.model_kwargs))
+        model_input = parameterization.c_in(sigma) * x
+        is_half = dtype == torch.float16
+        scales: list[torch.Tensor] = []
+        model_input = _ToFloat16.apply(model_input, dtype, scales) if is_half else model_input.to(dtype)
+        output = output_tensor(self.model(model_input, timestep, **self.model_kwargs))
         parameterization.check_output(output, x)
         self.nfe += 1
-        output = _Widened.apply(output, x.dtype, scales) if half else output.to(x.dtype)
+        output = _FromFloat16.apply(output, x.dtype, scales) if is_half else output.to(x.dtype)
         return parameterization.denoised(output, x, sigma)
 
 
-class _Narrowed(torch.autograd.Function):
-    """What a model in float16 is given. Its gradient is multiplied by what `_Widened` has divided it by."""
+class _ToFloat16(torch.autograd.Function):
+    """Cast the input of a float16 model. Its gradient is multiplied by the scale that `_FromFloat16` divided by."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype, scales: list[torch.Tensor]) -> torch.Tensor:
-        ctx.dtype, ctx.scales = x.dtype, scales
+        ctx.dtype = x.dtype
+        ctx.scales = scales
         return cast_clamped(x, dtype)
 
     @staticmethod
@@ -125,15 +139,16 @@ class _Narrowed(torch.autograd.Function):
         return gradient.to(ctx.dtype) * ctx.scales[-1], None, None
 
 
-class _Widened(torch.autograd.Function):
-    """What a model in float16 returns, whose gradient goes back into it with the same largest element in each row.
+class _FromFloat16(torch.autograd.Function):
+    """Cast the output of a float16 model. Its gradient is scaled to a fixed largest element in each row.
 
-    A gradient of x̂ is σ times as large as the model's own, and at σ > 65,504 beyond float16.
+    A gradient of x̂ is σ times as large as a gradient of the output, which for σ > 65,504 overflows in float16.
     """
 
     @staticmethod
     def forward(ctx: Any, output: torch.Tensor, dtype: torch.dtype, scales: list[torch.Tensor]) -> torch.Tensor:
-        ctx.dtype, ctx.scales = output.dtype, scales
+        ctx.dtype = output.dtype
+        ctx.scales = scales
         return output.to(dtype)
 
     @staticmethod

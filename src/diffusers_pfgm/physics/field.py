@@ -1,11 +1,13 @@
 r"""The exact Poisson field of point charges: the training target, and a model that needs no training.
 
-Charges y_i on the plane z = 0 of R^(N+1) make at (x, z) a field along (x − x̂, z), with x̂ the posterior mean of
-`charges.py`. PFGM (arXiv 2209.11178, section 3.2) learns it normalised and reversed, as followed towards the data:
+Charges y_i on the plane z = 0 of R^(N+1) produce at (x, z) a field parallel to (x − x̂, z), with x̂ the posterior mean of
+`charges.py`. PFGM (arXiv 2209.11178, section 3.2) learns the normalized field, reversed so that it points towards the
+data:
 
     v = √N (x̂ − x, −z) / (‖(x̂ − x, z)‖ + γ).
 
-For large N and γ = 0 each component is of order one; γ > 0 tames the directions close to the charges.
+At γ = 0 the norm is √N, so that each component is of order one. γ > 0 makes v small close to the charges, where its
+direction changes fast.
 """
 
 from __future__ import annotations
@@ -31,29 +33,31 @@ def posterior_mean(
     aug_dim: float | None = 1.0,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """x̂ = E[y | x, σ], the mean of the charges weighed by their kernels at x.
+    """The posterior mean x̂ = E[y | x, σ] (denoised sample): the mean of the charges, weighted by their kernels at x.
 
     Args:
         x: (B, *), points in data units.
-        sigma: the height σ = r/√D, a number or (B,).
-        charges: (K, *), or `Charges` where they stay the same between calls.
-        aug_dim: D; None for ∞.
-        chunk_size: charges per chunk; by default as many as a budget of 32 MiB holds.
+        sigma: noise level σ = r/√D, a number or (B,), in data units.
+        charges: (K, *), in data units, or `Charges` if they stay the same between calls.
+        aug_dim: D; None for ∞. Defaults to 1.
+        chunk_size: charges per chunk; by default as many as a budget of 32 MiB allows.
 
     Returns:
-        x̂ of x's shape and dtype.
+        x̂ (B, *), in data units and in the dtype of x.
 
     Raises:
-        ValueError: if shapes do not fit, or `x`, `sigma` or `charges` hold NaN or infinity (the index is named).
+        ValueError: if the shapes of `x`, `sigma` and `charges` do not match, `aug_dim` is not positive, `chunk_size`
+            is below 1, or `x`, `sigma` or `charges` hold NaN or infinity (the error names the index).
 
     Example:
         >>> charges = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
         >>> posterior_mean(torch.tensor([[0.0, 7.0]]), 0.5, charges)
         tensor([[0., 0.]])
     """
-    heights = _heights(sigma, x)
-    found = _checked(mean(x.flatten(1), heights, charges, aug_dim, chunk_size), x, heights, charges)
-    return cast_clamped(found, x.dtype).view_as(x)
+    sigmas = _expand_sigma(sigma, x)
+    denoised = mean(x.flatten(1), sigmas, charges, aug_dim, chunk_size)
+    _check_result(denoised, x, sigmas, charges)
+    return cast_clamped(denoised, x.dtype).view_as(x)
 
 
 def normalized_field(
@@ -63,67 +67,75 @@ def normalized_field(
     gamma: float = 5.0,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """The paper's training target v (arXiv 2209.11178, Algorithm 1), at D = 1.
+    """The normalized field v, the training target of PFGM (arXiv 2209.11178, Algorithm 1), at D = 1.
 
     Args:
         x: (B, *), points in data units.
-        z: their heights, a number or (B,).
-        charges: (K, *), or `Charges` where they stay the same between calls.
-        gamma: γ, in data units.
-        chunk_size: charges per chunk; by default as many as a budget of 32 MiB holds.
+        z: coordinate z = σ of the points, a number or (B,), in data units.
+        charges: (K, *), in data units, or `Charges` if they stay the same between calls.
+        gamma: γ, in data units. Defaults to 5.
+        chunk_size: charges per chunk; by default as many as a budget of 32 MiB allows.
 
     Returns:
-        (B, N + 1), the last column along z, in x's dtype.
+        (B, N + 1), with the z component in the last column, in the dtype of x.
 
     Raises:
-        ValueError: if shapes do not fit, or `x`, `z` or `charges` hold NaN or infinity (the index is named).
+        ValueError: if the shapes of `x`, `z` and `charges` do not match, `chunk_size` is below 1, or `x`, `z` or
+            `charges` hold NaN or infinity (the error names the index).
     """
-    heights = _heights(z, x)
-    found = normalize_field(pull(x.flatten(1), heights, charges, 1.0, chunk_size), heights, gamma)
-    return _checked(found, x, heights, charges).to(x.dtype)
+    sigmas = _expand_sigma(z, x)
+    field = normalize_field(pull(x.flatten(1), sigmas, charges, 1.0, chunk_size), sigmas, gamma)
+    _check_result(field, x, sigmas, charges)
+    return field.to(x.dtype)
 
 
-def _checked(
-    found: torch.Tensor, x: torch.Tensor, heights: torch.Tensor, charges: torch.Tensor | Charges
-) -> torch.Tensor:
-    """What has been found, if it is finite. Only else, after one look at the device, the cause is searched for."""
-    if not found.isfinite().all():
+def _check_result(result: torch.Tensor, x: torch.Tensor, sigmas: torch.Tensor, charges: torch.Tensor | Charges) -> None:
+    """Raise a ValueError that names the input that is not finite, if the result is not.
+
+    Only the result is read from the device, once; the inputs are only checked after that has failed.
+    """
+    if not result.isfinite().all():
         check_finite("x", x)
-        check_finite("sigma", heights)
+        check_finite("sigma", sigmas)
         if isinstance(charges, torch.Tensor):
             Charges(charges)  # names the charge that is not finite
-    return found
 
 
-def _heights(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A number, () or (B,) as (B,), beside x and in the working dtype."""
-    heights = torch.as_tensor(sigma, device=x.device, dtype=working_dtype(x.device))
-    if heights.shape not in ((), (1,), x.shape[:1]):
+def _expand_sigma(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Expand a number, () or (B,) to (B,), on the device of x and in its working dtype."""
+    sigmas = torch.as_tensor(sigma, device=x.device, dtype=working_dtype(x.device))
+    if sigmas.shape not in ((), (1,), x.shape[:1]):
         raise ValueError(
-            f"The height must be a number or have the shape {tuple(x.shape[:1])}, but has {tuple(heights.shape)}."
+            f"`sigma` (or `z`) must be a number or have the shape {tuple(x.shape[:1])}, one for each sample in `x`, "
+            f"but has {tuple(sigmas.shape)}."
         )
-    return heights.expand(x.shape[0])
+    return sigmas.expand(x.shape[0])
 
 
 @dataclass
 class FieldOutput:
-    """What `ChargeField` returns: `sample`, shaped as a network's output."""
+    """The output of `ChargeField`.
+
+    Attributes:
+        sample: (B, C, *), or (B, C + 1, *) for the prediction type "field".
+    """
 
     sample: torch.Tensor
 
 
 class ChargeField(torch.nn.Module):
-    """The exact field of charges, called like `UNet2DModel`: generation without training, and the bench for solvers.
+    """The exact field of charges, called like `UNet2DModel`: for generation without training and for testing solvers.
 
     Args:
         charges: (K, C, *), for instance images (K, C, H, W) in [-1, 1], or points (K, N).
-        aug_dim: D; None for ∞.
-        prediction_type: what it returns: "field" (C + 1 channels; with σ in place of z where D is not 1), "sample" (x̂)
-            or "epsilon" ((x − x̂)/σ).
-        gamma: γ of the normalised field.
+        aug_dim: D; None for ∞. Defaults to 1.
+        prediction_type: the output: "field" (C + 1 channels; with σ in place of z if D is not 1), "sample" (x̂) or
+            "epsilon" ((x − x̂)/σ). Defaults to "field".
+        gamma: γ of the normalized field, in data units. Defaults to 5.
 
     Raises:
-        ValueError: if the charges are empty or not finite, or the options do not fit.
+        ValueError: if `charges` is empty or holds NaN or infinity, `aug_dim` is not positive, or `prediction_type` is
+            another word.
 
     Example:
         >>> field = ChargeField(torch.rand(5, 1, 8, 8), prediction_type="sample")
@@ -147,14 +159,15 @@ class ChargeField(torch.nn.Module):
             in_channels=channels,
             out_channels=channels + (prediction_type == "field"),
             sample_size=tuple(charges.shape[2:]),
-            aug_dim=None if math.isinf(check_aug_dim(aug_dim)) else aug_dim,  # as a scheduler's configuration has it
+            aug_dim=None if math.isinf(check_aug_dim(aug_dim)) else aug_dim,  # as in the config of a scheduler
             prediction_type=prediction_type,
             gamma=gamma,
             sigma_data=None,
             beta_schedule=None,
         )
         self._dtype = torch.promote_types(charges.dtype, torch.float32)
-        # An empty buffer of integers follows .to(device) and no .to(dtype): the charges keep their precision.
+        # `.to(dtype)` does not change a buffer of integers, so this one only tracks the device. The charges keep their
+        # precision.
         self._anchor: torch.Tensor
         self.register_buffer("_anchor", torch.empty(0, dtype=torch.int8, device=charges.device), persistent=False)
 
@@ -169,15 +182,21 @@ class ChargeField(torch.nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the charges that were given, at least float32, and float32 on MPS, which has no wider one."""
+        """The dtype of the `charges` argument, but at least float32, and float32 on MPS, which has no float64."""
         return torch.float32 if self.device.type == "mps" else self._dtype
 
     def forward(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = True
     ) -> FieldOutput | tuple[torch.Tensor]:
-        """The field at `sample` (B, C, *) and the height σ = `timestep`, a number, () or (B,)."""
+        """Evaluate the field.
+
+        Args:
+            sample: x (B, C, *), in data units.
+            timestep: noise level σ (z for D = 1), a number, () or (B,), in data units.
+            return_dict: return a `FieldOutput` rather than a tuple.
+        """
         flat = sample.flatten(1)
-        sigma = _heights(timestep, sample)
+        sigma = _expand_sigma(timestep, sample)
         if self.config.prediction_type == "sample":
             output = mean(flat, sigma, self.charges, self.config.aug_dim).view_as(sample)
         else:
@@ -186,6 +205,6 @@ class ChargeField(torch.nn.Module):
                 output = field_channels(normalize_field(offset, sigma, self.config.gamma), sample.shape)
             else:
                 output = (-offset / sigma.to(offset.dtype).unsqueeze(1)).view_as(sample)
-        limit = torch.finfo(sample.dtype).max  # which an epsilon exceeds far away at small σ
+        limit = torch.finfo(sample.dtype).max  # exceeded by (x − x̂)/σ far from the data at small σ
         output = output.clamp(-limit, limit).to(sample.dtype)
         return FieldOutput(output) if return_dict else (output,)

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 
-.PHONY: demo test test-oldest lint bench soak clean
+.PHONY: demo test test-oldest lint bench docs soak clean
 
 demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/quickstart/demo.py
@@ -25,6 +25,10 @@ test-oldest: $(VENV)-oldest/ready
 bench: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/benchmarks -s
 
+# The pages of docs/ with the API reference, in docs-output.
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .ci/mkdocs.yml
+
 soak: $(VENV)/ready-test
 	$(BIN)/python -m tests.training.soak
 
@@ -38,6 +42,10 @@ $(VENV)/ready-test: $(VENV)/ready-demo
 	$(PIP) --editable '.[examples,test,dev]'
 	touch $@
 
+$(VENV)/ready-docs: $(VENV)/ready-test
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 $(VENV)-oldest/ready: pyproject.toml .ci/constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
@@ -45,4 +53,4 @@ $(VENV)-oldest/ready: pyproject.toml .ci/constraints-oldest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest demo-output
+	rm -rf $(VENV) $(VENV)-oldest demo-output docs-output

@@ -16,7 +16,7 @@ total, where c = (ȳ + x̂)/2. This maps x to x − c, with log det ∂(x − c)
     log p(x) = log k(x − c) − tr ∂c/∂x,        k the kernel at σ_max.
 
 This agrees with the expansion of log E_y k(x − y) in y to second order, at any D; the next order is smaller by a factor
-of about ‖y‖/σ_max. The mean is ȳ = x̂ − (x̂' − x̂)/(ρ − 1), where x̂' is evaluated at σ_max/ρ on the same field line.
+of about ‖y‖/σ_max. The mean is ȳ = x̂ − (x̂' − x̂)/(κ − 1), where x̂' is evaluated at σ_max/κ on the same field line.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def shift_beyond(denoise: Denoise, x: torch.Tensor, sigma: float, ratio: float) 
         denoise: x̂ as a function of x and σ.
         x: (B, *), points at σ, in data units.
         sigma: noise level σ, large compared with the data.
-        ratio: ρ > 1, the ratio of σ to the second noise level at which x̂ is evaluated.
+        ratio: κ > 1, the ratio of σ to the second noise level at which x̂ is evaluated.
 
     Returns:
         c (B, *), in data units.

@@ -35,28 +35,36 @@ from .preconditioning import Preconditioning, Scalar
 from .prediction import Prediction, zero_where_rounded
 from .tensors import append_dims, column_shape, rescale_for_squaring, working_dtype
 
-P_LIMIT = 1e-3  # 1 − p² below which p says nothing about the distance
-MAX_DISTANCE = 1e5  # of x̂ from x beyond ‖x‖, in units of γ + z; an exact field of data within it is not changed
+P_LIMIT = 1e-3  # for 1 − p² below this, the distance is not computed from p
+MAX_DISTANCE = 1e5  # limit of ‖x̂ − x‖ − ‖x‖ in units of γ + z; larger than for the exact field of any usual data
 
 
 def normalize_field(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
-    """The normalized field (B, N + 1) from x̂ − x (B, N) and z (B,), in the dtype of the offset."""
+    """The normalized field (B, N + 1) from the offset x̂ − x (B, N) and z (B,), in the dtype of the offset."""
     field, factor = rescale_for_squaring(torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1))
     length = torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma / factor
     return field * (math.sqrt(offset.shape[1]) / length.clamp(min=torch.finfo(field.dtype).tiny))
 
 
 def field_channels(field: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A field (B, N + 1) as a network returns it for data of `shape` (B, C, *): (B, C + 1, *), constant in the last."""
+    """Reshape a field to a network's output.
+
+    Args:
+        field: (B, N + 1).
+        shape: shape (B, C, *) of the data.
+
+    Returns:
+        (B, C + 1, *), where the last channel is constant and holds the z component.
+    """
     v_z = append_dims(field[:, -1], len(shape)).expand(-1, 1, *shape[2:])
     return torch.cat([field[:, :-1].view(shape), v_z], dim=1)
 
 
 class FieldPrediction(Prediction):
-    """A network that returns the normalized field.
+    """A network whose output is the normalized field.
 
     Args:
-        preconditioning: of the network.
+        preconditioning: the network's preconditioning.
         gamma: γ ≥ 0, in data units.
     """
 
@@ -68,8 +76,13 @@ class FieldPrediction(Prediction):
         return channels + 1
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        v_x, v_z, z = output[:, :-1], output[:, -1:], sigma
-        dims, size, gamma, wide = tuple(range(1, x.ndim)), v_x[0].numel(), self.gamma, working_dtype(x.device)
+        v_x = output[:, :-1]
+        v_z = output[:, -1:]
+        z = sigma
+        gamma = self.gamma
+        dims = tuple(range(1, x.ndim))
+        size = v_x[0].numel()
+        wide = working_dtype(x.device)
         length = torch.linalg.vector_norm(v_x, dim=dims, keepdim=True, dtype=wide)
         p_squared = (length.square() / size).clamp(max=1 - torch.finfo(wide).eps)
         q = (v_z.mean(dims, keepdim=True, dtype=wide) * -(size**-0.5)).clamp(min=0).clamp(max=z / (z + gamma))

@@ -1,17 +1,18 @@
-r"""Latents as points on the hemisphere: a direction and a radius, each with a way between two and a spread of its own.
+r"""Latents as points on the hemisphere: a direction and a radius, with interpolation and temperature for each.
 
-A latent x in R^N at height r = σ_max √D is u ‖x‖ with u on the sphere of R^N. At D = 1 it lies, seen from the middle of
-the data, in the direction
+A latent x in R^N at σ_max can be written as u ‖x‖ with a unit vector u. With the augmented radius r = σ_max √D, the
+direction of (x, r) from the centre of the data is
 
-    (x, r) / ‖(x, r)‖ = (u sin θ, cos θ),        tan θ = ‖x‖ / r,
+    (x, r) / ‖(x, r)‖ = (u sin θ, cos θ),        tan θ = ‖x‖ / r.
 
-and as r → ∞ these are uniform on the hemisphere of R^(N+1) (PFGM, arXiv 2209.11178, Theorem 1; the prior is so at any
-r, section 3.3). The radius is heavy-tailed, so the way between two radii is geometric. Between two directions it is the
-great circle: with w the part of v that is across u, at unit length, and a the angle between u and v,
+At D = 1, directions of encoded data become uniform on the hemisphere of R^(N+1) as r → ∞ (PFGM, arXiv 2209.11178,
+Theorem 1), and directions of prior draws are uniform at any r (section 3.3). The radius ‖x‖ is heavy-tailed, so radii
+are interpolated geometrically. Directions u and v are interpolated along their great circle. With a the angle between
+them and w the unit vector along the component of v that is orthogonal to u,
 
     u(s) = u cos(s a) + w sin(s a),        0 ≤ s ≤ 1.
 
-A straight line between two latents passes through the middle of the ball instead, where no prior draw lies.
+A straight line between two latents would pass close to the centre of the ball, where the prior has almost no mass.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from .charges import check_finite
 from .tensors import rescale_for_squaring, working_dtype
 
-PARALLEL = 1e-6  # of the part of v across u: less of it is rounding, and says nothing of the great circle to take
+PARALLEL = 1e-6  # a component of v orthogonal to u below this norm is rounding and does not define a great circle
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class HemisphereLatents:
     """Latents as directions and radii.
 
     Attributes:
-        direction: (B, *), of norm 1; (S, B, *) along S shares of a way.
-        radius: (B,), ‖x‖ in data units; (S, B).
+        direction: unit vectors, (B, *), or (S, B, *) for S points of an interpolation.
+        radius: ‖x‖ in data units, (B,) or (S, B).
 
     Raises:
-        ValueError: if `direction` does not have the shape of `radius` followed by that of one latent.
+        ValueError: if the shape of `direction` is not that of `radius` followed by the shape of one latent.
 
     Example:
         >>> latents = HemisphereLatents.from_latents(torch.tensor([[3.0, 4.0]]))
@@ -53,56 +54,56 @@ class HemisphereLatents:
         leading = self.radius.ndim
         if not leading or self.direction.ndim <= leading or self.direction.shape[:leading] != self.radius.shape:
             raise ValueError(
-                "`direction` must have the shape of `radius` followed by that of one latent, such as (B, C, H, W) for "
-                f"(B,), but they have the shapes {tuple(self.direction.shape)} and {tuple(self.radius.shape)}."
+                "`direction` must have the shape of `radius` followed by the shape of one latent, such as (B, C, H, W) "
+                f"for (B,), but they have the shapes {tuple(self.direction.shape)} and {tuple(self.radius.shape)}."
             )
 
     @classmethod
     def from_latents(cls, x: torch.Tensor) -> HemisphereLatents:
-        """Directions and radii of latents.
+        """Decompose latents into directions and radii.
 
         Args:
-            x: (B, *), in data units. Only the first dimension counts latents: flatten (S, B, *) to (S B, *) first.
+            x: (B, *), in data units, with one batch dimension: reshape (S, B, *) to (S B, *) first.
 
         Returns:
-            Directions in x's dtype; radii too, but in no narrower one than float32.
+            Latents with directions in the dtype of x, and radii in the same dtype but at least float32.
 
         Raises:
-            ValueError: if `x` holds NaN or infinity, or a latent is 0, which has no direction.
+            ValueError: if `x` holds NaN or infinity, or a latent is 0 and so has no direction.
         """
         check_finite("x", x)
-        near, factor = rescale_for_squaring(x.flatten(1).to(working_dtype(x.device)))
-        norm = torch.linalg.vector_norm(near, dim=1, keepdim=True)
+        scaled, factor = rescale_for_squaring(x.flatten(1).to(working_dtype(x.device)))
+        norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
         if not (norm > 0).all():
             index = int((norm == 0).nonzero()[0, 0])
             raise ValueError(f"`x` must have a direction, but index {index} is 0. Leave it out.")
         radius = (norm * factor).squeeze(1).to(torch.promote_types(x.dtype, torch.float32))
-        return cls((near / norm).view_as(x).to(x.dtype), radius)
+        return cls((scaled / norm).view_as(x).to(x.dtype), radius)
 
     def to_latents(self) -> torch.Tensor:
-        """x of the direction's shape, in data units."""
+        """Return x = direction · radius, with the shape of `direction`, in data units."""
         return self.direction * self.radius.view(*self.radius.shape, *[1] * len(self.sample_shape))
 
     @property
     def sample_shape(self) -> torch.Size:
-        """(*), the shape of one latent."""
+        """The shape (*) of one latent."""
         return self.direction.shape[self.radius.ndim :]
 
     @property
     def flat(self) -> torch.Tensor:
-        """Directions (B, N) or (S, B, N)."""
+        """Directions flattened to (B, N) or (S, B, N)."""
         return self.direction.flatten(self.radius.ndim)
 
 
 def hemisphere_points(latents: HemisphereLatents, z: float) -> torch.Tensor:
-    """Where latents at height z lie on the unit hemisphere: uniform for prior draws at D = 1.
+    """Project latents at z onto the unit hemisphere. Prior draws at D = 1 are distributed uniformly on it.
 
     Args:
-        latents: of a batch B, or (S, B).
-        z: their height, σ_max at D = 1, in data units.
+        latents: latents with B or (S, B) entries.
+        z: their coordinate z, which is σ_max at D = 1, in data units.
 
     Returns:
-        (B, N + 1) or (S, B, N + 1), of norm 1, the last column along z.
+        Unit vectors (B, N + 1) or (S, B, N + 1), with the z component in the last column.
 
     Raises:
         ValueError: if `z` is not positive.
@@ -111,7 +112,7 @@ def hemisphere_points(latents: HemisphereLatents, z: float) -> torch.Tensor:
         PFGM, arXiv 2209.11178, section 3.3 and Theorem 1.
     """
     if not 0 < z < math.inf:
-        raise ValueError(f"`z` must be a finite number > 0, but is {z}. Pass the height of the latents, sigma_max.")
+        raise ValueError(f"`z` must be a finite number > 0, but is {z}. Pass sigma_max, at which latents are drawn.")
     angle = torch.atan2(latents.radius, torch.full_like(latents.radius, z)).unsqueeze(-1)
     return torch.cat([latents.flat * angle.sin(), angle.cos()], dim=-1)
 
@@ -119,20 +120,21 @@ def hemisphere_points(latents: HemisphereLatents, z: float) -> torch.Tensor:
 def interpolate(
     first: HemisphereLatents, second: HemisphereLatents, share: float | torch.Tensor = 0.5
 ) -> HemisphereLatents:
-    """The way from one batch of latents to another: along great circles, with geometric radii.
+    """Interpolate between two batches of latents: directions along great circles, radii geometrically.
 
-    Between opposite directions every great circle is as short, and one of them is taken, the same every time.
+    Opposite directions are connected by many great circles of the same length. The choice is deterministic.
 
     Args:
-        first: of a batch B, or itself (S', B).
-        second: of as many, of the same shape.
-        share: of the way, from 0 to 1: a number, or (S,).
+        first: latents with B or (S', B) entries.
+        second: latents of the same shape.
+        share: position between `first` (0) and `second` (1), a number or (S,). Defaults to 0.5.
 
     Returns:
-        Latents of the same shape, or with S before all other dimensions.
+        Latents of the same shape for a number, or with S as an additional first dimension.
 
     Raises:
-        ValueError: if shapes differ, N = 1, where there is no circle, or `share` is beyond its range.
+        ValueError: if the shapes of `first` and `second` differ, N = 1, where there is no great circle, or `share` is
+            outside of [0, 1].
     """
     if first.direction.shape != second.direction.shape or first.radius.shape != second.radius.shape:
         raise ValueError(
@@ -144,27 +146,31 @@ def interpolate(
     if shares.ndim > 1 or not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(f"`share` must be a number from 0 to 1, or (S,) of them, but is {share}.")
     u, v = (latents.flat.to(dtype) for latents in (first, second))
-    angle, across = _great_circle(u, v)
+    angle, orthogonal = _great_circle(u, v)
     shares = shares.view(*shares.shape, *[1] * angle.ndim)  # (1, ...) or (S, 1, ...)
     log_radius = torch.lerp(first.radius.to(dtype).log(), second.radius.to(dtype).log(), shares)
     radius = log_radius.exp().to(first.radius.dtype)
-    direction = _turned(u, across, shares * angle).to(first.direction.dtype)
+    direction = _rotate(u, orthogonal, shares * angle).to(first.direction.dtype)
     return HemisphereLatents(direction.view(*radius.shape, *first.sample_shape), radius)
 
 
 def with_temperature(
     latents: HemisphereLatents, temperature: float, centre: torch.Tensor | None = None
 ) -> HemisphereLatents:
-    """Latents nearer to what is typical, below 1, or farther from it, above.
+    """Latents with less (temperature < 1) or more (temperature > 1) variation.
 
     Args:
-        latents: of a batch B, or (S, B).
-        temperature: ≥ 0, and > 0 without `centre`. The factor of the radius, as in the paper; with `centre` that of
-            each direction's angle to it (at most opposite to it), and radii stay.
-        centre: (*), (B, *) or (S, B, *), a direction of any length, such as `latents.direction.mean(0)`.
+        latents: latents with B or (S, B) entries.
+        temperature: without `centre`, a factor > 0 that multiplies the radii, as in the paper. With `centre`, a factor
+            ≥ 0 that multiplies the angle between each direction and the centre (limited to π); radii are unchanged.
+        centre: direction of any length, (*), (B, *) or (S, B, *), such as `latents.direction.mean(0)`. None by default.
+
+    Returns:
+        Latents of the same shape.
 
     Raises:
-        ValueError: if `temperature` is beyond its range, or `centre` has another shape or is 0.
+        ValueError: if `temperature` is negative, or 0 without `centre`, or not finite; or if `centre` has another shape
+            or is 0.
 
     Reference:
         PFGM, arXiv 2209.11178, section 4.3: temperature by the norm of the latents.
@@ -178,31 +184,31 @@ def with_temperature(
     if centre.shape not in [shape[first:] for first in range(leading + 1)]:
         allowed = " or ".join(str(tuple(shape[first:])) for first in range(leading, -1, -1))
         raise ValueError(f"`centre` must have the shape {allowed}, but has {tuple(centre.shape)}.")
-    rows = centre.reshape(-1, *latents.sample_shape)  # one for all latents, or one for each of the last dimensions
+    rows = centre.reshape(-1, *latents.sample_shape)  # a single centre, or one for each latent of a batch
     u = HemisphereLatents.from_latents(rows).flat.view(*centre.shape[: centre.ndim - len(latents.sample_shape)], -1)
     dtype = working_dtype(latents.direction.device)
     v = latents.flat.to(dtype)
     u = u.to(dtype).expand_as(v)
-    angle, across = _great_circle(u, v)
-    direction = _turned(u, across, (temperature * angle).clamp(max=math.pi)).to(latents.direction.dtype)
+    angle, orthogonal = _great_circle(u, v)
+    direction = _rotate(u, orthogonal, (temperature * angle).clamp(max=math.pi)).to(latents.direction.dtype)
     return HemisphereLatents(direction.view(shape), latents.radius)
 
 
 def _great_circle(u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The angle (...) from u to v (..., N), and the unit vector (..., N) across u that leads there."""
+    """The angle (...) between unit vectors u and v (..., N), and the unit vector (..., N) w of the great circle."""
     if u.shape[-1] < 2:
         raise ValueError("Latents of one dimension have no great circle between them: their directions are 1 and -1.")
-    # Half the angle by its tangent: right to the last digits for parallel and opposite directions, too.
-    lengths = (torch.linalg.vector_norm(w, dim=-1) for w in (u - v, u + v))
+    # The tangent of half the angle is precise to the last digits even for parallel and opposite directions.
+    lengths = (torch.linalg.vector_norm(vector, dim=-1) for vector in (u - v, u + v))
     angle = 2 * torch.atan2(*lengths)
     axis = torch.zeros_like(u).scatter(-1, u.abs().argmin(-1, keepdim=True), 1.0)
-    across, aside = (toward - (toward * u).sum(-1, keepdim=True) * u for toward in (v, axis))
-    across = torch.where(torch.linalg.vector_norm(across, dim=-1, keepdim=True) > PARALLEL, across, aside)
-    return angle, torch.nn.functional.normalize(across, dim=-1)
+    orthogonal, fallback = (vector - (vector * u).sum(-1, keepdim=True) * u for vector in (v, axis))
+    norm = torch.linalg.vector_norm(orthogonal, dim=-1, keepdim=True)
+    return angle, torch.nn.functional.normalize(torch.where(norm > PARALLEL, orthogonal, fallback), dim=-1)
 
 
-def _turned(u: torch.Tensor, across: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
-    """Unit vectors (..., N) turned by angles (...)."""
-    turn = turn.unsqueeze(-1)
-    turned = u * turn.cos() + across * turn.sin()
-    return torch.nn.functional.normalize(turned, dim=-1)  # since the directions were rounded
+def _rotate(u: torch.Tensor, orthogonal: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Rotate unit vectors u (..., N) towards orthogonal ones by angles (...)."""
+    angle = angle.unsqueeze(-1)
+    rotated = u * angle.cos() + orthogonal * angle.sin()
+    return torch.nn.functional.normalize(rotated, dim=-1)  # removes the rounding of u

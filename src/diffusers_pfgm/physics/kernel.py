@@ -1,11 +1,10 @@
-r"""The Poisson kernel: the density that one charge makes on the plane at distance r from the data.
+r"""The Poisson kernel: the density of one charge on the plane at the augmented radius r.
 
-A charge at y in R^N, seen at height r = σ√D in D augmented dimensions, makes the density (PFGM++, arXiv 2302.04265,
-section 3)
+With D augmented dimensions, a charge at y in R^N has at r = σ√D the density (PFGM++, arXiv 2302.04265, section 3)
 
     p_σ(x | y) ∝ (‖x − y‖² + D σ²)^(−(N+D)/2),
 
-which is the multivariate Student-t with D degrees of freedom and scale σ. Hence a Gaussian scale mixture,
+which is the multivariate Student t-distribution with D degrees of freedom and scale σ, hence a Gaussian scale mixture,
 
     x = y + σ g √(D / χ²_D),        g ~ N(0, I_N),
 
@@ -24,12 +23,12 @@ import torch
 
 from .tensors import Generators, cast_clamped, column_shape, draw, rescale_for_squaring, working_dtype
 
-REDRAWS = 1000  # of a radius before a limit counts as out of reach
-LARGEST = 1e-3  # of a dtype's largest number: what is computed from a draw has to stay finite, too
+MAX_REDRAWS = 1000  # draws of a row before `max_norm` is reported as out of reach
+MAX_FRACTION = 1e-3  # of a dtype's largest number, so that later computations with a draw do not overflow
 
 
 def check_aug_dim(aug_dim: float | None) -> float:
-    """D as a float, where None stands for ∞ (a config keeps strict JSON). Raises ValueError unless D > 0."""
+    """Return D as a float, ∞ for None (strict JSON configs have no infinity). Raise a ValueError unless D > 0."""
     value = math.inf if aug_dim is None else float(aug_dim)
     if not value > 0:
         raise ValueError(
@@ -43,7 +42,7 @@ class PoissonKernel:
     """The Student-t kernel of a charge in D augmented dimensions.
 
     Args:
-        aug_dim: D, any real number > 0; None or `math.inf` for the Gaussian limit.
+        aug_dim: D, any real number > 0; None or `math.inf` for the Gaussian limit. Defaults to 1.
 
     Raises:
         ValueError: if D is not positive.
@@ -73,28 +72,34 @@ class PoissonKernel:
         dtype: torch.dtype | None = None,
         max_norm: float | None = None,
     ) -> torch.Tensor:
-        """Draw x − y, in the units of the data.
+        """Draw x − y, in data units.
 
         Args:
-            shape: (B, *), one independent radius for each of the B rows.
-            sigma: the scale σ = r/√D, a number or (B,); with `max_norm` a number.
+            shape: (B, *), with an independent radius for each of the B rows.
+            sigma: noise level σ = r/√D, a number or (B,); only a number together with `max_norm`. Defaults to 1.
             generator: one generator, or a list of B of them.
-            device: where the result lies.
-            dtype: of the result. The Gaussian is drawn in float32 or wider, the radius in float64.
-            max_norm: largest norm of a row; one beyond it is drawn again. None for the whole, heavy-tailed kernel.
+            device: device of the result, the CPU by default.
+            dtype: dtype of the result, torch's default dtype by default. The Gaussian is drawn in float32 or wider, the
+                radius in float64.
+            max_norm: largest norm of a row, in data units; rows with a larger norm are drawn again. None, the default,
+                for the complete, heavy-tailed kernel.
 
         Returns:
-            Tensor of `shape`. Draws whose radius is beyond `dtype` (they exist for small D) keep their direction, and
-            no element exceeds a thousandth of its largest number, or for float16 that number.
+            Tensor of `shape`. Where the radius exceeds the range of `dtype`, as happens for small D, the row is scaled
+            down in its direction, so that no element exceeds a thousandth of the dtype's largest number (for float16,
+            the largest number itself).
 
         Raises:
-            ValueError: if a list of generators, or `sigma`, has another length than B, or `max_norm` is out of reach.
+            ValueError: if a list of generators or `sigma` does not have B entries, or `max_norm` is so small that no
+                row within it is drawn.
         """
         if max_norm is not None:
             if isinstance(sigma, torch.Tensor):
-                raise ValueError("`sigma` must be a number where `max_norm` is given.")
+                raise ValueError("`sigma` must be a number together with `max_norm`, but is a tensor. Pass one number.")
             return self._sample_within(max_norm, shape, sigma, generator, device, dtype)
-        shape, device, dtype = tuple(shape), torch.device(device or "cpu"), dtype or torch.get_default_dtype()
+        shape = tuple(shape)
+        device = torch.device(device or "cpu")
+        dtype = dtype or torch.get_default_dtype()
         column = column_shape(shape)
         wide = torch.promote_types(dtype, torch.float32)
         if isinstance(sigma, torch.Tensor):
@@ -107,18 +112,18 @@ class PoissonKernel:
         scale = sigma * self._radius(column, generator, device, wide)
         # The scale of each row is limited, not its elements, so that no direction changes.
         largest = gaussian.view(shape[0], math.prod(shape[1:])).abs().amax(1).clamp(min=1).view(column)
-        limit = torch.finfo(dtype).max * (1 if dtype == torch.float16 else LARGEST)
+        limit = torch.finfo(dtype).max * (1 if dtype == torch.float16 else MAX_FRACTION)
         return cast_clamped(gaussian * torch.minimum(scale, limit / largest), dtype)
 
     def _radius(
         self, column: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
-        """√(D / χ²_D) of each row, (B, 1, ...)."""
+        """Draw √(D / χ²_D) for each row, (B, 1, ...)."""
         if math.isinf(self.aug_dim):
             return torch.ones(column, dtype=dtype, device=device)
 
         def sampler(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-            # For small D, χ² comes closer to 0 than float32 can tell.
+            # For small D, χ² is often closer to 0 than float32 can represent.
             half = torch.full(shape, self.aug_dim / 2, device=device, dtype=torch.float64)
             chi2 = 2 * torch._standard_gamma(half, generator=generator)
             return (self.aug_dim / chi2).sqrt().clamp(max=torch.finfo(dtype).max).to(dtype)
@@ -135,38 +140,40 @@ class PoissonKernel:
         dtype: torch.dtype | None,
     ) -> torch.Tensor:
         def redrawn(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-            found = self.sample(shape, sigma, generator, device, dtype)
-            for _ in range(REDRAWS):
-                beyond = (found.flatten(1).float().norm(dim=1) > max_norm).nonzero().flatten()
+            noise = self.sample(shape, sigma, generator, device, dtype)
+            for _ in range(MAX_REDRAWS):
+                beyond = (noise.flatten(1).float().norm(dim=1) > max_norm).nonzero().flatten()
                 if not len(beyond):
-                    return found
-                found[beyond] = self.sample((len(beyond), *shape[1:]), sigma, generator, device, dtype)
+                    return noise
+                noise[beyond] = self.sample((len(beyond), *shape[1:]), sigma, generator, device, dtype)
             raise ValueError(
-                f"`max_norm` = {max_norm} is out of reach: after {REDRAWS} draws at sigma = {sigma} some norms are "
+                f"`max_norm` = {max_norm} is out of reach: after {MAX_REDRAWS} draws at sigma = {sigma} some norms are "
                 "still larger. Set it to the `upper_norm` of training, or to None."
             )
 
         return draw(redrawn, tuple(shape), generator, torch.device(device or "cpu"))
 
     def log_prob(self, x: torch.Tensor, sigma: float | torch.Tensor = 1.0) -> torch.Tensor:
-        """Log-density of x − y in nats, normalised over R^N.
+        """The log-density of x − y, in nats, normalized over R^N.
 
         Args:
-            x: (B, *), the displacement from the charge.
-            sigma: the scale, a number or (B,).
+            x: displacement from the charge, (B, *), in data units.
+            sigma: noise level σ, a number or (B,). Defaults to 1.
 
         Returns:
-            (B,), computed in float64 where the device has it, in x's dtype.
+            (B,), in the dtype of x; computed in float64 (float32 on MPS).
         """
         flat = x.flatten(1).to(working_dtype(x.device))
-        scale, dim = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device), flat.shape[1]
+        scale = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device)
+        dim = flat.shape[1]
         if math.isinf(self.aug_dim):
             log_density = -(flat.square().sum(1) / scale.square()) / 2 - dim / 2 * math.log(2 * math.pi)
         else:
-            near, factor = rescale_for_squaring(flat)
-            squares = near.square().sum(1) / scale.square()
-            growth = torch.log1p(squares / self.aug_dim) + 2 * factor.squeeze(1).log()  # that far out the 1 is nothing
-            log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * growth
+            scaled, factor = rescale_for_squaring(flat)
+            squares = scaled.square().sum(1) / scale.square()
+            # Where the factor is not 1, the 1 of log(1 + ‖x‖²/(Dσ²)) is negligible.
+            log_sum = torch.log1p(squares / self.aug_dim) + 2 * factor.squeeze(1).log()
+            log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * log_sum
         return (log_density - dim * scale.log()).to(x.dtype)
 
     def _log_constant(self, dim: int) -> float:
@@ -174,6 +181,6 @@ class PoissonKernel:
         a, h = self.aug_dim / 2, dim / 2
         if a < 1e4:
             return math.lgamma(a + h) - math.lgamma(a) - h * math.log(2 * a * math.pi)
-        # Stirling's series for the difference: two log Γ of this size would cancel to nothing as D → ∞.
+        # Stirling's series for the difference: two values of log Γ of this size would cancel completely as D → ∞.
         ratio = (a + h - 0.5) * math.log1p(h / a) - h + (1 / (a + h) - 1 / a) / 12
         return ratio - h * math.log(2 * math.pi)

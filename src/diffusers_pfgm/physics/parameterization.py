@@ -1,4 +1,4 @@
-"""What a network predicts and how it is preconditioned: one object that reads x̂ from its output.
+"""The prediction type and the preconditioning of a network: one object that computes x̂ from its output.
 
 Solvers, losses and likelihoods work with x̂ = E[y | x, σ] alone. `Parameterization` is the one place where x̂ is computed
 from a network's output F, and where the output that a network learns is computed from x̂. A further prediction type or
@@ -23,7 +23,7 @@ PREDICTIONS: dict[str, Callable[[Preconditioning, float], Prediction]] = {
     "epsilon": lambda preconditioning, gamma: EpsilonPrediction(preconditioning),
     "v_prediction": lambda preconditioning, gamma: VPrediction(preconditioning),
 }
-PREDICTIONS_AT_ZERO_SNR = ("sample", "v_prediction")  # those that contain x̂ where σ is infinite
+PREDICTIONS_AT_ZERO_SNR = ("sample", "v_prediction")  # those whose output determines x̂ at infinite σ
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,22 @@ class Parameterization:
     """A prediction type together with a preconditioning.
 
     Args:
-        prediction_type: "field", "sample", "epsilon" or "v_prediction".
-        gamma: γ of the normalized field, in data units.
-        sigma_data: EDM's preconditioning for data of this standard deviation; None for another network.
-        train_sigmas: σ of each training timestep of a network with a beta schedule, increasing; None for another
-            network.
+        prediction_type: "field", "sample", "epsilon" or "v_prediction". Defaults to "field".
+        gamma: γ of the normalized field, in data units. Defaults to 5.
+        sigma_data: standard deviation of the data, for EDM's preconditioning; None, the default, for other networks.
+        train_sigmas: noise level σ of each training timestep of a network with a beta schedule, increasing; None, the
+            default, for other networks.
         learns_variance: whether the network also predicts a variance, in C further channels, which are not used here
-            (arXiv 2102.09672).
+            (arXiv 2102.09672). Defaults to False.
 
     Attributes:
-        preconditioning: the convention of the network's input.
-        prediction: the meaning of its output.
+        preconditioning: the `Preconditioning` of the network's input.
+        prediction: the `Prediction` that relates its output to x̂.
 
     Raises:
-        ValueError: if an argument has another value, or two of them contradict each other.
+        ValueError: if `prediction_type` is unknown, `gamma` is negative or not finite, `sigma_data` is not positive,
+            both `sigma_data` and `train_sigmas` are set, or `prediction_type` does not support `learns_variance` or the
+            infinite noise level of `train_sigmas`.
     """
 
     prediction_type: str = "field"
@@ -70,8 +72,8 @@ class Parameterization:
         if self.train_sigmas is not None:
             if self.sigma_data is not None:
                 raise ValueError(
-                    f"`sigma_data` = {self.sigma_data} preconditions a network as in EDM, but a beta schedule says "
-                    "that it is of the DDPM family. Set one of them to None."
+                    f"`sigma_data` = {self.sigma_data} preconditions a network as in EDM, but a beta schedule "
+                    "is for networks of the DDPM family. Set one of them to None."
                 )
             if self.train_sigmas[-1] >= ZERO_SNR_SIGMA and self.prediction_type not in PREDICTIONS_AT_ZERO_SNR:
                 raise ValueError(
@@ -86,26 +88,26 @@ class Parameterization:
         object.__setattr__(self, "prediction", prediction)
 
     def output_channels(self, channels: int) -> int:
-        """Channels that a network must return for data of `channels`: one more for the normalized field."""
+        """The number of output channels for data with `channels` channels: one more for the normalized field."""
         return 2 * channels if self.learns_variance else self.prediction.output_channels(channels)
 
-    def allows_channels(self, found: int, channels: int) -> bool:
-        """Whether a network may return `found` channels for data of `channels`.
+    def allows_channels(self, num_channels: int, channels: int) -> bool:
+        """Whether an output may have `num_channels` channels for data with `channels` channels.
 
-        With a learned variance both numbers are allowed, since some pipelines of diffusers remove the variance first.
+        With a learned variance the variance may also be missing, since some pipelines of diffusers remove it first.
         """
-        return found == self.output_channels(channels) or (self.learns_variance and found == channels)
+        return num_channels == self.output_channels(channels) or (self.learns_variance and num_channels == channels)
 
     def check_output(self, output: torch.Tensor, x: torch.Tensor) -> None:
-        """Raise a ValueError that names both shapes if `output` cannot belong to `x`."""
+        """Raise a ValueError that names both shapes unless `output` has the shape of an output for `x`."""
         expected = (x.shape[0], self.output_channels(x.shape[1]), *x.shape[2:])
         same = output.ndim == x.ndim and self.allows_channels(output.shape[1], x.shape[1])
         if not same or (output.shape[0], *output.shape[2:]) != (x.shape[0], *x.shape[2:]):
             raise ValueError(
                 f"`model_output` must have the shape {expected} for prediction_type {self.prediction_type!r}, but has "
                 f"{tuple(output.shape)}. A network for 'field' returns one channel more than the data, one that also "
-                "predicts a variance (`variance_type` 'learned' or 'learned_range') twice as many, any other as many: "
-                "set `out_channels` of the network, or `prediction_type` or `variance_type` of the scheduler."
+                "predicts a variance (`variance_type` 'learned' or 'learned_range') twice as many, any other the same "
+                "number: set `out_channels` of the network, or `prediction_type` or `variance_type` of the scheduler."
             )
 
     def c_in(self, sigma: Scalar) -> Scalar:
@@ -113,7 +115,7 @@ class Parameterization:
         return self.preconditioning.c_in(sigma)
 
     def c_noise(self, sigma: Scalar) -> Scalar:
-        """The timestep that the network sees at σ."""
+        """The timestep passed to the network at σ."""
         return self.preconditioning.c_noise(sigma)
 
     def sigma(self, c_noise: Scalar) -> Scalar:
@@ -124,34 +126,37 @@ class Parameterization:
         """x̂ from a network's output.
 
         Args:
-            output: (B, C', *), see `output_channels`.
+            output: the network's output, (B, C', *), see `output_channels`.
             x: (B, C, *), in data units, not multiplied by `c_in`.
-            sigma: σ, a number or (B, 1, ...), broadcast against x.
+            sigma: noise level σ, a number or (B, 1, ...), broadcast against x.
 
         Returns:
-            x̂ (B, C, *).
+            x̂ (B, C, *), in data units.
         """
         if self.learns_variance:
             output = output[:, : x.shape[1]]
         return self.prediction.denoised(output, x, sigma)
 
     def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        """The output F that belongs to x̂ = `denoised`: (B, C, *), or (B, C + 1, *) for the normalized field."""
+        """The output F for x̂ = `denoised`: (B, C, *), or (B, C + 1, *) for the normalized field."""
         return self.prediction.target(denoised, x, sigma)
 
     def guided_field(
         self, output: torch.Tensor, unconditional: torch.Tensor, scale: float, x: torch.Tensor, sigma: Scalar
     ) -> torch.Tensor:
-        """The field whose x̂ is x̂_u + scale · (x̂_c − x̂_u): classifier-free guidance (arXiv 2207.12598).
+        """The field for x̂_u + scale · (x̂_c − x̂_u), as in classifier-free guidance (arXiv 2207.12598).
 
         Outputs of the other prediction types are linear in x̂ and are combined without this method.
 
         Args:
-            output: (B, C', *), with the condition.
-            unconditional: (B, C', *), without it.
-            scale: the guidance scale; 1 for the condition alone.
+            output: conditional output, (B, C', *), from which x̂_c is computed.
+            unconditional: unconditional output, (B, C', *), from which x̂_u is computed.
+            scale: guidance scale; 1 for the conditional output alone.
             x: (B, C, *), in data units.
-            sigma: σ, a number or (B, 1, ...).
+            sigma: noise level σ, a number or (B, 1, ...).
+
+        Returns:
+            (B, C', *).
         """
         denoised = torch.lerp(self.denoised(unconditional, x, sigma), self.denoised(output, x, sigma), scale)
         return self.target(denoised, x, sigma)

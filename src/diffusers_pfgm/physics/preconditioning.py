@@ -1,4 +1,4 @@
-r"""What a network sees of x and σ, and how its output is scaled: c_in, c_noise, c_skip and c_out.
+r"""The scaling of a network's input and output: c_in, c_noise, c_skip and c_out.
 
 A network F is called as F(c_in x, c_noise). For the linear prediction types the posterior mean x̂ = E[y | x, σ] is
 
@@ -11,12 +11,12 @@ Three conventions are in use, each a class here:
     DDPM    c_in = 1/√(1 + σ²)      c_noise = t         epsilon: as plain
 
 EDM is arXiv 2206.00364, table 1, with σ_d the standard deviation of the data; PFGM++ (arXiv 2302.04265, section 4)
-carries it over to any D by r = σ√D. DDPM (arXiv 2006.11239) stands for every network that was trained with a beta
-schedule: it has learned at finitely many noise levels, each known by its index t, and √ᾱ = 1/√(1 + σ²). Between two
-levels ln σ is linear in t, as in diffusers.
+extends it to any D by r = σ√D. DDPM (arXiv 2006.11239) includes every network that was trained with a beta schedule.
+Such a network was trained at finitely many noise levels, each identified by its index t, with √ᾱ = 1/√(1 + σ²). Between
+two of them ln σ is interpolated linearly in t, as in diffusers.
 
-For v_prediction (arXiv 2202.00512, appendix D) plain and DDPM have c_skip = 1/(1 + σ²), c_out = −σ/√(1 + σ²); EDM's
-coefficients are those of its epsilon with the sign of c_out changed.
+For v_prediction (arXiv 2202.00512, appendix D) plain and DDPM have c_skip = 1/(1 + σ²), c_out = −σ/√(1 + σ²). EDM has
+the coefficients of its epsilon prediction with the opposite sign of c_out.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from .tensors import piecewise_linear
 
 Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
 
-ZERO_SNR_SIGMA = 2.0**40  # takes the place of σ = ∞: x̂ is then below the rounding of x even in float64
+ZERO_SNR_SIGMA = 2.0**40  # replaces σ = ∞: x̂ is then below the rounding error of x, even in float64
 
 
 class Preconditioning:
-    """A network that sees x and σ as they are."""
+    """The plain convention: the network's input is x and σ, without scaling."""
 
     def c_in(self, sigma: Scalar) -> Scalar:
         """The factor of x in the network's input."""
         return 1.0
 
     def c_noise(self, sigma: Scalar) -> Scalar:
-        """The timestep that the network sees at σ."""
+        """The timestep passed to the network at σ."""
         return sigma
 
     def sigma(self, c_noise: Scalar) -> Scalar:
@@ -49,7 +49,7 @@ class Preconditioning:
         return c_noise
 
     def state_scale(self, sigma: Scalar) -> Scalar:
-        """The factor between data units and a scheduler's state at σ."""
+        """The factor by which x in data units is multiplied to give a scheduler's state at σ."""
         return 1.0
 
     def epsilon_coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
@@ -90,10 +90,10 @@ class EDMPreconditioning(Preconditioning):
 
 
 class DDPMPreconditioning(Preconditioning):
-    """The input of a network that was trained with a beta schedule.
+    """The preconditioning of networks that were trained with a beta schedule.
 
     Args:
-        train_sigmas: σ of each training timestep, increasing.
+        train_sigmas: noise level σ of each training timestep, increasing.
     """
 
     def __init__(self, train_sigmas: tuple[float, ...]) -> None:
@@ -118,7 +118,7 @@ class DDPMPreconditioning(Preconditioning):
         return piecewise_linear(_at_least_float32(c_noise), timesteps, log_sigmas).exp()
 
     def _table(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The timesteps and the logarithms of their σ's, beside a tensor."""
+        """The training timesteps and their ln σ, on the device of `like`, in its dtype or at least float32."""
         dtype = torch.promote_types(like.dtype, torch.float32)
         log_sigmas = _log_sigmas(self.train_sigmas, dtype, like.device)
         return torch.arange(len(log_sigmas), dtype=dtype, device=like.device), log_sigmas

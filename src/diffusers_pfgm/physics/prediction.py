@@ -1,10 +1,10 @@
-r"""The linear prediction types: a network that returns x̂, the noise ε, or v.
+r"""The linear prediction types: the network's output is x̂, the noise ε, or v.
 
     sample          x̂ = F
     epsilon         x̂ = x − σ F for a plain network, so that F = dx/dσ along a field line
     v_prediction    x̂ = x/(1 + σ²) − σ F/√(1 + σ²) for a plain network           arXiv 2202.00512, appendix D
 
-The coefficients of other preconditionings are in `preconditioning.py`.
+The coefficients for other preconditionings are in `preconditioning.py`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch
 from .preconditioning import Preconditioning, Scalar
 from .tensors import working_dtype
 
-ROUNDING_MARGIN = 8  # x̂ must exceed so many roundings of x to be more than rounding
+ROUNDING_MARGIN = 8  # x̂ is only rounding error unless its norm exceeds this many rounding errors of x
 
 
 class Prediction:
-    """What a network returns: x̂ from its output, and the output that a network learns for x̂.
+    """The relation between a network's output and x̂: x̂ from the output, and the training target from x̂.
 
     Args:
-        preconditioning: of the network.
+        preconditioning: the network's preconditioning.
     """
 
     def __init__(self, preconditioning: Preconditioning) -> None:
         self.preconditioning = preconditioning
 
     def output_channels(self, channels: int) -> int:
-        """Channels of the output for data of `channels`."""
+        """The number of output channels for data with `channels` channels."""
         return channels
 
     def coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
@@ -36,18 +36,27 @@ class Prediction:
         raise NotImplementedError
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        """x̂ (B, C, *) from the output at x (B, C, *) in data units and σ, a number or (B, 1, ...)."""
+        """x̂ from a network's output.
+
+        Args:
+            output: the network's output at x and σ, (B, C', *), see `output_channels`.
+            x: (B, C, *), in data units.
+            sigma: noise level σ, a number or (B, 1, ...).
+
+        Returns:
+            x̂ (B, C, *), in data units.
+        """
         c_skip, c_out = self.coefficients(sigma)
         return c_skip * x + c_out * output
 
     def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        """The output whose x̂ is `denoised`, the inverse of `denoised`."""
+        """The output F for a given x̂: the inverse of the method `denoised`, with the same shapes."""
         c_skip, c_out = self.coefficients(sigma)
         return (denoised - c_skip * x) / c_out
 
 
 class SamplePrediction(Prediction):
-    """A network that returns x̂."""
+    """A network whose output is x̂."""
 
     def coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
         return 0.0, 1.0
@@ -57,7 +66,7 @@ class SamplePrediction(Prediction):
 
 
 class EpsilonPrediction(Prediction):
-    """A network that returns (x − x̂)/σ, or with EDM's preconditioning a combination of x and x̂."""
+    """A network whose output is (x − x̂)/σ, or with EDM's preconditioning (x̂ − c_skip x)/c_out."""
 
     def coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
         return self.preconditioning.epsilon_coefficients(sigma)
@@ -69,18 +78,19 @@ class EpsilonPrediction(Prediction):
 
 
 class VPrediction(Prediction):
-    """A network that returns v."""
+    """A network whose output is v."""
 
     def coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
         return self.preconditioning.v_coefficients(sigma)
 
 
 def zero_where_rounded(denoised: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """x̂, or 0 in rows where x is so far away that x̂, a difference of two numbers of its size, is only rounding.
+    """Set x̂ to 0 in rows where x is so large that x̂, a difference of two numbers of that size, is only rounding error.
 
-    At small D samples begin that far away. The data lie near 0 in comparison, so that 0 is the best estimate. The steps
-    change by no more than a rounding of x, except the last one, which would return the rounding as data.
+    At small D, samples start at such distances. Compared with x the data are near 0, so that 0 is the best estimate.
+    Steps change by no more than the rounding error of x, except the last one, which would return that error as data.
     """
-    dims, wide = tuple(range(1, x.ndim)), working_dtype(x.device)
+    dims = tuple(range(1, x.ndim))
+    wide = working_dtype(x.device)
     norms, distances = (torch.linalg.vector_norm(each, dim=dims, keepdim=True, dtype=wide) for each in (denoised, x))
     return denoised * (norms > ROUNDING_MARGIN * torch.finfo(x.dtype).eps * distances)

@@ -1,4 +1,4 @@
-"""What a training run is made of, one part a file. Needs the extra `training`."""
+"""Training of Poisson flow models: `data` reads images, `run` trains on them. Needs the extra `training`."""
 
 from ..utils.extras import require_extra
 

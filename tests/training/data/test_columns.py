@@ -1,4 +1,4 @@
-"""Images are read from columns of every kind that holds them."""
+"""Images are read from columns of every type that can hold them."""
 
 import io
 from pathlib import Path
@@ -25,7 +25,7 @@ def as_bytes(pixels: np.ndarray) -> bytes:
 
 
 def column(kind: str, folder: Path) -> tuple[list[Any], Any]:
-    """Values and their feature; None for what datasets finds by itself."""
+    """The values of a column and its feature; None for a feature that datasets infers."""
     files = [as_bytes(pixels) for pixels in PIXELS]
     for number, data in enumerate(files):
         (folder / f"{number}.png").write_bytes(data)
@@ -53,20 +53,20 @@ def test_every_kind_of_column_gives_the_same_images(kind: str, tmp_path: Path) -
         dataset = dataset.cast_column("image", feature)
     expected = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 127.5 - 1
     assert torch.equal(ImageTensors(dataset, 6).plain(), expected)
-    found, _ = next(StreamedImages(dataset.to_iterable_dataset(), 6).batches(BatchPlan(4), 0))
-    nearest = torch.cdist(found.flatten(1), expected.flatten(1)).min(1)
-    assert sorted(nearest.indices.tolist()) == [0, 1, 2, 3] and torch.equal(found, expected[nearest.indices])
+    images, _ = next(StreamedImages(dataset.to_iterable_dataset(), 6).batches(BatchPlan(4), 0))
+    nearest = torch.cdist(images.flatten(1), expected.flatten(1)).min(1)
+    assert sorted(nearest.indices.tolist()) == [0, 1, 2, 3] and torch.equal(images, expected[nearest.indices])
 
 
-def test_gray_arrays_of_whole_numbers_are_gray_images() -> None:
+def test_two_dimensional_arrays_are_gray_images() -> None:
     dataset = datasets.Dataset.from_dict({"pixels": PIXELS[..., 0].tolist()})
     images = ImageTensors(dataset, 6)
     assert images.mode == "L" and torch.equal(images[2][0], torch.from_numpy(PIXELS[2, ..., 0]) / 127.5 - 1)
 
 
 @pytest.mark.parametrize("values", [(PIXELS / 255).tolist(), (PIXELS.astype(int) + 256).tolist(), [[1, 2], [3]]])
-def test_arrays_that_are_no_pixels_are_told(values: Any) -> None:
-    with pytest.raises(ValueError, match=r"No image can be read: Image 0 .* is an array of .* from 0 to 255"):
+def test_arrays_that_are_not_pixels_are_errors(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"No image can be read: Image 0 .* is an array of .* integers from 0 to 255"):
         ImageTensors(datasets.Dataset.from_dict({"image": values}), 6)
 
 
@@ -84,7 +84,7 @@ def test_the_default_column() -> None:
             with_image_files(datasets.Dataset.from_dict(columns), None)
 
 
-def test_a_stream_that_does_not_tell_its_columns_is_asked() -> None:
+def test_columns_of_a_stream_are_inferred_if_it_does_not_declare_them() -> None:
     def rows() -> Any:
         yield from ({"image": as_bytes(pixels)} for pixels in PIXELS)
 

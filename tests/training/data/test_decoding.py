@@ -1,4 +1,4 @@
-"""Good pixels are read whatever stands beside them, and what cannot be read is named."""
+"""Pixels are read whatever the metadata of a file, and an image that cannot be read is named."""
 
 import contextlib
 import gzip
@@ -22,17 +22,17 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
-from diffusers_pfgm.training.data import decoding as decode
+from diffusers_pfgm.training.data import decoding
 from diffusers_pfgm.training.data.decoding import BrokenImageError, ImageReader, open_image
 from diffusers_pfgm.training.data.images import ImageTensors
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-PICTURE = Image.fromarray(PIXELS)
+IMAGE = Image.fromarray(PIXELS)
 
 
 def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     stream = io.BytesIO()
-    PICTURE.convert(mode).save(stream, kind, **options)
+    IMAGE.convert(mode).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -44,7 +44,7 @@ def png_with(kind: bytes, data: bytes, before: bytes = b"IDAT", raw: bytes = b""
 
 
 def jpeg_with(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """EXIF of tag, type, count and a value in four bytes."""
+    """A JPEG file whose EXIF entries are (tag, type, count, value of at most four bytes)."""
     ifd = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in entries)
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + ifd + bytes(4)
     raw = encoded("JPEG")
@@ -55,7 +55,7 @@ def opened(data: bytes) -> np.ndarray:
     return np.array(open_image("x", {"bytes": data, "path": None}).convert("RGB"))
 
 
-TURNED = (0x112, 3, 1, b"\6\0")  # by a quarter
+ROTATED = (0x112, 3, 1, b"\6\0")  # by 90 degrees
 LARGE = zlib.compress(bytes(2**21))
 
 
@@ -80,13 +80,13 @@ def test_pixels_of_a_png_are_read_whatever_its_metadata(data: bytes) -> None:
 @pytest.mark.parametrize(
     "odd", [(0x11A, 2, 4, b"72\0\0"), (0x11A, 5, 0, b""), (0x128, 7, 3, b"\xff"), (0x10E, 99, 9, b"")]
 )
-def test_a_turned_jpeg_is_turned_whatever_its_other_tags(odd: tuple[int, int, int, bytes]) -> None:
+def test_a_jpeg_is_rotated_whatever_its_other_tags(odd: tuple[int, int, int, bytes]) -> None:
     expected = np.rot90(np.array(Image.open(io.BytesIO(encoded("JPEG")))), -1)
-    assert np.array_equal(opened(jpeg_with(TURNED, odd)), expected)
+    assert np.array_equal(opened(jpeg_with(ROTATED, odd)), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_turned_image_is_turned_though_its_metadata_are_left_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_rotated_even_if_its_metadata_are_removed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exif = Image.Exif()
     exif[0x112] = 6
     data = encoded(kind, exif=exif)
@@ -100,7 +100,7 @@ def test_a_turned_image_is_turned_though_its_metadata_are_left_out(kind: str, mo
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientations_are_those_of_pillow(orientation: int) -> None:
+def test_orientations_agree_with_pillow(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x112] = orientation
     data = encoded("PNG", exif=exif)
@@ -109,26 +109,30 @@ def test_orientations_are_those_of_pillow(orientation: int) -> None:
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    found = bytearray(data)
+    changed = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 4, 8])):
-        at, kind = chance.randrange(min(len(found), chance.choice([64, 256, len(found)]))), chance.random()
+        at = chance.randrange(min(len(changed), chance.choice([64, 256, len(changed)])))
+        kind = chance.random()
         if kind < 0.6:
-            found[at] = chance.choice([0, 255, chance.randrange(256), found[at] ^ (1 << chance.randrange(8))])
+            changed[at] = chance.choice([0, 255, chance.randrange(256), changed[at] ^ (1 << chance.randrange(8))])
         elif kind < 0.8:
-            del found[at : at + chance.randrange(1, 5)]
+            del changed[at : at + chance.randrange(1, 5)]
         else:
-            found[at:at] = bytes(chance.randrange(256) for _ in range(chance.randrange(1, 5)))
-    return bytes(found)
+            changed[at:at] = bytes(chance.randrange(256) for _ in range(chance.randrange(1, 5)))
+    return bytes(changed)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO"])
-def test_nothing_but_a_broken_image_comes_out_of_a_damaged_file(kind: str) -> None:
-    exif, info, chance = Image.Exif(), PngImagePlugin.PngInfo(), random.Random(kind)
+def test_a_damaged_file_raises_nothing_but_a_broken_image_error(kind: str) -> None:
+    exif = Image.Exif()
+    info = PngImagePlugin.PngInfo()
+    chance = random.Random(kind)
     exif[0x112], exif[0x11A], exif[0x10E] = 6, 72.0, "text"
     info.add_text("a", "b" * 99, zip=True)
     options: dict[str, Any] = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
     data = encoded(kind, **options, **({"pnginfo": info} if kind == "PNG" else {}))
-    reader, read = ImageReader(8, "RGB", center_crop=True, only_gray=False), 0
+    reader = ImageReader(8, "RGB", center_crop=True, only_gray=False)
+    read = 0
     for _ in range(400):
         with contextlib.suppress(BrokenImageError):
             pixels, _ = reader("x", {"bytes": mutated(data, chance), "path": None}, lambda: 0)
@@ -136,7 +140,7 @@ def test_nothing_but_a_broken_image_comes_out_of_a_damaged_file(kind: str) -> No
     assert 0 < read < 400
 
 
-def test_warnings_of_pillow_do_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_pillow_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # below 12 x 16, above half of it
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -148,22 +152,23 @@ def test_warnings_of_pillow_do_not_end_a_run(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1), (3, 60_000)])
 @pytest.mark.parametrize("center_crop", [True, False])
-def test_a_long_image_takes_little_memory(
+def test_a_long_image_needs_little_memory(
     size: tuple[int, int], center_crop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resize, sizes = Image.Image.resize, []
+    resize = Image.Image.resize
+    sizes = []
 
-    def look(image: Image.Image, size: tuple[int, int], *args: Any) -> Image.Image:
+    def record(image: Image.Image, size: tuple[int, int], *args: Any) -> Image.Image:
         sizes.append(size)
         assert size[0] * size[1] <= 2**24  # 64 x 19,200,000 pixels would be 73 times as many
         return resize(image, size, *args)
 
     stream = io.BytesIO()
     Image.new("L", size, 9).save(stream, "PNG")
-    monkeypatch.setattr(Image.Image, "resize", look)
+    monkeypatch.setattr(Image.Image, "resize", record)
     reader = ImageReader(64, "L", center_crop, only_gray=False)
-    pixels, whole = reader("x", {"bytes": stream.getvalue(), "path": None}, lambda: 77)
-    assert torch.equal(pixels, torch.full((1, 64, 64), 9, dtype=torch.uint8)) and whole == center_crop and sizes
+    pixels, is_fixed = reader("x", {"bytes": stream.getvalue(), "path": None}, lambda: 77)
+    assert torch.equal(pixels, torch.full((1, 64, 64), 9, dtype=torch.uint8)) and is_fixed == center_crop and sizes
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -171,23 +176,24 @@ def test_cropping_first_agrees_with_resizing_first(mode: str, monkeypatch: pytes
     entry = {"bytes": encoded("PNG", mode), "path": None}
     for number in range(4):
         expected, _ = ImageReader(9, mode, False, False)("x", entry, lambda n=number: n)
-        monkeypatch.setattr(decode, "MAX_RESIZED", 0)
-        found, _ = ImageReader(9, mode, False, False)("x", entry, lambda n=number: n)
+        monkeypatch.setattr(decoding, "MAX_RESIZED_PIXELS", 0)
+        pixels, _ = ImageReader(9, mode, False, False)("x", entry, lambda n=number: n)
         monkeypatch.undo()
-        assert (found.int() - expected.int()).abs().max() <= 1  # Pillow keeps the region in float32
+        assert (pixels.int() - expected.int()).abs().max() <= 1  # Pillow keeps the region in float32
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves parts of files too, which an archive is read by."""
+    """A server that also supports ranges of files, which reading an archive needs."""
 
     def do_GET(self) -> None:
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
-        if wanted is None or not path.is_file():
+        if requested is None or not path.is_file():
             super().do_GET()
             return
         whole = path.read_bytes()
-        first, last = int(wanted[1]), min(int(wanted[2]), len(whole) - 1)
+        first = int(requested[1])
+        last = min(int(requested[2]), len(whole) - 1)
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(whole)}")
         self.send_header("Content-Length", str(last + 1 - first))
@@ -198,10 +204,10 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     handler = partial(RangeHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{found.server_address[1]}"
-        found.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def test_images_are_opened_by_url_and_archive_path_as_datasets_does(tmp_path: Path, server: str) -> None:
@@ -224,19 +230,19 @@ def test_images_are_opened_by_url_and_archive_path_as_datasets_does(tmp_path: Pa
         open_image("x", {"bytes": None, "path": f"zip://gone.png::{tmp_path}/b.zip"})
 
 
-def test_the_mode_is_looked_for_until_images_can_be_read() -> None:
+def test_the_mode_is_that_of_the_first_readable_images() -> None:
     names = [(str(i), {"bytes": b"no", "path": None}) for i in range(150)]
     good = [("good", {"bytes": encoded("PNG"), "path": None})]
-    assert ImageReader.of(names + good, 8, None, True).mode == "RGB"
+    assert ImageReader.from_images(names + good, 8, None, True).mode == "RGB"
     with pytest.raises(BrokenImageError, match=r"No image can be read: 0 cannot be read: .*other 149\.$"):
-        ImageReader.of(names, 8, None, True)
+        ImageReader.from_images(names, 8, None, True)
     with pytest.raises(ValueError, match="The data set is empty"):
-        ImageReader.of([], 8, None, True)
+        ImageReader.from_images([], 8, None, True)
 
 
-def test_16_bits_are_told_to_become_8() -> None:
+def test_an_image_of_16_bits_is_refused_with_advice() -> None:
     deep = io.BytesIO()
     Image.fromarray(PIXELS[..., 0].astype(np.uint16)).save(deep, "PNG")
     with pytest.raises(BrokenImageError, match=r"mode 'I;16', not of 8 bits per channel. Convert it to 8 bits") as info:
-        ImageReader.of([("x", {"bytes": deep.getvalue(), "path": None})], 8, None, True)
+        ImageReader.from_images([("x", {"bytes": deep.getvalue(), "path": None})], 8, None, True)
     assert "skip" not in str(info.value)

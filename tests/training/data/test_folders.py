@@ -1,4 +1,4 @@
-"""A folder gives all of its images, whatever they are called, or says which it leaves out."""
+"""All images of a folder are read, whatever their names, or a warning lists those that are left out."""
 
 import os
 import shutil
@@ -19,12 +19,12 @@ from diffusers_pfgm.training.data.source import load_image_dataset, open_images
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # what is left out without need is a fault too
+        warnings.simplefilter("error", UserWarning)  # an unexpected warning about files that are left out is a failure
         yield
 
 
 def write(folder: Path, *names: str) -> Path:
-    """Images whose gray values are their numbers."""
+    """Write images whose gray value is their number."""
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), number).save(folder / name, "PNG")
@@ -41,7 +41,7 @@ ODD = ["UPPER.PNG", "a[1].png", "b*.png", "c?.png", "d::e.png", "100%#.png", "ü
 
 @pytest.mark.parametrize("names", [NAMES, ODD, NAMES + ODD])
 @pytest.mark.parametrize("folder", ["photos", "train", "test [x]*?", "a::b"])
-def test_no_image_is_lost_by_its_name(tmp_path: Path, names: list[str], folder: str) -> None:
+def test_images_of_any_name_are_read(tmp_path: Path, names: list[str], folder: str) -> None:
     place = str(write(tmp_path / folder, *names))
     for dataset in (load_image_dataset(data_dir=place), load_image_dataset(place), open_images(place)):
         assert grays(dataset) == list(range(len(names)))
@@ -54,13 +54,15 @@ def test_subfolders_of_any_name_are_classes(tmp_path: Path) -> None:
     names = [f"{kind}/{i}.png" for kind in ("car", "train", "bus", "test") for i in range(3)]
     dataset = load_image_dataset(data_dir=str(write(tmp_path / "x", *names)))
     assert dataset.features["label"].names == ["bus", "car", "test", "train"]
-    found = {row["image"].getpixel((0, 0)): dataset.features["label"].int2str(row["label"]) for row in dataset}
-    assert found == {number: name.split("/")[0] for number, name in enumerate(names)}
+    classes = {row["image"].getpixel((0, 0)): dataset.features["label"].int2str(row["label"]) for row in dataset}
+    assert classes == {number: name.split("/")[0] for number, name in enumerate(names)}
 
 
-def test_subfolders_that_are_splits_are_read_and_named(tmp_path: Path) -> None:
+def test_subfolders_named_like_splits_are_read_with_a_warning(tmp_path: Path) -> None:
     folder = write(tmp_path / "x", "train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png")
-    with pytest.warns(UserWarning, match=r"All subfolders of .*x are read: test, train. Pass the path of one"):
+    with pytest.warns(
+        UserWarning, match=r"All subfolders of .*x are read: test, train. Pass the path of one subfolder"
+    ):
         dataset = load_image_dataset(data_dir=str(folder))
     assert len(dataset) == 4 and dataset.features["label"].names == ["cat", "dog"]
 
@@ -74,28 +76,34 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert grays(load_image_dataset(data_dir=str(tmp_path / "x"))) == [0, 1]
     (tmp_path / "x" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     images = ImageTensors(load_image_dataset(data_dir=str(tmp_path / "x")), 4, mode="L")
-    assert [("gone.png" in why) for why in images.broken().values()] == [True]
+    assert [("gone.png" in reason) for reason in images.broken().values()] == [True]
 
 
-def test_what_is_no_image_is_told(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_listed(tmp_path: Path) -> None:
     folder = write(tmp_path / "x", "1.png", "2.png")
     for name in ("notes.txt", "3.heic7", "deep/4", ".hidden.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("no image")
-    with pytest.warns(UserWarning, match=r"3 files of .*x are no images .* left out: 3.heic7, deep/4, notes.txt$"):
+    with pytest.warns(
+        UserWarning, match=r"3 files of .*x have no suffix of an image and are left out: 3.heic7, deep/4, notes.txt$"
+    ):
         assert len(load_image_dataset(data_dir=str(folder))) == 2
 
 
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_metadata_add_columns_and_what_they_leave_out_is_told(tmp_path: Path, kind: str, streaming: bool) -> None:
+def test_metadata_add_columns_and_unnamed_images_are_listed(
+    tmp_path: Path, kind: str, streaming: bool
+) -> None:
     folder = write(tmp_path / "x [1]", *(f"{name}.png" for name in ("train", "test", "a", "b", "c")))
     rows = {"train": 7, "test": 8, "a": 9}
     lines = [f"{name}.png,{value}" for name, value in rows.items()]
     if kind == "jsonl":
         lines = [f'{{"file_name": "{name}.png", "price": {value}}}' for name, value in rows.items()]
     (folder / f"metadata.{kind}").write_text("\n".join(["file_name,price"][: kind == "csv"] + lines))
-    with pytest.warns(UserWarning, match=r"2 files of .* are named by no metadata file and left out: b.png, c.png"):
+    with pytest.warns(
+        UserWarning, match=r"2 files of .* are not listed in a metadata file and are left out: b.png, c.png"
+    ):
         dataset = load_image_dataset(data_dir=str(folder), streaming=streaming)
     assert {row["image"].getpixel((0, 0)): row["price"] for row in dataset} == {0: 7, 1: 8, 2: 9}
 
@@ -106,17 +114,17 @@ def test_archives_in_a_folder_are_read(tmp_path: Path) -> None:
     assert grays(load_image_dataset(data_dir=str(folder))) == [0, 0, 1, 2]
 
 
-def test_files_and_saved_folders_of_odd_names(tmp_path: Path) -> None:
+def test_files_and_saved_folders_may_have_special_characters_in_their_names(tmp_path: Path) -> None:
     dataset = load_image_dataset(data_dir=str(write(tmp_path / "x", "1.png", "2.png")))
     for name in ("a[1]", "b*", "c?"):
         dataset.to_parquet(tmp_path / f"{name}.parquet")
         dataset.save_to_disk(tmp_path / name)
-        for found in (f"{name}.parquet", name):
-            assert grays(load_image_dataset(str(tmp_path / found))) == [0, 1]
+        for source in (f"{name}.parquet", name):
+            assert grays(load_image_dataset(str(tmp_path / source))) == [0, 1]
         assert len(open_images(str(tmp_path / name))) == 2
 
 
-def test_files_that_a_data_set_of_the_hub_keeps_for_other_splits_are_told(tmp_path: Path) -> None:
+def test_files_of_other_splits_are_listed(tmp_path: Path) -> None:
     dataset = load_image_dataset(data_dir=str(write(tmp_path / "x", "1.png", "2.png")))
     (tmp_path / "copy").mkdir()
     for name in ("train", "test"):
@@ -135,7 +143,7 @@ def test_empty_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("damaged", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
 @pytest.mark.parametrize("content", ["", "garbage", "[]", "{}", None])
-def test_a_damaged_saved_folder_is_one_clear_line(tmp_path: Path, damaged: str, content: str | None) -> None:
+def test_a_damaged_saved_folder_gives_a_one_line_error(tmp_path: Path, damaged: str, content: str | None) -> None:
     load_image_dataset(data_dir=str(write(tmp_path / "x", "1.png"))).save_to_disk(tmp_path / "saved")
     if content is None:
         (tmp_path / "saved" / damaged).unlink()
@@ -149,7 +157,7 @@ def test_a_damaged_saved_folder_is_one_clear_line(tmp_path: Path, damaged: str, 
         assert grays(loaded) == [0]
 
 
-def test_a_picture_beside_tables_does_not_hide_them(tmp_path: Path) -> None:
+def test_an_image_beside_tables_does_not_hide_them(tmp_path: Path) -> None:
     folder = write(tmp_path / "mirror", "preview.png")
     images = {"image": [str(write(tmp_path / "source", f"{i}.png") / f"{i}.png") for i in range(5)]}
     table = datasets.Dataset.from_dict(images, datasets.Features({"image": datasets.Image()}))
@@ -158,8 +166,9 @@ def test_a_picture_beside_tables_does_not_hide_them(tmp_path: Path) -> None:
     assert len(load_image_dataset(str(folder))) == 5
 
 
-def test_a_subfolder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, scandir = write(tmp_path / "disk", "a.png", "lost+found/b.png"), os.scandir
+def test_a_subfolder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "disk", "a.png", "lost+found/b.png")
+    scandir = os.scandir
 
     def refusing(path: str) -> Any:
         if str(path).endswith("lost+found"):
@@ -167,11 +176,11 @@ def test_a_subfolder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: 
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.warns(UserWarning, match=r"lost\+found may not be read"):
+    with pytest.warns(UserWarning, match=r"lost\+found cannot be read \(permission denied\)"):
         assert len(load_image_dataset(data_dir=str(folder))) == 1
 
 
-def test_metadata_of_another_kind_cost_no_image(tmp_path: Path) -> None:
+def test_unrelated_metadata_files_do_not_exclude_images(tmp_path: Path) -> None:
     folder = write(tmp_path / "photos", "a.png", "b.png")
     (folder / "metadata.csv").write_text("camera,lens\nx,y\n")
     with pytest.warns(UserWarning, match=r"metadata files of .* are not used.*file_name"):

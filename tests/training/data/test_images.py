@@ -1,4 +1,4 @@
-"""Images come as diffusers' examples would give them, and bad data are refused by name."""
+"""Images are resized and cropped as in diffusers' examples, and errors name the image that cannot be read."""
 
 import weakref
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_pfgm.training.data import images as image_data
+from diffusers_pfgm.training.data import images as images_module
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import load_image_dataset
 
@@ -35,8 +35,8 @@ def test_every_source_gives_the_same_images(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "saved-dict")
     expected = ImageTensors(dataset, 8, center_crop=True).__getitems__(range(6))
     for name in ("photos.parquet", "saved", "saved-dict", "photos"):
-        found = ImageTensors(load_image_dataset(name=str(tmp_path / name)), 8, center_crop=True)
-        assert torch.equal(found.__getitems__(range(6)), expected)
+        images = ImageTensors(load_image_dataset(name=str(tmp_path / name)), 8, center_crop=True)
+        assert torch.equal(images.__getitems__(range(6)), expected)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("1", 1)])
@@ -64,7 +64,7 @@ def test_mixed_sizes_and_modes_are_resized_and_converted() -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_pixels_span_minus_one_to_one_and_repeat(cache: bool) -> None:
+def test_pixels_range_from_minus_one_to_one_at_every_read(cache: bool) -> None:
     gradient = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
     images = ImageTensors(as_dataset([gradient]), 16, cache=cache)
     for _ in range(2):
@@ -80,7 +80,7 @@ def test_random_crops_and_flips_differ_between_epochs_despite_the_cache() -> Non
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_crops_and_flips_depend_on_seed_and_key_alone(tmp_path: Path, cache: bool) -> None:
+def test_crops_and_flips_depend_only_on_seed_and_key(tmp_path: Path, cache: bool) -> None:
     dataset = load_image_dataset(data_dir=str(write_images(tmp_path / "x", count=5)))
     state = torch.get_rng_state()
     whole = ImageTensors(dataset, 8, random_flip=True, cache=cache).__getitems__(range(20))
@@ -95,41 +95,46 @@ def test_plain_images_are_not_mirrored_and_never_cropped_at_random(tmp_path: Pat
     dataset = load_image_dataset(data_dir=str(write_images(tmp_path / "x")))
     expected = ImageTensors(dataset, 8, center_crop=True).__getitems__(range(6))
     assert torch.equal(ImageTensors(dataset, 8, center_crop=True, random_flip=True).plain(), expected)
-    with pytest.raises(ValueError, match=r"Image 0 .* is not square, so crops of it change. Pass `--center_crop`"):
+    with pytest.raises(
+        ValueError, match=r"Image 0 .* is not square, so its random crop changes.* Pass `--center_crop`"
+    ):
         ImageTensors(dataset, 8).plain()
 
 
-def test_broken_images_are_found_by_name(tmp_path: Path) -> None:
+def test_broken_images_are_listed(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "x", size=(8, 8))
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])
     (folder / "4.png").write_text("no image")
     Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(folder / "5.png")
     broken = ImageTensors(load_image_dataset(data_dir=str(folder)), 8, mode="RGB").broken()
-    assert list(broken) == [3, 4, 5] and all(f"{i}.png" in why for i, why in broken.items())
+    assert list(broken) == [3, 4, 5] and all(f"{i}.png" in reason for i, reason in broken.items())
     assert not ImageTensors(as_dataset([Image.new("L", (8, 8))]), 8).broken()
 
 
-def test_mean_norm_is_the_data_sets(digits: torch.Tensor) -> None:
+def test_mean_norm_is_that_of_all_images(digits: torch.Tensor) -> None:
     pixels = ((digits[:700] + 1) * 127.5).round()
     images = ImageTensors(as_dataset([Image.fromarray(image.numpy().astype("uint8")[0]) for image in pixels]), 8)
     expected = (pixels / 127.5 - 1).flatten(1).norm(dim=1).mean().item()
     assert images.mean_norm() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_mean_norm_keeps_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_norm_keeps_few_images_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageTensors(as_dataset([Image.new("L", (8, 8), 200)] * 300), 8)
-    read, alive, most = images.__getitems__, [], 0
+    read = images.__getitems__
+    references: list[weakref.ref] = []
+    largest = 0
 
-    def look(keys: Sequence[int]) -> torch.Tensor:
-        nonlocal most
-        most = max(most, sum(len(found) for each in alive if (found := each()) is not None) + len(keys))
+    def record(keys: Sequence[int]) -> torch.Tensor:
+        nonlocal largest
+        alive = sum(len(batch) for reference in references if (batch := reference()) is not None)
+        largest = max(largest, alive + len(keys))
         batch = read(keys)
-        alive.append(weakref.ref(batch))
+        references.append(weakref.ref(batch))
         return batch
 
-    monkeypatch.setattr(images, "__getitems__", look)
+    monkeypatch.setattr(images, "__getitems__", record)
     assert images.mean_norm() == pytest.approx(8 * (200 / 127.5 - 1), rel=1e-6)
-    assert most <= 64
+    assert largest <= 64
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
@@ -144,7 +149,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             images[index]
 
 
-def test_data_that_cannot_serve_are_refused(tmp_path: Path) -> None:
+def test_unusable_data_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_images(tmp_path / "both")
     deep = Image.fromarray(np.zeros((8, 8), dtype=np.uint16))
@@ -153,7 +158,7 @@ def test_data_that_cannot_serve_are_refused(tmp_path: Path) -> None:
         (lambda: load_image_dataset(name="a", data_dir="b"), "exactly one of"),
         (lambda: load_image_dataset(data_dir=str(tmp_path / "empty")), "'.*empty' is missing or holds no files"),
         (lambda: load_image_dataset(data_dir=str(tmp_path / "none")), "'.*none' is missing or holds no files"),
-        (lambda: load_image_dataset(name=str(tmp_path / "none.parquet")), "is no file"),
+        (lambda: load_image_dataset(name=str(tmp_path / "none.parquet")), "is not a file"),
         (lambda: ImageTensors(as_dataset([]), 8), "The data set is empty"),
         (lambda: ImageTensors(as_dataset([None]), 8), "Image 0 of the data set is missing"),
         (lambda: ImageTensors(as_dataset([deep]), 0), "`--resolution` must be at least 1, but is 0"),
@@ -162,15 +167,15 @@ def test_data_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             call()
-    late = as_dataset([Image.new("L", (8, 8))] * 100 + [Image.new("RGB", (8, 8))])
-    with pytest.raises(ValueError, match="Image 100 of the data set is in colour, unlike the first ones"):
-        ImageTensors(late, 8)[100]
-    assert ImageTensors(late, 8, mode="L")[100].shape == (1, 8, 8)
+    last_in_colour = as_dataset([Image.new("L", (8, 8))] * 100 + [Image.new("RGB", (8, 8))])
+    with pytest.raises(ValueError, match="Image 100 of the data set is in colour, unlike the first 100 images"):
+        ImageTensors(last_in_colour, 8)[100]
+    assert ImageTensors(last_in_colour, 8, mode="L")[100].shape == (1, 8, 8)
     (tmp_path / "broken.parquet").write_text("no parquet")
-    datasets.DatasetDict({"test": late}).save_to_disk(tmp_path / "untrained")
+    datasets.DatasetDict({"test": last_in_colour}).save_to_disk(tmp_path / "untrained")
     with pytest.raises(ValueError, match="cannot be read as parquet"):
         load_image_dataset(name=str(tmp_path / "broken.parquet"))
-    with pytest.raises(ValueError, match=r"has no split 'train', but \['test'\]"):
+    with pytest.raises(ValueError, match=r"has no split 'train'. Its splits are \['test'\]"):
         load_image_dataset(name=str(tmp_path / "untrained"))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("no images here")
@@ -184,7 +189,7 @@ def test_center_crop_takes_the_middle() -> None:
     assert torch.allclose((image[0, 0] + 1) * 127.5, torch.arange(12.0, 20.0), atol=1e-4)
 
 
-def test_every_crop_can_be_drawn() -> None:
+def test_every_crop_occurs() -> None:
     wide = Image.fromarray(np.tile(np.arange(9, dtype=np.uint8), (8, 1)))
     images = ImageTensors(as_dataset([wide]), 8)
     assert {round((images[key][0, 0, 0].item() + 1) * 127.5) for key in range(40)} == {0, 1}
@@ -196,16 +201,16 @@ def test_resizing_is_bilinear() -> None:
     assert torch.allclose(ImageTensors(as_dataset([image]), 8)[0][0], expected)
 
 
-def test_a_turned_photo_is_turned_back(tmp_path: Path) -> None:
+def test_a_rotated_photo_is_turned_upright(tmp_path: Path) -> None:
     pixels = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    pixels.save(tmp_path / "turned.png", exif=exif)
-    found = ImageTensors(load_image_dataset(data_dir=str(tmp_path)), 8)[0][0]
-    assert torch.equal(found, ImageTensors(as_dataset([pixels]), 8)[0][0].flip(0, 1))
+    pixels.save(tmp_path / "rotated.png", exif=exif)
+    upright = ImageTensors(load_image_dataset(data_dir=str(tmp_path)), 8)[0][0]
+    assert torch.equal(upright, ImageTensors(as_dataset([pixels]), 8)[0][0].flip(0, 1))
 
 
-def test_cache_keeps_images_apart(tmp_path: Path) -> None:
+def test_cached_images_equal_decoded_ones(tmp_path: Path) -> None:
     dataset = load_image_dataset(data_dir=str(write_images(tmp_path / "x")))
     images = ImageTensors(dataset, 8, center_crop=True)
     expected = ImageTensors(dataset, 8, center_crop=True, cache=False).__getitems__(range(6))
@@ -213,6 +218,6 @@ def test_cache_keeps_images_apart(tmp_path: Path) -> None:
         assert torch.equal(images.__getitems__(order), expected[order])
 
 
-def test_cache_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_data, "CACHE_BYTES", 63)
+def test_images_above_the_limit_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "CACHE_BYTES", 63)
     assert ImageTensors(as_dataset([Image.new("L", (8, 8))]), 8)._cache is None

@@ -1,4 +1,4 @@
-"""Class labels come from a column, whatever kind of label it holds."""
+"""Class labels are read from columns of every type."""
 
 from typing import Any
 
@@ -27,13 +27,13 @@ def make(labels: list[Any], feature: Any) -> datasets.Dataset:
     ],
 )
 def test_labels_count_from_zero(labels: list[Any], feature: Any, names: dict[int, str]) -> None:
-    found, id2label = read_class_labels(make(labels, feature), "kind")
-    assert found.tolist() == [1, 0, 1] and id2label == names and found.dtype == torch.int64
+    numbers, id2label = read_class_labels(make(labels, feature), "kind")
+    assert numbers.tolist() == [1, 0, 1] and id2label == names and numbers.dtype == torch.int64
 
 
 def test_the_first_class_column_is_the_default() -> None:
-    found, _ = read_class_labels(make([1, 0], datasets.ClassLabel(names=["cat", "dog"])))
-    assert found.tolist() == [1, 0]
+    labels, _ = read_class_labels(make([1, 0], datasets.ClassLabel(names=["cat", "dog"])))
+    assert labels.tolist() == [1, 0]
     with pytest.raises(ValueError, match=r"no column of class labels among \['image', 'kind'\]"):
         read_class_labels(make([1, 0], datasets.Value("int64")))
 
@@ -47,8 +47,10 @@ def test_the_first_class_column_is_the_default() -> None:
         ([0.5, 0.5], datasets.Value("float32")),
     ],
 )
-def test_labels_that_cannot_be_used_are_named(labels: list[Any], feature: Any) -> None:
-    with pytest.raises(ValueError, match=r"Image [01] of the data set has the label .* in 'kind'"):
+def test_invalid_labels_are_named(labels: list[Any], feature: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"Image [01] of the data set has the label .* in 'kind', which is not a class"
+    ):
         read_class_labels(make(labels, feature), "kind")
 
 
@@ -63,7 +65,7 @@ def test_an_unknown_column_is_named() -> None:
 def test_labels_stay_with_their_images(labelled: bool) -> None:
     dataset = make([0, 1, 2, 1], datasets.Value("int64"))
     labels = read_class_labels(dataset, "kind")[0] if labelled else None
-    both = LabelledImages(ImageTensors(dataset, 4), labels)
-    images, found = both.__getitems__([3, 0, 2])
-    assert len(both) == 4 and found.tolist() == ([1, 0, 2] if labelled else [0, 0, 0])
+    labelled_images = LabelledImages(ImageTensors(dataset, 4), labels)
+    images, batch_labels = labelled_images.__getitems__([3, 0, 2])
+    assert len(labelled_images) == 4 and batch_labels.tolist() == ([1, 0, 2] if labelled else [0, 0, 0])
     assert torch.allclose(images[:, 0, 0, 0], torch.tensor([120.0, 0.0, 80.0]) / 127.5 - 1)

@@ -1,4 +1,4 @@
-"""Order and random numbers depend on seed and position alone."""
+"""Order and random numbers depend only on seed and position."""
 
 from itertools import islice
 
@@ -9,7 +9,7 @@ from diffusers_pfgm.training.data.order import BatchPlan, ImageOrder, PlannedBat
 
 
 def keys_of_a_step(step: int, batch_size: int, parts: int, processes: int) -> list[int]:
-    """Of all processes and parts, in the order of positions."""
+    """The keys of all processes and parts, ordered by position."""
     order = ImageOrder(50, seed=3)
     plans = [BatchPlan(batch_size, parts, processes, process) for process in range(processes)]
     return [
@@ -23,7 +23,7 @@ def test_a_step_is_the_same_on_any_number_of_processes_and_parts(batch_size: int
         assert keys_of_a_step(step, batch_size, parts, processes) == ImageOrder(50, seed=3).keys(32 * step, 32)
 
 
-def test_every_epoch_has_every_image_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
     keys = ImageOrder(50, seed=3).keys(0, 150)
     epochs = [[key - 50 * epoch for key in keys[50 * epoch : 50 * (epoch + 1)]] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
@@ -32,20 +32,20 @@ def test_every_epoch_has_every_image_once_in_an_order_of_its_own() -> None:
 
 
 def test_processes_share_no_image_of_an_epoch() -> None:
-    seen: list[int] = []
+    keys: list[int] = []
     for process in range(2):
         batches = PlannedBatches(ImageOrder(64, seed=0), BatchPlan(16, 1, 2, process))
-        seen += [key for batch in islice(batches, 2) for key in batch]
-    assert sorted(seen) == list(range(64))
+        keys += [key for batch in islice(batches, 2) for key in batch]
+    assert sorted(keys) == list(range(64))
 
 
-def test_batches_go_on_at_any_step() -> None:
+def test_batches_can_start_at_any_step() -> None:
     plan, order = BatchPlan(5, 2, 3, 1), ImageOrder(37, seed=1)
     whole = list(islice(PlannedBatches(order, plan), 40))
     assert list(islice(PlannedBatches(ImageOrder(37, seed=1), plan, first_step=13), 14)) == whole[26:]
 
 
-def test_positions_have_random_numbers_of_their_own() -> None:
+def test_positions_have_independent_random_numbers() -> None:
     first, again = position_generators(0, 5, 3), position_generators(0, 6, 3)
     numbers, others = ([torch.randn(4, generator=one) for one in each] for each in (first, again))
     assert torch.equal(numbers[1], others[0]) and torch.equal(numbers[2], others[1])

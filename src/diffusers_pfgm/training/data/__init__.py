@@ -1,1 +1,1 @@
-"""The images of a training run: where they come from, how they are read, and in which order."""
+"""The images of a training run: their sources, their decoding, their labels and their order."""

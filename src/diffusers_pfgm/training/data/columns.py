@@ -6,43 +6,45 @@ from typing import Any
 
 import datasets
 
-KINDS_OF_ARRAYS = ("List", "LargeList", "Sequence", "Array2D", "Array3D")  # not all of them in every release
-ARRAYS = tuple(kind for name in KINDS_OF_ARRAYS if isinstance(kind := getattr(datasets, name, None), type))
+ARRAY_FEATURE_NAMES = ("List", "LargeList", "Sequence", "Array2D", "Array3D")  # not every release has all of them
+ARRAY_FEATURES = tuple(
+    feature for name in ARRAY_FEATURE_NAMES if isinstance(feature := getattr(datasets, name, None), type)
+)
 
 
 def with_image_files(dataset: Any, column: str | None, source: str = "data set") -> tuple[Any, str]:
-    """A data set or a stream whose images are as `decode.Entry` has them, and the name of their column.
+    """Return the data set with its images undecoded (`decoding.Entry`), and the name of their column.
 
     Args:
-        dataset: with a column of images: of the feature `datasets.Image`, or of encoded bytes, of structs of `bytes`
-            and `path`, of paths, or of arrays of pixels.
-        column: its name. By default the first column of `datasets.Image`; without one the column "image", or else the
-            only one of bytes, structs or arrays.
-        source: what the data set is called in errors.
+        dataset: A data set or a stream with a column of images. The column holds `datasets.Image`, encoded bytes,
+            structs of `bytes` and `path`, paths, or arrays of pixels.
+        column: The name of that column. By default the first column of type `datasets.Image`; if there is none, the
+            column "image", or else the only column of bytes, structs or arrays.
+        source: The name of the data set in error messages.
 
     Raises:
-        ValueError: if there is no such column.
+        ValueError: if the data set has no such column.
     """
-    if dataset.features is None:  # of a stream whose format does not tell them: from its first rows
+    if dataset.features is None:  # the format of a stream may not declare its columns: infer them from the first rows
         dataset = dataset._resolve_features()
     features: dict[str, Any] = dataset.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     others = [name for name, feature in features.items() if _is_array(feature) or _is_file(feature)]
     likely = [name for name in others if not _is_text(features[name])]
     default = images or [name for name in others if name == "image"] or (likely if len(likely) == 1 else [])
-    found = column or (default[0] if default else None)
-    if found not in (*images, *others):
+    name = column or (default[0] if default else None)
+    if name is None or name not in (*images, *others):
         raise ValueError(
             f"`--image_column` is {column!r}, but the {source}'s columns of images are {images} (all columns: "
-            f"{list(features)}). Make a column of bytes or paths one by `dataset.cast_column(name, datasets.Image())`."
+            f"{list(features)}). Convert a column of bytes or paths by `dataset.cast_column(name, datasets.Image())`."
         )
-    if not _is_array(features[found]):
-        dataset = dataset.cast_column(found, datasets.Image(decode=False))
-    return dataset, found
+    if not _is_array(features[name]):
+        dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset, name
 
 
 def _is_array(feature: Any) -> bool:
-    return isinstance(feature, (*ARRAYS, list))
+    return isinstance(feature, (*ARRAY_FEATURES, list))
 
 
 def _is_text(feature: Any) -> bool:

@@ -1,11 +1,13 @@
-"""Where the field objective takes its charges from.
+"""The charges of the field objective.
 
-The paper's field is that of a batch larger than the one that is trained on (arXiv 2209.11178, Algorithm 1). Here:
+In the paper the field of a step is computed from a batch larger than the one that is perturbed (arXiv 2209.11178,
+Algorithm 1). Here the charges are one of
 
-- `local`: a window over each process's own images, the step's and those of the next steps, so that every image is read
-  once an epoch however large the window is;
-- `gathered`: the same window over the images of all processes, hence one large batch's field on any number of them;
-- `dataset`: every image, prepared once. The field is then exact, and what it costs does not fall with the batch.
+- `local`: a sliding window over each process's own images, those of the step and of the next steps. Every image is read
+  once an epoch, whatever the size of the window.
+- `gathered`: the same window over the images of all processes. The field then does not depend on the number of
+  processes.
+- `dataset`: all images, prepared once. The field is then exact, and its cost does not decrease with the batch size.
 """
 
 from __future__ import annotations
@@ -25,18 +27,18 @@ from .order import BatchPlan
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (B, C, R, R) and labels (B,)
 
-MEMORY_LIMIT = 2**30  # bytes of all images as charges; `auto` takes no more, nor more than an eighth of what is free
-BYTES = 8  # of a number in prepared charges, at most: float64 where the device has it
+MEMORY_LIMIT = 2**30  # bytes; `auto` chooses `dataset` up to this size and up to an eighth of the free memory
+BYTES_PER_NUMBER = 8  # prepared charges are float64 if the device supports it
 
 
 @dataclass(frozen=True)
-class Step:
-    """Images of one step, as views that hold until the next step is drawn.
+class StepImages:
+    """The images of one step. The tensors are views that are valid until the next step is drawn.
 
     Attributes:
-        parts: this process's batches, one for each accumulated part.
-        charges: (F, C, R, R), whose field is learned; None without a window.
-        charge_labels: (F,), with them.
+        parts: This process's batches, one for each accumulated part.
+        charges: Images (F, C, R, R) whose field is learned; None without a window.
+        charge_labels: Class labels (F,) of the charges; None without a window.
     """
 
     parts: list[Batch]
@@ -45,20 +47,22 @@ class Step:
 
 
 class FieldWindow:
-    """Steps with the images that make their field: their own and those of the steps to come.
+    """Iterates over steps, each with the images that generate its field: those of the step and of the steps after it.
 
-    Every image is kept once, in one tensor of F images and a quarter, through which the window slides.
+    Every image is kept once, in one tensor with room for 5/4 · F images, through which the window slides.
 
     Args:
-        batches: this process's batches, in the order of the plan.
-        plan: who takes which images.
-        size: F, images in the field of a step, at least those of the step; 0 for none.
-        accelerator: gathers over its processes; None for the images of this process alone.
-        device: where the images go.
-        length: says how many images there are, once it is known; None until then. F is then at most that many, or those
-            of a step. Every process must be told the same after the same step.
-        stopped: asked by every process after each step that is read before the first one is full. No more steps come
-            when it is true.
+        batches: This process's batches, in the order of the plan.
+        plan: The division of a step's positions.
+        size: Number F of images that generate the field of a step, raised to the number of images of a step if it is
+            smaller; 0 for steps without a field.
+        accelerator: The `Accelerator` whose processes share their images; None for a window over the images of this
+            process alone.
+        device: The device of the images.
+        length: Returns the number of images of the data set, or None while it is not known. F is reduced to that
+            number, but not below the images of a step. After the same step every process must get the same number.
+        stopped: Called by every process after each step that is read to fill the first window. If it returns True, the
+            iteration ends.
     """
 
     def __init__(
@@ -71,52 +75,56 @@ class FieldWindow:
         length: Callable[[], int | None] = lambda: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.batches, self.accelerator, self.device = batches, accelerator, device
+        self.batches = batches
+        self.accelerator = accelerator
+        self.device = device
         self.plan = plan if accelerator is not None else dataclasses.replace(plan, processes=1, process=0)
         self.step_size = self.plan.images_per_step
-        self.has_field, self.size = size > 0, max(size, self.step_size)
-        self.length, self.stopped = length, stopped
-        self._kept: list[torch.Tensor] = []  # images and labels, of which the rows from start to end are the window's
+        self.has_field = size > 0
+        self.size = max(size, self.step_size)
+        self.length = length
+        self.stopped = stopped
+        self._buffers: list[torch.Tensor] = []  # images and labels; the window is the rows from `_start` to `_end`
         self._start = self._end = 0
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[StepImages]:
         if not self._fill():
             return
         while True:
             yield self._step()
             self._start += self.step_size
-            while self._held() < self.size:
+            while self._count() < self.size:
                 if not self._read():
                     return
 
     def _fill(self) -> bool:
-        """Read the images of the first field; False if there are too few, or it was stopped."""
+        """Read the images of the first window; False if the batches end before it is full, or it was stopped."""
         hidden = not self.has_field or self.plan.process > 0
-        with tqdm(total=self.size, desc="Reading the first field", leave=False, disable=hidden) as shown:
-            while self._held() < self.size:
+        with tqdm(total=self.size, desc="Reading the first field", leave=False, disable=hidden) as progress_bar:
+            while self._count() < self.size:
                 if not self._read() or self.stopped():
                     return False
-                shown.update(self.step_size)
+                progress_bar.update(self.step_size)
         return True
 
-    def _held(self) -> int:
+    def _count(self) -> int:
         return self._end - self._start
 
-    def _step(self) -> Step:
-        images, labels = (kept[self._start : self._start + self.size] for kept in self._kept)
+    def _step(self) -> StepImages:
+        images, labels = (buffer[self._start : self._start + self.size] for buffer in self._buffers)
         firsts = [self.plan.first(0, part) for part in range(self.plan.parts)]
         own = [slice(first, first + self.plan.batch_size) for first in firsts]
         parts = [(images[rows], labels[rows]) for rows in own]
-        return Step(parts, images, labels) if self.has_field else Step(parts, None, None)
+        return StepImages(parts, images, labels) if self.has_field else StepImages(parts, None, None)
 
     def _read(self) -> bool:
-        """Append the images of one more step; whether there were any."""
+        """Append the images of one more step; False if the batches have ended."""
         plan = self.plan
         parts = list(itertools.islice(self.batches, plan.parts))
         if len(parts) < plan.parts:
             return False
         for room, own in zip(self._room(parts[0]), zip(*parts, strict=True), strict=True):
-            rows = room.view(plan.parts, plan.processes, plan.batch_size, *room.shape[1:])  # in the order of positions
+            rows = room.view(plan.parts, plan.processes, plan.batch_size, *room.shape[1:])  # ordered by position
             if plan.processes > 1 and self.accelerator is not None:
                 gathered = self.accelerator.gather(torch.stack(own).to(self.device))
                 rows.copy_(gathered.view(plan.processes, plan.parts, *rows.shape[2:]).transpose(0, 1))
@@ -127,44 +135,48 @@ class FieldWindow:
         return True
 
     def _room(self, example: Batch) -> list[torch.Tensor]:
-        """Rows for one more step behind the window, which goes back to the front where there are none left."""
+        """Return the rows for the next step after the window. If there is no room, the window moves to the front."""
         count = self.step_size
-        if not self._kept:
-            most = math.ceil(self.size / count) * count
-            capacity = most + max(count, most // 4)
-            self._kept = [
-                torch.empty(capacity, *each.shape[1:], dtype=each.dtype, device=self.device) for each in example
+        if not self._buffers:
+            largest = math.ceil(self.size / count) * count
+            capacity = largest + max(count, largest // 4)
+            self._buffers = [
+                torch.empty(capacity, *tensor.shape[1:], dtype=tensor.dtype, device=self.device) for tensor in example
             ]
-        if self._end + count > len(self._kept[0]):
-            held, gap = self._end - self._start, self._start
-            for kept in self._kept:
-                for at in range(0, held, gap):  # by parts that do not overlap with where they go
-                    end = min(at + gap, held)
-                    kept[at:end] = kept[at + gap : end + gap]
-            self._start, self._end = 0, held
+        if self._end + count > len(self._buffers[0]):
+            kept = self._count()
+            gap = self._start
+            for buffer in self._buffers:
+                for start in range(0, kept, gap):  # copy in parts, so that source and target do not overlap
+                    end = min(start + gap, kept)
+                    buffer[start:end] = buffer[start + gap : end + gap]
+            self._start, self._end = 0, kept
         self._end += count
-        return [kept[self._end - count : self._end] for kept in self._kept]
+        return [buffer[self._end - count : self._end] for buffer in self._buffers]
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free where charges would lie."""
+    """Free memory of a device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)  # Apple's GPUs share it
+    return int(psutil.virtual_memory().available)  # Apple's GPUs share the main memory
 
 
-def choose_charges(wanted: str, count: int, dim: int, device: torch.device, processes: int) -> str:
-    """`local`, `gathered` or `dataset` for `--charges auto`: all images where they fit, else the largest batch.
+def choose_charges(option: str, count: int, dim: int, device: torch.device, processes: int) -> str:
+    """Return the kind of charges for `--charges`: "local", "gathered" or "dataset".
+
+    "auto" becomes "dataset" if all images fit into memory, otherwise "gathered" with several processes and "local" with
+    one.
 
     Args:
-        wanted: what the option says.
-        count: images.
-        dim: N, numbers of one image.
-        device: where charges lie.
-        processes: number of processes.
+        option: The value of `--charges`.
+        count: Number of images.
+        dim: Data dimension N of one image.
+        device: The device of the charges.
+        processes: Number of processes.
     """
-    if wanted != "auto":
-        return wanted
-    if count * dim * BYTES <= min(MEMORY_LIMIT, free_memory(device) // 8):
+    if option != "auto":
+        return option
+    if count * dim * BYTES_PER_NUMBER <= min(MEMORY_LIMIT, free_memory(device) // 8):
         return "dataset"
     return "gathered" if processes > 1 else "local"

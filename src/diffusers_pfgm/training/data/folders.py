@@ -1,4 +1,4 @@
-"""Every image of a folder, whatever its files and subfolders are called. Needs the extra `training`."""
+"""Reads all images of a folder, independent of the names of files and subfolders. Needs the extra `training`."""
 
 from __future__ import annotations
 
@@ -14,56 +14,61 @@ from PIL import Image
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = (".parquet", ".arrow", ".tar", ".csv", ".json", ".jsonl")  # files that datasets reads images from
 SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
-NAMED = 5  # files that a warning names
+MAX_NAMED_FILES = 5  # files that a warning lists
 
 
 def folder_files(folder: str, above: tuple[str, ...] = ()) -> list[str]:
-    """Paths of the files in a folder and its subfolders, in order, without hidden ones. Links are followed.
+    """Sorted paths of the files in a folder and its subfolders, without hidden ones. Links are followed.
 
     Args:
-        folder: to look into.
-        above: real paths of the folders that hold it, to which a link inside is not followed.
+        folder: The folder to list.
+        above: Resolved paths of its parent folders. A link to one of them is not followed, as it would not end.
     """
     real = os.path.realpath(folder)
     if real in above:
         return []
-    found = []
+    files = []
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
     except PermissionError:
         if not above:
             raise
-        warnings.warn(f"{folder} may not be read, so its files are left out.", stacklevel=2)
+        warnings.warn(f"{folder} cannot be read (permission denied), so its files are left out.", stacklevel=2)
         return []
     visible.sort(key=lambda entry: entry.name)
     for entry in visible:
         if entry.is_dir():
-            found += folder_files(entry.path, (*above, real))
+            files += folder_files(entry.path, (*above, real))
         elif entry.is_file() or entry.is_symlink():
-            found.append(entry.path)
-    return found
+            files.append(entry.path)
+    return files
 
 
 def is_image(path: str) -> bool:
-    """Whether Pillow opens files of this suffix, in upper or lower case."""
+    """Whether Pillow opens files with this suffix, in upper or lower case."""
     return Image.registered_extensions().get(os.path.splitext(path)[1].lower()) in Image.OPEN
 
 
 def is_table(path: str) -> bool:
-    """Whether a file may hold a data set of its own, beside which single images are no more than illustrations."""
+    """Whether a file may hold a data set. Image files beside it are then not the data but illustrations."""
     return path.lower().endswith(TABLES) and os.path.basename(path) not in METADATA
 
 
 def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | None = None) -> Any:
-    """All images of a folder and its subfolders, as a data set with the column "image".
+    """Return all images of a folder and its subfolders as a data set with the column "image".
 
-    If all lie in subfolders of the same depth and of several names, "label" is the name of the subfolder. A metadata
-    file, which names images and adds columns, and zip archives are read by datasets' ImageFolder. Files that are left
-    out are told by a warning.
+    If all images are in subfolders of the same depth that have at least two names, the column "label" holds the name of
+    the subfolder. Metadata files, which name images and add columns, and zip archives are read by datasets'
+    ImageFolder. A warning lists files that are left out.
+
+    Args:
+        folder: The folder.
+        streaming: Whether to return an `IterableDataset`.
+        cache_dir: Where datasets keeps its files.
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: if the folder holds no image.
     """
     folder = os.path.abspath(folder)
     files = folder_files(folder)
@@ -72,14 +77,14 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
     archives = [path for path in files if path.lower().endswith(".zip")]
     if not (images or archives):
         raise ValueError(f"none of its {len(files):,} files has the suffix of an image")
-    _warn("are no images by their suffix", folder, sorted({*files} - {*images, *metadata, *archives}))
+    _warn("have no suffix of an image", folder, sorted({*files} - {*images, *metadata, *archives}))
     if not metadata:
         _warn_of_splits(folder, images)
     if not (metadata or archives):
         dataset = _from_paths(images)
         return dataset.to_iterable_dataset() if streaming else dataset
     try:
-        # By their names one by one, since datasets takes the names of a folder's files for those of splits.
+        # Each file is named here, since datasets would guess splits from the names of a folder's files.
         dataset = datasets.load_dataset(
             "imagefolder",
             data_files={"train": [glob.escape(path) for path in (*images, *metadata, *archives)]},
@@ -94,7 +99,7 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
         dataset = _from_paths(images)
     if archives:
         return dataset
-    _warn("are named by no metadata file", folder, sorted({*images} - _paths(dataset)))
+    _warn("are not listed in a metadata file", folder, sorted({*images} - _paths(dataset)))
     return dataset.to_iterable_dataset() if streaming else dataset
 
 
@@ -111,26 +116,27 @@ def _from_paths(images: list[str]) -> datasets.Dataset:
 
 
 def _paths(dataset: datasets.Dataset) -> set[str]:
-    """Paths of the files in all columns of images."""
-    found = set()
+    """Paths of the image files in all columns."""
+    paths = set()
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
             entries = dataset.select_columns(name).cast_column(name, datasets.Image(decode=False))[name]
-            found |= {os.path.abspath(entry["path"]) for entry in entries if entry is not None}
-    return found
+            paths |= {os.path.abspath(entry["path"]) for entry in entries if entry is not None}
+    return paths
 
 
-def _warn(why: str, folder: str, left_out: Sequence[str]) -> None:
+def _warn(reason: str, folder: str, left_out: Sequence[str]) -> None:
     if left_out:
-        names = ", ".join(os.path.relpath(path, folder) for path in left_out[:NAMED])
-        more = ", ..." if len(left_out) > NAMED else ""
-        warnings.warn(f"{len(left_out):,} files of {folder} {why} and left out: {names}{more}", stacklevel=4)
+        names = ", ".join(os.path.relpath(path, folder) for path in left_out[:MAX_NAMED_FILES])
+        more = ", ..." if len(left_out) > MAX_NAMED_FILES else ""
+        warnings.warn(f"{len(left_out):,} files of {folder} {reason} and are left out: {names}{more}", stacklevel=4)
 
 
 def _warn_of_splits(folder: str, images: list[str]) -> None:
     tops = {os.path.relpath(path, folder).split(os.sep)[0] for path in images if os.path.dirname(path) != folder}
     if len(tops) > 1 and {top.lower() for top in tops} <= SPLITS:
         warnings.warn(
-            f"All subfolders of {folder} are read: {', '.join(sorted(tops))}. Pass the path of one to read it alone.",
+            f"All subfolders of {folder} are read: {', '.join(sorted(tops))}. Pass the path of one subfolder to read "
+            "only that.",
             stacklevel=4,
         )

@@ -9,39 +9,40 @@ import numpy as np
 import torch
 
 from .columns import with_image_files
-from .decoding import SKIP, BrokenImageError, Entry, ImageReader
+from .decoding import SKIP_HINT, BrokenImageError, Entry, ImageReader
 from .order import splitmix64
 
-CACHE_BYTES = 2**30  # decoded images are kept in memory up to this size
-NORM_IMAGES = 10_000  # the mean data norm is taken from at most so many images
+CACHE_BYTES = 2**30  # decoded images of at most this total size are kept in memory
+MAX_NORM_IMAGES = 10_000  # the mean norm is computed from at most this many images
 
 
 class RandomCropError(ValueError):
-    """An image that is cropped anew each epoch, where it should stay the same."""
+    """Images that must be the same in every epoch would be cropped at random."""
 
 
 class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
-    """A data set's images as float tensors (C, R, R) in [-1, 1], resized and cropped as in diffusers' examples.
+    """The images of a data set as float tensors (C, R, R) in [-1, 1], resized and cropped as in diffusers' examples.
 
-    The shorter side is resized to R, bilinear, and the longer cropped; all are converted to one mode. Decoded images
-    are kept in memory if all of them fit into 1 GiB, so that the large field batch of each step costs no decoding.
+    The shorter side is resized to R by bilinear interpolation, the longer side is cropped, and all images are converted
+    to one mode. Decoded images are kept in memory if all of them fit into 1 GiB, so that the large field batch of each
+    step needs no decoding.
+
+    Images are indexed by a key, epoch · length + index. Crop and flip of an image depend only on the seed and the key,
+    so they are the same on every process, in any batch and order.
 
     Args:
-        dataset: with a column of images.
-        resolution: R, in pixels.
-        image_column: its name; the first column of images by default.
-        mode: "L", "RGB" or "RGBA"; by default "L" where the first hundred images are all gray, else "RGB". A later
-            image in colour is then an error rather than made gray.
-        center_crop: crop the middle rather than anywhere.
-        random_flip: mirror each image with probability 1/2, each time anew.
-        cache: keep decoded images, best without loader processes.
-        seed: of crops and flips.
-
-    An image is asked for by a key, epoch · length + index. Its crop and flip depend on the seed and the key alone, so
-    they are the same on any process, in any batch and order.
+        dataset: A data set with a column of images.
+        resolution: Height and width R of the images, in pixels.
+        image_column: The name of the column; the first column of images by default.
+        mode: Pillow's mode "L", "RGB" or "RGBA". The default is "L" if the first hundred images are all gray,
+            otherwise "RGB". With the default "L" a later image in colour raises an error instead of losing its colours.
+        center_crop: Whether to crop the middle of an image instead of a random part.
+        random_flip: Whether to mirror each image with probability 1/2, independently in each epoch.
+        cache: Whether to keep decoded images in memory. With loader processes, each would keep its own copy.
+        seed: The seed of crops and flips.
 
     Raises:
-        ValueError: if the data set is empty or has no such column; from reading an image, with its name.
+        ValueError: if the data set is empty, has no such column, `resolution` is below 1, or no image can be read.
     """
 
     def __init__(
@@ -59,11 +60,15 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
             raise ValueError("The data set is empty. Training needs at least one image.")
         dataset, self.column = with_image_files(dataset, image_column)
         self.files = dataset.select_columns(self.column)
-        self.resolution, self.center_crop, self.random_flip, self.seed = resolution, center_crop, random_flip, seed
+        self.resolution = resolution
+        self.center_crop = center_crop
+        self.random_flip = random_flip
+        self.seed = seed
         if resolution < 1:
             raise ValueError(f"`--resolution` must be at least 1, but is {resolution}.")
-        self.reader = ImageReader.of(map(self._entry, range(len(self.files))), resolution, mode, center_crop)
-        self.mode, self.channels = self.reader.mode, self.reader.channels
+        self.reader = ImageReader.from_images(map(self._entry, range(len(self.files))), resolution, mode, center_crop)
+        self.mode = self.reader.mode
+        self.channels = self.reader.channels
         shape = (len(self.files), self.channels, resolution, resolution)
         fits = cache and np.prod(shape) <= CACHE_BYTES
         self._cache = torch.empty(shape, dtype=torch.uint8) if fits else None
@@ -76,10 +81,10 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int]) -> torch.Tensor:
-        """Images (len(keys), C, R, R); called by the loader once a batch.
+        """Return the images (len(keys), C, R, R) of these keys. A loader calls this once a batch.
 
         Raises:
-            ValueError: if one cannot be read (it is named).
+            ValueError: if an image cannot be read. The message names it.
         """
         images = self._read(keys, lambda key: int(torch.randint(2**31, (), generator=self._generator(key, 0))))
         if self.random_flip:
@@ -88,34 +93,38 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
         return images
 
     def plain(self) -> torch.Tensor:
-        """All images (len(self), C, R, R) as they are every epoch, not mirrored.
+        """Return all images (len(self), C, R, R) without random flips.
 
         Raises:
-            RandomCropError: if they are cropped at random.
-            BrokenImageError: if one cannot be read.
+            RandomCropError: if an image would be cropped at random.
+            BrokenImageError: if an image cannot be read.
         """
 
         def refuse(index: int) -> int:
             raise RandomCropError(
-                f"Image {index} of the data set is not square, so crops of it change. Pass `--center_crop`, or choose "
-                "another kind of `--charges`."
+                f"Image {index} of the data set is not square, so its random crop changes every epoch. Pass "
+                "`--center_crop`, or choose another kind of `--charges`."
             )
 
         return self._read(range(len(self)), refuse)
 
     def broken(self, indices: Iterable[int] | None = None) -> dict[int, str]:
-        """Which of these images, all by default, cannot be read, and why."""
-        found = {}
+        """Return the images that cannot be read, as a dictionary from index to reason.
+
+        Args:
+            indices: The images to try; all by default.
+        """
+        reasons = {}
         for index in range(len(self)) if indices is None else indices:
             try:
                 self.reader(*self._entry(index), lambda: 0)
             except BrokenImageError as error:
-                found[index] = str(error)
-        return found
+                reasons[index] = str(error)
+        return reasons
 
     def mean_norm(self) -> float:
-        """Mean Euclidean norm of an image, over at most 10,000 of them, evenly spaced."""
-        count = min(len(self), NORM_IMAGES)
+        """Mean Euclidean norm of the images, computed from at most 10,000 of them, evenly spaced."""
+        count = min(len(self), MAX_NORM_IMAGES)
         indices = torch.linspace(0, len(self) - 1, count).round().long().tolist()
         norms = [self.__getitems__(indices[i : i + 16]).flatten(1).norm(dim=1) for i in range(0, count, 16)]
         return torch.cat(norms).double().mean().item()
@@ -123,26 +132,26 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
     def _generator(self, key: int, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(splitmix64(self.seed, 2 * key + purpose))
 
-    def _read(self, keys: Sequence[int], number: Callable[[int], int]) -> torch.Tensor:
-        """Images, not mirrored; `number` draws one for the crop of an image that is larger than a square."""
+    def _read(self, keys: Sequence[int], draw_integer: Callable[[int], int]) -> torch.Tensor:
+        """Return images without flips. `draw_integer(key)` returns a random integer for the crop of an image."""
         indices = [key % len(self) for key in keys]
         if self._cache is None:
-            pixels = torch.stack([self._pixels(i, key, number)[0] for i, key in zip(indices, keys, strict=True)])
+            pixels = torch.stack([self._pixels(i, key, draw_integer)[0] for i, key in zip(indices, keys, strict=True)])
         else:
             order = torch.as_tensor(indices)
             pixels = self._cache[order]
             for row in (~self._cached[order]).nonzero().flatten().tolist():
-                pixels[row], whole = self._pixels(indices[row], keys[row], number)
-                if whole:
+                pixels[row], is_fixed = self._pixels(indices[row], keys[row], draw_integer)
+                if is_fixed:  # a random crop is different for the next key
                     self._cache[indices[row]] = pixels[row]
                     self._cached[indices[row]] = True
         return pixels.float().div_(127.5).sub_(1)
 
-    def _pixels(self, index: int, key: int, number: Callable[[int], int]) -> tuple[torch.Tensor, bool]:
+    def _pixels(self, index: int, key: int, draw_integer: Callable[[int], int]) -> tuple[torch.Tensor, bool]:
         try:
-            return self.reader(*self._entry(index), lambda: number(key))
+            return self.reader(*self._entry(index), lambda: draw_integer(key))
         except BrokenImageError as error:
-            raise BrokenImageError(f"{error} {SKIP}") from error
+            raise BrokenImageError(f"{error} {SKIP_HINT}") from error
 
     def _entry(self, index: int) -> tuple[str, Entry]:
         return f"Image {index} of the data set", self.files[index][self.column]

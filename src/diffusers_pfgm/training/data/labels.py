@@ -1,4 +1,4 @@
-"""Class labels of a data set of images, beside its `ImageTensors`. Needs the extra `training`."""
+"""Class labels of a data set of images. Needs the extra `training`."""
 
 from __future__ import annotations
 
@@ -11,45 +11,55 @@ from .images import ImageTensors
 
 
 def read_class_labels(dataset: datasets.Dataset, column: str | None = None) -> tuple[torch.Tensor, dict[int, str]]:
-    """Labels (len(dataset),) from 0, and the name of each class.
+    """Return the labels (len(dataset),), counted from 0, and a dictionary from label to class name.
 
     Args:
-        dataset: with a column of class labels, whole numbers or strings.
-        column: its name; the first column of class labels by default, as an image folder has it from its subfolders.
+        dataset: A data set with a column of class labels, which may be integers or strings.
+        column: The name of that column. By default the first column of type `datasets.ClassLabel`; an image folder gets
+            one from the names of its subfolders.
 
     Raises:
-        ValueError: if there is no such column, or a label is missing (with its index).
+        ValueError: if the data set has no such column, or if a label is missing or invalid. The message then names the
+            image.
     """
     features = dataset.features
     if column is None:
-        found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        if not found:
+        label_columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        if not label_columns:
             raise ValueError(
-                f"`--class_conditional` finds no column of class labels among {list(features)}. Name one by "
-                "`--label_column`, or sort the images into one subfolder for each class."
+                f"`--class_conditional` needs class labels, but there is no column of class labels among "
+                f"{list(features)}. Name one by `--label_column`, or sort the images into one subfolder for each class."
             )
-        column = found[0]
+        column = label_columns[0]
     if column not in features:
         raise ValueError(f"`--label_column` is {column!r}, but the data set's columns are {list(features)}.")
     values = dataset[column][:]
     feature = features[column]
-    numbers = range(len(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
-    missing = [
+    known_labels = range(len(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
+    invalid = [
         i
         for i, value in enumerate(values)
-        if not isinstance(value, int | str) or value == -1 or (numbers is not None and value not in numbers)
+        if not isinstance(value, int | str) or value == -1 or (known_labels is not None and value not in known_labels)
     ]
-    if missing:
-        raise ValueError(f"Image {missing[0]} of the data set has the label {values[missing[0]]!r} in {column!r}.")
+    if invalid:
+        raise ValueError(
+            f"Image {invalid[0]} of the data set has the label {values[invalid[0]]!r} in {column!r}, which is not a "
+            "class. Repair the label, or remove the image."
+        )
     if isinstance(feature, datasets.ClassLabel):
         return torch.tensor(values), dict(enumerate(feature.names))
     classes = sorted(set(values))
-    number = {value: i for i, value in enumerate(classes)}
-    return torch.tensor([number[value] for value in values]), {i: str(value) for i, value in enumerate(classes)}
+    labels = {value: i for i, value in enumerate(classes)}
+    return torch.tensor([labels[value] for value in values]), {i: str(value) for i, value in enumerate(classes)}
 
 
 class LabelledImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Images and their labels, as batches (images (B, C, R, R), labels (B,)); without labels these are 0."""
+    """Images with their labels, read as batches of images (B, C, R, R) and labels (B,).
+
+    Args:
+        images: The images.
+        labels: Class labels (len(images),); None without classes, all labels are then 0.
+    """
 
     def __init__(self, images: ImageTensors, labels: torch.Tensor | None) -> None:
         self.images = images

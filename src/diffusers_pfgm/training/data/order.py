@@ -1,11 +1,14 @@
-"""The order of a run: which image is at which position, and the random numbers that belong to it.
+"""The order of the images in a run, and the random numbers of each image.
 
-A run goes through one endless stream of positions p = 0, 1, 2, ...: position p holds an image of epoch ⌊p / K⌋ of the K
-images, each epoch in an order of its own. Step s perturbs the positions from s·G to (s + 1)·G, where G is the number of
-images of a step over all processes and accumulated parts. Order and random numbers are functions of the seed and the
-position alone. Hence a run is the same on any number of processes and with any accumulation that make the same G, no
-image comes twice in an epoch, no two processes share random numbers, and a run goes on exactly where it was by nothing
-but its step.
+A run is an endless sequence of positions p = 0, 1, 2, ... With K images, position p holds an image of epoch ⌊p / K⌋,
+and each epoch is a new permutation of the images. Step s trains on the positions s·G, ..., (s + 1)·G - 1, where G is
+the number of images of a step over all processes and accumulated parts. Order and random numbers depend only on the
+seed and the position. Hence
+
+- a run is the same for any number of processes and accumulated parts with the same G,
+- no image occurs twice in an epoch,
+- no two processes share random numbers,
+- resuming needs only the step count.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ import torch
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Who takes which positions of a step.
+    """The division of a step's positions among processes and accumulated parts.
 
     Attributes:
-        batch_size: images of one process and one accumulated part.
-        parts: parts whose gradients are accumulated in a step.
-        processes: number of processes.
-        process: which of them this is, from 0.
+        batch_size: Number of images of one process in one accumulated part.
+        parts: Number of parts whose gradients are accumulated in a step.
+        processes: Number of processes.
+        process: Index of this process, counted from 0.
     """
 
     batch_size: int
@@ -34,20 +37,20 @@ class BatchPlan:
 
     @property
     def images_per_step(self) -> int:
-        """G, over all processes and parts."""
+        """G, the number of images of a step over all processes and parts."""
         return self.batch_size * self.parts * self.processes
 
     def first(self, step: int, part: int) -> int:
-        """Position of the first image of this process's batch, in a part (from 0) of a step (from 0)."""
+        """Position of the first image in this process's batch. Steps and parts are counted from 0."""
         return ((step * self.parts + part) * self.processes + self.process) * self.batch_size
 
 
 class ImageOrder:
-    """Which image is at which position.
+    """The image at each position.
 
     Args:
-        length: K, number of images.
-        seed: of the run.
+        length: Number of images K.
+        seed: The seed of the run.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -55,12 +58,12 @@ class ImageOrder:
         self._orders: dict[int, torch.Tensor] = {}
 
     def keys(self, first: int, count: int) -> list[int]:
-        """Keys of the positions from `first` on: epoch · K + index of the image."""
+        """Keys, epoch · K + index of the image, of `count` positions from `first` on."""
         positions = range(first, first + count)
-        found = [position // self.length * self.length + self._image(position) for position in positions]
+        keys = [position // self.length * self.length + self._image(position) for position in positions]
         for epoch in [epoch for epoch in self._orders if epoch < first // self.length]:
             del self._orders[epoch]
-        return found
+        return keys
 
     def _image(self, position: int) -> int:
         epoch, offset = divmod(position, self.length)
@@ -71,7 +74,13 @@ class ImageOrder:
 
 
 class PlannedBatches(torch.utils.data.Sampler[list[int]]):
-    """The keys of this process's batches from a step on, for ever; a loader's `batch_sampler`."""
+    """An endless `batch_sampler` that yields the keys of this process's batches.
+
+    Args:
+        order: The order of the images.
+        plan: The division of a step's positions.
+        first_step: The first step to yield, counted from 0.
+    """
 
     def __init__(self, order: ImageOrder, plan: BatchPlan, first_step: int = 0) -> None:
         self.order, self.plan, self.first_step = order, plan, first_step
@@ -85,7 +94,7 @@ class PlannedBatches(torch.utils.data.Sampler[list[int]]):
 
 
 def splitmix64(seed: int, number: int) -> int:
-    """A seed of 64 bits from a seed and a number, by SplitMix64, so that neighbours have nothing in common."""
+    """Mix a seed and a number into a 64-bit seed by SplitMix64, so that consecutive numbers give unrelated seeds."""
     mask = 2**64 - 1
     value = (seed * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & mask
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -94,10 +103,11 @@ def splitmix64(seed: int, number: int) -> int:
 
 
 def position_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
-    """One CPU generator for each of the positions from `first` on; diffusers draws from it for any device.
+    """Return one generator for each of `count` positions from `first` on.
 
-    A CPU generator uses 32 bits of its seed, so consecutive positions get consecutive ones: unlike hashes, no two of
-    2³² positions collide.
+    The generators are on the CPU; diffusers draws from them for any device. A CPU generator uses only 32 bits of its
+    seed. Consecutive positions therefore get consecutive seeds, which unlike hashes do not collide within 2³²
+    positions.
     """
     start = splitmix64(seed, -1)
     return [torch.Generator().manual_seed((start + position) % 2**32) for position in range(first, first + count)]

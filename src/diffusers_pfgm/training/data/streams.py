@@ -1,8 +1,8 @@
-"""Images of a data set that is read while it trains, in an order that depends on seed and epoch alone.
+"""Images of a data set that is streamed during training, in an order that depends only on the seed and the epoch.
 
-Every process reads the same stream and decodes only its own batches of it, so that a run is the same on any number of
-processes. A run that goes on reads past what it has seen, without decoding it: exact, but not at once. A stream that is
-no longer than the buffer from which the next image is drawn is read once and kept, undecoded.
+Every process reads the same stream and decodes only its own batches, so that a run is the same for any number of
+processes. A resumed run skips the images of earlier steps without decoding them, which is exact but takes time. A
+stream that is not longer than the shuffle buffer is read once and kept in memory, undecoded.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import torch
 from tqdm.auto import tqdm
 
 from .columns import with_image_files
-from .decoding import SKIP, BrokenImageError, Entry, ImageReader
+from .decoding import SKIP_HINT, BrokenImageError, Entry, ImageReader
 from .order import BatchPlan, splitmix64
 
-BUFFER = 1000  # images from which the next one is drawn
-NORM_IMAGES = 1000  # the mean data norm is taken from the first so many images
+SHUFFLE_BUFFER = 1000  # images from which the next one is drawn
+STREAM_NORM_IMAGES = 1000  # the mean norm is computed from this many images at the beginning of the stream
 
 
 @dataclass
 class Row:
-    """A row of the stream, not decoded.
+    """An undecoded row of the stream.
 
     Attributes:
-        position: in the run.
-        values: of its columns; None once its image is known to be broken.
+        position: The position of the row in the run.
+        values: The values of the columns; None once the image of the row is known to be broken.
     """
 
     position: int
@@ -39,23 +39,24 @@ class Row:
 
 
 class StreamedImages:
-    """A stream's images as float tensors (C, R, R) in [-1, 1], with labels.
+    """The images of a stream as float tensors (C, R, R) in [-1, 1], with labels.
 
     Args:
-        dataset: as `load_image_dataset(streaming=True)` returns it.
-        resolution: R, in pixels.
-        image_column: its name; the first column of images by default.
-        mode: "L", "RGB" or "RGBA"; by default as the first hundred images are.
-        center_crop: crop the middle rather than anywhere.
-        random_flip: mirror each image with probability 1/2.
-        seed: of order, crops and flips.
-        label_column: of class labels whose names the data set tells; None for none.
-        skip_broken: put the next image that can be read, with its label, in the place of one that cannot, with a
-            warning that names it. Which one it is depends on the stream alone, so it is the same for any process.
+        dataset: A streamed data set, as returned by `load_image_dataset(streaming=True)`.
+        resolution: Height and width R of the images, in pixels.
+        image_column: The name of the column of images; the first column of images by default.
+        mode: Pillow's mode "L", "RGB" or "RGBA". The default is "L" if the first hundred images are all gray, otherwise
+            "RGB".
+        center_crop: Whether to crop the middle of an image instead of a random part.
+        random_flip: Whether to mirror each image with probability 1/2.
+        seed: The seed of order, crops and flips.
+        label_column: The name of a column of type `datasets.ClassLabel`; None without classes.
+        skip_broken: Whether to replace an image that cannot be read by the next one that can, together with its label,
+            and warn. The replacement depends only on the stream, so it is the same on every process.
 
     Attributes:
-        length: images of an epoch, once the steps that were read go beyond the first; None until then. It is the same
-            on every process after the same step.
+        length: Number of images of an epoch; None until a step has read beyond the first epoch. It is the same on every
+            process after the same step.
 
     Raises:
         ValueError: if there are no such columns, or no images.
@@ -75,59 +76,65 @@ class StreamedImages:
     ) -> None:
         dataset, self.column = with_image_files(dataset, image_column, "stream")
         features = dataset.features
-        self.label_column, self.id2label = label_column, None
+        self.label_column = label_column
+        self.id2label = None
         if label_column is not None:
             feature = features.get(label_column)
             if not isinstance(feature, datasets.ClassLabel):
                 raise ValueError(
-                    f"`--label_column` {label_column!r} of a stream must be a column of class labels whose names the "
-                    f"data set tells, but the columns are {features}. Leave out `--streaming`."
+                    f"`--label_column` {label_column!r} of a stream must be a column of class labels of the type "
+                    f"`datasets.ClassLabel`, but the columns are {features}. Leave out `--streaming`."
                 )
             self.id2label = dict(enumerate(feature.names))
         self.rows = dataset
-        self.random_flip, self.seed, self.skip_broken = random_flip, seed, skip_broken
+        self.random_flip = random_flip
+        self.seed = seed
+        self.skip_broken = skip_broken
         self.length: int | None = None
-        self._count: int | None = None  # images of an epoch, once this process has read them
+        self._count: int | None = None  # images of an epoch; None until this process has read a whole one
         entries = (self._entry(i, row) for i, row in enumerate(self.rows))
-        self.reader = ImageReader.of(entries, resolution, mode, center_crop)
-        self.mode, self.channels = self.reader.mode, self.reader.channels
+        self.reader = ImageReader.from_images(entries, resolution, mode, center_crop)
+        self.mode = self.reader.mode
+        self.channels = self.reader.channels
 
     def mean_norm(self) -> float:
-        """Mean Euclidean norm of the first images.
+        """Mean Euclidean norm of the first 1,000 images.
 
         Raises:
             ValueError: if none of them can be read.
         """
         norms: list[float] = []
-        for position, values in enumerate(itertools.islice(self.rows, NORM_IMAGES)):
+        for position, values in enumerate(itertools.islice(self.rows, STREAM_NORM_IMAGES)):
             image = self._image(position, Row(position, values))
             norms += [] if image is None else [image.norm().item()]
         if not norms:
-            raise ValueError(f"None of the first {NORM_IMAGES:,} images of the stream can be read, or it is empty.")
+            raise ValueError(
+                f"None of the first {STREAM_NORM_IMAGES:,} images of the stream can be read, or it is empty."
+            )
         return sum(norms) / len(norms)
 
     def batches(
         self, plan: BatchPlan, first_step: int, stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This process's batches from a step on, for ever: images (B, C, R, R) and labels (B,).
+        """Yield this process's batches without end: images (B, C, R, R) and labels (B,).
 
         Args:
-            plan: who takes which positions.
-            first_step: where to begin.
-            stopped: asked now and then, by all processes at the same positions, while rows before the first step are
-                read past. The batches end when it is true.
+            plan: The division of a step's positions.
+            first_step: The first step to yield, counted from 0.
+            stopped: Called regularly while rows before the first step are skipped, by all processes at the same
+                positions. If it returns True, no batches are yielded.
         """
         source = self._stream()
         start = first_step * plan.images_per_step
-        for position in tqdm(range(start), "Reading past images of the stream", disable=plan.process > 0 or not start):
+        for position in tqdm(range(start), "Skipping images of the stream", disable=plan.process > 0 or not start):
             next(source)
-            if position % BUFFER == BUFFER - 1 and stopped():
+            if position % SHUFFLE_BUFFER == SHUFFLE_BUFFER - 1 and stopped():
                 return
         rows: list[Row] = []
         for step in itertools.count(first_step):
             rows += itertools.islice(source, max(0, plan.images_per_step - len(rows)))
-            known = self._count is not None and self._count < (step + 1) * plan.images_per_step
-            self.length = self._count if known else None
+            is_known = self._count is not None and self._count < (step + 1) * plan.images_per_step
+            self.length = self._count if is_known else None
             for part in range(plan.parts):
                 first = plan.first(step, part) - step * plan.images_per_step
                 pairs = [self._readable(rows, index, source) for index in range(first, first + plan.batch_size)]
@@ -136,24 +143,24 @@ class StreamedImages:
             del rows[: plan.images_per_step]
 
     def _stream(self) -> Iterator[Row]:
-        """Every row of the run, epoch after epoch."""
+        """All rows of the run, epoch after epoch."""
         return itertools.starmap(Row, enumerate(self._epochs()))
 
     def _epochs(self) -> Iterator[dict[str, Any]]:
-        shuffled = self.rows.shuffle(seed=splitmix64(self.seed, 0) % 2**32, buffer_size=BUFFER)
+        shuffled = self.rows.shuffle(seed=splitmix64(self.seed, 0) % 2**32, buffer_size=SHUFFLE_BUFFER)
         self._count = None
         kept: list[dict[str, Any]] = []
         count = 0
         for count, values in enumerate(shuffled, 1):  # noqa: B007
             kept.append(values)
-            if len(kept) > BUFFER:
+            if len(kept) > SHUFFLE_BUFFER:
                 kept.clear()
             yield values
         if count == 0:
             raise ValueError("The stream is empty. Training needs at least one image.")
         self._count = count
         for epoch in itertools.count(1):
-            if count > BUFFER:
+            if count > SHUFFLE_BUFFER:
                 kept.clear()
                 shuffled.set_epoch(epoch)
                 yield from shuffled
@@ -162,17 +169,18 @@ class StreamedImages:
                 yield from (kept[index] for index in torch.randperm(count, generator=generator).tolist())
 
     def _readable(self, rows: list[Row], index: int, source: Iterator[Row]) -> tuple[torch.Tensor, int]:
-        """Image and label for the place of rows[index]: its own, or those of the next row that can be read."""
-        for ahead in itertools.count(index):
-            if ahead == len(rows):
+        """Image and label of `rows[index]`, or of the next row whose image can be read."""
+        for candidate in itertools.count(index):
+            if candidate == len(rows):
                 rows.append(next(source))
-            if self._count is not None and ahead - index > 2 * self._count:  # so many hold a whole epoch
+            # Any 2 · count consecutive rows contain a whole epoch.
+            if self._count is not None and candidate - index > 2 * self._count:
                 raise BrokenImageError(f"None of the {self._count:,} images of the stream can be read.")
-            row = rows[ahead]
+            row = rows[candidate]
             image = self._image(rows[index].position, row)
             if image is not None:
                 return image, self._label(row)
-        raise AssertionError("the stream has no end")
+        raise AssertionError("itertools.count does not end")
 
     def _label(self, row: Row) -> int:
         if self.id2label is None or self.label_column is None or row.values is None:
@@ -180,8 +188,8 @@ class StreamedImages:
         label = row.values[self.label_column]
         if label not in self.id2label:
             raise ValueError(
-                f"Image {row.position} of the stream has the label {label!r} in {self.label_column!r}, which is none "
-                f"of its {len(self.id2label)} classes. Leave such images out, or train without `--class_conditional`."
+                f"Image {row.position} of the stream has the label {label!r} in {self.label_column!r}, which is not "
+                f"one of its {len(self.id2label)} classes. Remove such images, or train without `--class_conditional`."
             )
         return int(label)
 
@@ -189,19 +197,19 @@ class StreamedImages:
         return f"Image {position} of the stream", values[self.column]
 
     def _image(self, position: int, row: Row) -> torch.Tensor | None:
-        """The image of a row, cropped and mirrored as belongs to a position of the run; None if it is skipped."""
+        """The image of a row with the random crop and flip of a position of the run; None if the image is skipped."""
         if row.values is None:
             return None
         generator = torch.Generator().manual_seed(splitmix64(self.seed, position))
         try:
-            number = lambda: int(torch.randint(2**31, (), generator=generator))  # noqa: E731
-            pixels, _ = self.reader(*self._entry(row.position, row.values), number)
+            draw_integer = lambda: int(torch.randint(2**31, (), generator=generator))  # noqa: E731
+            pixels, _ = self.reader(*self._entry(row.position, row.values), draw_integer)
         except BrokenImageError as error:
             if not self.skip_broken:
-                raise BrokenImageError(f"{error} {SKIP}") from error
+                raise BrokenImageError(f"{error} {SKIP_HINT}") from error
             row.values = None
-            if self._count is None or row.position < self._count:  # once, not in every epoch
-                warnings.warn(f"The next image takes its place: {error}", stacklevel=2)
+            if self._count is None or row.position < self._count:  # warn in the first epoch only
+                warnings.warn(f"An image is replaced by the next one: {error}", stacklevel=2)
             return None
         image = pixels.float() / 127.5 - 1
         return image.flip(-1) if self.random_flip and torch.randint(2, (), generator=generator) else image

@@ -1,4 +1,4 @@
-"""The images that train_pfgm.py's options name: to train on, to measure on, and as charges."""
+"""The data set that the options of train_pfgm.py select: training images, held-out images and charges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ...physics import Charges, ClassCharges
 from ..run.agreement import broadcast_from_main
-from ..run.validation import MOST_IMAGES, Validation, split_indices
+from ..run.validation import MAX_VALIDATION_IMAGES, Validation, split_indices
 from .field_batches import Batch, choose_charges
 from .images import ImageTensors, RandomCropError
 from .labels import LabelledImages, read_class_labels
@@ -23,26 +23,28 @@ from .order import BatchPlan, ImageOrder, PlannedBatches
 from .source import load_image_dataset
 from .streams import StreamedImages
 
-NAMED = 10  # broken images that are told by name
+MAX_NAMED_IMAGES = 10  # broken images that a message lists
 
 
 class TrainingData:
-    """A data set as a run reads it.
+    """The data set of a training run.
 
     Args:
-        args: of the command line.
-        seed: of the run: of the images held out, of order, crops and flips.
-        accelerator: of the run.
+        args: The options of train_pfgm.py.
+        seed: The seed of the run, which determines the held-out images, the order, crops and flips.
+        accelerator: accelerate's `Accelerator` of the run.
 
     Attributes:
-        images: to train on.
-        labels: (count,), of their classes; None without classes.
-        count: how many there are; 0 for a stream, which does not tell.
-        id2label: names of the classes by number; None without classes.
+        images: The training images, `ImageTensors` or `StreamedImages`.
+        labels: Class labels (count,) of the training images; None without classes or for a stream.
+        count: Number of training images; 0 for a stream, whose length is not known.
+        id2label: Names of the classes by label; None without classes.
     """
 
     def __init__(self, args: argparse.Namespace, seed: int, accelerator: Accelerator) -> None:
-        self.args, self.seed, self.accelerator = args, seed, accelerator
+        self.args = args
+        self.seed = seed
+        self.accelerator = accelerator
         self.mode = args.image_mode
         source = args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir
         dataset: Any = load_image_dataset(*source, args.streaming)
@@ -56,22 +58,30 @@ class TrainingData:
         labels = self.id2label = None
         if args.class_conditional:
             labels, self.id2label = read_class_labels(dataset, args.label_column)
-        train, held_out = list(range(len(dataset))), list[int]()
+        train = list(range(len(dataset)))
+        held_out: list[int] = []
         if args.validation_split:
             train, held_out = split_indices(len(dataset), args.validation_split, seed)
         self.images = self._tensors(dataset.select(train), args.center_crop, args.random_flip)
-        self.mode = self.images.mode  # of the images held out too
-        self.labels, self.count = None if labels is None else labels[train], len(train)
-        self._held_out = dataset.select(held_out[:MOST_IMAGES]) if held_out else None
-        self._held_out_labels = None if labels is None else labels[held_out[:MOST_IMAGES]]
+        self.mode = self.images.mode  # the held-out images are converted to the same mode
+        self.labels = None if labels is None else labels[train]
+        self.count = len(train)
+        self._held_out = dataset.select(held_out[:MAX_VALIDATION_IMAGES]) if held_out else None
+        self._held_out_labels = None if labels is None else labels[held_out[:MAX_VALIDATION_IMAGES]]
 
     @property
     def stream_length(self) -> int | None:
-        """Images of a stream, once they were all read; None until then, and without a stream."""
+        """Number of images of a stream; None until a whole epoch was read, and without a stream."""
         return self.images.length if self.args.streaming else None
 
     def batches(self, plan: BatchPlan, first_step: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
-        """This process's batches from a step on, for ever, or until `stopped` while a stream reads up to that step."""
+        """Return an iterator without end over this process's batches: images (B, C, R, R) and labels (B,).
+
+        Args:
+            plan: The division of a step's positions.
+            first_step: The first step, counted from 0.
+            stopped: Called while a stream skips the images of earlier steps. If it returns True, the iterator ends.
+        """
         if self.args.streaming:
             batches: Iterator[Batch] = self.images.batches(plan, first_step, stopped)
             return batches
@@ -81,33 +91,48 @@ class TrainingData:
             collate_fn=tuple,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # it would draw from the global state, which a run that goes on restores
+            # Without a generator the loader would draw from the global random state, which a resumed run restores.
+            generator=torch.Generator(),
         )
         return iter(loader)
 
-    def charges(self, wanted: str) -> tuple[str, Charges | ClassCharges | None]:
-        """Whose field is learned, and all images as charges where it is theirs. To be called by every process.
+    def charges(self, option: str) -> tuple[str, Charges | ClassCharges | None]:
+        """Choose the charges of the field objective. Every process must call this.
 
-        The main process decides: each has another amount of free memory, and processes that disagree would wait for
-        each other for ever.
+        The main process decides for all: the processes may have different amounts of free memory, and a run with
+        different choices would hang.
+
+        Args:
+            option: The value of `--charges`.
+
+        Returns:
+            "local", "gathered" or "dataset", and with "dataset" all images as charges, otherwise None.
+
+        Raises:
+            ValueError: if `option` is "dataset" and the data set is a stream or has images that are cropped at random.
         """
-        args, device, processes = self.args, self.accelerator.device, self.accelerator.num_processes
-        if args.streaming and wanted == "dataset":
+        args = self.args
+        device = self.accelerator.device
+        processes = self.accelerator.num_processes
+        if args.streaming and option == "dataset":
             raise ValueError("`--charges dataset` needs all images, not a stream. Leave out `--streaming`.")
         count = self.count * (1 + args.random_flip)  # mirror images are charges too
         dim = self.images.channels * args.resolution**2
-        pixels, chosen = None, broadcast_from_main(choose_charges(wanted, count or sys.maxsize, dim, device, processes))
-        if chosen == "dataset":
+        pixels = None
+        choice = broadcast_from_main(choose_charges(option, count or sys.maxsize, dim, device, processes))
+        if choice == "dataset":
             try:
                 pixels = self.images.plain().to(device)
             except RandomCropError:
-                if wanted == "dataset":
+                if option == "dataset":
                     raise
-                chosen = "gathered" if processes > 1 else "local"
-        chosen = broadcast_from_main(chosen)
-        if chosen != "dataset":
-            self.accelerator.print(f"The field of a step is that of {args.field_batch_size:,} images, {chosen}.")
-            return chosen, None
+                choice = "gathered" if processes > 1 else "local"
+        choice = broadcast_from_main(choice)
+        if choice != "dataset":
+            self.accelerator.print(
+                f"The field of a step is computed from {args.field_batch_size:,} images (--charges {choice})."
+            )
+            return choice, None
         pixels = self.images.plain().to(device) if pixels is None else pixels
         labels = self.labels
         if args.random_flip:
@@ -115,13 +140,13 @@ class TrainingData:
             labels = None if labels is None else labels.repeat(2)
         charges = Charges(pixels) if labels is None else ClassCharges(pixels, labels)
         self.accelerator.print(
-            f"The field of a step is that of all {count:,} images, kept in {charges.dtype} and "
+            f"The field of a step is computed from all {count:,} images, kept as {charges.dtype} in "
             f"{count * dim * charges.dtype.itemsize / 1e6:,.0f} MB."
         )
-        return chosen, charges
+        return choice, charges
 
     def validation(self) -> Validation | None:
-        """What measures distances to the images held out; None without `--validation_split`."""
+        """Return the `Validation` on the held-out images; None without `--validation_split`."""
         if self._held_out is None:
             return None
         held_out = self._tensors(self._held_out, center_crop=True).plain()
@@ -142,10 +167,12 @@ class TrainingData:
         )
 
     def _stream(self, dataset: datasets.IterableDataset) -> StreamedImages:
-        args, label_column = self.args, self.args.label_column
+        args = self.args
+        label_column = args.label_column
         if args.class_conditional and label_column is None:
-            found = [name for name, kind in (dataset.features or {}).items() if isinstance(kind, datasets.ClassLabel)]
-            label_column = found[0] if found else "label"
+            features = dataset.features or {}
+            names = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+            label_column = names[0] if names else "label"
         return StreamedImages(
             dataset,
             args.resolution,
@@ -159,15 +186,16 @@ class TrainingData:
         )
 
     def _without_broken(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        """The images that can be read. Each process tries its share of them."""
-        args, accelerator = self.args, self.accelerator
+        """Return the data set without the images that cannot be read. Each process tries its share of the images."""
+        args = self.args
+        accelerator = self.accelerator
         images = ImageTensors(dataset, args.resolution, args.image_column, args.image_mode or "RGB", cache=False)
         own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        shown = tqdm(own, desc="Looking for broken images", disable=not accelerator.is_main_process, leave=False)
-        broken = dict(sorted(gather_object([*images.broken(shown).items()])))
+        progress_bar = tqdm(own, desc="Looking for broken images", disable=not accelerator.is_main_process, leave=False)
+        broken = dict(sorted(gather_object([*images.broken(progress_bar).items()])))
         if broken:
-            reasons = "\n  ".join([*broken.values()][:NAMED])
-            more = f"\n  and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+            reasons = "\n  ".join([*broken.values()][:MAX_NAMED_IMAGES])
+            more = f"\n  and {len(broken) - MAX_NAMED_IMAGES:,} more" if len(broken) > MAX_NAMED_IMAGES else ""
             if len(broken) == len(dataset):
                 raise ValueError(f"None of the {len(dataset):,} images can be read:\n  {reasons}{more}")
             accelerator.print(f"{len(broken):,} of {len(dataset):,} images are left out:\n  {reasons}{more}")

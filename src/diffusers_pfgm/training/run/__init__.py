@@ -1,1 +1,1 @@
-"""A training run: its options, checkpoints, records, samples and what it leaves behind."""
+"""A training run: its options, training loop, checkpoints, records, samples and final outputs."""

@@ -1,4 +1,4 @@
-"""What one process decides for all of them."""
+"""Values that the main process decides for all processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 def broadcast_from_main(value: Value) -> Value:
-    """The main process's value, on every process; to be called by all of them."""
+    """Return the main process's value on every process. Every process must call this."""
     values = [value]
     broadcast_object_list(values)
     return values[0]

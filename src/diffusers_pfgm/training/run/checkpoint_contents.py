@@ -1,6 +1,6 @@
-"""The list that closes a checkpoint: its step, the run's settings, and each file with its size and checksum.
+"""contents.json of a checkpoint: its step, the run's settings, and size and checksum of each file.
 
-The list ends with a checksum of itself, so that one changed byte anywhere in a checkpoint is found.
+It is written last and ends with a checksum of itself, so that one changed byte anywhere in a checkpoint is detected.
 """
 
 from __future__ import annotations
@@ -15,40 +15,43 @@ from typing import Any
 
 from .finite_weights import non_finite_weight
 
-PREFIX = "checkpoint-"
+CHECKPOINT_PREFIX = "checkpoint-"
 CONTENTS = "contents.json"
-AVERAGE = "average.json"  # the numbers of the averaged weights, beside these in `unet_ema`
-SEAL = b',\n "checksum": '
+EMA_STATE = "average.json"  # the state of the EMA, such as its step, beside the EMA weights in `unet_ema`
+CHECKSUM_KEY = b',\n "checksum": '
 
 
 def write_contents(folder: Path, step: int, settings: Mapping[str, Any]) -> None:
-    """Put every file of `folder` on the disk, and the list of them last."""
+    """Flush every file of `folder` to disk, then write and flush contents.json."""
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             _flush(path)
             files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
     contents = json.dumps({"step": step, "settings": dict(settings), "files": files}, indent=1)
-    (folder / CONTENTS).write_bytes(_sealed(contents.removesuffix("\n}").encode()))
+    (folder / CONTENTS).write_bytes(_with_checksum(contents.removesuffix("\n}").encode()))
     _flush(folder / CONTENTS)
 
 
-def find_new_corruption(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if it is whole. Files unchanged since the last call are not reread.
+def find_corruption_cached(path: Path) -> str | None:
+    """`find_corruption` with a cache: a checkpoint whose files have not changed since the last call is not read again.
 
-    A training run asks this of every checkpoint that it keeps, each time that it writes another.
+    A training run checks all its checkpoints each time it writes another one.
     """
     stats = ((file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file())
-    return _known_damage(path.resolve(), tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+    return _find_corruption(path.resolve(), tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
 
 
 @functools.lru_cache(maxsize=256)
-def _known_damage(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str | None:
+def _find_corruption(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str | None:
     return find_corruption(path)
 
 
 def find_corruption(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if it is whole."""
+    """Return a phrase that says how a checkpoint is damaged; None if it is not.
+
+    All files must have the recorded size and checksum, and all weights must be finite.
+    """
     try:
         for name, (size, checksum) in _read_contents(path)["files"].items():
             if (path / name).stat().st_size != size:
@@ -60,27 +63,27 @@ def find_corruption(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {CONTENTS} cannot be read: {error}"
     weight = non_finite_weight(path)
-    return None if weight is None else f"{weight} holds NaN or infinity, for its run diverged"
+    return None if weight is None else f"{weight} holds NaN or infinity, since its run diverged"
 
 
 def checkpoint_step(path: str | Path) -> int:
-    """Number of optimiser steps after which a checkpoint was written, whatever its folder is named.
+    """The number of optimizer steps after which a checkpoint was written.
 
-    It is read from the checkpoint's contents. The name of the folder counts only where these cannot be read.
+    It is read from the checkpoint's contents. Only if these cannot be read, the name of the folder is used.
 
     Raises:
-        ValueError: if neither the contents nor the name `checkpoint-<number>` say it.
+        ValueError: if the contents cannot be read and the folder is not named `checkpoint-<number>`.
     """
     path = Path(path)
     try:
         contents = _read_contents(path)
         if "step" in contents:
             return int(contents["step"])
-        return int(json.loads((path / "unet_ema" / AVERAGE).read_text())["optimization_step"])  # of version 0.1.0
+        return int(json.loads((path / "unet_ema" / EMA_STATE).read_text())["optimization_step"])  # version 0.1.0
     except (OSError, ValueError, KeyError, TypeError) as error:
-        number = path.name.removeprefix(PREFIX)
+        number = path.name.removeprefix(CHECKPOINT_PREFIX)
         if not number.isdecimal():
-            raise ValueError(f"{path} is no checkpoint: its {CONTENTS} cannot be read: {error}") from error
+            raise ValueError(f"{path} is not a checkpoint: its {CONTENTS} cannot be read: {error}") from error
         return int(number)
 
 
@@ -93,15 +96,15 @@ def read_settings(checkpoint: Path) -> dict[str, Any]:
 def _read_contents(folder: Path) -> dict[str, Any]:
     raw = (folder / CONTENTS).read_bytes()
     contents: dict[str, Any] = json.loads(raw)
-    if set(contents) == {"settings", "files"}:  # of version 0.1.0, without a checksum of itself
+    if set(contents) == {"settings", "files"}:  # version 0.1.0 wrote no checksum of the contents
         return contents
-    if raw != _sealed(raw.rpartition(SEAL)[0]):
+    if raw != _with_checksum(raw.rpartition(CHECKSUM_KEY)[0]):
         raise ValueError("it does not have the contents that were saved")
     return contents
 
 
-def _sealed(text: bytes) -> bytes:
-    return text + SEAL + str(zlib.crc32(text)).encode() + b"\n}"
+def _with_checksum(text: bytes) -> bytes:
+    return text + CHECKSUM_KEY + str(zlib.crc32(text)).encode() + b"\n}"
 
 
 def _flush(path: Path) -> None:

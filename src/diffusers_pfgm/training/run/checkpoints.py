@@ -1,9 +1,10 @@
-"""Checkpoints of a training run that are whole or not there.
+"""Checkpoints of a training run, written atomically.
 
-A checkpoint is written into a hidden folder, closed by a list of its files with sizes and checksums, and renamed. So a
-folder `checkpoint-<step>` is whole unless something damaged it later, which the list tells. It holds accelerate's state
-(optimiser, schedule, loss scale, the random states of each process), the weights and their average as safetensors
-folders, and the settings that a run must share to go on from it. Order and noise of the data follow from the step.
+A checkpoint is written into a hidden folder, completed by contents.json with sizes and checksums of its files, and
+renamed to `checkpoint-<step>`. A folder of this name is therefore complete; later damage is detected by its checksums.
+It holds accelerate's state (optimizer, learning-rate schedule, loss scale, the random states of each process), the
+weights and the EMA weights as safetensors, and the settings of the run. Order and noise of the data follow from the
+step: resuming needs only the step count.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from .checkpoint_contents import AVERAGE, PREFIX, checkpoint_step, find_corruption, find_new_corruption, write_contents
+from .checkpoint_contents import (
+    CHECKPOINT_PREFIX,
+    EMA_STATE,
+    checkpoint_step,
+    find_corruption,
+    find_corruption_cached,
+    write_contents,
+)
 from .folders import set_aside
 from .random_states import restore_random_states
 
@@ -29,71 +37,77 @@ PARTIAL = ".partial"
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Everything in `output_dir` that is named `checkpoint-<number>`, damaged or not, by the step that it tells."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=checkpoint_step)
+    """Return everything in `output_dir` that is named `checkpoint-<number>`, damaged or not, sorted by step."""
+    paths = Path(output_dir).glob(f"{CHECKPOINT_PREFIX}*")
+    return sorted(
+        (path for path in paths if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()), key=checkpoint_step
+    )
 
 
 def newer_checkpoints(output_dir: str | Path, checkpoint: Path, step: int) -> list[Path]:
-    """Those in `output_dir` of a later step than a checkpoint's, which a run that goes on from it abandons."""
+    """Return the other checkpoints in `output_dir` of steps later than `step`, the step of `checkpoint`."""
     others = [path for path in list_checkpoints(output_dir) if path.resolve() != checkpoint.resolve()]
     return [path for path in others if checkpoint_step(path) > step]
 
 
 def locate_checkpoint(name: str, output_dir: str | Path) -> Path:
-    """The path that `--resume_from_checkpoint` names, there or not: a plain name is looked up in `output_dir` first."""
+    """Return the path that `--resume_from_checkpoint` names. A name without a folder is first looked up in `output_dir`.
+
+    The path need not exist.
+    """
     inside = Path(output_dir) / name
     return inside if len(Path(name).parts) == 1 and inside.exists() else Path(name)
 
 
 def find_checkpoint(name: str, output_dir: str | Path) -> Path:
-    """The folder that `--resume_from_checkpoint` names.
+    """Return the folder that `--resume_from_checkpoint` names.
 
     Args:
-        name: the name of a checkpoint in `output_dir`, the path of one, or "latest" for the newest whole one in
-            `output_dir`. Damaged ones are then passed over with a warning.
-        output_dir: of the run.
+        name: The name of a checkpoint in `output_dir`, the path of a checkpoint, or "latest" for the newest undamaged
+            one in `output_dir`. With "latest" a warning lists damaged ones that are skipped.
+        output_dir: The output folder of the run.
 
     Raises:
-        ValueError: if there is none, or the one that was named is damaged.
+        ValueError: if there is no such checkpoint, or the named one is damaged.
     """
     if name != LATEST:
         path = locate_checkpoint(name, output_dir)
         if not path.is_dir():
-            found = [each.name for each in list_checkpoints(output_dir)]
+            names = [checkpoint.name for checkpoint in list_checkpoints(output_dir)]
             raise ValueError(
-                f"`--resume_from_checkpoint` {name!r} is no folder. Use a path, the name of a checkpoint in "
-                f"{str(output_dir)!r} ({', '.join(found) or 'there are none'}), or 'latest'."
+                f"`--resume_from_checkpoint` {name!r} is not a folder. Use a path, the name of a checkpoint in "
+                f"{str(output_dir)!r} ({', '.join(names) or 'there are none'}), or 'latest'."
             )
-        wrong = find_corruption(path)
-        if wrong is not None:
+        damage = find_corruption(path)
+        if damage is not None:
             raise ValueError(
-                f"`--resume_from_checkpoint` {name!r} is damaged: {wrong}. Use another, or 'latest' for the newest "
-                "whole one."
+                f"`--resume_from_checkpoint` {name!r} is damaged: {damage}. Use another one, or 'latest' for the newest "
+                "undamaged one."
             )
         return path
     newest = newest_whole_checkpoint(output_dir)
     if newest is not None:
         return newest
     raise ValueError(
-        f"`--resume_from_checkpoint` 'latest': there is no {PREFIX}* folder that is whole in {str(output_dir)!r}. "
-        "To start anew, choose a new `--output_dir`, or leave it out and pass `--overwrite_output_dir`."
+        f"`--resume_from_checkpoint` 'latest': there is no undamaged {CHECKPOINT_PREFIX}* folder in "
+        f"{str(output_dir)!r}. To start a new run, choose a new `--output_dir`, or pass `--overwrite_output_dir` "
+        "without `--resume_from_checkpoint`."
     )
 
 
 def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint in `output_dir` that is whole; None if there is none. It warns of damaged newer ones."""
+    """Return the newest undamaged checkpoint in `output_dir`; None if there is none. Warn of damaged newer ones."""
     for path in reversed(list_checkpoints(output_dir)):
-        wrong = find_new_corruption(path)
-        if wrong is None:
+        damage = find_corruption_cached(path)
+        if damage is None:
             return path
-        warnings.warn(f"{path} is passed over, for it is damaged: {wrong}.", stacklevel=3)
+        warnings.warn(f"{path} is skipped because it is damaged: {damage}.", stacklevel=3)
     return None
 
 
 def remove_incomplete_checkpoints(output_dir: str | Path) -> None:
-    """Remove checkpoints that a kill has left half-written or half-removed."""
-    for path in Path(output_dir).glob(f".{PREFIX}*{PARTIAL}"):
+    """Remove hidden folders of checkpoints that a killed run has only partly written or partly removed."""
+    for path in Path(output_dir).glob(f".{CHECKPOINT_PREFIX}*{PARTIAL}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
 
@@ -106,26 +120,30 @@ def save_checkpoint(
     total_limit: int | None = None,
     resumed_from: Path | None = None,
 ) -> Path:
-    """Write `checkpoint-<step>` and remove the oldest beyond `total_limit`. To be called by every process.
+    """Write `checkpoint-<step>` and remove the oldest checkpoints beyond `total_limit`. Every process must call this.
 
-    The main process returns later than the others: it lists, checks and removes files alone.
+    The main process returns later than the others, since it alone lists, checks and removes files.
 
-    Damaged checkpoints and links do not count and are left alone. Neither the checkpoint that was just written nor
-    the one that the run went on from is removed.
+    Damaged checkpoints and links are not counted and not removed. Neither the new checkpoint nor the one that the run
+    resumed from is removed.
 
     Args:
-        accelerator: of the run.
-        output_dir: of the run.
-        step: number of optimiser steps made.
-        settings: of the run.
-        total_limit: number of checkpoints that are kept; all by default.
-        resumed_from: the checkpoint that the run went on from.
+        accelerator: accelerate's `Accelerator` of the run.
+        output_dir: The output folder of the run.
+        step: Number of optimizer steps done.
+        settings: The settings of the run (`run_settings`).
+        total_limit: Number of checkpoints to keep; all by default.
+        resumed_from: The checkpoint that the run resumed from, if any.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        OSError: if it cannot be written, a full disk for instance; older checkpoints are left as they are.
+        OSError: if the checkpoint cannot be written, for example because the disk is full. Older checkpoints are not
+            changed.
     """
     output_dir = Path(output_dir)
-    target = output_dir / f"{PREFIX}{step}"
+    target = output_dir / f"{CHECKPOINT_PREFIX}{step}"
     partial = target.with_name(f".{target.name}{PARTIAL}")
     try:
         accelerator.save_state(str(partial))
@@ -133,15 +151,15 @@ def save_checkpoint(
         if accelerator.is_main_process:
             write_contents(partial, step, settings)
             if target.exists() or target.is_symlink():
-                accelerator.print(f"{target} was there already and is now in {set_aside(output_dir, [target])}.")
+                accelerator.print(f"{target} existed already and was moved to {set_aside(output_dir, [target])}.")
             partial.rename(target)
-    except Exception as error:  # torch, safetensors and accelerate each have their own for a full disk
+    except Exception as error:  # torch, safetensors and accelerate each raise their own error for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         last = newest_whole_checkpoint(output_dir) or "none yet"
         free = shutil.disk_usage(output_dir).free / 1e6
         raise OSError(
             f"{target} could not be written, with {free:,.0f} MB free on its disk: {error}. The last good checkpoint, "
-            f"{last}, is untouched. Make room and go on by `--resume_from_checkpoint latest`."
+            f"{last}, is unchanged. Free some space and resume by `--resume_from_checkpoint latest`."
         ) from error
     if accelerator.is_main_process and total_limit is not None:
         _rotate(output_dir, total_limit, [target] if resumed_from is None else [target, resumed_from])
@@ -149,12 +167,14 @@ def save_checkpoint(
 
 
 def _rotate(output_dir: Path, total_limit: int, kept: list[Path]) -> None:
-    """Remove the oldest whole checkpoints beyond a number."""
+    """Remove the oldest undamaged checkpoints beyond `total_limit`, except those in `kept`."""
     whole = []
     for path in list_checkpoints(output_dir):
-        wrong = None if path.is_symlink() else find_new_corruption(path)
-        if wrong is not None:
-            warnings.warn(f"{path} does not count for the total limit, for it is damaged: {wrong}.", stacklevel=3)
+        damage = None if path.is_symlink() else find_corruption_cached(path)
+        if damage is not None:
+            warnings.warn(
+                f"{path} is not counted by `--checkpoints_total_limit` because it is damaged: {damage}.", stacklevel=3
+            )
         elif not path.is_symlink():
             whole.append(path)
     kept = [path.resolve() for path in kept]
@@ -164,17 +184,24 @@ def _rotate(output_dir: Path, total_limit: int, kept: list[Path]) -> None:
 
 
 def _discard(checkpoint: Path) -> None:
-    """Remove it under another name, so that no half of it is ever taken for a whole."""
+    """Rename a checkpoint and remove it, so that a partly removed one is never mistaken for a whole one."""
     hidden = checkpoint.with_name(f".{checkpoint.name}{PARTIAL}")
     try:
         checkpoint.rename(hidden)
         shutil.rmtree(hidden)
-    except OSError as error:  # the new checkpoint is whole, so the run goes on
-        warnings.warn(f"{checkpoint} is beyond the total limit but could not be removed: {error}.", stacklevel=4)
+    except OSError as error:  # the new checkpoint is whole, so the run continues
+        warnings.warn(
+            f"{checkpoint} is beyond `--checkpoints_total_limit` but could not be removed: {error}.", stacklevel=4
+        )
 
 
 def register_ema_hooks(accelerator: Accelerator, ema: EMAModel) -> None:
-    """Make accelerate's states hold the network as `unet` and its average as `unet_ema`, both in safetensors."""
+    """Make accelerate save and load the network as `unet` and its EMA weights as `unet_ema`, both as safetensors.
+
+    Args:
+        accelerator: accelerate's `Accelerator` of the run.
+        ema: The EMA weights of the network.
+    """
 
     def save(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
         if accelerator.is_main_process:
@@ -186,17 +213,17 @@ def register_ema_hooks(accelerator: Accelerator, ema: EMAModel) -> None:
                 unet.save_pretrained(Path(folder) / "unet_ema")
             finally:
                 ema.restore(unet.parameters())
-            numbers = {name: value for name, value in ema.state_dict().items() if name != "shadow_params"}
-            (Path(folder) / "unet_ema" / AVERAGE).write_text(json.dumps(numbers))
-        weights.clear()  # what is left here accelerate would write again
+            ema_state = {name: value for name, value in ema.state_dict().items() if name != "shadow_params"}
+            (Path(folder) / "unet_ema" / EMA_STATE).write_text(json.dumps(ema_state))
+        weights.clear()  # accelerate would write the weights in this list again
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
-        saved, average = (UNet2DModel.from_pretrained(folder, subfolder=name) for name in ("unet", "unet_ema"))
-        for model in models:  # none where DeepSpeed loads its own
-            accelerator.unwrap_model(model).load_state_dict(saved.state_dict())
+        unet, unet_ema = (UNet2DModel.from_pretrained(folder, subfolder=name) for name in ("unet", "unet_ema"))
+        for model in models:  # the list is empty if DeepSpeed loads the weights itself
+            accelerator.unwrap_model(model).load_state_dict(unet.state_dict())
         models.clear()
-        numbers = json.loads((Path(folder) / "unet_ema" / AVERAGE).read_text())
-        ema.load_state_dict(numbers | {"shadow_params": [weight.detach() for weight in average.parameters()]})
+        ema_state = json.loads((Path(folder) / "unet_ema" / EMA_STATE).read_text())
+        ema.load_state_dict(ema_state | {"shadow_params": [weight.detach() for weight in unet_ema.parameters()]})
         ema.to(accelerator.device)
 
     accelerator.register_save_state_pre_hook(save)
@@ -204,22 +231,22 @@ def register_ema_hooks(accelerator: Accelerator, ema: EMAModel) -> None:
 
 
 def restore_checkpoint(accelerator: Accelerator, checkpoint: Path, seed: int) -> int:
-    """Load every state of a checkpoint. To be called by every process, after `keep_average_with_state`.
+    """Load a checkpoint. Every process must call this, after `register_ema_hooks`.
 
-    The number of processes and of accumulated parts may be another than that of the run that wrote it.
+    The numbers of processes and of accumulated parts may differ from those of the run that wrote it.
 
     Args:
-        accelerator: of the run.
-        checkpoint: the folder.
-        seed: of the run, for the random states of processes that the other run did not have.
+        accelerator: accelerate's `Accelerator` of the run.
+        checkpoint: The folder of the checkpoint.
+        seed: The seed of the run, which sets the random states of processes that the checkpoint does not have.
 
     Returns:
-        The step after which it was written.
+        The step after which the checkpoint was written.
     """
     step = checkpoint_step(checkpoint)
     accelerator.load_state(str(checkpoint))
-    # accelerate counts accumulated parts and restores that number, whose meaning depends on the accumulation. A
-    # checkpoint is always at the end of a step, where none is accumulated.
+    # accelerate counts accumulated parts and restores this count, but the number of parts of a step may have changed. A
+    # checkpoint is written at the end of a step, where the count is zero.
     accelerator.step = 0
     restore_random_states(accelerator, checkpoint, seed, step)
     return step

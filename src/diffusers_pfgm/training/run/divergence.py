@@ -1,8 +1,8 @@
-"""Stops a run that diverges before it writes anything of its weights.
+"""Stops a run that has diverged before its weights are saved.
 
-A run has diverged where a loss, the norm of a gradient or a weight is NaN or infinite. The scaled gradients of float16
-overflow now and then: such a step is skipped and the loss scale halved, which is no divergence until nothing is left of
-the scale.
+A run has diverged if a loss, the norm of a gradient or a weight is NaN or infinite. In float16 the scaled gradients
+overflow now and then: such a step is skipped and the loss scale is halved. This counts as divergence only when the loss
+scale has become very small.
 """
 
 from __future__ import annotations
@@ -18,38 +18,43 @@ from diffusers.training_utils import EMAModel
 from .finite_weights import all_finite
 from .side_output import last_checkpoint, side_output
 
-LEAST_LOSS_SCALE = 1e-4  # gradients that overflow float16 at this scale have a norm of 1e8 and more
+MIN_LOSS_SCALE = 1e-4  # gradients that overflow float16 at this scale have a norm of 1e8 and more
 
 
 class DivergenceError(RuntimeError):
-    """The training has diverged."""
+    """The training diverged."""
 
 
 class DivergenceGuard:
-    """Raises a `DivergenceError` on every process where the run has diverged on any.
+    """Raises a `DivergenceError` on every process if the run has diverged on any of them.
 
     Args:
-        accelerator: of the run.
-        output_dir: of the run, whose last good checkpoint the error names.
-        note: writes an event, its step and values to the run's records; on the main process.
+        accelerator: accelerate's `Accelerator` of the run.
+        output_dir: The output folder of the run. The error names the last good checkpoint in it.
+        note: Writes an event, its step and values to the run's records; None on all but the main process.
     """
 
     def __init__(
         self, accelerator: Accelerator, output_dir: str | Path, note: Callable[..., None] | None = None
     ) -> None:
-        self.accelerator, self.output_dir, self._write = accelerator, Path(output_dir), note
+        self.accelerator = accelerator
+        self.output_dir = Path(output_dir)
+        self._write = note
         self._losses: list[torch.Tensor] = []
 
     def note(self, loss: torch.Tensor) -> None:
-        """Remember the loss () of a part of the step, without a look at the device."""
+        """Remember the loss () of an accumulated part, without synchronising with the device."""
         self._losses.append(loss.detach())
 
     def check_gradients(self, step: int, norm: torch.Tensor) -> None:
-        """To be called once a step by every process, after the last `backward` and before `optimizer.step()`.
+        """Check losses and gradient. Every process must call this after the last `backward` of a step.
 
         Args:
-            step: its number.
-            norm: (), of the gradient over all processes.
+            step: The number of the step.
+            norm: The norm () of the gradient over all processes, before `optimizer.step()`.
+
+        Raises:
+            DivergenceError: if the losses or, except in float16, the norm are not finite on any process.
         """
         finite = {"the loss": all_finite(self._losses)}
         if self.accelerator.scaler is None:
@@ -58,11 +63,15 @@ class DivergenceGuard:
         self._require(finite, step)
 
     def check_loss_scale(self, step: int) -> None:
-        """To be called after `optimizer.step()`; reads from the device only where float16 has skipped the step."""
+        """Check float16's loss scale after `optimizer.step()`. It is read from the device only after a skipped step.
+
+        Raises:
+            DivergenceError: if the step was skipped and the loss scale is below 1e-4.
+        """
         scaler = self.accelerator.scaler
         if scaler is not None and self.accelerator.optimizer_step_was_skipped:
             scale = scaler.get_scale()
-            if scale < LEAST_LOSS_SCALE:
+            if scale < MIN_LOSS_SCALE:
                 self._stop(step, f"the gradient of float16, scaled by {scale:.0e},")
 
     def check_weights(
@@ -73,36 +82,41 @@ class DivergenceGuard:
         optimizer: torch.optim.Optimizer,
         forward: Callable[[], Any],
     ) -> None:
-        """To be called by every process after a step of which something will be saved.
+        """Check everything that is saved. Every process must call this after a step whose weights will be saved.
 
         Args:
-            step: its number.
-            unet: the network.
-            ema: the average of its weights.
-            optimizer: its own numbers are saved too.
-            forward: calls the network once more. Weights that are finite may be too large for a finite output.
+            step: The number of the step.
+            unet: The network.
+            ema: The EMA weights of the network.
+            optimizer: The optimizer, whose state is saved too.
+            forward: Calls the network. Finite weights may still be too large for a finite output.
+
+        Raises:
+            DivergenceError: if any weight, EMA weight, number in the optimizer's state or output is not finite.
         """
-        kept = [value for state in optimizer.state.values() for value in state.values()]
+        state_values = [value for state in optimizer.state.values() for value in state.values()]
         finite = {
             "a weight": all_finite(unet.parameters()),
             "an averaged weight": all_finite(ema.shadow_params),
-            "the state of the optimizer": all_finite(value for value in kept if isinstance(value, torch.Tensor)),
+            "the state of the optimizer": all_finite(
+                value for value in state_values if isinstance(value, torch.Tensor)
+            ),
         }
         training = unet.training
-        unet.eval()  # dropout would draw from the global random state
+        unet.eval()  # without dropout, which would draw from the global random state
         with torch.no_grad():
             finite["the network's output"] = all_finite([forward().sample])
         unet.train(training)
         self._require(finite, step)
 
     def _require(self, finite: Mapping[str, torch.Tensor], step: int) -> None:
-        """Gather what all processes found, and read it back from the device at once."""
-        broken = 1 - torch.stack([each.to(self.accelerator.device) for each in finite.values()]).float()
+        """Stop if any flag is False on any process. All flags are read from the device in one transfer."""
+        failures = 1 - torch.stack([flag.to(self.accelerator.device) for flag in finite.values()]).float()
         if self.accelerator.num_processes > 1:
-            broken = self.accelerator.reduce(broken, reduction="sum")
-        found = [name for name, count in zip(finite, broken.tolist(), strict=True) if count > 0]
-        if found:
-            self._stop(step, " and ".join(found))
+            failures = self.accelerator.reduce(failures, reduction="sum")
+        failed = [name for name, count in zip(finite, failures.tolist(), strict=True) if count > 0]
+        if failed:
+            self._stop(step, " and ".join(failed))
 
     def _stop(self, step: int, what: str) -> None:
         if self._write is not None:
@@ -111,6 +125,6 @@ class DivergenceGuard:
             self.accelerator.end_training()
         raise DivergenceError(
             f"The training diverged at step {step:,}: {what} became NaN or infinite. Nothing of that step was saved. "
-            f"{last_checkpoint(self.output_dir)} The same options would diverge again. Start anew in another "
+            f"{last_checkpoint(self.output_dir)} The same options would diverge again. Start a new run in another "
             "`--output_dir`, with a smaller `--learning_rate` or `--max_grad_norm`, or more `--lr_warmup_steps`."
         )

@@ -1,4 +1,4 @@
-"""Finds weights that are not finite numbers, in memory and in saved files."""
+"""Finds NaN and infinity among weights, in memory and in saved files."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from safetensors import safe_open
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Whether no tensor holds NaN or infinity, (), on their device."""
+    """Return whether all tensors are finite, as a boolean tensor () on their device."""
     return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
 
 
 def non_finite_weight(folder: Path) -> str | None:
-    """The first weight in the safetensors files below a folder that holds NaN or infinity; None if there is none."""
+    """Return the first weight with NaN or infinity in the safetensors files of a folder; None if there is none."""
     for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118, not a dict
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
                 if not file.get_tensor(name).isfinite().all():
                     return f"{name} in {path.relative_to(folder).as_posix()}"
     return None

@@ -1,4 +1,4 @@
-"""Moving folders so that nothing in them is lost, and so that a reader finds the old or the new one at any moment."""
+"""Moves and replaces folders without losing files. A reader finds the old or the new folder at any moment."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 from ...hub.serialization import outdated
 
 SET_ASIDE = "set-aside-"
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # constants of Linux's renameat2
 
 
 def set_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
-    """Move files and folders out of the way, into a new folder `set-aside-<number>`.
+    """Move files and folders into a new folder `set-aside-<number>`.
 
     Args:
-        folder: where the new folder is made.
-        paths: what is moved, inside `folder`; each keeps its place relative to it.
+        folder: The folder in which the new folder is made.
+        paths: The files and folders in `folder` to move. They keep their paths relative to it.
 
     Returns:
-        The new folder; None if there was nothing to move.
+        The new folder; None if `paths` is empty.
     """
     if not paths:
         return None
@@ -34,21 +34,22 @@ def set_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
     for path in paths:
         target = aside / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink():  # a relative one would no longer lead anywhere from another folder
+        if path.is_symlink():  # a relative link would be broken in another folder
             target.symlink_to(path.parent.resolve() / os.readlink(path))
             path.unlink()
         else:
-            shutil.move(path, target)  # `path` may be on another disk, by a link to its folder
+            shutil.move(path, target)  # unlike rename, works if a link places `path` on another disk
     return aside
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the folder `new` in the place of `target`, whose other files, if it has any, are kept in it.
+    """Replace the folder `target` by the folder `new`. Other files in `target` are kept.
 
-    Weights of an earlier save that would be loaded in the place of the new ones are not kept.
+    Weight files of an earlier save that would be loaded instead of the new ones are removed.
 
-    Where the system exchanges two folders at once, as Linux does on most file systems, `target` is the old or the new
-    folder at any moment. Elsewhere it is missing between two renames, after which `recover_folder` finds the old one.
+    If the system can exchange two folders at once, as Linux does on most file systems, `target` is the old or the new
+    folder at any moment. Otherwise it is missing between two renames, and `recover_folder` restores the old folder if
+    the process was killed between them.
     """
     if not target.exists():
         new.rename(target)
@@ -73,16 +74,16 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Put the old folder back where `replace_folder` was killed between its two renames."""
+    """Restore the old folder if `replace_folder` was killed between its two renames."""
     if not target.exists() and _replaced(target).exists():
         _replaced(target).rename(target)
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step; whether the system could."""
+    """Exchange two folders atomically. Return False if the system cannot."""
     if sys.platform != "linux":
         return False
-    with contextlib.suppress(OSError, AttributeError):  # a C library without this function
+    with contextlib.suppress(OSError, AttributeError):  # AttributeError: the C library does not have this function
         rename = ctypes.CDLL(None).renameat2
         return rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
     return False

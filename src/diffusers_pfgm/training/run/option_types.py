@@ -1,4 +1,4 @@
-"""Types of command-line options with a range, for argparse: its error names the option, the value and the range."""
+"""argparse types of numbers in a range. Their errors name the option, its value and the allowed range."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """The type of a whole number from `low` to `high`, both included; without an upper limit by default."""
+    """Return the argparse type of an integer from `low` to `high`, both included; without an upper limit by default."""
     allowed = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
 
     def convert(text: str) -> int:
@@ -30,14 +30,14 @@ def number(
     below_high: bool = False,
     or_infinity: bool = False,
 ) -> Callable[[str], float]:
-    """The type of a finite number from `low` to `high`.
+    """Return the argparse type of a finite number from `low` to `high`.
 
     Args:
-        low: the least number.
-        high: the largest number.
-        above_low: leave out `low` itself.
-        below_high: leave out `high` itself.
-        or_infinity: allow "inf" too.
+        low: The smallest allowed number.
+        high: The largest allowed number.
+        above_low: Whether to exclude `low` itself.
+        below_high: Whether to exclude `high` itself.
+        or_infinity: Whether to allow "inf" too.
     """
     limits = []
     if low > -math.inf:

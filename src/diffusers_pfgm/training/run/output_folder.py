@@ -1,4 +1,4 @@
-"""The folder that a run writes to: nobody else's model in it, nobody else writing, and room to write."""
+"""Checks and locks the output folder of a run: it must be writable, hold no other model, and have no other writer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from .run_files import LOCK, has_saved_nothing
 def check_output_dir(
     path: str | Path, overwrite: bool = False, resume_from: str | None = None, logging_dir: str = "logs"
 ) -> None:
-    """Refuse a folder that holds something, unless asked to overwrite it or to resume from a checkpoint in it.
+    """Check that an output folder is empty, unless the run overwrites it or resumes from a checkpoint in it.
 
-    The first records of a run that was stopped before it saved a model or a checkpoint do not count.
+    A folder that holds only the records of a run that stopped before it saved a model or a checkpoint counts as empty.
+
+    Args:
+        path: The value of `--output_dir`.
+        overwrite: Whether `--overwrite_output_dir` is set.
+        resume_from: The value of `--resume_from_checkpoint`.
+        logging_dir: The trackers' folder, relative to `path`.
 
     Raises:
-        ValueError: so that no model is overwritten unasked.
+        ValueError: if the folder is not empty, so that no model is overwritten by mistake, or if `path` is a file.
     """
     path = Path(path)
     if path.is_file():
@@ -30,12 +36,12 @@ def check_output_dir(
     if not (overwrite or resumes) and path.is_dir() and not has_saved_nothing(path, logging_dir):
         raise ValueError(
             f"`--output_dir` {str(path)!r} is not empty and may hold another model. Choose a new folder, or pass "
-            "`--resume_from_checkpoint latest` to go on, or `--overwrite_output_dir` to write over it."
+            "`--resume_from_checkpoint latest` to resume its run, or `--overwrite_output_dir` to write into it anyway."
         )
 
 
 def is_inside(resume_from: str, output_dir: str | Path) -> bool:
-    """Whether `--resume_from_checkpoint` names a checkpoint of the run in the output folder, set aside or not."""
+    """Whether `--resume_from_checkpoint` names a checkpoint in the output folder or in its `set-aside-<number>`."""
     if resume_from == LATEST:
         return True
     parent = locate_checkpoint(resume_from, output_dir).parent.resolve()
@@ -43,10 +49,10 @@ def is_inside(resume_from: str, output_dir: str | Path) -> bool:
 
 
 def lock_output_dir(path: str | Path) -> FileLock:
-    """Make the folder if need be and keep other runs out of it, until this process ends, however it ends.
+    """Create the folder if necessary, and lock it against other runs until the lock is released or the process ends.
 
     Raises:
-        ValueError: if nothing can be written there, or another process has claimed it.
+        ValueError: if the folder cannot be written to, or another process has locked it.
     """
     path = Path(path)
     try:
@@ -69,7 +75,7 @@ def lock_output_dir(path: str | Path) -> FileLock:
             f"`--output_dir` {str(path)!r} is in use by a running process{owner and f' ({owner})'}. Wait for it, stop "
             "it, or choose another folder."
         ) from error
-    except OSError as error:  # another user's file, a folder, a link
+    except OSError as error:  # the lock file belongs to another user, or is a folder or a broken link
         raise ValueError(
             f"`--output_dir` {str(path)!r} cannot be locked: its file {LOCK}, left there by an earlier run, cannot be "
             f"opened ({error.strerror}). If no run uses the folder, remove that file; else choose another folder."

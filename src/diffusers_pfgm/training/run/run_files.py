@@ -1,4 +1,4 @@
-"""The files that a run writes into its folder, apart from those of the user beside them."""
+"""The files that a run writes into its output folder, as opposed to files of the user in the same folder."""
 
 from __future__ import annotations
 
@@ -10,59 +10,60 @@ from ...hub.model_card import CARD, MARK
 from ...hub.serialization import PARTIAL as SAVING
 from ...hub.written_files import LIST
 from ...utils.atomic_file import partial_path
-from .checkpoints import PARTIAL, PREFIX, list_checkpoints, newer_checkpoints
+from .checkpoints import CHECKPOINT_PREFIX, PARTIAL, list_checkpoints, newer_checkpoints
 from .folders import SET_ASIDE
 from .records import read_records
 
 LOCK = ".lock"
 LOG = "log.jsonl"
 LOG_BEGINS = b'{"event": '
-TRACKER = "train_pfgm"  # the project's name for the trackers, and so a folder in that of the logs
+TRACKER = "train_pfgm"  # the project's name in the trackers, which write into a subfolder of this name
 BEST = "best"
-NOTE = "validation.json"  # in `best`
+BEST_NOTE = "validation.json"  # in the folder `best`
 PIPELINE = ("model_index.json", "pipeline.py", "unet", "scheduler")
 CURVES = ("training.png", "sigma-density.png")
 SAMPLES = re.compile(r"step-\d+\.png|\.step-\d+\.png\.partial")
 
 
 def files_of_a_run(folder: Path, logging_dir: str) -> list[Path]:
-    """Everything in a folder that an earlier run has written, or that has a name which a run writes.
+    """Return everything in a folder that an earlier run has written, or that has the name of such a file.
 
     Args:
-        folder: `--output_dir`.
-        logging_dir: of the trackers, in `folder`.
+        folder: The value of `--output_dir`.
+        logging_dir: The trackers' folder, relative to `folder`.
     """
-    found = [*list_checkpoints(folder), *(folder / name for name in (LOG, LIST, *PIPELINE, *CURVES)), *_samples(folder)]
+    paths = [*list_checkpoints(folder), *(folder / name for name in (LOG, LIST, *PIPELINE, *CURVES)), *_samples(folder)]
     logs = folder / logging_dir / TRACKER
     if folder in logs.parents:
-        found.append(logs)
-    if any((folder / BEST / name).exists() for name in (NOTE, PIPELINE[0])):
-        found.append(folder / BEST)
+        paths.append(logs)
+    if any((folder / BEST / name).exists() for name in (BEST_NOTE, PIPELINE[0])):
+        paths.append(folder / BEST)
     if (folder / CARD).is_file() and MARK in (folder / CARD).read_text(errors="replace"):
-        found.append(folder / CARD)
-    return [path for path in found if path.exists() or path.is_symlink()]
+        paths.append(folder / CARD)
+    return [path for path in paths if path.exists() or path.is_symlink()]
 
 
 def files_after(folder: Path, checkpoint: Path, step: int) -> list[Path]:
-    """What a run abandons that goes on from an earlier checkpoint than its newest: those, with samples and best model.
+    """Return what a run abandons if it resumes from a checkpoint that is not the newest one.
 
-    Where there is no newer checkpoint, samples and best model belong to the steps that are made again.
+    These are the newer checkpoints, the samples of later steps, and the best model if it is of a later step. Without a
+    newer checkpoint the list is empty, since the resumed run repeats the steps of later samples and writes them again.
 
     Args:
-        folder: `--output_dir`.
-        checkpoint: the one that the run goes on from.
-        step: of the checkpoint.
+        folder: The value of `--output_dir`.
+        checkpoint: The checkpoint that the run resumes from.
+        step: The step of that checkpoint.
     """
     checkpoints = newer_checkpoints(folder, checkpoint, step)
     if not checkpoints:
         return []
     samples = [path for path in _samples(folder) if int(path.name.split("-")[1].split(".")[0]) > step]
-    best = [folder / BEST] if _step_of_best(folder / BEST / NOTE) > step else []
+    best = [folder / BEST] if _step_of_best(folder / BEST / BEST_NOTE) > step else []
     return [*checkpoints, *samples, *best]
 
 
 def is_run_without_checkpoint(folder: Path, logging_dir: str) -> bool:
-    """Whether a folder holds nothing, or a run that was stopped before its first checkpoint and before its end."""
+    """Whether a folder is empty, or holds a run that stopped before its first checkpoint and before its end."""
     if list_checkpoints(folder):
         return False
     stopped = _is_log(folder / LOG) and not read_records(folder / LOG, "end")
@@ -70,13 +71,14 @@ def is_run_without_checkpoint(folder: Path, logging_dir: str) -> bool:
 
 
 def has_saved_nothing(folder: Path, logging_dir: str) -> bool:
-    """Whether a folder holds nothing but the first records of a run, neither a model nor a checkpoint nor else."""
-    samples, logs = _samples(folder), folder / logging_dir / TRACKER
+    """Whether a folder holds at most the records of a run: no model, no checkpoint and no other file."""
+    samples = _samples(folder)
+    logs = folder / logging_dir / TRACKER
 
     def is_record(path: Path) -> bool:
         first = path.relative_to(folder).parts[0]
         hidden = first in (LOCK, SAVING, LIST, partial_path(Path(LIST)).name) or (
-            first.startswith(f".{PREFIX}") and first.endswith(PARTIAL)
+            first.startswith(f".{CHECKPOINT_PREFIX}") and first.endswith(PARTIAL)
         )
         return hidden or first.startswith(SET_ASIDE) or _is_log(path) or path in samples or logs in path.parents
 
@@ -84,7 +86,7 @@ def has_saved_nothing(folder: Path, logging_dir: str) -> bool:
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a file is the log of a run; a kill may have cut off its first line."""
+    """Whether a file is the log of a run. Its first line may be incomplete if the run was killed."""
     if path.name != LOG or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -92,7 +94,7 @@ def _is_log(path: Path) -> bool:
 
 
 def _step_of_best(note: Path) -> int:
-    """Step of the best model; 0 if there is none, or if its note cannot be read, which is reported where it counts."""
+    """Step of the best model; 0 if there is none or its note cannot be read, which `BestModel` reports."""
     try:
         return int(json.loads(note.read_text())["step"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -100,5 +102,5 @@ def _step_of_best(note: Path) -> int:
 
 
 def _samples(folder: Path) -> list[Path]:
-    """Grids of samples, also of a run that was killed while it wrote one."""
+    """Sample grids of a run, including the partial file of a run that was killed while writing one."""
     return sorted(path for path in (folder / "samples").glob("*step-*") if SAMPLES.fullmatch(path.name))

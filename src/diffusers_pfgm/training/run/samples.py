@@ -1,4 +1,4 @@
-"""Grids of samples on the way, from a fixed seed, so that they show the same starts at every step."""
+"""Sample grids during training. The seeds are fixed, so that all grids of a run start from the same noise."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def draw_samples(
     guidance_scale: float = 1.0,
     batch_size: int = 256,
 ) -> torch.Tensor:
-    """Samples (count, C, H, W) in [0, 1], each from a seed of its own, the same in any batch.
+    """Draw samples (count, C, H, W) in [0, 1]. Sample i has the seed i, so it does not depend on the batch size.
 
     Args:
-        pipeline: of the network.
-        count: number of samples.
-        num_inference_steps: network calls.
-        class_labels: (count,); by default the classes in turn, for a network that knows some.
-        guidance_scale: of classifier-free guidance to the classes.
-        batch_size: samples at a time.
+        pipeline: The pipeline to draw from.
+        count: Number of samples.
+        num_inference_steps: Number of network calls per sample.
+        class_labels: Class labels (count,). By default a class-conditional network gets all classes in turn.
+        guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
+        batch_size: Number of samples drawn at a time.
     """
     if class_labels is None and pipeline.config.id2label is not None:
         class_labels = torch.arange(count) % len(pipeline.config.id2label)
-    found = []
+    images = []
     for first in range(0, count, batch_size):
-        chosen = slice(first, min(first + batch_size, count))
-        generators = [torch.Generator().manual_seed(seed) for seed in range(chosen.start, chosen.stop)]
-        labels = None if class_labels is None else class_labels[chosen]
-        found.append(
+        batch = slice(first, min(first + batch_size, count))
+        generators = [torch.Generator().manual_seed(seed) for seed in range(batch.start, batch.stop)]
+        labels = None if class_labels is None else class_labels[batch]
+        images.append(
             pipeline(
                 len(generators),
                 num_inference_steps,
@@ -47,13 +47,13 @@ def draw_samples(
                 guidance_scale=guidance_scale,
             ).images.cpu()
         )
-    return torch.cat(found)
+    return torch.cat(images)
 
 
 def save_samples(
     pipeline: PFGMPipeline, folder: str | Path, step: int, count: int, num_inference_steps: int
 ) -> Image.Image:
-    """A grid of samples, also as `samples/step-<step>.png` in `folder`, which is whole or not there."""
+    """Draw a grid of samples, write it to `samples/step-<step>.png` in `folder`, and return it."""
     samples = draw_samples(pipeline, count, num_inference_steps)
     grid = image_grid(samples, scale=max(1, 64 // samples.shape[-1]))
     path = Path(folder) / "samples" / f"step-{step:06d}.png"

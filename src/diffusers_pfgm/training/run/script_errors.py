@@ -1,7 +1,7 @@
-"""Errors of a script in one line: a traceback only for what the project did not raise itself.
+"""One-line error messages of scripts. Only unexpected errors have a traceback.
 
-`accelerate launch` and `torchrun` end with a traceback of their own when a script fails. So that the cause is not
-buried under it, the line is printed once more after the launcher has ended.
+When a script fails, `accelerate launch` and `torchrun` print their own traceback. To keep the cause visible, the
+message is printed once more after the launcher has ended.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 LAUNCHERS = ("accelerate", "torchrun", "accelerate.exe", "torchrun.exe")
 LAUNCHER_MODULES = ("accelerate.commands", "torch.distributed")
 
-# A process of its own, for this one must end before its launcher does. A zombie has printed all that it will.
+# This runs in a separate process, since the script must end before its launcher does. A zombie prints nothing more.
 PRINT_AFTER = """
 import sys, time, psutil
 pid, line, deadline = int(sys.argv[1]), sys.argv[2], time.monotonic() + 60
@@ -34,7 +34,7 @@ print(line, file=sys.stderr, flush=True)
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """A parser whose errors stay in sight under a launcher too."""
+    """A parser whose error messages are also visible below the output of a launcher."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -43,7 +43,7 @@ class ScriptParser(argparse.ArgumentParser):
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Call `main`. An error that the project raised itself, or the system for a file, ends in one line and code 1."""
+    """Call `main`. An error raised by this project, or by the system for a file, ends in one line and exit code 1."""
     try:
         main()
     except Exception as error:
@@ -54,7 +54,7 @@ def run_script(main: Callable[[], object]) -> None:
 
 
 def is_explained(error: Exception) -> bool:
-    """Whether an error names its cause: an OSError, or one that a `raise` in this project's files made."""
+    """Whether the message of an error explains it: an OSError, or an error from a `raise` in this project's files."""
     if isinstance(error, OSError):
         return True
     scripts = Path(sys.argv[0]).resolve().parent
@@ -66,7 +66,7 @@ def is_explained(error: Exception) -> bool:
 
 
 def report(message: str) -> None:
-    """Print a message as one line to stderr, and again after a launcher's own last words."""
+    """Print a message as one line to stderr, and again after the output of a launcher."""
     line = f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}"
     print(line, file=sys.stderr, flush=True)
     launcher = launcher_process()
@@ -76,7 +76,7 @@ def report(message: str) -> None:
 
 
 def launcher_process() -> int | None:
-    """The id of the launcher that started this process; None without one."""
+    """The process id of the launcher that started this process; None without a launcher."""
     import psutil
 
     parent = os.getppid()

@@ -1,4 +1,4 @@
-"""What two runs must share for one to go on from the other's checkpoint."""
+"""The settings that a run and the checkpoint it resumes from must have in common."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# Options that leave the mathematics of a step alone, and those whose effect is compared instead of their text: the
-# images of a step instead of its batch size, the images themselves instead of their path.
-FREE = {
+# Options that do not change a step, and options whose effect is compared instead of their value: the number of images
+# of a step instead of the batch size, a fingerprint of the images instead of their path.
+IGNORED_OPTIONS = {
     "dataset_name",
     "dataset_config_name",
     "train_data_dir",
@@ -46,20 +46,25 @@ FREE = {
     "license",
     "mixed_precision",
 }
-DATA = "data."  # begins the names of what is found from the images
-ROUNDING = 1e-5  # of statistics of the images, as machines differ in the order of their sums
+DATA_PREFIX = "data."  # of the settings that follow from the images
+STATISTICS_TOLERANCE = 1e-5  # relative; machines differ in the order of their sums
 
 
 def run_settings(options: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-    """The options that matter, and facts such as `images_per_step`, as JSON holds them."""
-    found = {name: value for name, value in options.items() if name not in FREE} | facts
-    strict = {name: "inf" if isinstance(value, float) and math.isinf(value) else value for name, value in found.items()}
+    """Return the settings of a run in the form that they have after saving as JSON.
+
+    Args:
+        options: The options of the command line. Those that do not change a step are left out.
+        **facts: Further settings, such as `images_per_step`.
+    """
+    values = {name: value for name, value in options.items() if name not in IGNORED_OPTIONS} | facts
+    strict = {k: "inf" if isinstance(v, float) and math.isinf(v) else v for k, v in values.items()}
     settings: dict[str, Any] = json.loads(json.dumps(strict, allow_nan=False))
     return settings
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Each key that differs, with its saved and its current value."""
+    """Return a phrase for each setting that differs, with its saved and its current value."""
     return [
         f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
         for name in sorted({*saved, *current})
@@ -68,53 +73,53 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
 
 def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to go on from another configuration.
+    """Check that a run has the settings of the checkpoint it resumes from.
 
     Raises:
-        ValueError: with each key that differs, its saved and its current value.
+        ValueError: if a setting differs. The message lists each with its saved and its current value.
     """
     differing = differences(saved, current)
     if "images_per_step" in saved and saved["images_per_step"] != current["images_per_step"]:
         differing.append(
             "images_per_step is --train_batch_size times --gradient_accumulation_steps times the number of processes, "
-            f"so only numbers of processes that divide {saved['images_per_step']} can go on"
+            f"so the run can resume only on a number of processes that divides {saved['images_per_step']}"
         )
-    if any(difference.startswith(DATA) for difference in differing):
+    if any(difference.startswith(DATA_PREFIX) for difference in differing):
         differing.append(
-            f"what begins with {DATA!r} is found from the images and class names, so these are other ones, or in "
-            "another order"
+            f"settings that begin with {DATA_PREFIX!r} follow from the images and class names, so these have changed, "
+            "or their order has"
         )
     if differing:
         raise ValueError(
-            f"`--resume_from_checkpoint`: the checkpoint is of another configuration: {'; '.join(differing)}. Pass the "
-            "saved values, or start anew in another `--output_dir`."
+            f"`--resume_from_checkpoint`: the checkpoint has other settings: {'; '.join(differing)}. Pass the saved "
+            "values, or start a new run in another `--output_dir`."
         )
 
 
 def check_steps(first_step: int, max_steps: int) -> None:
-    """Refuse to go on to an end that is already passed.
+    """Check that a checkpoint was not written after the last step of the run that resumes from it.
 
     Args:
-        first_step: of the checkpoint.
-        max_steps: of the run.
+        first_step: The step of the checkpoint.
+        max_steps: The number of steps of the run.
 
     Raises:
-        ValueError: if the checkpoint was written after more steps than the run shall have.
+        ValueError: if `first_step` exceeds `max_steps`.
     """
     if first_step > max_steps:
         raise ValueError(
             f"`--resume_from_checkpoint`: the checkpoint was written after step {first_step:,}, but the run ends "
             f"after step {max_steps:,} by `--max_train_steps` or `--num_epochs`. Raise that to at least "
-            f"{first_step:,}, or go on from an earlier checkpoint."
+            f"{first_step:,}, or resume from an earlier checkpoint."
         )
 
 
 def _is_same(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    if not name.startswith(DATA):
+    if not name.startswith(DATA_PREFIX):
         return saved.get(name) == current.get(name)
-    if name not in saved:  # by version 0.1.0
+    if name not in saved:  # checkpoints of version 0.1.0 have no settings of the data
         return True
     first, second = saved[name], current.get(name)
     if isinstance(first, float) and isinstance(second, float):
-        return math.isclose(first, second, rel_tol=ROUNDING)
+        return math.isclose(first, second, rel_tol=STATISTICS_TOLERANCE)
     return first == second

@@ -1,4 +1,4 @@
-"""What a run can do without: a failure of it is a warning, and training goes on."""
+"""Optional outputs of a run, such as images and records. If one fails, the run warns and continues."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .checkpoints import newest_whole_checkpoint
 
 @contextlib.contextmanager
 def side_output(what: str, output_dir: str | Path) -> Iterator[None]:
-    """Turn an error into a warning that names what failed, why, and the last good checkpoint.
+    """A context that converts an error into a warning with the cause and the last good checkpoint.
 
     Args:
-        what: is written, drawn or measured inside, as the beginning of a sentence.
-        output_dir: of the run.
+        what: The output that is made inside, as the subject of the sentence "... failed".
+        output_dir: The output folder of the run.
     """
     try:
         yield
-    except Exception as error:  # a full disk and a full memory have errors of many classes
+    except Exception as error:  # a full disk or memory raises errors of many classes
         warnings.warn(
-            f"{what} failed ({one_line(error)}). The run goes on. {last_checkpoint(output_dir)}", stacklevel=3
+            f"{what} failed ({one_line(error)}). The run continues. {last_checkpoint(output_dir)}", stacklevel=3
         )
 
 
 def last_checkpoint(output_dir: str | Path) -> str:
-    """A sentence that names the newest checkpoint in the output folder that is whole."""
-    found = newest_whole_checkpoint(output_dir)
-    return "There is no checkpoint yet." if found is None else f"The last good checkpoint is {found}."
+    """Return a sentence that names the newest undamaged checkpoint in the output folder."""
+    path = newest_whole_checkpoint(output_dir)
+    return "There is no checkpoint yet." if path is None else f"The last good checkpoint is {path}."

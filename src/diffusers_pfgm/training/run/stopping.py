@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish that the training loop grants between two steps."""
+"""SIGTERM and SIGINT as a stop request that the training loop checks after each step."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Catches SIGTERM and SIGINT while it is entered; a second SIGINT has its usual effect at once.
+    """A context in which SIGTERM and SIGINT request a stop. A second SIGINT interrupts at once, as usual.
 
-    `accelerate launch` of one process does not hand a SIGTERM on, it just ends. That its launcher is gone counts as a
-    request too.
+    With one process, `accelerate launch` does not forward a SIGTERM but ends. Therefore the end of the launcher counts
+    as a stop request too.
 
     Args:
-        accelerator: of the run.
+        accelerator: accelerate's `Accelerator` of the run.
 
     Attributes:
-        reason: what asked this process to stop, such as "SIGTERM"; empty if nothing did.
+        reason: What requested the stop of this process, such as "SIGTERM"; empty without a request.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator, self.reason = accelerator, ""
+        self.accelerator = accelerator
+        self.reason = ""
         launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by `accelerate launch`
         self._launcher = os.getppid() if launched else None
         self._pending: torch.Tensor | None = None
@@ -43,20 +44,20 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
-        if number == signal.SIGINT:  # a launcher may hand one Ctrl-C on as a SIGTERM, so that stays caught
+        if number == signal.SIGINT:  # SIGTERM stays caught, since a launcher may forward the same Ctrl-C as SIGTERM
             signal.signal(number, self._before[signal.SIGINT])
 
     def agreed(self) -> bool:
-        """Whether all processes stop after this step; to be called by each of them once a step.
+        """Whether all processes stop after this step. Every process must call this once a step.
 
-        Processes learn of a signal to any of them one step later: their flags are added up while the next step is
-        computed, so that no device waits for another's answer.
+        With several processes the answer is one step late: their flags are summed while the next step is computed, so
+        that no process waits for the result.
         """
         if self._launcher not in (None, os.getppid()):
             self.reason = self.reason or "the end of its launcher"
         if self.accelerator.num_processes == 1:
             return bool(self.reason)
-        heard = self._pending is not None and bool(self._pending.item() > 0)
+        stops = self._pending is not None and bool(self._pending.item() > 0)
         flag = torch.tensor(float(bool(self.reason)), device=self.accelerator.device)
         self._pending = self.accelerator.reduce(flag, reduction="sum")
-        return heard
+        return stops

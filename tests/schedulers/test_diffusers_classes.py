@@ -1,4 +1,4 @@
-"""A configuration is read as the scheduler of diffusers reads it that it belongs to, whatever was there before."""
+"""A configuration is read as its own diffusers scheduler reads it, whatever earlier schedulers have left in it."""
 
 import inspect
 import json
@@ -32,7 +32,7 @@ SVD = {
     "timestep_type": "continuous",
     "use_karras_sigmas": True,
 }
-# As published, without the options that were at their default or that there were not in their year.
+# As published: without options at their default, and without options that diffusers did not have at the time.
 PUBLIC = {
     "SDXL": {
         "_class_name": "EulerDiscreteScheduler",
@@ -74,7 +74,7 @@ PUBLIC = {
     },
     "Stable Video Diffusion": SVD,
 }
-ODD_OPTIONS = {  # of everything that one scheduler may leave behind for another
+ODD_OPTIONS = {  # unusual values of all options that one scheduler may pass on to another
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -94,13 +94,14 @@ ODD_OPTIONS = {  # of everything that one scheduler may leave behind for another
 
 
 def parameters(scheduler_class: Any) -> dict[str, Any]:
-    found = inspect.signature(scheduler_class.__init__).parameters.values()
-    return {parameter.name: parameter.default for parameter in found if parameter.default is not parameter.empty}
+    signature = inspect.signature(scheduler_class.__init__)
+    values = signature.parameters.values()
+    return {parameter.name: parameter.default for parameter in values if parameter.default is not parameter.empty}
 
 
-def adoptable() -> list[Any]:
-    """All schedulers of diffusers that are accepted with their defaults."""
-    found = []
+def convertible() -> list[Any]:
+    """All diffusers schedulers that can be converted with their defaults."""
+    kinds = []
     for name in dir(diffusers.schedulers):
         kind = class_of_name(name)
         if kind is None or kind is SchedulerMixin or name != kind.__name__ or "EDM" in name:
@@ -108,20 +109,20 @@ def adoptable() -> list[Any]:
         if "beta_schedule" in parameters(kind) and not {"original_inference_steps", "snr_shift_scale"} & set(
             parameters(kind)
         ):
-            found.append(kind)
-    return found
+            kinds.append(kind)
+    return kinds
 
 
 def calls(theirs: Any, steps: int) -> tuple[torch.Tensor, float | None]:
-    """Timesteps of a scheduler's first call of each step, and its last σ if it has σ's."""
+    """Timesteps of the first network call of each step, and the last σ if the scheduler has σ's."""
     theirs.set_timesteps(steps)
     timesteps, sigmas = torch.as_tensor(theirs.timesteps).double(), getattr(theirs, "sigmas", None)
     if type(theirs).__name__ == "PNDMScheduler":
-        timesteps = torch.as_tensor(theirs._timesteps[::-1].copy()).double()  # theirs repeat some
+        timesteps = torch.as_tensor(theirs._timesteps[::-1].copy()).double()  # `timesteps` repeats some
     elif type(theirs).__name__ == "RePaintScheduler":
-        timesteps = timesteps.unique().flip(0)  # theirs jump back
+        timesteps = timesteps.unique().flip(0)  # `timesteps` jumps back
     elif "Inverse" in type(theirs).__name__:
-        return None, None  # theirs go up
+        return None, None  # `timesteps` increases
     last = None if sigmas is None or type(theirs).__name__ == "RePaintScheduler" else float(sigmas[-1])
     return timesteps[:: getattr(theirs, "order", 1)][:steps], last
 
@@ -139,7 +140,7 @@ def check_same_run(ours: PoissonFlowScheduler, theirs: Any, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [3, 20])
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_published_configuration_means_what_its_class_reads(name: str, steps: int, tmp_path: Path) -> None:
+def test_published_configurations_run_as_with_their_class(name: str, steps: int, tmp_path: Path) -> None:
     config = PUBLIC[name]
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
     kind = getattr(diffusers, config["_class_name"].removeprefix("Flax"))
@@ -158,19 +159,19 @@ def test_a_published_configuration_means_what_its_class_reads(name: str, steps: 
             assert torch.equal(ours.alphas_cumprod[:-1], torch.as_tensor(theirs.alphas_cumprod)[:-1])
 
 
-@pytest.mark.parametrize("kind", adoptable(), ids=lambda kind: kind.__name__)
-def test_what_earlier_schedulers_left_behind_does_not_count(kind: Any) -> None:
+@pytest.mark.parametrize("kind", convertible(), ids=lambda kind: kind.__name__)
+def test_options_of_earlier_schedulers_are_ignored(kind: Any) -> None:
     pairs = 0
-    for earlier_kind in [*adoptable(), diffusers.EDMDPMSolverMultistepScheduler, diffusers.LCMScheduler]:
+    for earlier_kind in [*convertible(), diffusers.EDMDPMSolverMultistepScheduler, diffusers.LCMScheduler]:
         explicit = {
             **parameters(earlier_kind),
             **{k: v for k, v in ODD_OPTIONS.items() if k in parameters(earlier_kind)},
         }
         if earlier_kind is UnCLIPScheduler:
-            explicit["beta_schedule"] = "squaredcos_cap_v2"  # which is the only one that it has
+            explicit["beta_schedule"] = "squaredcos_cap_v2"  # its only one
         try:
             later = kind.from_config(earlier_kind(**explicit).config)
-        except (NotImplementedError, ValueError):  # diffusers itself cannot make the one from the other
+        except (NotImplementedError, ValueError):  # diffusers cannot make the one from the other
             continue
         pairs += 1
         assert parameters(class_of_config(later.config)).keys() == parameters(kind).keys()
@@ -182,20 +183,20 @@ def test_what_earlier_schedulers_left_behind_does_not_count(kind: Any) -> None:
             }
         )
         names = inspect.signature(PoissonFlowScheduler.__init__).parameters.keys() - {"self"}
-        # Schedulers of the same options cannot be told apart, and make the same timesteps.
+        # Schedulers with the same options cannot be distinguished, but have the same timesteps.
         names -= {"timesteps_from"}
         assert {name: ours.config[name] for name in names} == {name: expected.config[name] for name in names}
         if later.config.get("use_karras_sigmas") and later.order == 2:
-            continue  # KDPM2 rounds the timesteps that LMS, of the same options, does not
+            continue  # KDPM2 rounds its timesteps; LMS, with the same options, does not
         check_same_run(ours, later, 10)
     assert pairs > (15 if kind is not UnCLIPScheduler else 0)
 
 
 @pytest.mark.parametrize("option", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
 @pytest.mark.parametrize(
-    "kind", [k for k in adoptable() if "use_beta_sigmas" in parameters(k)], ids=lambda k: k.__name__
+    "kind", [k for k in convertible() if "use_beta_sigmas" in parameters(k)], ids=lambda k: k.__name__
 )
-def test_spacings_by_sigma_are_taken_over(kind: Any, option: str) -> None:
+def test_spacings_by_sigma_are_kept(kind: Any, option: str) -> None:
     theirs = kind(**SCALED_LINEAR, **{option: True})
     ours = PoissonFlowScheduler.from_config({"_class_name": kind.__name__, **theirs.config})
     check_same_run(ours, theirs, 12)
@@ -204,14 +205,14 @@ def test_spacings_by_sigma_are_taken_over(kind: Any, option: str) -> None:
     check_same_run(PoissonFlowScheduler.from_config(ours.config, **{option: False}), kind(**SCALED_LINEAR), 12)
 
 
-def test_karras_between_sigmas_of_its_own() -> None:
+def test_karras_spacing_with_its_own_sigma_min_and_sigma_max() -> None:
     theirs = EulerDiscreteScheduler(**SCALED_LINEAR, use_karras_sigmas=True, sigma_min=0.1, sigma_max=5.0)
     ours = PoissonFlowScheduler.from_config(theirs.config)
     check_same_run(ours, theirs, 12)
-    assert ours.sigma_range[0] == pytest.approx(14.6146, rel=1e-4)  # of the network itself
+    assert ours.sigma_range[0] == pytest.approx(14.6146, rel=1e-4)  # that of the network
 
 
-def test_a_spacing_that_is_asked_for_replaces_that_of_a_scheduler_without_one() -> None:
+def test_a_spacing_can_be_set_for_a_scheduler_without_that_option() -> None:
     ours = PoissonFlowScheduler.from_config(UnCLIPScheduler().config, timestep_spacing="trailing")
     ours.set_timesteps(4)
     assert ours.timesteps.tolist() == [999, 749, 499, 249]
@@ -222,7 +223,7 @@ def test_a_spacing_that_is_asked_for_replaces_that_of_a_scheduler_without_one() 
     assert torch.equal(again.timesteps, ours.timesteps)
 
 
-def test_noise_that_an_earlier_scheduler_added_does_not_count() -> None:
+def test_a_stochastic_algorithm_of_an_earlier_scheduler_is_ignored() -> None:
     earlier = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
     later = EulerDiscreteScheduler.from_config(earlier.config)
     assert later.config.algorithm_type == "sde-dpmsolver++"
@@ -232,7 +233,7 @@ def test_noise_that_an_earlier_scheduler_added_does_not_count() -> None:
         check_density(None, earlier)
 
 
-def test_an_unknown_class_is_read_by_what_is_there() -> None:
+def test_a_configuration_of_an_unknown_class_is_read_by_its_options() -> None:
     config = {"_class_name": "SomebodysScheduler", **SCALED_LINEAR, "num_train_timesteps": 1000, "steps_offset": 1}
     ours = PoissonFlowScheduler.from_config(config)
     ours.set_timesteps(20)
@@ -241,7 +242,7 @@ def test_an_unknown_class_is_read_by_what_is_there() -> None:
     check_same_run(ours, DPMSolverMultistepScheduler(**SCALED_LINEAR), 20)
 
 
-def test_a_configuration_saved_before_there_was_timesteps_from() -> None:
+def test_a_configuration_saved_without_timesteps_from() -> None:
     config = {"_class_name": "PoissonFlowScheduler", "aug_dim": None, "sigma_min": None, "sigma_max": None}
     config.update(SCALED_LINEAR, prediction_type="epsilon", lower_order_final=True, timestep_spacing="linspace")
     check_same_run(PoissonFlowScheduler.from_config(config), DPMSolverMultistepScheduler(**SCALED_LINEAR), 20)
@@ -264,7 +265,7 @@ def test_a_folder_in_place_of_a_configuration(tmp_path: Path) -> None:
         ({"timesteps_from": "UNet2DModel"}, "`timesteps_from` must be the name of a scheduler of diffusers"),
     ],
 )
-def test_unknown_names_are_explained(config: dict[str, Any], message: str) -> None:
+def test_unknown_scheduler_names_raise(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PoissonFlowScheduler(**config)
 
@@ -277,22 +278,22 @@ def test_unknown_names_are_explained(config: dict[str, Any], message: str) -> No
             1,
             r"'UnCLIPScheduler' cannot make 1 steps .*\(division by zero\).* another `num_inference_",
         ),
-        ("DPMSolverMultistepScheduler", 1000, "1000 heights of DPMSolverMultistepScheduler do not fall strictly"),
+        ("DPMSolverMultistepScheduler", 1000, "1000 values of sigma of DPMSolverMultistepScheduler are not strictly"),
     ],
 )
-def test_steps_that_the_other_scheduler_cannot_make(kind: str, steps: int, message: str) -> None:
+def test_numbers_of_steps_that_the_other_scheduler_cannot_make(kind: str, steps: int, message: str) -> None:
     ours = PoissonFlowScheduler.from_config({"_class_name": kind})
     with pytest.raises(ValueError, match=message):
         ours.set_timesteps(steps)
 
 
-def test_the_cosine_dpm_solver_is_refused_by_its_name_too() -> None:
+def test_the_cosine_dpm_solver_is_refused_by_its_name() -> None:
     config = {"_class_name": "CosineDPMSolverMultistepScheduler", "sigma_data": 1.0, "prediction_type": "v_prediction"}
-    with pytest.raises(ValueError, match="what its network sees is unknown"):
+    with pytest.raises(ValueError, match="the input of its network is unknown"):
         PoissonFlowScheduler.from_config(config)
 
 
-def test_own_timesteps_leave_out_second_calls() -> None:
+def test_timesteps_of_class_leaves_out_second_calls() -> None:
     timesteps, sigmas = timesteps_of_class("HeunDiscreteScheduler", {"timestep_spacing": "leading"}, 1000, 4)
     assert timesteps == [750, 500, 250, 0] and len(sigmas) == 4
     assert timesteps_of_class("DDIMScheduler", {}, 1000, 4) == ([750, 500, 250, 0], None)

@@ -1,4 +1,4 @@
-"""A configuration of diffusers keeps its values, defaults too, on the way in and out; one that cannot work says why."""
+"""Configurations of diffusers keep their values, defaults too, in conversions; a conversion that cannot work raises."""
 
 import json
 import logging
@@ -54,7 +54,7 @@ def test_values_are_kept(theirs: Any) -> None:
     assert ours.config.aug_dim is None
 
 
-def test_an_old_saved_configuration_without_newer_keys_is_epsilon() -> None:
+def test_an_old_configuration_without_prediction_type_is_epsilon() -> None:
     config = {"_class_name": "PNDMScheduler", "beta_schedule": "linear", "beta_start": 0.1, "beta_end": 0.2}
     config["num_train_timesteps"] = 10
     ours = PoissonFlowScheduler.from_config(config)
@@ -118,7 +118,7 @@ def test_a_finite_aug_dim_has_one_warning_and_the_same_steps(aug_dim: float, cap
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_schedulers_of_other_networks_are_explained(theirs: Any, message: str, tmp_path: Path) -> None:
+def test_schedulers_of_other_networks_are_refused(theirs: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"`config` is that of .*{message}"):
         PoissonFlowScheduler.from_config(theirs.config)
     theirs.save_pretrained(tmp_path)
@@ -126,9 +126,9 @@ def test_schedulers_of_other_networks_are_explained(theirs: Any, message: str, t
         PoissonFlowScheduler.from_pretrained(tmp_path)
 
 
-def test_the_cosine_dpm_solver_is_not_taken_for_edm() -> None:
+def test_the_cosine_dpm_solver_is_not_read_as_edm() -> None:
     config = {"sigma_data": 1.0, "sigma_schedule": "exponential", "solver_order": 2, "prediction_type": "v_prediction"}
-    with pytest.raises(ValueError, match="what its network sees is unknown"):
+    with pytest.raises(ValueError, match="the input of its network is unknown"):
         PoissonFlowScheduler.from_config(config)
 
 
@@ -142,20 +142,22 @@ def test_a_stochastic_solver_needs_infinite_aug_dim() -> None:
 
 
 @pytest.mark.parametrize("option", ["eta", "s_churn"])
-def test_noise_on_the_way_is_refused(option: str) -> None:
+def test_options_that_add_noise_are_refused(option: str) -> None:
     scheduler, x = PoissonFlowScheduler(prediction_type="sample"), torch.ones(1, 1, 2, 2)
     scheduler.set_timesteps(3)
     with pytest.raises(ValueError, match=f"`{option}` = 0.5 asks for noise .* this solver follows the ODE"):
         scheduler.step(x, scheduler.timesteps[0], x, **{option: 0.5})
 
 
-# What diffusers' own common tests ask of a scheduler's configuration
+# What diffusers' own common tests check for a scheduler's configuration
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("options", [{}, {"beta_schedule": "linear", "timestep_spacing": "trailing", "aug_dim": None}])
-def test_there_and_back_again(prediction_type: str, solver: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_configurations_survive_a_round_trip(
+    prediction_type: str, solver: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     ours = PoissonFlowScheduler(prediction_type=prediction_type, solver=solver, **options)
     assert ours.compatibles
     for other in ours.compatibles:
@@ -169,7 +171,7 @@ def test_there_and_back_again(prediction_type: str, solver: str, options: dict[s
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["aug_dim"] == ours.config.aug_dim
 
 
-def test_a_scheduler_from_a_folder_tells_no_more_than_a_fresh_one(tmp_path: Path) -> None:
+def test_a_loaded_scheduler_passes_on_the_same_options_as_a_new_one(tmp_path: Path) -> None:
     fresh = PoissonFlowScheduler(None, prediction_type="epsilon", beta_schedule="scaled_linear")
     fresh.save_pretrained(tmp_path)
     sigmas = []
@@ -183,20 +185,20 @@ def test_a_scheduler_from_a_folder_tells_no_more_than_a_fresh_one(tmp_path: Path
         PoissonFlowScheduler(sigma_min=None, sigma_max=3)
 
 
-def test_what_diffusers_must_know_goes_there_even_by_default() -> None:
+def test_shared_options_are_passed_on_even_at_their_default() -> None:
     edm = EDMEulerScheduler.from_config(PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.3).config)
     assert (edm.config.sigma_min, edm.config.sigma_max, edm.config.sigma_data) == (0.01, 40.0, 0.3)
     ours = PoissonFlowScheduler(prediction_type="sample", beta_schedule="scaled_linear", final_sigmas_type="zero")
     ddim = DDIMScheduler.from_config(ours.config)
     assert (ddim.config.beta_schedule, ddim.config.prediction_type) == ("scaled_linear", "sample")
     assert ddim.config.timestep_spacing == "leading"
-    with pytest.raises(NotImplementedError, match="None is not implemented"):  # a network that knows no timesteps
+    with pytest.raises(NotImplementedError, match="None is not implemented"):  # the network has no training timesteps
         DDIMScheduler.from_config(PoissonFlowScheduler().config)
 
 
 @pytest.mark.parametrize("timestep", [0, 1, 0.0])
 @pytest.mark.parametrize("options", [{}, {"beta_schedule": "linear"}, {"sigma_data": 0.5}])
-def test_foreign_timesteps_begin_a_run(options: dict[str, Any], timestep: float) -> None:
+def test_timesteps_that_are_not_in_the_run_begin_it(options: dict[str, Any], timestep: float) -> None:
     scheduler, x = PoissonFlowScheduler(prediction_type="epsilon", **options), torch.rand(4, 3, 8, 8)
     assert scheduler.scale_model_input(x, timestep).shape == x.shape
     scheduler.set_timesteps(10)

@@ -1,4 +1,4 @@
-"""A fitted scheduler serves any number of steps, every kind of network, and a saved pipeline."""
+"""A fitted spacing works with any number of steps, every prediction type, and in a saved pipeline."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def charges() -> torch.Tensor:
     return torch.randn(7, 1, 4, 4, generator=seeded())
 
 
-def test_a_fit_keeps_all_else_and_leaves_its_scheduler_alone(charges: torch.Tensor) -> None:
+def test_a_fit_only_sets_the_knots_of_a_copy(charges: torch.Tensor) -> None:
     scheduler = PoissonFlowScheduler(sigma_max=30.0, max_norm=500.0, gamma=2.0)
     before = dict(scheduler.config)
     fitted = fit_sigmas(ChargeField(charges, gamma=2.0), scheduler, (1, 4, 4), seeded())
@@ -28,7 +28,7 @@ def test_a_fit_keeps_all_else_and_leaves_its_scheduler_alone(charges: torch.Tens
         assert len(fitted.timesteps) == count and fitted.timesteps[0].item() == pytest.approx(30)
 
 
-def test_a_seed_makes_a_fit_repeatable(charges: torch.Tensor) -> None:
+def test_fits_with_the_same_seed_are_equal(charges: torch.Tensor) -> None:
     before, field = torch.get_rng_state(), ChargeField(charges)
     knots = [
         fit_sigmas(field, PoissonFlowScheduler(), (1, 4, 4), generator, 8).config.sigma_knots
@@ -37,38 +37,39 @@ def test_a_seed_makes_a_fit_repeatable(charges: torch.Tensor) -> None:
     assert knots[0] == knots[1] != knots[2] and torch.equal(before, torch.get_rng_state())
 
 
-def test_a_network_is_called_200_times_with_its_options(charges: torch.Tensor) -> None:
+def test_a_network_is_called_200_times_with_its_class_labels(charges: torch.Tensor) -> None:
     scheduler, labels = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=1.0), torch.arange(7) % 2
     network = ExactNetwork(charges, scheduler.parameterization, 1.0, labels)
-    told = torch.tensor([0, 1, 2, 2])
-    fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 4, class_labels=told)
+    class_labels = torch.tensor([0, 1, 2, 2])
+    fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 4, class_labels=class_labels)
     assert [shape for shape, _ in network.calls] == [(4, 1, 4, 4)] * 200
-    assert all(seen is told for _, seen in network.calls)
+    assert all(passed is class_labels for _, passed in network.calls)
 
 
-def test_a_fit_in_parts_is_the_fit_of_the_whole(charges: torch.Tensor) -> None:
+def test_a_fit_does_not_depend_on_the_batch_size(charges: torch.Tensor) -> None:
     scheduler, labels = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=1.0), torch.arange(7) % 2
-    told, knots = torch.tensor([0, 1, 2, 2, 0]), []
+    class_labels = torch.tensor([0, 1, 2, 2, 0])
+    knots = []
     for batch_size in (None, 2, 5, 9):
         network = ExactNetwork(charges, scheduler.parameterization, 1.0, labels)
-        fitted = fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 5, batch_size, class_labels=told)
+        fitted = fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 5, batch_size, class_labels=class_labels)
         knots.append(fitted.config.sigma_knots)
         assert max(shape[0] for shape, _ in network.calls) == (2 if batch_size == 2 else 5)
     assert all(each == pytest.approx(knots[0], rel=1e-9) for each in knots)
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1, but is 0"):
-        fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 5, 0, class_labels=told)
+    with pytest.raises(ValueError, match="`batch_size` must be a whole number >= 1, but is 0"):
+        fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 5, 0, class_labels=class_labels)
 
 
-def test_every_kind_of_network_has_the_same_spacing(charges: torch.Tensor) -> None:
+def test_every_prediction_type_has_the_same_spacing(charges: torch.Tensor) -> None:
     knots = []
     for options in ({"prediction_type": "sample"}, {"prediction_type": "epsilon", "sigma_data": 0.5}):
         scheduler = PoissonFlowScheduler(aug_dim=None, **options)
         network = ExactNetwork(charges.double(), scheduler.parameterization)
         knots.append(fit_sigmas(network, scheduler, (1, 4, 4), seeded()).config.sigma_knots)
-    assert knots[0] == pytest.approx(knots[1], rel=0.01)  # float32 labels
+    assert knots[0] == pytest.approx(knots[1], rel=0.01)  # timesteps are rounded to float32
 
 
-def test_the_ddpm_family_is_fitted_within_its_timesteps(charges: torch.Tensor) -> None:
+def test_knots_of_the_ddpm_family_are_within_its_timesteps(charges: torch.Tensor) -> None:
     scheduler = PoissonFlowScheduler(None, prediction_type="v_prediction", beta_schedule="linear")
     fitted = fit_sigmas(ExactNetwork(charges, scheduler.parameterization), scheduler, (1, 4, 4), seeded())
     fitted.set_timesteps(8)
@@ -90,12 +91,12 @@ def test_a_saved_pipeline_keeps_the_knots(tmp_path: Path) -> None:
     assert torch.equal(*images)
 
 
-def test_a_network_of_the_wrong_shape_is_explained() -> None:
+def test_a_network_with_the_wrong_output_shape_raises() -> None:
     with pytest.raises(ValueError, match="`model_output` must have the shape"):
         fit_sigmas(make_tiny_unet(1, 1), PoissonFlowScheduler(), (1, 8, 8))
 
 
-def test_the_density_is_drawn(charges: torch.Tensor, tmp_path: Path) -> None:
+def test_the_density_plot(charges: torch.Tensor, tmp_path: Path) -> None:
     fitted = fit_sigmas(ChargeField(charges), PoissonFlowScheduler(), (1, 4, 4), seeded())
     figure = plot_sigma_density(fitted, 12)
     figure.savefig(tmp_path / "density.png")

@@ -1,4 +1,4 @@
-"""An option of the wrong type is named, whatever it is, before anything is computed from it."""
+"""An option of the wrong type raises an error that names it, before anything is computed from it."""
 
 import inspect
 import json
@@ -37,7 +37,7 @@ def test_every_option_has_a_type() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in KINDS.items() for name in names])
-def test_wrong_types_are_named(kind: str, name: str) -> None:
+def test_wrong_types_raise(kind: str, name: str) -> None:
     for value in WRONG[kind]:
         with pytest.raises(ValueError, match=f"`{name}` must be {kind}.* but is {re.escape(repr(value)[:20])}"):
             PoissonFlowScheduler(**{name: value})
@@ -49,7 +49,7 @@ def test_wrong_types_are_named(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("count", [10**9, 1_000_001, 0, -5])
-def test_a_number_of_timesteps_is_checked_before_they_are_made(count: int) -> None:
+def test_the_number_of_timesteps_is_checked_before_tensors_are_made(count: int) -> None:
     message = f"`num_train_timesteps` must be at least 1 and at most 1000000, but is {count}"
     for options in ({}, {"beta_schedule": "linear", "prediction_type": "epsilon"}):
         with pytest.raises(ValueError, match=message):
@@ -58,12 +58,12 @@ def test_a_number_of_timesteps_is_checked_before_they_are_made(count: int) -> No
         PoissonFlowScheduler.from_config({"_class_name": "DDPMScheduler", "num_train_timesteps": count})
 
 
-def test_a_negative_offset_is_named() -> None:
+def test_a_negative_offset_raises() -> None:
     with pytest.raises(ValueError, match="`steps_offset` must be a whole number >= 0, but is -1"):
         PoissonFlowScheduler(steps_offset=-1)
 
 
-def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
+def test_numpy_numbers_are_saved_as_json_numbers(tmp_path: Path) -> None:
     scheduler = PoissonFlowScheduler(
         np.float32(64),
         sigma_max=np.float64(30),

@@ -1,4 +1,4 @@
-"""Whatever the shape, precision, D, heights and steps: finite states, no warning, nothing changed that was given."""
+"""For any shape, dtype, D, noise levels and steps: states are finite, nothing warns, and no argument is modified."""
 
 import logging
 import math
@@ -53,7 +53,7 @@ class Silence(logging.Handler):
     steps=st.integers(1, 30),
     final=st.sampled_from(["zero", "sigma_min"]),
 )
-def test_any_run_between_any_heights(
+def test_any_run(
     batch: int,
     shape: list[int],
     dtype: torch.dtype,
@@ -82,19 +82,19 @@ def test_any_run_between_any_heights(
             final_sigmas_type=final,
         )
         scheduler.set_timesteps(steps)
-        # Within float16's range, and as far out as a network would have learned.
+        # Within the range of float16, and at norms that occur in training.
         x = sigma_min * ratio * torch.randn(batch, *shape, generator=seeded())
         x = x.clamp(-1e4, 1e4).to(dtype)
         for i, t in enumerate(scheduler.timesteps):
-            seen = scheduler.scale_model_input(x, t)
-            output = torch.tanh(seen.float() / (1 + abs(t))).to(dtype)
+            model_input = scheduler.scale_model_input(x, t)
+            output = torch.tanh(model_input.float() / (1 + abs(t))).to(dtype)
             if kind == "field":
                 output = torch.cat([output, -torch.ones_like(output[:, :1])], dim=1)
-            given_values = x.clone(), output.clone()
-            following = scheduler.step(output, t, x).prev_sample
-            assert torch.equal(x, given_values[0]) and torch.equal(output, given_values[1])
-            assert following.isfinite().all() and following.shape == x.shape and following.dtype == dtype
-            x = following
+            copies = x.clone(), output.clone()
+            prev_sample = scheduler.step(output, t, x).prev_sample
+            assert torch.equal(x, copies[0]) and torch.equal(output, copies[1])
+            assert prev_sample.isfinite().all() and prev_sample.shape == x.shape and prev_sample.dtype == dtype
+            x = prev_sample
             assert scheduler.step_index == i + 1
         calls = steps if solver != "heun" else 2 * steps - (final == "zero")
         assert len(scheduler.timesteps) == calls
@@ -174,14 +174,14 @@ def test_any_draw_of_the_kernel(
     sigma=st.floats(1e-4, 1e4),
     spread=st.floats(1e-3, 1e3),
 )
-def test_any_posterior_mean_lies_among_the_charges(
+def test_any_posterior_mean_is_in_the_bounding_box_of_the_charges(
     batch: int, count: int, shape: list[int], aug_dim: float | None, sigma: float, spread: float
 ) -> None:
     charges = spread * torch.randn(count, *shape, generator=seeded(), dtype=torch.float64)
     x = (sigma + spread) * torch.randn(batch, *shape, generator=seeded(1), dtype=torch.float64)
-    given_values = x.clone(), charges.clone()
+    copies = x.clone(), charges.clone()
     with Silence():
-        found = posterior_mean(x, sigma, charges, aug_dim)
-    assert torch.equal(x, given_values[0]) and torch.equal(charges, given_values[1])
+        mean = posterior_mean(x, sigma, charges, aug_dim)
+    assert torch.equal(x, copies[0]) and torch.equal(charges, copies[1])
     margin = 1e-9 * (sigma + spread) * math.sqrt(x[0].numel())
-    assert (found <= charges.amax(0) + margin).all() and (found >= charges.amin(0) - margin).all()
+    assert (mean <= charges.amax(0) + margin).all() and (mean >= charges.amin(0) - margin).all()

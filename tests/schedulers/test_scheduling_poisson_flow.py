@@ -1,4 +1,4 @@
-"""The scheduler keeps diffusers' contract and solves the backward ODE as the pure solvers do."""
+"""The scheduler follows diffusers' interface, and solves the backward ODE as the functions of `solvers` do."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ def charges() -> torch.Tensor:
 
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
-def test_authors_end_points(endpoints: dict[str, torch.Tensor], solver: str, prediction_type: str) -> None:
+def test_end_points_of_the_authors(endpoints: dict[str, torch.Tensor], solver: str, prediction_type: str) -> None:
     steps = {"multistep": 15, "heun": 50, "euler": 100}[solver]
     charges = endpoints["charges"].float()
     scheduler = PoissonFlowScheduler(sigma_min=1e-3, prediction_type=prediction_type, solver=solver)
@@ -52,7 +52,7 @@ def test_every_prediction_type_gives_the_same_flow(charges: torch.Tensor) -> Non
         ({"solver_order": 2, "use_corrector": False}, EDMDPMSolverMultistepScheduler),
     ],
 )
-def test_at_infinite_aug_dim_it_is_edm(ours: dict[str, Any], theirs: Any) -> None:
+def test_infinite_aug_dim_equals_edm(ours: dict[str, Any], theirs: Any) -> None:
     edm = theirs(sigma_data=0.5, **({"solver_type": "heun"} if "solver_order" in ours else {}))
     # Below 15 steps diffusers also lowers the order of the last but one step.
     edm.set_timesteps(20)
@@ -62,14 +62,14 @@ def test_at_infinite_aug_dim_it_is_edm(ours: dict[str, Any], theirs: Any) -> Non
     x = y = 80 * torch.randn(4, 3, 8, 8, generator=seeded())
     for t in edm.timesteps:
         x_in, y_in = scheduler.scale_model_input(x, t), edm.scale_model_input(y, t)
-        # Any function of input and time will do in place of a network.
+        # Any function of the input and the timestep can replace a network.
         x = scheduler.step(torch.sin(3 * x_in + t), t, x).prev_sample
         y = edm.step(torch.sin(3 * y_in + t), t, y).prev_sample
     assert (x - y).norm() < 1e-4 * y.norm()
 
 
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
-def test_set_timesteps_forgets_the_last_run(charges: torch.Tensor, solver: str) -> None:
+def test_set_timesteps_resets_the_run(charges: torch.Tensor, solver: str) -> None:
     scheduler = PoissonFlowScheduler(solver=solver)
     x = scheduler.sample_prior((3, 1, 4, 4), seeded(1))
     ends = []
@@ -83,7 +83,7 @@ def test_set_timesteps_forgets_the_last_run(charges: torch.Tensor, solver: str) 
 
 
 @pytest.mark.parametrize(("solver", "calls"), [("multistep", 9), ("heun", 17), ("euler", 9)])
-def test_timesteps_are_the_calls_and_their_heights(solver: str, calls: int) -> None:
+def test_timesteps_are_the_sigmas_of_the_calls(solver: str, calls: int) -> None:
     scheduler = PoissonFlowScheduler(solver=solver)
     scheduler.set_timesteps(9)
     assert len(scheduler.timesteps) == calls and len(scheduler.sigmas) == calls + 1
@@ -93,7 +93,7 @@ def test_timesteps_are_the_calls_and_their_heights(solver: str, calls: int) -> N
     assert torch.allclose(ratios[1:], ratios[1], atol=1e-4)
 
 
-def test_own_heights_replace_the_number_of_steps() -> None:
+def test_custom_sigmas_replace_the_number_of_steps() -> None:
     scheduler = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
     sigmas = [30.0, 3.0, 0.3]
     scheduler.set_timesteps(sigmas=sigmas)
@@ -106,16 +106,16 @@ def test_own_heights_replace_the_number_of_steps() -> None:
 
 
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
-def test_a_late_start_is_a_run_of_its_own(charges: torch.Tensor, solver: str) -> None:
+def test_a_late_start_equals_a_run_from_there(charges: torch.Tensor, solver: str) -> None:
     scheduler = PoissonFlowScheduler(solver=solver)
     scheduler.set_timesteps(8)
-    heights = scheduler.timesteps.unique().flip(0).tolist()
+    sigmas = scheduler.timesteps.unique().flip(0).tolist()
     begin = 3 * scheduler.order
     late = scheduler.timesteps[begin:]
     x = charges[:3] + 0.3
     model = ChargeField(charges)
 
-    scheduler.set_timesteps(sigmas=heights[3:])
+    scheduler.set_timesteps(sigmas=sigmas[3:])
     expected = run(scheduler, model, x)
     for by_index in (True, False):
         scheduler.set_timesteps(8)
@@ -127,7 +127,7 @@ def test_a_late_start_is_a_run_of_its_own(charges: torch.Tensor, solver: str) ->
         assert torch.equal(y, expected)
 
 
-def test_heun_that_starts_between_two_calls_stays_there_first(charges: torch.Tensor) -> None:
+def test_heun_from_a_second_call_first_keeps_the_state(charges: torch.Tensor) -> None:
     scheduler, x = PoissonFlowScheduler(solver="heun"), charges[:3] + 0.3
     scheduler.set_timesteps(8)
     scheduler.set_begin_index(5)
@@ -135,18 +135,18 @@ def test_heun_that_starts_between_two_calls_stays_there_first(charges: torch.Ten
     assert torch.equal(scheduler.step(ChargeField(charges)(x, t).sample, t, x).prev_sample, x)
 
 
-def test_prior_stays_within_its_limit_by_redrawing() -> None:
+def test_prior_radii_beyond_max_norm_are_drawn_again() -> None:
     limited = PoissonFlowScheduler(max_norm=500.0).sample_prior((20_000, 1, 8, 8), seeded())
     free = PoissonFlowScheduler().sample_prior((40_000, 1, 8, 8), seeded(1))
     radius, expected = (x.flatten(1).norm(dim=1) for x in (limited, free))
     assert radius.max() <= 500
     expected = expected[expected <= 500]
-    # No shell: the largest tenth of radii spreads as the unlimited prior does below the limit.
+    # No shell: below the limit the quantiles are those of the unlimited prior.
     for probability in (0.1, 0.5, 0.9, 0.99):
         assert radius.quantile(probability).item() == pytest.approx(expected.quantile(probability).item(), rel=0.03)
 
 
-def test_prior_of_each_generator_is_its_own() -> None:
+def test_prior_with_one_generator_per_sample() -> None:
     scheduler, before = PoissonFlowScheduler(max_norm=400.0), torch.get_rng_state()
     whole = scheduler.sample_prior((5, 1, 8, 8), [seeded(i) for i in range(5)])
     for i in range(5):
@@ -157,8 +157,8 @@ def test_prior_of_each_generator_is_its_own() -> None:
 def test_add_noise_scales_the_kernel() -> None:
     x, scheduler = torch.randn(3, 2, 4, generator=seeded()), PoissonFlowScheduler()
     noise = scheduler.sample_noise(x.shape, seeded(1))
-    found = scheduler.add_noise(x, noise, torch.tensor([0.5, 2.0, 40.0]))
-    assert torch.allclose(found, x + torch.tensor([0.5, 2.0, 40.0]).view(3, 1, 1) * noise)
+    noisy = scheduler.add_noise(x, noise, torch.tensor([0.5, 2.0, 40.0]))
+    assert torch.allclose(noisy, x + torch.tensor([0.5, 2.0, 40.0]).view(3, 1, 1) * noise)
     edm = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
     edm.set_timesteps(3)
     assert torch.allclose(edm.add_noise(x, noise, edm.timesteps[:1]), x + 40 * noise, rtol=1e-5)
@@ -187,7 +187,7 @@ def test_step_changes_no_input() -> None:
 
 
 def test_step_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Reading a value is what makes the host wait for a device; on any device it passes through here.
+    # To read a tensor's value, the host must wait for the device. All ways to read one are in this list.
     scheduler = PoissonFlowScheduler(prediction_type="field")
     scheduler.set_timesteps(5)
     x, output = torch.ones(2, 1, 4, 4), torch.ones(2, 2, 4, 4)
@@ -232,16 +232,16 @@ def test_infinite_aug_dim_is_saved_as_null(tmp_path: Any) -> None:
     assert PoissonFlowScheduler.from_pretrained(tmp_path).kernel.aug_dim == math.inf
 
 
-def test_no_more_history_is_kept_than_the_next_step_needs() -> None:
+def test_only_the_x_hats_of_the_next_step_are_kept() -> None:
     x, output = torch.ones(2, 1, 4, 4), torch.ones(2, 2, 4, 4)
-    for solver, most in (("multistep", 3), ("heun", 1), ("euler", 0)):
+    for solver, expected in (("multistep", 3), ("heun", 1), ("euler", 0)):
         scheduler = PoissonFlowScheduler(solver=solver)
         scheduler.set_timesteps(8)
-        kept = []
+        counts = []
         for t in scheduler.timesteps:
             scheduler.step(output, t, x)
-            kept.append(len(scheduler._denoised))
-        assert max(kept) == most and kept[-1] == 0
+            counts.append(len(scheduler._denoised))
+        assert max(counts) == expected and counts[-1] == 0
 
 
 def test_config_survives_a_round_trip(tmp_path: Any) -> None:
@@ -264,7 +264,7 @@ def test_config_survives_a_round_trip(tmp_path: Any) -> None:
         ({"aug_dim": -3.0}, "`aug_dim` must be"),
         ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max < inf, but are 0.0 and 40.0"),
         ({"sigma_min": 50.0}, "but are 50.0 and 40.0"),
-        ({"sigma_max": 1e39}, "values of sigma between inf and inf are no longer apart"),
+        ({"sigma_max": 1e39}, "values of sigma between inf and inf are not distinct"),
         ({"sigma_min": None}, "but are None and 40.0"),
         ({"prediction_type": "flow"}, "`prediction_type` must be one of .* but is 'flow'"),
         ({"solver": "rk45"}, "`solver` must be one of .* but is 'rk45'"),
@@ -278,7 +278,7 @@ def test_config_survives_a_round_trip(tmp_path: Any) -> None:
         ({"max_norm": 0.0}, "`max_norm` must be a finite number > 0 or None, but is 0.0"),
     ],
 )
-def test_bad_configs_are_explained(config: dict[str, Any], message: str) -> None:
+def test_invalid_configs_raise(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PoissonFlowScheduler(**config)
 
@@ -291,30 +291,33 @@ def test_bad_configs_are_explained(config: dict[str, Any], message: str) -> None
         ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number >= 1, but is 0"),
         ({"num_inference_steps": -3}, "whole number >= 1, but is -3"),
         ({"num_inference_steps": 2.5}, "whole number >= 1, but is 2.5"),
-        ({"sigmas": [1.0, 2.0]}, r"`sigmas` must be a list that falls strictly .* but is \[1.0, 2.0\]"),
-        ({"sigmas": [2.0, 2.0]}, "falls strictly"),
-        ({"sigmas": [2.0, -1.0]}, "stays positive"),
-        ({"sigmas": []}, "falls strictly"),
-        ({"sigmas": [math.nan, 1.0]}, "falls strictly"),
+        (
+            {"sigmas": [1.0, 2.0]},
+            r"`sigmas` must be a list of positive, strictly decreasing numbers .* but is \[1.0, 2.0\]",
+        ),
+        ({"sigmas": [2.0, 2.0]}, "strictly decreasing"),
+        ({"sigmas": [2.0, -1.0]}, "positive, strictly"),
+        ({"sigmas": []}, "strictly decreasing"),
+        ({"sigmas": [math.nan, 1.0]}, "strictly decreasing"),
         ({"sigmas": [1.0, 0.999999999, 0.5]}, "in float32"),
         ({"sigmas": [1.0, 1e-50, 0.0]}, "in float32"),
         ({"sigmas": 3.0}, "must be a list"),
         ({"sigmas": [[3.0, 2.0]]}, "must be a list"),
         ({"num_inference_steps": math.nan}, "whole number >= 1, but is nan"),
-        ({"sigmas": [math.inf, 1.0]}, "falls strictly"),
+        ({"sigmas": [math.inf, 1.0]}, "strictly decreasing"),
         ({"sigmas": ["high", "low"]}, r"`sigmas` must be a list of numbers, but is \['high', 'low'\]"),
         ({"timesteps": "900"}, "`timesteps` must be a list of numbers, but is '900'"),
         ({"num_inference_steps": "20"}, "whole number >= 1, but is '20'"),
         ({"num_inference_steps": True}, "whole number >= 1, but is True"),
-        ({"timesteps": [1.0, 2.0]}, "`timesteps` must be a list that falls strictly"),
+        ({"timesteps": [1.0, 2.0]}, "`timesteps` must be a list of positive, strictly decreasing numbers"),
     ],
 )
-def test_bad_timesteps_are_explained(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_timesteps_raise(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PoissonFlowScheduler().set_timesteps(**arguments)
 
 
-def test_heights_on_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_sigmas_on_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     on_mps, as_tensor = torch.tensor([3.0, 2.0, 1.0]), torch.as_tensor
 
     def without_float64(data: Any, dtype: torch.dtype | None = None, device: Any = None) -> torch.Tensor:
@@ -325,7 +328,7 @@ def test_heights_on_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) ->
         return as_tensor(data, dtype=dtype, device=device)
 
     monkeypatch.setattr(torch, "as_tensor", without_float64)
-    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)  # what brings it to the CPU
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)  # `on_mps.cpu()`
     for name in ("sigmas", "timesteps"):
         scheduler = PoissonFlowScheduler()
         scheduler.set_timesteps(**{name: on_mps})
@@ -342,7 +345,7 @@ def test_heights_on_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) ->
         {"prediction_type": "v_prediction", "sigma_data": 1.0, "aug_dim": 3.0},
     ],
 )
-def test_a_network_that_returns_the_velocity_is_read_as_the_data(options: dict[str, Any]) -> None:
+def test_x_hat_of_the_exact_velocity_is_the_data(options: dict[str, Any]) -> None:
     scheduler = PoissonFlowScheduler(**options)
     scheduler.set_timesteps(5)
     x, noise = (torch.randn(5, 2, 3, 3, generator=seeded(i)).double() for i in (0, 1))
@@ -350,14 +353,14 @@ def test_a_network_that_returns_the_velocity_is_read_as_the_data(options: dict[s
         states = scheduler.add_noise(x, noise, t)
         velocity = scheduler.get_velocity(x, noise, t)
         sigma = float(scheduler.sigmas[i])
-        found = scheduler.parameterization.denoised(velocity, states * scheduler.data_scale(sigma), sigma)
-        assert torch.allclose(found, x, atol=1e-3)  # σ is float32's
+        denoised = scheduler.parameterization.denoised(velocity, states * scheduler.data_scale(sigma), sigma)
+        assert torch.allclose(denoised, x, atol=1e-3)  # σ is rounded to float32
         many = scheduler.get_velocity(x, noise, t.repeat(5))
         assert torch.equal(many, velocity) and velocity.dtype == torch.float64
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_the_velocity_is_that_of_ddpm(schedule: str) -> None:
+def test_the_velocity_equals_that_of_ddpm(schedule: str) -> None:
     ours, theirs = (kind(beta_schedule=schedule) for kind in (epsilon, DDPMScheduler))
     x, noise = (torch.randn(6, 2, 4, 4, generator=seeded(i)) for i in (0, 1))
     t = torch.tensor([0, 1, 50, 500, 998, 999])
@@ -369,9 +372,9 @@ def epsilon(**options: Any) -> PoissonFlowScheduler:
     return PoissonFlowScheduler(None, prediction_type="epsilon", **options)
 
 
-def test_a_network_with_sigma_data_must_see_its_scaled_input() -> None:
+def test_a_network_with_sigma_data_needs_a_scaled_input() -> None:
     scheduler, x = epsilon(sigma_data=0.5), torch.ones(1, 1, 2, 2)
-    for _ in range(2):  # a second run is asked again
+    for _ in range(2):  # the second run is checked again
         scheduler.set_timesteps(2)
         with pytest.raises(ValueError, match=r"`scale_model_input` was not called before `step`.*DDPMPipeline"):
             scheduler.step(x, scheduler.timesteps[0], x)
@@ -380,7 +383,7 @@ def test_a_network_with_sigma_data_must_see_its_scaled_input() -> None:
             scheduler.step(x, t, x)
 
 
-def test_a_run_from_nowhere_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_from_an_unknown_start_warns(caplog: pytest.LogCaptureFixture) -> None:
     x, output = torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2, 2)
     for ask in (
         lambda scheduler: scheduler.init_noise_sigma,
@@ -398,14 +401,14 @@ def test_a_run_from_nowhere_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage()[:25] for record in caplog.records] == ["`step` begins a run, but "]
 
 
-def test_one_number_is_no_state() -> None:
+def test_a_single_number_as_state_raises() -> None:
     for scheduler in (epsilon(beta_schedule="linear"), epsilon(sigma_data=0.5), PoissonFlowScheduler()):
         scheduler.set_timesteps(2)
         with pytest.raises(ValueError, match=r"`sample` must be a state .* StableDiffusionLatentUpscalePipeline"):
             scheduler.scale_model_input(scheduler.sigmas[0], scheduler.timesteps[0])
 
 
-def test_the_timestep_after_this_one_may_be_told() -> None:
+def test_prev_timestep_must_be_the_next_timestep() -> None:
     scheduler = epsilon(beta_schedule="linear")
     scheduler.set_timesteps(3)
     x, (first, second, third) = torch.ones(1, 1, 2, 2), scheduler.timesteps
@@ -417,7 +420,7 @@ def test_the_timestep_after_this_one_may_be_told() -> None:
 
 
 @pytest.mark.parametrize("begin", [-1, 4])
-def test_no_step_left_is_explained(begin: int) -> None:
+def test_a_begin_index_without_steps_raises(begin: int) -> None:
     scheduler = PoissonFlowScheduler()
     scheduler.set_timesteps(4)
     with pytest.raises(
@@ -430,7 +433,7 @@ def test_original_sample_is_another_name_of_sample() -> None:
     assert PoissonFlowScheduler(prediction_type="original_sample").config.prediction_type == "sample"
 
 
-def test_a_learned_variance_is_left_out() -> None:
+def test_a_learned_variance_is_ignored() -> None:
     x, output, variance = (torch.randn(2, 3, 4, 4, generator=seeded(i)) for i in range(3))
     plain, learned = epsilon(beta_schedule="linear"), epsilon(beta_schedule="linear", variance_type="learned_range")
     ends = []
@@ -449,13 +452,13 @@ def test_a_learned_variance_is_left_out() -> None:
         PoissonFlowScheduler(variance_type="learned")
 
 
-def test_heights_that_fall_together_are_explained() -> None:
+def test_equal_sigmas_in_float32_raise() -> None:
     scheduler = PoissonFlowScheduler(sigma_min=1.0, sigma_max=1.000001)
-    with pytest.raises(ValueError, match=r"100 heights between 1.0\d* and 1.0 are no longer apart in float32"):
+    with pytest.raises(ValueError, match=r"100 values of sigma between 1.0\d* and 1.0 are not distinct in float32"):
         scheduler.set_timesteps(100)
 
 
-def test_steps_out_of_turn_are_explained() -> None:
+def test_steps_out_of_order_raise() -> None:
     scheduler, x, output = PoissonFlowScheduler(), torch.ones(1, 1, 4, 4), torch.ones(1, 2, 4, 4)
     with pytest.raises(ValueError, match="used before `set_timesteps`"):
         scheduler.step(output, 1.0, x)
@@ -473,7 +476,7 @@ def test_steps_out_of_turn_are_explained() -> None:
             scheduler.set_begin_index(begin)
 
 
-def test_a_limit_out_of_reach_is_explained() -> None:
+def test_an_unreachable_max_norm_raises() -> None:
     with pytest.raises(ValueError, match=r"`max_norm` = 1\.0 is out of reach"):
         PoissonFlowScheduler(max_norm=1.0).sample_prior((2, 3, 8, 8), seeded())
     with pytest.raises(ValueError, match="list of 1, but the batch has 2"):
@@ -481,7 +484,7 @@ def test_a_limit_out_of_reach_is_explained() -> None:
 
 
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
-def test_prior_and_noise_are_the_kernels(aug_dim: float | None) -> None:
+def test_prior_and_noise_are_draws_of_the_kernel(aug_dim: float | None) -> None:
     shape, kernel = (3, 1, 4, 4), PoissonKernel(aug_dim)
     for max_norm in (None, 1e6):
         scheduler = PoissonFlowScheduler(aug_dim, max_norm=max_norm)
@@ -490,30 +493,30 @@ def test_prior_and_noise_are_the_kernels(aug_dim: float | None) -> None:
 
 
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
-def test_each_step_is_its_plans(charges: torch.Tensor, solver: str) -> None:
-    # High above the plane, where x̂ still hangs on x: every end point is a charge whatever came before.
+def test_each_step_follows_the_plan(charges: torch.Tensor, solver: str) -> None:
+    # At large σ, where x̂ depends on x: all end points at σ = 0 are charges, whatever the steps before.
     sigmas = [40.0, 30.0, 22.0, 16.0, 12.0, 9.0]
     scheduler, model = PoissonFlowScheduler(solver=solver), ChargeField(charges)
     x = y = scheduler.sample_prior((3, 1, 4, 4), seeded(1), dtype=torch.float64)
     scheduler.set_timesteps(sigmas=sigmas)
-    seen: list[torch.Tensor] = []
+    history: list[torch.Tensor] = []
     for step, t in zip(plan_steps([*sigmas, 0.0], solver), scheduler.timesteps, strict=True):
-        seen.insert(0, posterior_mean(x, step.sigma, charges))
-        x = step(x, seen)
+        history.insert(0, posterior_mean(x, step.sigma, charges))
+        x = step(x, history)
         y = scheduler.step(model(y, t).sample, t, y).prev_sample
         assert torch.allclose(x, y, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
-def test_step_tells_the_posterior_mean(charges: torch.Tensor, gamma: float) -> None:
+def test_step_returns_the_posterior_mean(charges: torch.Tensor, gamma: float) -> None:
     scheduler, x = PoissonFlowScheduler(gamma=gamma), charges[:3] + 1
     scheduler.set_timesteps(sigmas=[2.0, 1.0])
     output = ChargeField(charges, gamma=gamma)(x, 2.0).sample
-    found = scheduler.step(output, scheduler.timesteps[0], x).pred_original_sample
-    assert torch.allclose(found, posterior_mean(x, 2.0, charges))
+    denoised = scheduler.step(output, scheduler.timesteps[0], x).pred_original_sample
+    assert torch.allclose(denoised, posterior_mean(x, 2.0, charges))
 
 
-def test_indices_follow_the_run_and_are_forgotten(charges: torch.Tensor) -> None:
+def test_indices_follow_the_run_and_are_reset(charges: torch.Tensor) -> None:
     scheduler, x = PoissonFlowScheduler(), charges[:3] + 0.3
     scheduler.set_timesteps(8)
     assert scheduler.index_for_timestep(123.0) == 0 and scheduler.step_index is None
@@ -524,22 +527,23 @@ def test_indices_follow_the_run_and_are_forgotten(charges: torch.Tensor) -> None
     assert scheduler.begin_index is None and scheduler.step_index is None and scheduler.init_noise_sigma == 30
 
 
-def test_heun_that_starts_between_two_calls_stays_then_begins(charges: torch.Tensor) -> None:
+def test_heun_from_a_second_call_continues_at_the_next_step(charges: torch.Tensor) -> None:
     scheduler, model, x = PoissonFlowScheduler(solver="heun"), ChargeField(charges), charges[:3] + 0.3
     scheduler.set_timesteps(8)
-    heights, late = scheduler.timesteps.unique().flip(0).tolist(), scheduler.timesteps[5:].tolist()
-    scheduler.set_timesteps(sigmas=heights[3:])
+    sigmas = scheduler.timesteps.unique().flip(0).tolist()
+    late = scheduler.timesteps[5:].tolist()
+    scheduler.set_timesteps(sigmas=sigmas[3:])
     expected = run(scheduler, model, x)
     scheduler.set_timesteps(8)
     scheduler.set_begin_index(5)
     y = x
-    for t in late:  # numbers: the height alone would mean the sixth call
+    for t in late:  # as numbers, which both calls of a step have in common
         y = scheduler.step(model(y, t).sample, t, y).prev_sample
     assert torch.equal(y, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+def test_half_precision_is_only_rounded_at_the_end(dtype: torch.dtype) -> None:
     x, output = (torch.randn(3, c, 4, 4, generator=seeded(c)).to(dtype) for c in (1, 2))
     results = []
     for kind in (dtype, torch.float32):
@@ -549,7 +553,7 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
     assert torch.equal(*results)
 
 
-def test_prior_in_half_precision_stays_within_its_limit() -> None:
+def test_prior_in_half_precision_respects_max_norm() -> None:
     prior = PoissonFlowScheduler(max_norm=500.0).sample_prior((20_000, 1, 8, 8), seeded(), dtype=torch.bfloat16)
     assert prior.flatten(1).float().norm(dim=1).max() <= 500
 
@@ -558,10 +562,9 @@ def test_add_noise_keeps_the_dtype() -> None:
     scheduler = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
     scheduler.set_timesteps(7)
     x, noise = torch.zeros(7, 1, 2, 2), torch.ones(7, 1, 2, 2)
-    found = scheduler.add_noise(x.half(), noise.half(), scheduler.timesteps)
-    assert found.dtype == torch.float16 and torch.equal(
-        found, scheduler.add_noise(x, noise, scheduler.timesteps).half()
-    )
+    noisy = scheduler.add_noise(x.half(), noise.half(), scheduler.timesteps)
+    expected = scheduler.add_noise(x, noise, scheduler.timesteps).half()
+    assert noisy.dtype == torch.float16 and torch.equal(noisy, expected)
 
 
 def test_a_single_step_goes_from_the_prior_to_its_mean(charges: torch.Tensor) -> None:
@@ -572,8 +575,8 @@ def test_a_single_step_goes_from_the_prior_to_its_mean(charges: torch.Tensor) ->
     assert torch.equal(scheduler.step(charges[:2], scheduler.timesteps[0], x).prev_sample, charges[:2])
 
 
-def test_noise_keeps_within_the_share_that_training_saw() -> None:
-    """A network of the perturbation objective has learned noise up to σ · reach at every σ, for any driver."""
+def test_noise_is_limited_as_in_training() -> None:
+    """The perturbation objective limits the noise to the norm σ · reach at every σ."""
     reach = 4 * 192**0.5
     options = {"prediction_type": "epsilon", "sigma_data": 0.5, "sigma_max": 80.0, "max_norm": 80 * reach}
     scheduler = PoissonFlowScheduler(1.0, **options)
@@ -585,5 +588,5 @@ def test_noise_keeps_within_the_share_that_training_saw() -> None:
         PoissonFlowScheduler.from_scheduler(theirs).sample_noise((2000, 192), seeded()).norm(dim=1).max()
         <= 1.00001 * reach
     )
-    field = PoissonFlowScheduler(max_norm=100.0)  # whose training perturbs by its own law
+    field = PoissonFlowScheduler(max_norm=100.0)  # its training has another distribution of noise
     assert field.sample_noise((2000, 192), seeded()).norm(dim=1).max() > reach

@@ -1,4 +1,4 @@
-"""However small D is, and so however far samples start, they end among the data, in float32 where float64 does."""
+"""For any small D, where samples start far away, samples end near the data, in float32 as in float64."""
 
 import pytest
 import torch
@@ -20,21 +20,22 @@ def ends(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
 @pytest.mark.parametrize("aug_dim", [0.005, 0.025, 0.16, 0.52])
-def test_samples_lie_among_the_charges(aug_dim: float, prediction_type: str, dtype: torch.dtype) -> None:
+def test_samples_end_near_the_charges(aug_dim: float, prediction_type: str, dtype: torch.dtype) -> None:
     start = PoissonFlowScheduler(aug_dim).sample_prior((200, 1, 8, 8), seeded(1), dtype=dtype)
-    found = ends(prediction_type, aug_dim, start, 20)
-    assert found.isfinite().all() and found.abs().max() < 1.05
+    samples = ends(prediction_type, aug_dim, start, 20)
+    assert samples.isfinite().all() and samples.abs().max() < 1.05
 
 
 @pytest.mark.parametrize("aug_dim", [0.05, 0.16, 0.52])
-def test_the_field_of_float32_ends_where_the_mean_of_float64_does(aug_dim: float) -> None:
-    # At a height as low as 1e-6 also samples that start far away end at a charge.
+def test_the_field_in_float32_ends_at_the_same_charges_as_x_hat_in_float64(aug_dim: float) -> None:
+    # At σ_min = 1e-6 samples that start far away also end at a charge.
     start = PoissonFlowScheduler(aug_dim).sample_prior((300, 1, 8, 8), seeded(1))
-    exact, found = ends("sample", aug_dim, start.double(), 60, 1e-6), ends("field", aug_dim, start, 60, 1e-6)
+    exact = ends("sample", aug_dim, start.double(), 60, 1e-6)
+    samples = ends("field", aug_dim, start, 60, 1e-6)
     distances, nearest = torch.cdist(exact, CHARGES.flatten(1)).min(1)
     hits = distances < 1e-3
-    assert hits.sum() > 100 and torch.equal(torch.cdist(found, CHARGES.flatten(1)).argmin(1)[hits], nearest[hits])
-    assert (found[hits] - exact[hits]).abs().max() < 1e-2
+    assert hits.sum() > 100 and torch.equal(torch.cdist(samples, CHARGES.flatten(1)).argmin(1)[hits], nearest[hits])
+    assert (samples[hits] - exact[hits]).abs().max() < 1e-2
 
 
 def test_images_of_a_pipeline_are_finite() -> None:

@@ -1,4 +1,4 @@
-"""Pipelines of diffusers that ask more of a scheduler than most: they draw what theirs draw, or it is refused."""
+"""Pipelines of diffusers with special demands on a scheduler: equal images as with their own, or an error."""
 
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ def silent(pipe: Any) -> Any:
     return pipe
 
 
-def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return bool((found - expected).norm() < 1e-5 * expected.norm())  # float32's own error over a run
+def near(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((actual - expected).norm() < 1e-5 * expected.norm())  # the rounding error of float32 over a run
 
 
 def vision() -> CLIPVisionModelWithProjection:
@@ -136,11 +136,11 @@ def test_the_latent_upscaler_works_or_is_refused() -> None:
 
     def upscaled(scheduler: Any) -> torch.Tensor:
         pipe = silent(StableDiffusionLatentUpscalePipeline(vae, None, None, unet, scheduler))
-        words = torch.randn(1, 5, 32, generator=seeded())
+        prompt_embeds = torch.randn(1, 5, 32, generator=seeded())
         return pipe(
             image=torch.randn(1, 4, 16, 16, generator=seeded(1)),
-            prompt_embeds=words,
-            pooled_prompt_embeds=words[:, 0],
+            prompt_embeds=prompt_embeds,
+            pooled_prompt_embeds=prompt_embeds[:, 0],
             num_inference_steps=8,
             guidance_scale=1.0,
             generator=seeded(2),
@@ -170,7 +170,7 @@ def learned_unet() -> UNet2DConditionModel:
 
 
 @pytest.mark.parametrize("variance_type", ["learned", "learned_range", "fixed_small"])
-def test_deepfloyds_variance_is_left_out(variance_type: str, learned_unet: UNet2DConditionModel) -> None:
+def test_the_variance_of_deepfloyd_is_ignored(variance_type: str, learned_unet: UNet2DConditionModel) -> None:
     ddpm = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range")
     theirs = DPMSolverMultistepScheduler.from_config(ddpm.config, solver_type="heun")
     ours = PoissonFlowScheduler.from_config(
@@ -179,12 +179,13 @@ def test_deepfloyds_variance_is_left_out(variance_type: str, learned_unet: UNet2
     again = PoissonFlowScheduler.from_config(
         PoissonFlowScheduler.from_config(ours.config).config, variance_type=variance_type
     )
-    words, images = torch.randn(1, 5, 16, generator=seeded()), []
+    prompt_embeds = torch.randn(1, 5, 16, generator=seeded())
+    images = []
     for scheduler in (ours, again, theirs):
         pipe = silent(IFPipeline(None, None, learned_unet, scheduler, None, None, None, requires_safety_checker=False))
         output = pipe(
-            prompt_embeds=words,
-            negative_prompt_embeds=words * 0,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=prompt_embeds * 0,
             num_inference_steps=20,
             generator=seeded(1),
             output_type="pt",
@@ -193,7 +194,7 @@ def test_deepfloyds_variance_is_left_out(variance_type: str, learned_unet: UNet2
     assert near(images[0], images[2]) and torch.equal(images[0], images[1])
 
 
-def test_networks_that_learn_a_variance_drive_our_pipeline_and_ddpms() -> None:
+def test_networks_with_a_learned_variance_in_pfgm_and_ddpm_pipelines() -> None:
     unet, images = make_tiny_unet(3, 6), []
     flow = PoissonFlowScheduler.from_config(DDPMScheduler(variance_type="learned").config, solver_order=1)
     for kind in (PFGMPipeline, DDPMPipeline):
@@ -206,7 +207,7 @@ def test_networks_that_learn_a_variance_drive_our_pipeline_and_ddpms() -> None:
 
 
 @pytest.mark.parametrize("solver", ["multistep", "heun"])
-def test_kandinskys_prior_tells_the_next_timestep(solver: str, tmp_path: Path) -> None:
+def test_kandinskys_prior_passes_prev_timestep(solver: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         prior = PriorTransformer(
@@ -229,7 +230,7 @@ def test_kandinskys_prior_tells_the_next_timestep(solver: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", [DDPMPipeline, DDIMPipeline])
-def test_pipelines_that_scale_nothing_are_refused_or_told(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_pipelines_that_do_not_scale_raise_or_warn(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
     pipe = silent(kind(make_tiny_unet(3, 3), DDIMScheduler()))
     pipe.scheduler = PoissonFlowScheduler(None, prediction_type="epsilon", sigma_data=0.5)
     with pytest.raises(ValueError, match="`scale_model_input` was not called before `step`"):
@@ -237,11 +238,13 @@ def test_pipelines_that_scale_nothing_are_refused_or_told(kind: Any, caplog: pyt
     pipe.scheduler = PoissonFlowScheduler(None, prediction_type="epsilon")
     for runs in (1, 2):
         pipe(num_inference_steps=3)
-        assert sum("nothing has asked this scheduler where it begins" in r.getMessage() for r in caplog.records) == runs
+        assert (
+            sum("the pipeline has not read from this scheduler where" in r.getMessage() for r in caplog.records) == runs
+        )
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.1, 0.19])
-def test_too_little_strength_for_a_step_is_explained(strength: float, tmp_path: Path) -> None:
+def test_too_little_strength_for_a_step_raises(strength: float, tmp_path: Path) -> None:
     scheduler = PoissonFlowScheduler.from_config(
         DDIMScheduler(**SCALED_LINEAR, steps_offset=1, clip_sample=False).config
     )

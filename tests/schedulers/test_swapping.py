@@ -1,4 +1,4 @@
-"""In diffusers' own pipelines the scheduler draws what theirs draw, wherever theory says that they are the same."""
+"""In diffusers' own pipelines the scheduler gives the images of diffusers' schedulers that are mathematically equal."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ EQUALS = {
             solver_type="heun",
             timestep_spacing="trailing",
             final_sigmas_type="sigma_min",
-            lower_order_final=False,  # else theirs lowers the order of the last step below 15 steps
+            lower_order_final=False,  # by default it lowers the order of the last step below 15 steps
         ),
         SECOND,
     ),
@@ -81,7 +81,7 @@ EQUALS = {
 
 
 def both(name: str, theirs: Any, options: dict[str, Any], steps: int, folder: Path) -> tuple[torch.Tensor, ...]:
-    """What our scheduler and theirs draw in one pipeline; both must call the network at the same times."""
+    """The images of our scheduler and theirs in one pipeline; both must call the network at the same timesteps."""
     pipe = make(name, theirs, folder)
     ours = PoissonFlowScheduler.from_config(theirs.config, **options)
     results = []
@@ -93,38 +93,38 @@ def both(name: str, theirs: Any, options: dict[str, Any], steps: int, folder: Pa
 
 @pytest.mark.parametrize("steps", [4, 20])
 @pytest.mark.parametrize("name", EQUALS)
-def test_stable_diffusion_draws_the_same(name: str, steps: int, tmp_path: Path) -> None:
-    found, expected = both("StableDiffusion", *EQUALS[name], steps, tmp_path)
-    # A trial shows 3e-7 to 2e-6, float32's own error over the run.
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+def test_stable_diffusion_images_are_equal(name: str, steps: int, tmp_path: Path) -> None:
+    actual, expected = both("StableDiffusion", *EQUALS[name], steps, tmp_path)
+    # Measured: 3e-7 to 2e-6, the rounding error of float32 over the run.
+    assert (actual - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_euler_from_zero_snr(tmp_path: Path) -> None:
     theirs = EulerDiscreteScheduler(
         **SCALED_LINEAR, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
-    found, expected = both("StableDiffusion", theirs, {"solver": "euler"}, 8, tmp_path)
-    # Theirs begins at a state of scale σ = 4096, in which float32 leaves x̂ three digits less.
-    assert (found - expected).norm() < 1e-4 * expected.norm()
+    actual, expected = both("StableDiffusion", theirs, {"solver": "euler"}, 8, tmp_path)
+    # Their state begins at the scale σ = 4096, so rounding to float32 costs three more digits of x̂.
+    assert (actual - expected).norm() < 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DPM-Solver++ 2M Karras", "DPM-Solver++ of one step", "Heun Karras"])
 def test_image_to_image_begins_at_the_same_noise(name: str, tmp_path: Path) -> None:
-    # With Karras' spacing the timesteps are rounded, so that they alone do not say how much noise there is.
-    found, expected = both("StableDiffusionImg2Img", *EQUALS[name], 12, tmp_path)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+    # With Karras' spacing the timesteps are rounded, so σ cannot be computed from them.
+    actual, expected = both("StableDiffusionImg2Img", *EQUALS[name], 12, tmp_path)
+    assert (actual - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_pipeline_draws_as_with_ddim(name: str, tmp_path: Path) -> None:
+def test_images_of_every_pipeline_equal_those_with_ddim(name: str, tmp_path: Path) -> None:
     offset = 1 if name.startswith("Stable") else 0
     theirs = DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=offset)
-    found, expected = both(name, theirs, FIRST, 6, tmp_path)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+    actual, expected = both(name, theirs, FIRST, 6, tmp_path)
+    assert (actual - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["StableDiffusion", "DDIM"])
-def test_default_solver_draws_what_many_steps_draw(name: str, tmp_path: Path) -> None:
+def test_the_default_solver_is_closer_to_many_steps_than_ddim(name: str, tmp_path: Path) -> None:
     theirs = DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1, timestep_spacing="trailing")
     pipe = make(name, theirs, tmp_path)
     errors = []

@@ -1,4 +1,4 @@
-"""diffusers' own pipelines, tiny and of random weights, the same every time. Nothing is downloaded."""
+"""diffusers' own pipelines, tiny and with random weights from fixed seeds. Nothing is downloaded."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The Poisson flow as a scheduler of diffusers, and the exchange with diffusers' own schedulers."""
+"""The Poisson flow as a diffusers scheduler, and conversion from and to diffusers' own schedulers."""
 
 from .scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
 

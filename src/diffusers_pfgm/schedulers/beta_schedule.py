@@ -1,4 +1,4 @@
-"""Networks of the DDPM family: their heights from a beta schedule, by diffusers' own code."""
+"""Noise levels of networks of the DDPM family, computed from their beta schedule by diffusers' own code."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ SPACINGS = ("leading", "trailing", "linspace")
 
 
 class BetaSchedule:
-    """The training timesteps of a network that DDPM's or a kindred scheduler has trained (arXiv 2006.11239).
+    """The noise level of each training timestep of a network of the DDPM family (arXiv 2006.11239).
 
-    Its state x / √(1 + σ²) is the DDPM's, √ᾱ = 1 / √(1 + σ²).
+    The DDPM's state √ᾱ x₀ + √(1 − ᾱ) ε is x / √(1 + σ²) with x = x₀ + σ ε and √ᾱ = 1 / √(1 + σ²).
 
     Args:
-        beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2"; not read with `trained_betas`.
-        trained_betas: the betas themselves.
-        rescale_betas_zero_snr: let the last timestep be pure noise (arXiv 2305.08891); it then stands for σ = ∞.
-        beta_start, beta_end, num_train_timesteps: as in diffusers.
+        beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2"; ignored with `trained_betas`.
+        trained_betas: list of T betas in place of `beta_schedule`, or None.
+        num_train_timesteps: T; ignored with `trained_betas`.
+        beta_start, beta_end: the first and the last β, as in diffusers.
+        rescale_betas_zero_snr: whether to rescale the betas such that the last timestep is pure noise, σ = ∞
+            (arXiv 2305.08891).
 
     Attributes:
         betas: (T,).
         alphas_cumprod: (T,), ᾱ.
-        sigmas: σ at each of the T timesteps, rising.
+        sigmas: σ at each of the T timesteps, increasing.
 
     Raises:
-        ValueError: if an argument is not one of these, or a beta makes σ infinite or 0.
+        ValueError: if `beta_schedule` is unknown, or a beta makes σ infinite, zero or equal to the previous σ.
     """
 
     def __init__(
@@ -52,19 +54,20 @@ class BetaSchedule:
             trained_betas=trained_betas,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        self.betas, self.alphas_cumprod = schedule.betas, schedule.alphas_cumprod
+        self.betas = schedule.betas
+        self.alphas_cumprod = schedule.alphas_cumprod
         alphas = self.alphas_cumprod.double()
-        # Neither so large that ᾱ ends at 0, nor so small that it stays the same in float32.
-        proper = (self.betas > 0) & (self.betas < 1) & (alphas > 0)
-        proper &= alphas.diff(prepend=torch.ones(1, dtype=alphas.dtype)) < 0
+        # A valid β is neither so large that ᾱ becomes 0, nor so small that ᾱ does not change in float32.
+        is_valid = (self.betas > 0) & (self.betas < 1) & (alphas > 0)
+        is_valid &= alphas.diff(prepend=torch.ones(1, dtype=alphas.dtype)) < 0
         if rescale_betas_zero_snr:
-            proper[-1] = True
-        if not proper.all():
-            index = int((~proper).nonzero()[0])
+            is_valid[-1] = True
+        if not is_valid.all():
+            index = int((~is_valid).nonzero()[0])
             raise ValueError(
                 f"The betas make sigma infinite, zero or meaningless: beta[{index}] = {self.betas[index]:.4g} gives "
-                f"alpha_cumprod = {alphas[index]:.4g}. All betas must lie between 1e-7 and 1, and their product of "
-                "1 - beta stay positive: change `beta_start`, `beta_end`, `trained_betas` or `num_train_timesteps`. "
+                f"alpha_cumprod = {alphas[index]:.4g}. All betas must be between 1e-7 and 1, and the product of all "
+                "1 - beta must be positive: change `beta_start`, `beta_end`, `trained_betas` or `num_train_timesteps`. "
                 "For pure noise at the last timestep use `rescale_betas_zero_snr`."
             )
         sigmas = ((1 - alphas) / alphas).sqrt().clamp(max=ZERO_SNR_SIGMA)

@@ -1,4 +1,4 @@
-"""Any scheduler as a Poisson flow."""
+"""Conversion of any scheduler to a `PoissonFlowScheduler`, and checks that a model and a scheduler belong together."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ STOCHASTIC = (
 
 
 def convert_scheduler(scheduler: Any) -> dict[str, Any]:
-    """The configuration of a diffusers scheduler, as `PoissonFlowScheduler.from_config` reads it.
+    """Return the configuration of a diffusers scheduler for `PoissonFlowScheduler.from_config`.
 
-    A scheduler that was made from ours also keeps our options that it does not read, and these say what the network is.
+    A diffusers scheduler that was made from a `PoissonFlowScheduler` keeps the options that it does not read itself,
+    such as `aug_dim`. They describe the network, and must not contradict the scheduler.
 
     Raises:
-        ValueError: if the scheduler does not follow a Poisson flow, with the reason.
+        ValueError: if the scheduler does not solve the ODE of a Poisson flow; the message states the reason.
     """
-    config, name = scheduler.config, type(scheduler).__name__
+    config = scheduler.config
+    name = type(scheduler).__name__
     parameters = inspect.signature(type(scheduler).__init__).parameters
     own_options = {key: value for key, value in config.items() if key in parameters}
     step_parameters = list(inspect.signature(scheduler.step).parameters.values())
@@ -34,11 +36,11 @@ def convert_scheduler(scheduler: Any) -> dict[str, Any]:
     if config.get("prediction_type") == "field":
         reason = "unable to follow prediction_type 'field'. Use PoissonFlowScheduler, or another network"
     elif "Inverse" in name or any(parameter.default is parameter.empty for parameter in step_parameters[3:]):
-        reason = "made for another task than to draw images from noise alone. Use PoissonFlowScheduler"
+        reason = "made for another task than drawing images from pure noise. Use PoissonFlowScheduler"
     elif reason is None:
         for key, meaning in (("beta_schedule", "a beta schedule"), ("sigma_data", "EDM's preconditioning")):
             if config.get(key) is not None and key not in own_options:
-                reason = f"without `{key}`, but the network has {meaning}. Use one of its kind"
+                reason = f"without `{key}`, but the network has {meaning}. Use a scheduler with `{key}`"
     aug_dim = config.get("aug_dim")
     if reason is None and aug_dim is not None and name in STOCHASTIC:
         reason = f"a source of Gaussian noise, which is not the kernel of `aug_dim` = {aug_dim}. Use an ODE solver"
@@ -47,28 +49,41 @@ def convert_scheduler(scheduler: Any) -> dict[str, Any]:
     return {**config, "_class_name": name} if class_of_name(name) is type(scheduler) else dict(config)
 
 
-def check_field_config(config: Any, flow: Any) -> None:
-    """Raises ValueError where a `ChargeField` says otherwise than the scheduler; a network does not say."""
+def check_field_config(config: Any, scheduler: Any) -> None:
+    """Check that a `ChargeField` and its scheduler have the same options.
+
+    Args:
+        config: the configuration of the model. Only a `ChargeField` has these options in its configuration.
+        scheduler: the `PoissonFlowScheduler`.
+
+    Raises:
+        ValueError: if an option of the field differs from that of the scheduler.
+    """
     for name in ("aug_dim", "prediction_type", "gamma", "sigma_data", "beta_schedule"):
-        if hasattr(config, name) and getattr(config, name) != flow.config[name]:
+        if hasattr(config, name) and getattr(config, name) != scheduler.config[name]:
             raise ValueError(
-                f"`{name}` is {getattr(config, name)} of the field, but {flow.config[name]} of the scheduler. Make "
-                "both the same."
+                f"`{name}` is {getattr(config, name)} of the field, but {scheduler.config[name]} of the scheduler. "
+                "Make both the same."
             )
 
 
 def check_density(model: Any, scheduler: Any) -> None:
-    """Raises ValueError for a guided model, or a scheduler that adds noise: neither has a density to tell."""
-    why = "Ask for the likelihood of the model itself, with a PoissonFlowScheduler or another ODE solver."
+    """Check that the log-likelihood of a model can be computed with a scheduler.
+
+    Raises:
+        ValueError: if the model is guided, or the scheduler adds noise. Neither defines a probability density that the
+            change of variables formula gives.
+    """
+    advice = "Ask for the likelihood of the model itself, with a PoissonFlowScheduler or another ODE solver."
     if getattr(model, "is_guided", False):
         raise ValueError(
-            f"`model` ({type(model).__name__}) is guided: its field is made of several and belongs to no distribution "
-            f"of data, so a likelihood of it would mean nothing. {why} Set `guidance_scale=1`, or leave out the "
+            f"`model` ({type(model).__name__}) is guided: its field is a combination of several and has no data "
+            f"distribution, so it has no likelihood. {advice} Set `guidance_scale=1`, or leave out the "
             "measurement."
         )
     name = type(scheduler).__name__
     if name in STOCHASTIC or adds_noise(options_of(scheduler.config, type(scheduler))):
         raise ValueError(
-            f"`scheduler` ({name}) adds noise at every step, so no point has one way up, and the change of variables "
-            f"does not hold. {why}"
+            f"`scheduler` ({name}) adds noise at every step, so data and prior have no one-to-one map, and the change "
+            f"of variables does not hold. {advice}"
         )

@@ -1,4 +1,4 @@
-"""A scheduler's options, checked before anything is computed from them."""
+"""Checks of the types and values of a scheduler's options, before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -34,63 +34,63 @@ KINDS = {
 
 
 def checked_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a scheduler as they are kept, of Python's own types, which JSON can hold.
+    """Return the options of a scheduler in Python's own types, which JSON can store.
 
     Raises:
-        ValueError: if one is of another type than it should be, NaN, or not one of the values that are allowed.
+        ValueError: if an option has the wrong type, is NaN, or has a value that is not allowed.
     """
-    found = _typed(config)
+    options = _typed(config)
     for name, count in (
-        ("`num_train_timesteps`", found["num_train_timesteps"]),
-        ("The length of `trained_betas`", 1 if found["trained_betas"] is None else len(found["trained_betas"])),
+        ("`num_train_timesteps`", options["num_train_timesteps"]),
+        ("The length of `trained_betas`", 1 if options["trained_betas"] is None else len(options["trained_betas"])),
     ):
         if not 1 <= count <= MAX_TRAIN_TIMESTEPS:
             raise ValueError(f"{name} must be at least 1 and at most {MAX_TRAIN_TIMESTEPS}, but is {count}.")
-    if found["steps_offset"] < 0:
-        raise ValueError(f"`steps_offset` must be a whole number >= 0, but is {found['steps_offset']}.")
-    check_solver(found["solver"], found["solver_order"])
+    if options["steps_offset"] < 0:
+        raise ValueError(f"`steps_offset` must be a whole number >= 0, but is {options['steps_offset']}.")
+    check_solver(options["solver"], options["solver_order"])
     for name in ("max_norm", "sigma_data"):
-        if found[name] is not None and not 0 < found[name] < math.inf:
-            raise ValueError(f"`{name}` must be a finite number > 0 or None, but is {found[name]}.")
-    if found["variance_type"] not in VARIANCE_TYPES:
-        raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, but is {found['variance_type']!r}.")
-    if found["timesteps_from"] is not None and class_of_name(found["timesteps_from"]) is None:
+        if options[name] is not None and not 0 < options[name] < math.inf:
+            raise ValueError(f"`{name}` must be a finite number > 0 or None, but is {options[name]}.")
+    if options["variance_type"] not in VARIANCE_TYPES:
+        raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, but is {options['variance_type']!r}.")
+    if options["timesteps_from"] is not None and class_of_name(options["timesteps_from"]) is None:
         raise ValueError(
             f"`timesteps_from` must be the name of a scheduler of diffusers or None, but is "
-            f"{found['timesteps_from']!r}, which this version of diffusers does not have. Set it to None."
+            f"{options['timesteps_from']!r}, which this version of diffusers does not have. Set it to None."
         )
-    if found["prediction_type"] == "original_sample":  # another name that EulerDiscreteScheduler has for it
-        found["prediction_type"] = "sample"
-    if found["aug_dim"] == math.inf:
-        found["aug_dim"] = None  # JSON has no infinity
-    if found["beta_schedule"] is not None or found["trained_betas"] is not None:
-        # The betas tell the heights. Only another scheduler's spacing may have ends of its own, if it was given them.
-        used = set() if found["timesteps_from"] is None else {"sigma_min", "sigma_max"}
+    if options["prediction_type"] == "original_sample":  # the same under the name of EulerDiscreteScheduler
+        options["prediction_type"] = "sample"
+    if options["aug_dim"] == math.inf:
+        options["aug_dim"] = None  # JSON has no infinity
+    if options["beta_schedule"] is not None or options["trained_betas"] is not None:
+        # The betas define the noise levels. Only the spacing of a diffusers scheduler may have its own σ_min and σ_max.
+        used = set() if options["timesteps_from"] is None else {"sigma_min", "sigma_max"}
         used -= set(config.get("_use_default_values", ()))
-        found.update(dict.fromkeys({"sigma_min", "sigma_max"} - used))
-    return found
+        options.update(dict.fromkeys({"sigma_min", "sigma_max"} - used))
+    return options
 
 
 def _typed(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
+    options = {}
     for kind, names in KINDS.items():
         for name in names:
             value = config[name]
-            found[name] = _as_kind(kind, value)
-            if found[name] is None and not (value is None and name in OPTIONAL):
+            options[name] = _as_kind(kind, value)
+            if options[name] is None and not (value is None and name in OPTIONAL):
                 also = " or None" if name in OPTIONAL else ""
                 raise ValueError(f"`{name}` must be {kind}{also}, but is {value!r:.100} ({type(value).__name__}).")
-    return found
+    return options
 
 
 def _as_kind(kind: str, value: Any) -> Any:
-    """The value as Python's own, or None if it is of another kind."""
+    """Return a value as Python's own type of this kind, or None if it is of another kind."""
     if kind == "a list of numbers":
         values = value.tolist() if hasattr(value, "tolist") else value
         if not isinstance(values, Sequence) or isinstance(values, str):
             return None
-        numbers_found = [_as_kind("a number", each) for each in values]
-        return None if None in numbers_found else numbers_found
+        converted = [_as_kind("a number", each) for each in values]
+        return None if None in converted else converted
     if kind == "a string":
         return value if isinstance(value, str) else None
     if kind == "True or False":

@@ -1,4 +1,17 @@
-"""What a pipeline must do so that a scheduler's state and its network's input are what they are meant to be."""
+"""The state convention of a scheduler, and the check that a pipeline follows it.
+
+A state convention is how a pipeline must start and scale the state that it passes through a run:
+
+- variance-exploding: the state is x + σ · noise in data units. It begins at `scheduler.sample_prior(shape)`, or at
+  unit noise times `scheduler.init_noise_sigma` = σ_max. A network without preconditioning gets the state itself.
+- EDM's (`sigma_data`): the same state, but the network gets c_in x = x / √(σ² + σ_data²), which is the result of
+  `scheduler.scale_model_input`.
+- variance-preserving (a beta schedule): the state is (x + σ · noise) / √(1 + σ²). It begins at unit noise
+  (`init_noise_sigma` = 1), and the network gets the state itself.
+
+diffusers' DDPMPipeline and DDIMPipeline are written for the third: they start at unit noise, read no
+`init_noise_sigma`, and call no `scale_model_input`.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +22,31 @@ logger = logging.get_logger(__name__)
 
 
 class StateConvention:
-    """Whether a pipeline has read where a run begins, and scaled the network's input.
-
-    Some pipelines of diffusers, such as DDPMPipeline, do neither, since their schedulers need neither.
+    """A record of what a pipeline has asked of its scheduler in a run, and checks that it is enough for the convention.
 
     Args:
-        sigma_data: of the network's preconditioning, or None.
-        has_betas: whether the scheduler has a beta schedule, whose state begins at unit scale.
-        prediction_type: of the network.
+        sigma_data: the network's `sigma_data` with EDM's preconditioning, or None.
+        has_betas: whether the scheduler has a beta schedule, so that the state begins at unit noise.
+        prediction_type: what the network predicts.
+
+    Attributes:
+        start_was_read: whether the pipeline has read at which scale the state begins.
     """
 
     def __init__(self, sigma_data: float | None, has_betas: bool, prediction_type: str) -> None:
-        self._sigma_data, self._has_betas, self._prediction_type = sigma_data, has_betas, prediction_type
-        self.start_was_read = self._input_was_scaled = False
+        self._sigma_data = sigma_data
+        self._has_betas = has_betas
+        self._prediction_type = prediction_type
+        self.start_was_read = False
+        self._input_was_scaled = False
 
     def scaled(self, sample: torch.Tensor) -> None:
-        """Notes that `sample` is scaled; raises ValueError if it is one number.
+        """Record that `scale_model_input` was called with `sample`.
 
-        A pipeline that scales σ itself has a variance-exploding state and reads x̂ itself, for data of scale 1.
+        Raises:
+            ValueError: if `sample` is a single number, the σ of a pipeline that computes c_in itself. Such a pipeline
+                has a variance-exploding state and reads x̂ from the network itself, for data of standard deviation 1,
+                so it is only allowed with "sample" and `sigma_data` = 1.
         """
         if sample.ndim == 0 and not (self._sigma_data == 1 and self._prediction_type == "sample"):
             raise ValueError(
@@ -34,23 +54,31 @@ class StateConvention:
                 "StableDiffusionLatentUpscalePipeline, has a variance-exploding state and reads x̂ itself. Give it "
                 "EulerDiscreteScheduler, or PoissonFlowScheduler(None, sigma_min, sigma_max, 'sample', sigma_data=1.0)."
             )
-        self.start_was_read = self._input_was_scaled = True
+        self.start_was_read = True
+        self._input_was_scaled = True
 
     def check_step(self, index: int) -> None:
-        """Raises ValueError if the network cannot have seen its input, and warns if the state begins anywhere."""
+        """Check, at the step of this index, that the pipeline follows the convention.
+
+        Warns at the first step of a variance-exploding run if the pipeline has not read where the state begins.
+
+        Raises:
+            ValueError: if the network needs c_in x, but `scale_model_input` was not called in this run.
+        """
         if self._sigma_data is not None and not self._input_was_scaled:
             raise ValueError(
-                "`scale_model_input` was not called before `step`, so the network has not seen c_in x, as `sigma_data` "
-                f"= {self._sigma_data} demands. Call it before the network, or use a pipeline that does: PFGMPipeline "
-                "does, DDPMPipeline and DDIMPipeline do not."
+                "`scale_model_input` was not called before `step`, so the network was not given c_in x, which "
+                f"`sigma_data` = {self._sigma_data} requires. Call it before the network, or use a pipeline that does: "
+                "PFGMPipeline does, DDPMPipeline and DDIMPipeline do not."
             )
         if index == 0 and not self._has_betas and not self.start_was_read:
             logger.warning(
-                "`step` begins a run, but nothing has asked this scheduler where it begins. A state must begin as "
-                "`scheduler.sample_prior(shape)`, or as noise times `scheduler.init_noise_sigma`. PFGMPipeline does "
-                "so, DDPMPipeline and DDIMPipeline do not."
+                "`step` begins a run, but the pipeline has not read from this scheduler where the state begins. It "
+                "must begin as `scheduler.sample_prior(shape)`, or as noise times `scheduler.init_noise_sigma`. "
+                "PFGMPipeline does so, DDPMPipeline and DDIMPipeline do not."
             )
 
     def end_run(self) -> None:
-        """The next run is asked again."""
-        self.start_was_read = self._input_was_scaled = False
+        """Forget what was recorded, so that the next run is checked again."""
+        self.start_was_read = False
+        self._input_was_scaled = False

@@ -1,4 +1,4 @@
-"""A run of any scheduler with a model: one call of the model and one step of the scheduler for each timestep."""
+"""A run of any scheduler with a model: one network call and one step of the scheduler for each timestep."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..physics.tensors import Generators, cast_clamped
 
 @dataclass
 class SchedulerStep:
-    """A step that has just been made.
+    """The result of one step of a run.
 
     Attributes:
-        index: of the step, from 0.
-        timestep: (), what the model saw.
-        sample: (B, *), the state after the step. Whatever is assigned to it is the state of the next step.
-        denoised: (B, *), x̂, where the scheduler returns it, else None.
+        index: index of the step, from 0.
+        timestep: (), the timestep at which the model was called.
+        sample: (B, *), the state after the step. A tensor that is assigned to it becomes the state of the next step.
+        denoised: (B, *), x̂, if the scheduler returns it, else None.
     """
 
     index: int
@@ -40,16 +40,19 @@ def scheduler_steps(
     """Make the steps of a run, one at a time.
 
     Args:
-        scheduler: ours or one of diffusers, after `set_timesteps`.
-        model: called as `model(c_in x, timestep)`, with `.sample` or a tuple as its result.
+        scheduler: a `PoissonFlowScheduler` or a diffusers scheduler, after `set_timesteps`.
+        model: called as `model(c_in x, timestep)`; returns an object with `.sample`, or a tuple.
         sample: (B, *), the state at the first timestep.
-        dtype: of the model's input; by default that of the state.
-        generator: for schedulers that draw noise.
+        dtype: dtype of the model's input, by default the dtype of the state.
+        generator: generator of the noise, for schedulers that add noise.
+
+    Yields:
+        The result of each step.
     """
-    noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    noise_options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for index, timestep in enumerate(scheduler.timesteps):
         model_input = cast_clamped(scheduler.scale_model_input(sample, timestep), dtype or sample.dtype)
-        output = scheduler.step(output_tensor(model(model_input, timestep)), timestep, sample, **noise)
+        output = scheduler.step(output_tensor(model(model_input, timestep)), timestep, sample, **noise_options)
         step = SchedulerStep(index, timestep, output.prev_sample, output.get("pred_original_sample"))
         yield step
         sample = step.sample

@@ -87,7 +87,7 @@ def test_laws_of_a_complex_operator() -> None:
     assert 0.95 * largest <= operator.norm(x) <= largest * (1 + 1e-9)
     with pytest.raises(ValueError, match=r"wrong adjoint: .* for a complex one the conjugate transpose"):
         check_adjoint(LinearOperator(scan, lambda y: unscan(y.conj())), x)
-    with pytest.raises(ValueError, match=r"wrong `gram`: .* Leave it out where A Aᵀ is not diagonal"):
+    with pytest.raises(ValueError, match=r"wrong `gram`: .* Leave it out if A Aᵀ is not diagonal"):
         check_adjoint(LinearOperator(scan, unscan, gram=1.0), x)
 
 
@@ -104,7 +104,7 @@ def test_wrong_adjoints_are_found() -> None:
     scaled = LinearOperator(pool, lambda y: 1.01 * pool.adjoint(y))
     with pytest.raises(ValueError, match=r"wrong adjoint: <A x, y> = .* but <x, adjoint\(y\)> = .*transpose"):
         check_adjoint(scaled, x)
-    with pytest.raises(ValueError, match=r"wrong adjoint: it makes the shape \(1, 1, 2, 2\) .* of \(1, 1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"wrong adjoint: it returns the shape \(1, 1, 2, 2\) .* of the shape \(1, 1, 4, 4\)"):
         check_adjoint(LinearOperator(pool, lambda y: y), x)
 
 

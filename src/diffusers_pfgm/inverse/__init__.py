@@ -1,4 +1,4 @@
-"""Inverse problems: samples of the posterior given a measurement, by guidance or by sampling the latent."""
+"""Inverse problems: samples of the posterior given a measurement, by guidance or by Markov chains over the latent."""
 
 from .latent_sampling import LatentSampler, LatentSamples
 from .linearization import linearized

@@ -1,23 +1,25 @@
-r"""Posterior samples by Markov chains over the latent, which an invertible flow makes exact.
+r"""Exact posterior samples by Markov chains over the latent of an invertible flow.
 
 A sample x is a function of its latent x_T alone, and the latent's prior is a Gaussian scale mixture (see
 `physics/kernel.py`),
 
     x_T = σ_max g √(D / χ²),        g ~ N(0, I_N),        χ² ~ χ²_D.
 
-So given a measurement y of x, p(g, χ² | y) ∝ L(x(x_T)) p(g) p(χ²), L the likelihood: no approximation but the solver's,
-and no gradient. A sweep of a chain makes three moves, each of which leaves that density as it is:
+So given a measurement y of x with the likelihood L(x), p(g, χ² | y) ∝ L(x(x_T)) p(g) p(χ²). The only approximation is
+the error of the ODE solver, and no gradient is needed. A sweep of a chain makes three moves, each of which leaves this
+density invariant:
 
-1. χ² anew, where x_T stays: p(χ² | x_T) ∝ χ²^((N+D)/2 − 1) exp(−χ² (1 + ‖x_T‖² / (D σ_max²)) / 2), a gamma density, and
-   L does not change, so that it costs nothing. g = x_T √(χ² / D) / σ_max follows.
-2. g by elliptical slice sampling (Murray, Adams and MacKay, arXiv 1001.0175): with ν ~ N(0, I) and log u of a uniform
-   u, the angles θ of g cos θ + ν sin θ are searched, in a bracket that shrinks towards θ = 0, for one with
-   log L > log L(now) + log u. It has no step size to tune.
-3. χ² by a proposal from its prior with g as it is, taken if log L > log L(now) + log u (Metropolis).
+1. Draw χ² again at the same x_T: p(χ² | x_T) ∝ χ²^((N+D)/2 − 1) exp(−χ² (1 + ‖x_T‖² / (D σ_max²)) / 2), a gamma
+   density. L does not change, so this move needs no network call. Then g = x_T √(χ² / D) / σ_max.
+2. Move g by elliptical slice sampling (Murray, Adams and MacKay, arXiv 1001.0175): draw ν ~ N(0, I) and a uniform u,
+   and search a bracket of angles θ, which shrinks towards θ = 0, for a proposal g cos θ + ν sin θ with
+   log L > log L(current state) + log u. It has no step size to tune.
+3. Move χ² at the same g: propose a draw from its prior, and accept it if log L > log L(current state) + log u
+   (Metropolis).
 
-At D = ∞ only the second remains. Both tests are the same, so chains in different moves share each decoding: one that
-has found its next state goes on at once, while others still search. Where the prior is limited to a radius
-(`max_norm`), L is 0 beyond it.
+At D = ∞ only the second move remains. Moves 2 and 3 have the same test of acceptance, so chains in different moves are
+decoded together: a chain that has accepted a proposal begins its next move while others still search. If the prior is
+limited to a radius (`max_norm`), L is 0 beyond it.
 """
 
 from __future__ import annotations
@@ -36,25 +38,26 @@ from ..physics.denoiser import Denoiser, slice_kwargs
 from ..physics.tensors import Generators, append_dims, draw
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
+from .chains import Chains
 
-START_STEPS = 30
+START_STEPS = 30  # of `encode`
 MIN_BRACKET = 1e-5  # radians
-INSIDE = 1 - 1e-5  # of a limit, what float32 still tells from it
+INSIDE = 1 - 1e-5  # share of `max_norm` that is below it in float32 as well
 
-LogLikelihood = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (b,) from samples (b, *) and their rows (b,)
+LogLikelihood = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # samples (b, *) and their rows (b,) to (b,)
 
 
 @dataclass
 class LatentSamples:
-    """The ends of Markov chains.
+    """The final states of Markov chains.
 
     Attributes:
-        sample: (B, *), in data units, one of each chain.
-        latents: (B, *), where they come from, at σ_max.
-        log_likelihood: (B,), up to a constant.
-        nfe: network calls, each of the chains that were still under way.
+        sample: (B, *), the sample of each chain, in data units.
+        latents: (B, *), the latents of the samples, at σ_max.
+        log_likelihood: (B,), log-likelihoods of the samples in nats, up to a constant.
+        nfe: number of network calls. Each is for all chains that had not finished.
         decodes_per_sweep: mean number of decodings of a chain in a sweep.
-        acceptance: share of proposals for χ² that were taken; 1 at D = ∞, where there are none.
+        acceptance: share of the proposals for χ² that were accepted; 1 at D = ∞, where there are none.
     """
 
     sample: torch.Tensor
@@ -65,47 +68,16 @@ class LatentSamples:
     acceptance: float
 
 
-class _Chains:
-    """The states of B chains, and the moves that they are making.
-
-    Attributes:
-        latents, samples: (B, *), of the current states.
-        log_likelihoods: (B,).
-        gaussian: (B, N), g at the start of a move.
-        chi2: (B, 1), χ², or the proposal for it.
-        direction: (B, N), ν of elliptical slice sampling.
-        angle, low, high: (B, 1), θ and its bracket; θ is 0 in a move of χ².
-        threshold: (B,), what the log-likelihood of a proposal must exceed.
-        moves_radius: (B,), whether a chain is in move 3, that of χ².
-        sweeps: (B,), finished sweeps.
-    """
-
-    def __init__(self, latents: torch.Tensor, samples: torch.Tensor, log_likelihoods: torch.Tensor) -> None:
-        self.latents, self.samples, self.log_likelihoods = latents.clone(), samples, log_likelihoods
-        self.gaussian, self.direction = (torch.zeros_like(latents.flatten(1)) for _ in range(2))
-        self.chi2, self.angle, self.low, self.high = (torch.zeros_like(self.gaussian[:, :1]) for _ in range(4))
-        self.threshold = torch.zeros_like(log_likelihoods)
-        self.moves_radius = torch.ones_like(log_likelihoods, dtype=torch.bool)
-        self.sweeps = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-
-    def accept(self, rows: torch.Tensor, gaussian: torch.Tensor, latents: torch.Tensor, samples: torch.Tensor) -> None:
-        """Take a proposal as the state of these chains."""
-        self.gaussian[rows], self.latents[rows], self.samples[rows] = gaussian, latents, samples
-
-    def bracket_width(self, rows: torch.Tensor) -> torch.Tensor:
-        """(b,), in radians."""
-        return (self.high[rows] - self.low[rows]).flatten()
-
-
 class LatentSampler:
-    """Chains over the latents of a flow, one for each sample.
+    """Markov chains over the latents of a flow, one for each sample.
 
     Args:
-        flow: whose samples are judged.
-        log_likelihood: of samples (b, *), given with their rows (b,) of the batch, in nats up to a constant.
-        generator: one generator, or a list of B of them, which makes a chain the same in any batch.
-        num_inference_steps: of a decoding.
-        **model_kwargs: given to the model, such as `class_labels` (B,).
+        flow: the flow that maps latents to samples.
+        log_likelihood: function of samples (b, *) and their rows (b,) in the batch, which returns log-likelihoods (b,)
+            in nats, up to a constant.
+        generator: one generator, or a list of B of them, with which a chain does not depend on the rest of the batch.
+        num_inference_steps: number of steps of a decoding.
+        **model_kwargs: passed to the model, such as `class_labels` (B,).
 
     Reference:
         Murray, Adams and MacKay, Elliptical slice sampling, arXiv 1001.0175, figure 2.
@@ -119,9 +91,13 @@ class LatentSampler:
         num_inference_steps: int = 15,
         **model_kwargs: Any,
     ) -> None:
-        self.flow, self.log_likelihood, self.generator = flow, log_likelihood, generator
-        self.num_inference_steps, self.model_kwargs = num_inference_steps, model_kwargs
-        self.aug_dim, self.max_norm = flow.scheduler.kernel.aug_dim, flow.scheduler.config.max_norm
+        self.flow = flow
+        self.log_likelihood = log_likelihood
+        self.generator = generator
+        self.num_inference_steps = num_inference_steps
+        self.model_kwargs = model_kwargs
+        self.aug_dim = flow.scheduler.kernel.aug_dim
+        self.max_norm = flow.scheduler.config.max_norm
 
     def __call__(
         self, latents: torch.Tensor, num_sweeps: int = 40, callback: Callable[[int], Any] | None = None
@@ -129,33 +105,40 @@ class LatentSampler:
         """Run every chain for `num_sweeps` sweeps.
 
         Args:
-            latents: (B, *), where the chains begin, at σ_max.
-            num_sweeps: a whole number ≥ 1.
-            callback: called with the number of sweeps that all chains have made, after each decoding.
+            latents: (B, *), the initial latents of the chains, at σ_max.
+            num_sweeps: number of sweeps, ≥ 1.
+            callback: called after each decoding, with the number of sweeps that all chains have finished.
 
         Raises:
-            ValueError: if `num_sweeps` is not such a number, or a chain begins where its likelihood is not a number.
+            ValueError: if `num_sweeps` is not a whole number ≥ 1, or the initial log-likelihood of a chain is not
+                finite.
         """
         num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
-        every = torch.arange(len(latents), device=latents.device)
-        samples, log_likelihoods, nfe = self.decode(latents, every, len(latents))
+        all_rows = torch.arange(len(latents), device=latents.device)
+        samples, log_likelihoods, nfe = self.decode(latents, all_rows, len(latents))
         check_finite("log_likelihood", log_likelihoods.unsqueeze(1))
-        chains = _Chains(latents, samples, log_likelihoods)
+        chains = Chains(latents, samples, log_likelihoods)
 
-        self._begin_moves(chains, every)
-        decodes, accepted_radii = 0, 0
+        self._begin_moves(chains, all_rows)
+        num_decodes = 0
+        num_accepted_chi2 = 0
         while len(active := (chains.sweeps < num_sweeps).nonzero().flatten()):
-            gaussian, points = self._propose(chains, active)
-            samples, log_likelihoods, calls = self.decode(points, active, len(latents))
-            nfe, decodes = nfe + calls, decodes + len(active)
+            gaussian, proposals = self._propose(chains, active)
+            samples, log_likelihoods, calls = self.decode(proposals, active, len(latents))
+            nfe += calls
+            num_decodes += len(active)
+
             accepted = log_likelihoods > chains.threshold[active]
-            chains.accept(active[accepted], gaussian[accepted], points[accepted], samples[accepted])
-            chains.log_likelihoods[active[accepted]] = log_likelihoods[accepted]
-            accepted_radii += int(chains.moves_radius[active[accepted]].sum())
-            # A bracket that is all but closed has lost the chain's own state to rounding: the chain stays there.
-            ended = accepted | chains.moves_radius[active] | (chains.bracket_width(active) < MIN_BRACKET)
+            proposed = (gaussian, proposals, samples, log_likelihoods)
+            chains.accept(active[accepted], *(values[accepted] for values in proposed))
+            num_accepted_chi2 += int(chains.moves_chi2[active[accepted]].sum())
+
+            # The current state, at θ = 0, would be accepted. If the bracket is so narrow that only rounding can be the
+            # reason that nothing was accepted, the chain stays at this state.
+            ended = accepted | chains.moves_chi2[active] | (chains.bracket_width(active) < MIN_BRACKET)
             self._shrink_brackets(chains, active[~ended])
-            ends_sweep = chains.moves_radius[active[ended]] | math.isinf(self.aug_dim)
+
+            ends_sweep = chains.moves_chi2[active[ended]] | math.isinf(self.aug_dim)
             chains.sweeps[active[ended]] += ends_sweep.long()
             self._begin_moves(chains, active[ended])
             if callback is not None:
@@ -166,34 +149,34 @@ class LatentSampler:
             chains.latents,
             chains.log_likelihoods,
             nfe,
-            decodes / total,
-            1.0 if math.isinf(self.aug_dim) else accepted_radii / total,
+            num_decodes / total,
+            1.0 if math.isinf(self.aug_dim) else num_accepted_chi2 / total,
         )
 
-    def _begin_moves(self, chains: _Chains, rows: torch.Tensor) -> None:
-        """Start the next move of these chains: 1 and 2 at the start of a sweep, else 3."""
+    def _begin_moves(self, chains: Chains, rows: torch.Tensor) -> None:
+        """Begin the next moves of these chains (b,): moves 1 and 2 at the start of a sweep, move 3 after move 2."""
         like = chains.latents
-        chains.moves_radius[rows] = ~chains.moves_radius[rows] & math.isfinite(self.aug_dim)
+        chains.moves_chi2[rows] = ~chains.moves_chi2[rows] & math.isfinite(self.aug_dim)
         log_uniform = self._draw(torch.rand, rows, 1, like).flatten().log()
         chains.threshold[rows] = chains.log_likelihoods[rows] + log_uniform
-        radial = rows[chains.moves_radius[rows]]
-        chains.angle[radial] = 0
-        chains.chi2[radial] = self._chi2(radial, self.aug_dim / 2, like)
-        angular = rows[~chains.moves_radius[rows]]
-        chains.gaussian[angular], chains.chi2[angular] = self._split(like[angular], angular)
-        chains.direction[angular] = self._draw(torch.randn, angular, chains.gaussian.shape[1], like)
-        chains.angle[angular] = 2 * math.pi * self._draw(torch.rand, angular, 1, like)
-        chains.high[angular] = chains.angle[angular]
-        chains.low[angular] = chains.high[angular] - 2 * math.pi
+        in_move_3 = rows[chains.moves_chi2[rows]]
+        chains.angle[in_move_3] = 0
+        chains.chi2[in_move_3] = self._draw_chi2(in_move_3, self.aug_dim / 2, like)
+        in_move_2 = rows[~chains.moves_chi2[rows]]
+        chains.gaussian[in_move_2], chains.chi2[in_move_2] = self._split(like[in_move_2], in_move_2)  # move 1
+        chains.direction[in_move_2] = self._draw(torch.randn, in_move_2, chains.gaussian.shape[1], like)
+        chains.angle[in_move_2] = 2 * math.pi * self._draw(torch.rand, in_move_2, 1, like)
+        chains.high[in_move_2] = chains.angle[in_move_2]
+        chains.low[in_move_2] = chains.high[in_move_2] - 2 * math.pi
 
-    def _propose(self, chains: _Chains, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next g (b, N) of these chains and its latent (b, *): g cos θ + ν sin θ, with θ = 0 for move 3."""
+    def _propose(self, chains: Chains, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Proposals g cos θ + ν sin θ (b, N) of these chains (b,), with θ = 0 in move 3, and their latents (b, *)."""
         angle = chains.angle[rows]
         gaussian = chains.gaussian[rows] * angle.cos() + chains.direction[rows] * angle.sin()
         return gaussian, self._join(gaussian, chains.chi2[rows]).view(len(rows), *chains.latents.shape[1:])
 
-    def _shrink_brackets(self, chains: _Chains, rows: torch.Tensor) -> None:
-        """Shrink the bracket of these chains to the rejected angle, and draw another angle from it."""
+    def _shrink_brackets(self, chains: Chains, rows: torch.Tensor) -> None:
+        """Shrink the brackets of these chains (b,) to the rejected angles, and draw new angles from them."""
         angle = chains.angle[rows]
         chains.low[rows] = torch.where(angle < 0, angle, chains.low[rows])
         chains.high[rows] = torch.where(angle < 0, chains.high[rows], angle)
@@ -202,27 +185,40 @@ class LatentSampler:
 
     @torch.no_grad()
     def encode(self, samples: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Latents (B, *), within the scheduler's `max_norm`, that decode to about these samples, and the calls.
+        """Compute latents that decode approximately to these samples (B, *), as initial states of chains.
 
-        A start of a chain needs no more than Euler steps upwards, which have no equation to solve. Where they lead to
-        no finite number the chain begins at a draw from the prior.
+        Euler steps from σ_min to σ_max are accurate enough for this, and have no implicit equation to solve. A sample
+        whose latent is not finite gets a random draw from the prior instead.
+
+        Returns:
+            The latents (B, *), within the scheduler's `max_norm`, and the number of network calls.
         """
-        scheduler, limit = PoissonFlowScheduler.from_config(self.flow.scheduler.config), self.max_norm
+        scheduler = PoissonFlowScheduler.from_config(self.flow.scheduler.config)
         scheduler.set_timesteps(START_STEPS)
-        heights = scheduler.sigmas[scheduler.sigmas > 0].flip(0).tolist()
-        denoiser, x = Denoiser(self.flow.model, scheduler.parameterization, **self.model_kwargs), samples
-        for sigma, target in itertools.pairwise(heights):
+        sigmas = scheduler.sigmas[scheduler.sigmas > 0].flip(0).tolist()
+        denoiser = Denoiser(self.flow.model, scheduler.parameterization, **self.model_kwargs)
+        x = samples
+        for sigma, target in itertools.pairwise(sigmas):
             x = torch.lerp(denoiser(x, sigma), x, target / sigma)
         norms = append_dims(torch.linalg.vector_norm(x.flatten(1), dim=1), x.ndim)
-        kernel, sigma = self.flow.scheduler.kernel, self.flow.sigma_max
-        prior = kernel.sample(x.shape, sigma, self.generator, x.device, x.dtype, limit)
-        within = 1.0 if limit is None else (INSIDE * limit / norms).clamp(max=1)
-        return torch.where(norms.isfinite(), within * x, prior), denoiser.nfe
+        prior = scheduler.kernel.sample(x.shape, self.flow.sigma_max, self.generator, x.device, x.dtype, self.max_norm)
+        scale = 1.0 if self.max_norm is None else (INSIDE * self.max_norm / norms).clamp(max=1)
+        return torch.where(norms.isfinite(), scale * x, prior), denoiser.nfe
 
     def decode(self, latents: torch.Tensor, rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Samples of latents (b, *) in these rows of a batch of `count`, their log-likelihoods (b,), and the calls."""
-        options = slice_kwargs(self.model_kwargs, rows, count)
-        output = self.flow.sample(None, self.num_inference_steps, latents=latents, **options)
+        """Map latents to samples and evaluate their log-likelihoods.
+
+        Args:
+            latents: (b, *), at σ_max.
+            rows: (b,), their rows in the batch.
+            count: B, the size of the batch.
+
+        Returns:
+            Samples (b, *), log-likelihoods (b,) and the number of network calls. The log-likelihood is −∞ where it is
+            NaN, or the latent is beyond `max_norm`.
+        """
+        model_kwargs = slice_kwargs(self.model_kwargs, rows, count)
+        output = self.flow.sample(None, self.num_inference_steps, latents=latents, **model_kwargs)
         log_likelihoods = self.log_likelihood(output.sample, rows).nan_to_num(nan=-math.inf)
         if self.max_norm is not None:
             beyond = latents.flatten(1).norm(dim=1) > self.max_norm
@@ -230,22 +226,22 @@ class LatentSampler:
         return output.sample, log_likelihoods, output.nfe
 
     def _split(self, latents: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """g (b, N) and χ² (b, 1), drawn where their latents are given."""
+        """Move 1: draw χ² given latents (b, *). Returns g (b, N) and χ² (b, 1), which is not used at D = ∞."""
         scaled = latents.flatten(1) / self.flow.sigma_max
         if math.isinf(self.aug_dim):
             return scaled, torch.ones_like(scaled[:, :1])
         rate = 1 + scaled.square().sum(1, keepdim=True) / self.aug_dim
-        chi2 = self._chi2(rows, (scaled.shape[1] + self.aug_dim) / 2, latents) / rate
+        chi2 = self._draw_chi2(rows, (scaled.shape[1] + self.aug_dim) / 2, latents) / rate
         return scaled * (chi2 / self.aug_dim).sqrt(), chi2
 
     def _join(self, gaussian: torch.Tensor, chi2: torch.Tensor) -> torch.Tensor:
-        """x_T (b, N) of g and χ²."""
+        """The latents x_T (b, N) = σ_max g √(D / χ²), clamped to finite numbers."""
         radius = 1.0 if math.isinf(self.aug_dim) else (self.aug_dim / chi2).sqrt()
         limit = torch.finfo(gaussian.dtype).max
         return (self.flow.sigma_max * radius * gaussian).clamp(-limit, limit)
 
-    def _chi2(self, rows: torch.Tensor, half: float, like: torch.Tensor) -> torch.Tensor:
-        """χ² (b, 1) of 2 · `half` degrees of freedom."""
+    def _draw_chi2(self, rows: torch.Tensor, half: float, like: torch.Tensor) -> torch.Tensor:
+        """Draw χ² (b, 1) with 2 · `half` degrees of freedom."""
 
         def gamma(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
             halves = torch.full(shape, half, device=device, dtype=torch.float64)
@@ -256,7 +252,7 @@ class LatentSampler:
     def _draw(
         self, sampler: Callable[..., torch.Tensor], rows: torch.Tensor, size: int, like: torch.Tensor
     ) -> torch.Tensor:
-        """(b, size) of a sampler, each row from its own generator where there is a list of them."""
+        """Draw (b, size) from a sampler; with a list of generators each row from the generator of its chain."""
         source = self.generator
         if not len(rows):
             return like.new_zeros(0, size)

@@ -1,13 +1,13 @@
-r"""A measurement that is not linear, as the linear one that it is near a point: products with its Jacobian A.
+r"""Linearization of a nonlinear measurement at a point: products with its Jacobian A and with Aᵀ.
 
-Aᵀ y is a pass back through the measurement's graph, all that autograd must know of it. A v comes from the first of
-these that agrees with it:
+Aᵀ y is a backward pass through the measurement's autograd graph. A v is computed by the first of these methods that
+agrees with it, ⟨A v, u⟩ = ⟨v, Aᵀ u⟩:
 
-- the derivative of that pass, which is linear in y: A v = ∂⟨Aᵀ u, v⟩ / ∂u. Every function of the graph must be
-  differentiable twice, which `grid_sample`, `cdist`, fused attention and some functions of one's own are not;
+- double backward: Aᵀ u is linear in u, so A v = ∂⟨Aᵀ u, v⟩ / ∂u. Every function of the graph must be twice
+  differentiable, which `grid_sample`, `cdist`, fused attention and some custom functions are not;
 - a central difference along v, for any smooth measurement;
-- nothing, for one with a gradient of its own making, such as rounding. Then A Aᵀ is taken, in a solve, for the number
-  ‖Aᵀ y‖² / ‖y‖² that it is along the given y.
+- no A v at all, if the measurement has a custom gradient that is not its derivative, as straight-through rounding has.
+  Then `solve` replaces A Aᵀ by its value along y, the number ‖Aᵀ y‖² / ‖y‖².
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ import torch
 from ..physics.tensors import append_dims, draw
 from .operators import LinearOperator, Measurement, dot
 
-AGREEMENT = 1e-2  # between ⟨A Aᵀ u, u⟩ and ‖Aᵀ u‖²: a difference is right to 1e-4 or so, a wrong A to nothing
-DIFFERENCE_TOLERANCE = 1e-3  # of a solve whose products are differences
-FLOOR = 1e-2  # least root mean square of a point, in data units, against which the step of a difference is short
+AGREEMENT = 1e-2  # of ⟨A Aᵀ u, u⟩ with ‖Aᵀ u‖², relative; a central difference has an error of about 1e-4
+DIFFERENCE_TOLERANCE = 1e-3  # of `solve` with products by central differences
+FLOOR = 1e-2  # added to the root mean square of a point, in data units, so that the step of a difference is never 0
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
-    """The operator itself, or the Jacobian at x (B, *) of a measurement that is not linear.
+    """Return a linear operator itself, or the Jacobian of a nonlinear measurement at x as a `LinearOperator`.
+
+    Args:
+        measure: a `LinearOperator`, or a differentiable function from (B, *) to (B, *').
+        x: (B, *), the point of the linearization, in data units.
 
     Raises:
-        ValueError: if autograd does not follow the measurement.
+        ValueError: if the measurement is not differentiable by autograd.
     """
     if isinstance(measure, LinearOperator):
         return measure
@@ -41,15 +45,15 @@ def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
         measured = measure(point)
     if not (isinstance(measured, torch.Tensor) and measured.requires_grad):
         raise ValueError(
-            "`operator` must be a LinearOperator or a function that autograd follows, but what it makes of x has no "
+            "`operator` must be a LinearOperator or a function that autograd follows, but its result at x has no "
             "gradient. Use differentiable operations of torch throughout, or give `LinearOperator` its adjoint."
         )
 
     @torch.inference_mode(False)
     def pull(y: torch.Tensor) -> torch.Tensor:
-        y = y.to(measured.dtype, copy=True)  # one that autograd may keep, also under inference mode
+        y = y.to(measured.dtype, copy=True)  # a copy outside of inference mode, for autograd
         try:
-            found = torch.autograd.grad(measured, point, y, retain_graph=True, allow_unused=True)[0]
+            product = torch.autograd.grad(measured, point, y, retain_graph=True, allow_unused=True)[0]
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
@@ -57,14 +61,14 @@ def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
                 "`operator` uses torch.utils.checkpoint with `use_reentrant=True`, its default, which "
                 "torch.autograd.grad cannot follow. Pass `use_reentrant=False` to it."
             ) from error
-        return torch.zeros_like(x) if found is None else found
+        return torch.zeros_like(x) if product is None else product
 
     values = measured.detach()
     for make, tolerance in (
-        (functools.partial(_twice, measured, point), LinearOperator.tolerance),
+        (functools.partial(_double_backward, measured, point), LinearOperator.tolerance),
         (functools.partial(_difference, measure, x), DIFFERENCE_TOLERANCE),
     ):
-        push = _agreeing(make, pull, values)
+        push = _checked_product(make, pull, values)
         if push is not None:
             operator = LinearOperator(push, pull)
             operator.tolerance = tolerance
@@ -73,7 +77,7 @@ def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
 
 
 class _GradientOnly(LinearOperator):
-    """A measurement of which only Aᵀ is known."""
+    """A measurement for which only Aᵀ y can be computed."""
 
     def solve(self, y: torch.Tensor, scale: torch.Tensor | float = 1.0, ridge: float = 1e-6) -> torch.Tensor:
         pulled = self.adjoint(y)
@@ -81,8 +85,8 @@ class _GradientOnly(LinearOperator):
         return y / append_dims(scale * gram + ridge, y.ndim)
 
 
-def _agreeing(make: Callable[[], Product], pull: Product, values: torch.Tensor) -> Product | None:
-    """A product A v if it can be made, and is that of Aᵀ."""
+def _checked_product(make: Callable[[], Product], pull: Product, values: torch.Tensor) -> Product | None:
+    """Return the product A v, or None if torch cannot compute it or it does not agree with Aᵀ."""
     normal = functools.partial(torch.randn, dtype=values.dtype)
     u = draw(normal, tuple(values.shape), torch.Generator().manual_seed(0), values.device)
     pulled = pull(u)
@@ -91,28 +95,29 @@ def _agreeing(make: Callable[[], Product], pull: Product, values: torch.Tensor) 
         pushed = push(pulled)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # torch's word for a derivative that it does not know
+    except RuntimeError:  # torch raises it for a derivative that is not implemented
         return None
-    there, here = dot(pushed, u).sum(), dot(pulled, pulled).sum()
-    return push if bool((there - here).abs() <= AGREEMENT * here) else None
+    by_push = dot(pushed, u).sum()
+    by_pull = dot(pulled, pulled).sum()
+    return push if bool((by_push - by_pull).abs() <= AGREEMENT * by_pull) else None
 
 
-def _twice(measured: torch.Tensor, point: torch.Tensor) -> Product:
-    """A v by the derivative of Aᵀ u by u."""
+def _double_backward(measured: torch.Tensor, point: torch.Tensor) -> Product:
+    """A v as the derivative of ⟨Aᵀ u, v⟩ with respect to u."""
     with torch.inference_mode(False), torch.enable_grad():
         u = torch.zeros_like(measured).requires_grad_()
         (pulled,) = torch.autograd.grad(measured, point, u, create_graph=True)
 
     @torch.inference_mode(False)
     def push(v: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.autograd.grad(pulled, u, v.clone(), retain_graph=True)[0]
-        return found
+        product: torch.Tensor = torch.autograd.grad(pulled, u, v.clone(), retain_graph=True)[0]
+        return product
 
     return push
 
 
 def _difference(measure: Measurement, x: torch.Tensor) -> Product:
-    """A v by a central difference, whose step balances curvature and rounding."""
+    """A v as a central difference, with a step that balances the errors of curvature and rounding."""
 
     def push(v: torch.Tensor) -> torch.Tensor:
         norm, length = (dot(each, each).sqrt() for each in (x, v))

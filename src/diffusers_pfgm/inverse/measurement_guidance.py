@@ -1,32 +1,33 @@
-r"""A network guided by a measurement y = A x₀ + σ_y ε: its x̂ becomes E[x₀ | x, y], and the flow that of the posterior.
+r"""A network guided by a measurement y = A x₀ + σ_y ε: its x̂ approximates E[x₀ | x, y], so its flow is the posterior's.
 
-**The noise that x has seen.** The data x₀ weigh w(x₀) ∝ (‖x − x₀‖² + D σ²)^(−(N+D)/2), and each pulls on log w by
-∂ log w / ∂x = (x₀ − x) / s² with s² = (‖x − x₀‖² + D σ²) / (N + D): what a Gaussian of variance s² would do. As a
-mixture of Gaussians the kernel says the same, 1 / s² is the mean precision given x and x₀. In many dimensions it hardly
-differs between the x₀ that matter, so that
+**The effective noise variance.** Given x, the data x₀ have the weights w(x₀) ∝ (‖x − x₀‖² + D σ²)^(−(N+D)/2), with
+∂ log w / ∂x = (x₀ − x) / s² and s² = (‖x − x₀‖² + D σ²) / (N + D), as for a Gaussian of variance s². If the kernel is
+written as a mixture of Gaussians, 1 / s² is the mean precision given x and x₀. In many dimensions s² is almost the same
+for all x₀ of considerable weight, so that
 
     s² = (‖x − x̂‖² + D σ²) / (N + D),        s² ∂x̂/∂x = C = Cov[x₀ | x],
 
-the first σ² and the second exact at D = ∞.
+where at D = ∞ s² is σ², and the second equation is exact.
 
-**Guidance.** The measurement multiplies the weights by its likelihood, whose logarithm has near x̂ the slope
+**Guidance.** The measurement multiplies the weights by its likelihood, whose logarithm has the gradient near x̂
 
     v = Aᵀ (A C Aᵀ + σ_y² I)⁻¹ (y − A x̂) ≈ Aᵀ (ρ² A Aᵀ + σ_y² I)⁻¹ (y − A x̂),        ρ² = s² s_data² / (s² + s_data²),
 
-with for C that of Gaussian data of standard deviation s_data (ΠGDM: Song et al., Pseudoinverse-guided diffusion models
-for inverse problems, ICLR 2023). Weights times exp⟨v, x₀⟩ are those seen from x + s² v, so
+where ρ² I replaces C; it is the covariance for Gaussian data of standard deviation s_data (ΠGDM: Song et al.,
+Pseudoinverse-guided diffusion models for inverse problems, ICLR 2023). The weights times exp⟨v, x₀⟩ are the weights at
+x + s² v, so
 
     x̂_y = x̂(x + s² v) = x̂ + s² (∂x̂/∂x) v + ...,
 
-a second call of the network. Its Jacobian alone, the first order, as in ΠGDM, costs as much by a pass back and is
-further from the exact posterior: x̂ stays among the data wherever it is taken, its tangent does not, and a trained
-network's tangent, where s is large, is mostly error times s². C itself in v, by conjugate gradients (TMPD, arXiv
-2310.06721), was no better than ρ² I: charges are no Gaussian.
+which is one more network call. The first-order term alone, as in ΠGDM, costs about as much, by a backward pass, and is
+further from the exact posterior: x̂ is near the data at every point, but its tangent is not, and if s is large, the
+tangent of a trained network is mostly an error, multiplied by s². Using C itself in v, by conjugate gradients (TMPD,
+arXiv 2310.06721), was not better than ρ² I, as the distribution of charges is not Gaussian.
 
-A network knows only points that noise reaches. So a move is at most the noise's own length, ‖s² v‖ ≤ `MAX_MOVE` s √N,
-and what it changes at most a distance of data, ‖x̂_y − x̂‖ ≤ `MAX_CHANGE` s_data √N.
+A network is only accurate at points where noisy data are. So the move is limited to the length of the noise,
+‖s² v‖ ≤ `MAX_MOVE` s √N, and the change to a distance between data, ‖x̂_y − x̂‖ ≤ `MAX_CHANGE` s_data √N.
 
-**Replacement**, for comparison: x̂ + A⁺ (y − A x̂), the measured part of x̂ is overwritten, whatever its noise.
+**Replacement**, for comparison: x̂ + A⁺ (y − A x̂) overwrites the measured part of x̂, and ignores the noise of y.
 """
 
 from __future__ import annotations
@@ -45,33 +46,37 @@ from .linearization import linearized
 from .operators import RIDGE, LinearOperator, Measurement, beside
 
 GUIDANCE_METHODS = ("guidance", "replacement")
-MAX_MOVE, MAX_CHANGE = 1.0, 2.0
+MAX_MOVE = 1.0
+MAX_CHANGE = 2.0
 
 
 class GuidedByMeasurement:
-    """A network whose x̂ knows a measurement, called like the network itself, by a pipeline or a `PoissonFlow`.
+    """A network whose x̂ is conditioned on a measurement. It is called like the network, by a pipeline or `PoissonFlow`.
 
     Args:
         model: the network, or a `ChargeField`.
-        parameterization: of its output, `scheduler.parameterization`.
-        operator: A, or any measurement that autograd follows, which "guidance" takes as linear near x̂.
-        measurement: (B, *'), or one for all (1, *').
-        noise_std: σ_y ≥ 0, in the measurement's units; for a complex one of its real and imaginary part each.
+        parameterization: the parameterization of the network, `scheduler.parameterization`.
+        operator: A, or any differentiable measurement, which "guidance" linearizes at x̂.
+        measurement: y (B, *'), or (1, *') for the same measurement of all samples.
+        noise_std: σ_y ≥ 0, in the units of the measurement. For a complex measurement it is the standard deviation of
+            the real part, and of the imaginary part.
         aug_dim: D; None for ∞.
         data_std: s_data, in data units.
-        method: "guidance", two calls of the network for each of its own, or "replacement", one.
-        **model_kwargs: given to the model, such as `class_labels` (B,).
+        method: "guidance", with two network calls at each step, or "replacement", with one.
+        **model_kwargs: passed to the model, such as `class_labels` (B,).
 
     Raises:
-        ValueError: if `method`, `noise_std` or `data_std` is not of this kind, or "replacement" is asked of a
-            measurement that is not linear.
+        ValueError: if `method`, `noise_std`, `aug_dim` or `data_std` has a value that is not allowed, or the method is
+            "replacement" and `operator` is not a `LinearOperator`.
 
     Example:
         >>> from diffusers_pfgm import ChargeField, Parameterization
-        >>> field, form = ChargeField(torch.tensor([[-1.0, 0.0], [1.0, 0.0]])), Parameterization()
-        >>> first = LinearOperator(lambda x: x[:, :1], lambda y: torch.nn.functional.pad(y, (0, 1)))
-        >>> midway, guided = torch.zeros(1, 2), GuidedByMeasurement(field, form, first, torch.tensor([[1.0]]))
-        >>> [f"{Denoiser(model, form)(midway, 0.5)[0, 0].abs():.2f}" for model in (field, guided)]
+        >>> field = ChargeField(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+        >>> parameterization = Parameterization()
+        >>> first_number = LinearOperator(lambda x: x[:, :1], lambda y: torch.nn.functional.pad(y, (0, 1)))
+        >>> guided = GuidedByMeasurement(field, parameterization, first_number, torch.tensor([[1.0]]))
+        >>> midpoint = torch.zeros(1, 2)  # of the two charges
+        >>> [f"{Denoiser(model, parameterization)(midpoint, 0.5)[0, 0].abs():.2f}" for model in (field, guided)]
         ['0.00', '0.76']
     """
 
@@ -97,21 +102,26 @@ class GuidedByMeasurement:
             raise ValueError(f"`data_std` must be a finite number > 0, but is {data_std}. Use 0.5 for images.")
         if method == "replacement" and not isinstance(operator, LinearOperator):
             raise ValueError(
-                "`operator` is not a LinearOperator, so nothing of x can be replaced by its measurement. "
-                "Use `method='guidance'`, or give it an adjoint."
+                "`operator` is not a LinearOperator, so the measured part of x cannot be replaced. "
+                "Use `method='guidance'`, or make it a LinearOperator with an adjoint."
             )
         self.denoiser = Denoiser(model, parameterization, **model_kwargs)
-        self.dtype, self.device = self.denoiser.dtype, measurement.device
-        self.parameterization, self.aug_dim = parameterization, check_aug_dim(aug_dim)
-        self.operator, self.measurement, self.method = operator, measurement, method
-        self.noise_variance, self.data_std = max(noise_std**2, RIDGE), data_std
+        self.dtype = self.denoiser.dtype
+        self.device = measurement.device
+        self.parameterization = parameterization
+        self.aug_dim = check_aug_dim(aug_dim)
+        self.operator = operator
+        self.measurement = measurement
+        self.method = method
+        self.measurement_variance = max(noise_std**2, RIDGE)
+        self.data_std = data_std
 
-    @torch.inference_mode(False)  # within which a measurement could have no gradient
+    @torch.inference_mode(False)  # in inference mode a measurement has no gradient
     @torch.no_grad()
     def __call__(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = False
     ) -> tuple[torch.Tensor]:
-        """The output for c_in x = `sample` (B, C, *) at `timestep`, a number or ()."""
+        """Return the guided output (B, C', *) at c_in x = `sample` (B, C, *) and `timestep`, a number or ()."""
         parameterization = self.parameterization
         sigma = parameterization.sigma(timestep)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / parameterization.c_in(sigma)
@@ -133,19 +143,20 @@ class GuidedByMeasurement:
         operator: LinearOperator,
     ) -> torch.Tensor:
         """x̂_y (B, C, *) from x̂ = `denoised` and y − A x̂ = `residual`."""
-        size, squares = x[0].numel(), (x - denoised).flatten(1).square().sum(1)
-        seen = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square().expand_as(squares)
+        size = x[0].numel()
+        squares = (x - denoised).flatten(1).square().sum(1)
+        noise_variance = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square().expand_as(squares)  # s²
         if math.isfinite(self.aug_dim):
-            seen = (squares + self.aug_dim * seen) / (size + self.aug_dim)
-        spread = self.data_std**2 * seen / (seen + self.data_std**2)
-        slope = operator.adjoint(operator.solve(residual, spread, self.noise_variance))
-        move = _shortened(slope * append_dims(seen, x.ndim), MAX_MOVE * (size * seen).sqrt())
+            noise_variance = (squares + self.aug_dim * noise_variance) / (size + self.aug_dim)
+        covariance = self.data_std**2 * noise_variance / (noise_variance + self.data_std**2)  # ρ²
+        gradient = operator.adjoint(operator.solve(residual, covariance, self.measurement_variance))  # v
+        move = _limit_norm(gradient * append_dims(noise_variance, x.ndim), MAX_MOVE * (size * noise_variance).sqrt())
         change = self.denoiser(x + move, sigma) - denoised
-        limit = torch.full_like(seen, MAX_CHANGE * self.data_std * math.sqrt(size))
-        return denoised + _shortened(change, limit)
+        limit = torch.full_like(noise_variance, MAX_CHANGE * self.data_std * math.sqrt(size))
+        return denoised + _limit_norm(change, limit)
 
 
-def _shortened(steps: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """Steps (B, *) of a norm up to `limits` (B,); one that is not finite becomes 0."""
-    norms = torch.linalg.vector_norm(steps.flatten(1), dim=1).clamp(min=torch.finfo(steps.dtype).tiny)
-    return (steps * append_dims((limits / norms).clamp(max=1), steps.ndim)).nan_to_num(0.0, 0.0, 0.0)
+def _limit_norm(vectors: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Vectors (B, *), scaled to norms of at most `limits` (B,). A vector that is not finite becomes 0."""
+    norms = torch.linalg.vector_norm(vectors.flatten(1), dim=1).clamp(min=torch.finfo(vectors.dtype).tiny)
+    return (vectors * append_dims((limits / norms).clamp(max=1), vectors.ndim)).nan_to_num(0.0, 0.0, 0.0)

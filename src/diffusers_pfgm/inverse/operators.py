@@ -1,17 +1,18 @@
-r"""Measurements y = A x + noise: the linear A with its adjoint, and what can be solved with them.
+r"""Linear measurements y = A x + noise: the operator A, its adjoint Aᵀ, and solutions of A Aᵀ.
 
-All that a posterior needs of A is A x, Aᵀ y (with ⟨A x, y⟩ = ⟨x, Aᵀ y⟩, which is checked) and, for s ≥ 0 and ε > 0,
+The posterior needs only A x, Aᵀ y (with ⟨A x, y⟩ = ⟨x, Aᵀ y⟩, see `check_adjoint`) and, for s ≥ 0 and ε > 0,
 
     (s A Aᵀ + ε I)⁻¹ y,        and from it        A⁺ y = Aᵀ (A Aᵀ + ε I)⁻¹ y.
 
-Where A Aᵀ is diagonal this is a division: a mask (A Aᵀ is the mask), means over blocks of f × f (I / f²), orthonormal
-directions (I). Elsewhere conjugate gradients solve it, a few dozen products A Aᵀ without a call of any network.
+If A Aᵀ is diagonal, this is a division: for a mask (A Aᵀ is the mask), for means over blocks of f × f (I / f²), and for
+orthonormal directions (I). Otherwise it is solved by conjugate gradients, with a few dozen products A Aᵀ and no network
+call.
 
-A measurement h that is not linear acts as one near x: A is its Jacobian there (`linearization.py`).
+A nonlinear measurement is linearized: A is its Jacobian at x (`linearization.py`).
 
-Data are real. Complex measurements, such as those of magnetic resonance, count as pairs of real numbers: the product of
-two is Re⟨y, y'⟩, so that Aᵀ y is the real part of the conjugate transpose's, and noise has its standard deviation in
-the real and in the imaginary part each.
+Data are real. A complex measurement, such as in magnetic resonance imaging, is treated as pairs of real numbers: the
+inner product is Re⟨y, y'⟩, so Aᵀ y is the real part of the product with the conjugate transpose, and `noise_std` is the
+standard deviation of the real part, and of the imaginary part.
 """
 
 from __future__ import annotations
@@ -27,22 +28,24 @@ from ..utils.checks import check_whole_number
 
 Measurement = Callable[[torch.Tensor], torch.Tensor]
 
-ADJOINT_TOLERANCE = 1e-4  # of ‖A x‖ ‖y‖: float32 is right to 1e-6, a wrong scale misses 1e-4 up to 1e7 measured numbers
+# Relative to ‖A x‖ ‖y‖. The error of float32 is about 1e-6; a wrong scale of Aᵀ exceeds 1e-4 up to a size of y of 1e7.
+ADJOINT_TOLERANCE = 1e-4
 GRAM_TOLERANCE = 1e-3
-SOLVE_TOLERANCE, MAX_SOLVE_ITERATIONS = 1e-5, 200
+SOLVE_TOLERANCE = 1e-5
+MAX_SOLVE_ITERATIONS = 200
 RIDGE = 1e-6
 POWER_ITERATIONS = 20
 BOUNDARIES = {"zero": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
 class LinearOperator:
-    """A linear measurement of data (B, *), each row for itself.
+    """A linear measurement of each sample of a batch (B, *).
 
     Args:
-        forward: A, from (B, *) to (B, *'), which may be complex.
-        adjoint: Aᵀ, from (B, *') to (B, *). Of a complex result the real part is taken.
-        gram: the diagonal of A Aᵀ, a number or a tensor that broadcasts against y, if it is diagonal. With complex
-            measurements it seldom is: A Aᵀ takes the real part in between.
+        forward: function A from (B, *) to (B, *'), whose result may be complex.
+        adjoint: function Aᵀ from (B, *') to (B, *). The real part of a complex result is used.
+        gram: the diagonal of A Aᵀ if A Aᵀ is diagonal, as a number or a tensor that broadcasts against y; else None.
+            For complex measurements it is rarely diagonal, as Aᵀ y is a real part.
 
     Example:
         >>> reversal = LinearOperator(lambda x: x.flip(1), lambda y: y.flip(1))
@@ -50,26 +53,28 @@ class LinearOperator:
         (tensor([[2., 1.]]), tensor([[2., 1.]]))
     """
 
-    tolerance = SOLVE_TOLERANCE  # of a solve, relative
+    tolerance = SOLVE_TOLERANCE  # relative tolerance of `solve`
 
     def __init__(self, forward: Measurement, adjoint: Measurement, gram: float | torch.Tensor | None = None) -> None:
-        self._forward, self._adjoint, self.gram = forward, adjoint, gram
+        self._forward = forward
+        self._adjoint = adjoint
+        self.gram = gram
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """A x (B, *')."""
+        """Return A x (B, *') of x (B, *)."""
         return self._forward(x)
 
     def adjoint(self, y: torch.Tensor) -> torch.Tensor:
-        """Aᵀ y (B, *)."""
-        found = self._adjoint(y)
-        return found.real if found.is_complex() else found
+        """Return Aᵀ y (B, *) of y (B, *')."""
+        x = self._adjoint(y)
+        return x.real if x.is_complex() else x
 
     def solve(self, y: torch.Tensor, scale: torch.Tensor | float = 1.0, ridge: float = RIDGE) -> torch.Tensor:
-        """(scale · A Aᵀ + ridge · I)⁻¹ y.
+        """Return (scale · A Aᵀ + ridge · I)⁻¹ y (B, *').
 
         Args:
             y: (B, *').
-            scale: a number ≥ 0, or (B,).
+            scale: a number ≥ 0, or one for each row, (B,).
             ridge: a number > 0.
         """
         if isinstance(scale, torch.Tensor) and scale.ndim:
@@ -79,24 +84,24 @@ class LinearOperator:
         return _conjugate_gradients(lambda v: scale * self(self.adjoint(v)) + ridge * v, y, self.tolerance)
 
     def _diagonal(self, like: torch.Tensor) -> torch.Tensor | float:
-        return self._kept("gram", like) if isinstance(self.gram, torch.Tensor) else self.gram or 0.0
+        return self._on_device_of("gram", like) if isinstance(self.gram, torch.Tensor) else self.gram or 0.0
 
-    def _kept(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """A tensor of the operator in the dtype of `like`; it stays on that device once it has been there."""
-        kept: torch.Tensor = getattr(self, name)
-        if kept.device != like.device:
-            if kept.dtype == torch.float64:
-                kept = kept.to(working_dtype(like.device))
-            kept = kept.to(like.device)
-            setattr(self, name, kept)
-        return kept.to(like.dtype)
+    def _on_device_of(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """The operator's tensor of this name in the dtype of `like`. It is moved to the device of `like` only once."""
+        tensor: torch.Tensor = getattr(self, name)
+        if tensor.device != like.device:
+            if tensor.dtype == torch.float64:
+                tensor = tensor.to(working_dtype(like.device))
+            tensor = tensor.to(like.device)
+            setattr(self, name, tensor)
+        return tensor.to(like.dtype)
 
     def pseudo_inverse(self, y: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
-        """A⁺ y (B, *), the smallest x with A x = y, but for a small ridge."""
+        """Return A⁺ y (B, *), the x of smallest norm with A x = y, up to the error of a small ridge."""
         return self.adjoint(self.solve(y, ridge=ridge))
 
     def norm(self, x: torch.Tensor) -> float:
-        """The largest ‖A x‖ / ‖x‖ over x of the given one's shape (B, *), by power iteration."""
+        """Estimate the largest ‖A x‖ / ‖x‖ for data of the shape of x (B, *), by power iteration."""
         x = draw(torch.randn, tuple(x.shape), torch.Generator().manual_seed(0), x.device).to(x.dtype)
         for _ in range(POWER_ITERATIONS):
             x = self.adjoint(self(x / torch.linalg.vector_norm(x).clamp(min=torch.finfo(x.dtype).tiny)))
@@ -104,14 +109,14 @@ class LinearOperator:
 
 
 class Inpainting(LinearOperator):
-    """Part of each sample is seen, y = mask · x; y has x's shape and is not looked at elsewhere.
+    """Observation of a part of each sample, y = mask · x. y has the shape of x, and is ignored where the mask is 0.
 
     Args:
-        mask: (*) or a shape that broadcasts against it, the same for every sample, or (B, *) with one for each; True or
-            1 where x is observed.
+        mask: True or 1 where x is observed. (*) or a shape that broadcasts against it for the same mask of every
+            sample, or (B, *) for a mask of each.
 
     Raises:
-        ValueError: if `mask` holds anything but 0 and 1, or nothing is observed; on a call if it does not fit.
+        ValueError: if `mask` has other values than 0 and 1, or no 1; in a call if its shape does not fit the data.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
@@ -136,13 +141,13 @@ class Inpainting(LinearOperator):
 
 
 class SuperResolution(LinearOperator):
-    """Images (B, C, H, W) seen at a lower resolution: means over blocks of `factor` × `factor`.
+    """Observation of images (B, C, H, W) at a lower resolution: means over blocks of `factor` × `factor` pixels.
 
     Args:
         factor: a whole number ≥ 1 that divides H and W.
 
     Raises:
-        ValueError: if `factor` is not such a number; on a call if it does not divide.
+        ValueError: if `factor` is not a whole number ≥ 1; in a call if it does not divide H and W.
     """
 
     def __init__(self, factor: int) -> None:
@@ -162,14 +167,14 @@ class SuperResolution(LinearOperator):
 
 
 class Blur(LinearOperator):
-    """Images (B, C, H, W) seen through a blur, the same for every channel, at their own size.
+    """Observation of blurred images (B, C, H, W), of the same size, with the same kernel for every channel.
 
     Args:
         kernel: (h, w), both odd.
-        boundary: what lies beyond the edge: "zero", "reflect", "replicate" or "circular".
+        boundary: padding beyond the edges: "zero", "reflect", "replicate" or "circular".
 
     Raises:
-        ValueError: if `kernel` or `boundary` is not of this kind.
+        ValueError: if `kernel` has another shape or `boundary` another value.
     """
 
     def __init__(self, kernel: torch.Tensor, boundary: str = "reflect") -> None:
@@ -184,17 +189,17 @@ class Blur(LinearOperator):
     def _blur(self, x: torch.Tensor) -> torch.Tensor:
         height, width = (size // 2 for size in self.kernel.shape)
         padded = torch.nn.functional.pad(x, (width, width, height, height), mode=BOUNDARIES[self.boundary])
-        kernels = self._kept("kernel", x).expand(x.shape[1], 1, *self.kernel.shape)
+        kernels = self._on_device_of("kernel", x).expand(x.shape[1], 1, *self.kernel.shape)
         return torch.nn.functional.conv2d(padded, kernels, groups=x.shape[1])
 
 
 class CompressedSensing(LinearOperator):
-    """Random directions of each sample, orthonormal ones: y (B, M).
+    """Observation of M random linear combinations of the elements of each sample, y (B, M), with orthonormal rows.
 
     Args:
-        shape: (*) of a sample, N elements.
+        shape: shape of one sample, (*), with N elements.
         num_measurements: M, from 1 to N.
-        generator: of the directions.
+        generator: generator of the random combinations.
 
     Raises:
         ValueError: if M is not from 1 to N.
@@ -211,72 +216,81 @@ class CompressedSensing(LinearOperator):
         gaussian = draw(torch.randn, (size, num_measurements), generator, torch.device("cpu"))
         self.directions = torch.linalg.qr(gaussian)[0]  # (N, M)
         super().__init__(
-            lambda x: x.flatten(1) @ self._kept("directions", x),
-            lambda y: (y @ self._kept("directions", y).mT).unflatten(1, self.shape),
+            lambda x: x.flatten(1) @ self._on_device_of("directions", x),
+            lambda y: (y @ self._on_device_of("directions", y).mT).unflatten(1, self.shape),
             gram=1.0,
         )
 
 
 def check_adjoint(operator: LinearOperator, x: torch.Tensor) -> None:
-    """Raise a ValueError unless ⟨A x, y⟩ = ⟨x, Aᵀ y⟩ for random x, of the given one's shape, and y.
+    """Check that an operator's adjoint, and its `gram` if it has one, belong to its forward function.
 
-    Of an operator with a `gram` this must be A Aᵀ, too.
+    Args:
+        operator: the operator.
+        x: (B, *), an example of the data, whose shape, dtype and device are used.
+
+    Raises:
+        ValueError: if ⟨A x, y⟩ ≠ ⟨x, Aᵀ y⟩ for a random x and y, or `gram` is not the diagonal of A Aᵀ.
     """
     source = torch.Generator().manual_seed(0)
     x = draw(functools.partial(torch.randn, dtype=x.dtype), tuple(x.shape), source, x.device)
     measured = operator(x)
     y = draw(functools.partial(torch.randn, dtype=measured.dtype), tuple(measured.shape), source, x.device)
-    back = operator.adjoint(y)
-    if back.shape != x.shape:
+    pulled = operator.adjoint(y)
+    if pulled.shape != x.shape:
         raise ValueError(
-            f"`operator` has the wrong adjoint: it makes the shape {tuple(back.shape)} of a measurement of "
-            f"{tuple(x.shape)}. It must return what `forward` takes."
+            f"`operator` has the wrong adjoint: it returns the shape {tuple(pulled.shape)} for a measurement of data "
+            f"of the shape {tuple(x.shape)}. It must return the shape of the data."
         )
-    there, here = float(dot(measured, y).sum()), float(dot(x, back).sum())
+    by_forward = float(dot(measured, y).sum())
+    by_adjoint = float(dot(x, pulled).sum())
     scale = float(torch.linalg.vector_norm(measured) * torch.linalg.vector_norm(y))
-    if not abs(there - here) <= ADJOINT_TOLERANCE * scale:
+    if not abs(by_forward - by_adjoint) <= ADJOINT_TOLERANCE * scale:
         raise ValueError(
-            f"`operator` has the wrong adjoint: <A x, y> = {there:.6g} but <x, adjoint(y)> = {here:.6g} for random x "
-            f"and y, which differ by more than {ADJOINT_TOLERANCE} |A x| |y| = {ADJOINT_TOLERANCE * scale:.2g}. "
-            "For a matrix it is the transpose, for a complex one the conjugate transpose; for code that autograd "
-            "follows, its vector-Jacobian product."
+            f"`operator` has the wrong adjoint: <A x, y> = {by_forward:.6g} but <x, adjoint(y)> = {by_adjoint:.6g} for "
+            f"random x and y. They differ by more than {ADJOINT_TOLERANCE} |A x| |y| = "
+            f"{ADJOINT_TOLERANCE * scale:.2g}. For a matrix it is the transpose, for a complex one the conjugate "
+            "transpose; for code that autograd follows, its vector-Jacobian product."
         )
     if operator.gram is None:
         return
-    image = operator(back)
-    if not torch.linalg.vector_norm(image - operator._diagonal(y) * y) <= GRAM_TOLERANCE * torch.linalg.vector_norm(
-        image
-    ):
+    product = operator(pulled)
+    error = torch.linalg.vector_norm(product - operator._diagonal(y) * y)
+    if not error <= GRAM_TOLERANCE * torch.linalg.vector_norm(product):
         raise ValueError(
-            "`operator` has the wrong `gram`: A adjoint(y) is not gram · y for a random y. Leave it out where A Aᵀ is "
+            "`operator` has the wrong `gram`: A adjoint(y) is not gram · y for a random y. Leave it out if A Aᵀ is "
             "not diagonal."
         )
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Re⟨a, b⟩ of each row of (B, *), as (B, 1, ...)."""
+    """Return Re⟨a, b⟩ for each row of a and b (B, *), as (B, 1, ...)."""
     products = (a.conj() * b).real if a.is_complex() or b.is_complex() else a * b
     return products.sum(tuple(range(1, a.ndim)), keepdim=True) if a.ndim > 1 else products
 
 
 def beside(measurement: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A measurement on x's device and in its dtype, or in the complex one of the same precision."""
+    """Return a measurement on the device of x, in the dtype of x or the complex dtype of the same precision."""
     return measurement.to(x.device, x.dtype.to_complex() if measurement.is_complex() else x.dtype)
 
 
 def _conjugate_gradients(apply: Measurement, y: torch.Tensor, tolerance: float) -> torch.Tensor:
-    """x with apply(x) = y, for each row of y (B, *') by itself."""
+    """Solve apply(x) = y for each row of y (B, *')."""
     tiny = torch.finfo(y.dtype).tiny
-    x, residual = torch.zeros_like(y), y
-    direction, square = residual, dot(residual, residual)
+    x = torch.zeros_like(y)
+    residual = y
+    direction = residual
+    square = dot(residual, residual)
     limit = tolerance**2 * square
     for _ in range(MAX_SOLVE_ITERATIONS):
         active = square > limit
         if not active.any():
             break
-        image = apply(direction)
-        length = torch.where(active, square / dot(direction, image).clamp(min=tiny), 0)
-        x, residual = x + length * direction, residual - length * image
-        before, square = square, dot(residual, residual)
-        direction = residual + square / before.clamp(min=tiny) * direction
+        product = apply(direction)
+        length = torch.where(active, square / dot(direction, product).clamp(min=tiny), 0)
+        x = x + length * direction
+        residual = residual - length * product
+        previous_square = square
+        square = dot(residual, residual)
+        direction = residual + square / previous_square.clamp(min=tiny) * direction
     return x

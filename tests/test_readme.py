@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 QUICKSTART, FLOW, SWAP = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 # Packages of the extras, which a plain install does not have.
-EXTRAS = ("accelerate", "datasets", "filelock", "matplotlib", "ot", "psutil", "sklearn", "tensorboard")
+EXTRAS = ("accelerate", "datasets", "matplotlib", "ot", "psutil", "sklearn", "tensorboard")
 
 
 def test_the_first_lines_run_on_a_plain_install(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Likelihoods through a pipeline, and of a data set by command."""
+"""Likelihoods by the pipeline, and of a data set by the script."""
 
 import json
 import math
@@ -20,9 +20,9 @@ from diffusers_pfgm import (
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.flow.dequantization import dequantize
 from diffusers_pfgm.training.data.order import position_generators
+from diffusers_pfgm.training.run import likelihood_evaluation
 from diffusers_pfgm.training.run.records import read_records
 from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
-from tests.scripts import load_script
 
 SCHEDULER = PoissonFlowScheduler(sigma_min=0.3, sigma_max=2000.0)
 
@@ -33,37 +33,37 @@ def pipeline_of(network: torch.nn.Module, scheduler: PoissonFlowScheduler = SCHE
     return pipe
 
 
-def levels_of(count: int) -> torch.Tensor:
-    """Pictures (count, 1, 4, 4) of 256 levels in [0, 1]."""
+def random_images(count: int) -> torch.Tensor:
+    """Images (count, 1, 4, 4) in [0, 1] with 256 pixel values."""
     return torch.randint(256, (count, 1, 4, 4), generator=seeded()).double() / 255
 
 
 def test_bits_are_those_of_the_exact_density() -> None:
-    pictures = levels_of(6)
-    charges = pictures[:3] * 2 - 1
+    images = random_images(6)
+    charges = images[:3] * 2 - 1
     pipe = pipeline_of(ChargeField(charges))
     generators = [seeded(i) for i in range(6)]
-    output = pipe(pictures, divergence="exact", generator=generators, batch_size=4)
-    points = dequantize(pictures * 2 - 1, 256, [seeded(i) for i in range(6)])
+    output = pipe(images, divergence="exact", generator=generators, batch_size=4)
+    points = dequantize(images * 2 - 1, 256, [seeded(i) for i in range(6)])
     kernels = [PoissonKernel(1.0).log_prob(points - charge, 0.3) for charge in charges]
     expected = torch.stack(kernels).logsumexp(0) - math.log(3)
     assert (output.log_prob - expected).abs().max() < 5e-3 and (output.standard_error == 0).all()
     # A bin is 2/255 wide
     assert torch.allclose(output.bits_per_dim, -(expected / 16 + math.log(2 / 255)) / math.log(2), atol=1e-3)
     assert output.latents.shape == (6, 1, 4, 4) and output.nfe > 20
-    assert (output.bits_per_dim[:3] < output.bits_per_dim[3:].min()).all()  # what it knows is likelier
+    assert (output.bits_per_dim[:3] < output.bits_per_dim[3:].min()).all()  # the charges are more likely
 
 
-def test_pictures_come_in_every_form() -> None:
-    pictures = levels_of(2)
-    pipe = pipeline_of(ChargeField(pictures * 2 - 1))
-    pil = [Image.fromarray((picture[0] * 255).round().to(torch.uint8).numpy()) for picture in pictures]
-    arrays = pictures.permute(0, 2, 3, 1).numpy()
-    found = [
-        pipe(each, divergence="exact", generator=seeded(), tolerance=0.03).log_prob for each in (pictures, pil, arrays)
+def test_images_are_accepted_in_every_form() -> None:
+    images = random_images(2)
+    pipe = pipeline_of(ChargeField(images * 2 - 1))
+    pil = [Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy()) for image in images]
+    arrays = images.permute(0, 2, 3, 1).numpy()
+    log_probs = [
+        pipe(each, divergence="exact", generator=seeded(), tolerance=0.03).log_prob for each in (images, pil, arrays)
     ]
-    assert torch.allclose(found[0], found[1], atol=1e-3) and torch.allclose(found[0], found[2])
-    whole = pipe(pictures, num_probes=4, return_dict=False, generator=seeded(), num_levels=None)
+    assert torch.allclose(log_probs[0], log_probs[1], atol=1e-3) and torch.allclose(log_probs[0], log_probs[2])
+    whole = pipe(images, num_probes=4, return_dict=False, generator=seeded(), num_levels=None)
     assert len(whole) == 5 and whole[1].shape == (2,)  # no bits without levels
 
 
@@ -73,24 +73,24 @@ def test_likelihood_under_a_class() -> None:
     scheduler = PoissonFlowScheduler(sigma_min=0.3, sigma_max=2000.0, prediction_type="sample")
     pipe = PFGMLikelihoodPipeline(network, scheduler, {0: "dark", 1: "bright"})
     pipe.set_progress_bar_config(disable=True)
-    pictures = charges / 2 + 0.5
+    images = charges / 2 + 0.5
     dark, right, any_class = (
-        pipe(pictures, labels, divergence="exact", num_levels=None).log_prob
+        pipe(images, labels, divergence="exact", num_levels=None).log_prob
         for labels in ("dark", ["dark", "bright"], None)
     )
     assert abs(right[0] - right[1]) < 0.01 and dark[1] < right[1] - 5
     assert (right - any_class - math.log(2)).abs().max() < 0.1
 
 
-def test_a_saved_pipeline_tells_likelihoods(tmp_path: Path) -> None:
+def test_a_saved_pipeline_computes_likelihoods(tmp_path: Path) -> None:
     make_tiny_pipeline(prediction_type="sample").save_pretrained(tmp_path)
     pipe = PFGMLikelihoodPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
-    pictures = torch.randint(256, (2, 1, 8, 8), generator=seeded()) / 255
-    output = pipe(pictures, num_inference_steps=20, num_probes=2, generator=seeded())
+    images = torch.randint(256, (2, 1, 8, 8), generator=seeded()) / 255
+    output = pipe(images, num_inference_steps=20, num_probes=2, generator=seeded())
     flow = PoissonFlow(pipe.unet, pipe.scheduler)
     generator = seeded()
-    points = dequantize(pictures * 2 - 1, 256, generator)
+    points = dequantize(images * 2 - 1, 256, generator)
     assert torch.equal(output.log_prob, flow.log_prob(points, 20, "hutchinson", 2, generator).log_prob)
     assert output.standard_error.shape == (2,)
 
@@ -98,17 +98,17 @@ def test_a_saved_pipeline_tells_likelihoods(tmp_path: Path) -> None:
 def test_bad_requests_are_explained() -> None:
     pipe = make_tiny_pipeline()
     pipe = pipeline_of(pipe.unet, pipe.scheduler)
-    pictures = torch.zeros(2, 1, 8, 8)
+    images = torch.zeros(2, 1, 8, 8)
     with pytest.raises(ValueError, match=r"`guidance_scale` = 2.0 would ask for the likelihood of a guided sampler"):
-        pipe(pictures, guidance_scale=2.0)
+        pipe(images, guidance_scale=2.0)
     with pytest.raises(ValueError, match="`batch_size` must be a whole number >= 1, but is 0"):
-        pipe(pictures, batch_size=0)
+        pipe(images, batch_size=0)
     with pytest.raises(ValueError, match="`num_probes` must be a whole number >= 1, but is 0"):
-        pipe(pictures, num_probes=0)
+        pipe(images, num_probes=0)
     with pytest.raises(ValueError, match="`num_levels` must be a whole number >= 2"):
-        pipe(pictures, num_levels=1)
+        pipe(images, num_levels=1)
     with pytest.raises(ValueError, match="`class_labels` were given, but the network has no classes"):
-        pipe(pictures, class_labels=3)
+        pipe(images, class_labels=3)
 
 
 @pytest.fixture(scope="module")
@@ -129,60 +129,61 @@ def options(folder: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
-def test_a_data_set_goes_on_where_it_was(
+def evaluate(arguments: list[str]) -> None:
+    likelihood_evaluation.main(likelihood_evaluation.parse_args(None, arguments))
+
+
+def test_an_interrupted_data_set_is_continued(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main = load_script("evaluate_likelihood").main
-    main(options(folder, tmp_path / "whole.jsonl"))
-    main(options(folder, tmp_path / "parts.jsonl", "--max_images=4", "--batch_size=3"))
+    evaluate(options(folder, tmp_path / "whole.jsonl"))
+    evaluate(options(folder, tmp_path / "parts.jsonl", "--max_images=4", "--batch_size=3"))
     with (tmp_path / "parts.jsonl").open("a") as file:
         file.write('{"event": "image", "step": 4, "log_')  # cut off by a kill
     capsys.readouterr()
-    main(options(folder, tmp_path / "parts.jsonl", "--batch_size=5"))
+    evaluate(options(folder, tmp_path / "parts.jsonl", "--batch_size=5"))
     whole, parts = (read_records(tmp_path / name, "image") for name in ("whole.jsonl", "parts.jsonl"))
     assert [record["step"] for record in parts] == list(range(10))
     for first, second in zip(whole, parts, strict=True):
         assert first["log_prob"] == pytest.approx(second["log_prob"], rel=1e-4)
     bits = torch.tensor([record["bits_per_dim"] for record in parts], dtype=torch.float64)
     printed = capsys.readouterr().out
-    assert f"{bits.mean():.4f} ± {bits.std() / math.sqrt(10):.4f} bits/dim" in printed and "10 pictures" in printed
+    assert f"{bits.mean():.4f} ± {bits.std() / math.sqrt(10):.4f} bits/dim" in printed and "10 images" in printed
 
 
-def test_a_refused_run_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    main = load_script("evaluate_likelihood").main
-    found = tmp_path / "found.jsonl"
+def test_a_rejected_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output.jsonl"
     with pytest.raises(ValueError, match="`num_probes` must be a multiple of 3"):
-        main(options(folder, found, "--divergence=hutch++"))
-    assert not found.exists()
-    main(options(folder, found, "--divergence=hutch++", "--num_probes=3", "--max_images=1"))
+        evaluate(options(folder, output, "--divergence=hutch++"))
+    assert not output.exists()
+    evaluate(options(folder, output, "--divergence=hutch++", "--num_probes=3", "--max_images=1"))
 
 
-def test_classes_go_by_their_names(folder: Path, tmp_path: Path) -> None:
+def test_classes_are_matched_by_name(folder: Path, tmp_path: Path) -> None:
     unet = make_tiny_unet(out_channels=1, num_class_embeds=3)
     pipe = PFGMLikelihoodPipeline(unet, PoissonFlowScheduler(prediction_type="sample"), {0: "a", 1: "b", 2: "c"})
     pipe.save_pretrained(tmp_path / "model")
     images = datasets.load_dataset("parquet", data_files=str(folder / "digits.parquet"), split="train").select([0, 1])
-    found = []
+    log_probs = []
     for labels in (["c", "b"], [2, 1]):
         column = datasets.ClassLabel(names=["a", "b", "c"]) if labels == [2, 1] else None
         images.add_column("label", labels, feature=column).to_parquet(tmp_path / "labelled.parquet")
         arguments = options(folder, tmp_path / f"{labels[0]}.jsonl", "--label_column=label")
         arguments[:2] = [f"--model={tmp_path / 'model'}", f"--dataset_name={tmp_path / 'labelled.parquet'}"]
-        load_script("evaluate_likelihood").main(arguments)
-        found.append([record["log_prob"] for record in read_records(tmp_path / f"{labels[0]}.jsonl", "image")])
-    assert found[0] == found[1]
+        evaluate(arguments)
+        log_probs.append([record["log_prob"] for record in read_records(tmp_path / f"{labels[0]}.jsonl", "image")])
+    assert log_probs[0] == log_probs[1]
 
 
 def test_figures_of_other_settings_stay(folder: Path, tmp_path: Path) -> None:
-    main = load_script("evaluate_likelihood").main
-    main(options(folder, tmp_path / "found.jsonl", "--max_images=1"))
-    before = (tmp_path / "found.jsonl").read_text()
-    with pytest.raises(ValueError, match=r"holds figures of other settings: seed was 0 and is 1. Pass these again"):
-        main(options(folder, tmp_path / "found.jsonl", "--seed=1"))
-    assert (tmp_path / "found.jsonl").read_text() == before
+    evaluate(options(folder, tmp_path / "figures.jsonl", "--max_images=1"))
+    before = (tmp_path / "figures.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"holds results of other settings: seed was 0 and is 1. Pass these again"):
+        evaluate(options(folder, tmp_path / "figures.jsonl", "--seed=1"))
+    assert (tmp_path / "figures.jsonl").read_text() == before
     (tmp_path / "own.txt").write_text(json.dumps({"event": "mine", "step": 0}))
     with pytest.raises(ValueError, match="exists and is not a file of this script"):
-        main(options(folder, tmp_path / "own.txt"))
+        evaluate(options(folder, tmp_path / "own.txt"))
 
 
 @pytest.mark.parametrize("size", [(8, 4), None])
@@ -195,20 +196,18 @@ def test_networks_of_any_size_are_evaluated(folder: Path, tmp_path: Path, size: 
     for index, image in enumerate(pixels):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{index}.png")
-    main = load_script("evaluate_likelihood").main
-    arguments = options(folder, tmp_path / "found.jsonl")[2:]
-    main([f"--model={tmp_path / 'model'}", f"--train_data_dir={tmp_path / 'images'}", *arguments])
-    found = [record["log_prob"] for record in read_records(tmp_path / "found.jsonl", "image")]
+    arguments = options(folder, tmp_path / "log_probs.jsonl")[2:]
+    evaluate([f"--model={tmp_path / 'model'}", f"--train_data_dir={tmp_path / 'images'}", *arguments])
+    log_probs = [record["log_prob"] for record in read_records(tmp_path / "log_probs.jsonl", "image")]
     likelihood = PFGMLikelihoodPipeline.from_pretrained(tmp_path / "model")
     expected = likelihood(pixels.float() / 255, None, 20, "hutchinson", 1, position_generators(0, 0, 2))
-    assert found == pytest.approx(expected.log_prob.tolist(), rel=1e-5)
+    assert log_probs == pytest.approx(expected.log_prob.tolist(), rel=1e-5)
 
 
-def test_the_accelerator_is_found_in_torch_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = load_script("evaluate_likelihood")
+def test_the_accelerator_is_detected_in_torch_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in ("cuda", "mps"):
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda found=device: torch.device(found))
-        assert script._accelerator() == device
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda name=device: torch.device(name))
+        assert likelihood_evaluation.default_device() == device
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert script._accelerator() == "cpu"
+    assert likelihood_evaluation.default_device() == "cpu"

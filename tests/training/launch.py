@@ -1,4 +1,4 @@
-"""Scripts on two processes, by torchrun."""
+"""Runs scripts on two processes by torchrun."""
 
 import os
 import subprocess
@@ -6,14 +6,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-TIMEOUT = 300  # seconds; a run that hangs is ended
+TIMEOUT = 300  # seconds, after which a run that hangs is ended
 
 
 def torchrun(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a script on two processes, each with one thread, and end both if they hang.
+    """Run a script on two processes with one thread each.
 
     Raises:
-        subprocess.TimeoutExpired: if they hang.
+        subprocess.TimeoutExpired: if the processes hang. They are ended.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -23,7 +23,7 @@ def torchrun(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
         try:
             process.wait(timeout=TIMEOUT)
         finally:
-            process.terminate()  # torchrun then ends its processes, which a kill would leave
+            process.terminate()  # torchrun then ends its processes; after a kill they would continue
             process.wait()
         out.seek(0)
         err.seek(0)

@@ -1,7 +1,7 @@
-"""Kills a training run by SIGKILL at random moments, resumes it each time, and compares it with one left alone.
+"""Kills a training run by SIGKILL at random times, resumes it each time, and compares it with an uninterrupted run.
 
-`make soak` kills 20 times; the test command twice. A checkpoint is written after every step, so that about half of the
-kills fall into the writing of one.
+`make soak` kills 20 times, and the tests twice. A checkpoint is written after every step, so that about half of the
+kills happen while a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ NETWORK = {
     "down_block_types": ["DownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "UpBlock2D"],
     "norm_num_groups": 4,
-    "dropout": 0.1,  # so that the global random state counts
+    "dropout": 0.1,  # so that the run depends on the global random state
 }
 
 
 @dataclass
 class Report:
-    """What the kills met.
+    """The state of the output folder after the kills.
 
     Attributes:
-        steps: newest whole checkpoint after each kill.
-        writing: kills that left a half-written checkpoint.
-        logged: steps that were logged beyond the newest checkpoint, at most, over all kills.
+        steps: The step of the newest undamaged checkpoint after each kill.
+        writing: Number of kills that left an incomplete checkpoint.
+        logged: Largest number of steps logged after the newest checkpoint, over all kills.
     """
 
     steps: list[int]
@@ -65,12 +65,12 @@ def command(folder: Path, output: Path, steps: int) -> list[str]:
     return [sys.executable, str(SCRIPT), *options, "--save_images_epochs=1000", "--num_inference_steps=3"]
 
 
-def run_to_its_end(command: list[str]) -> None:
+def run_to_the_end(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def run_and_kill(command: list[str], seconds: float) -> bool:
-    """Kill some time after the first step's record; whether it was still running."""
+    """Start a run, kill it some time after training has begun, and return whether it was still running."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
     assert process.stdout is not None
     lines: list[str] = []
@@ -98,71 +98,84 @@ def run_and_kill(command: list[str], seconds: float) -> bool:
 
 
 def soak(folder: Path, kills: int, steps: int, mean_seconds: float, seed: int = 0) -> Report:
-    """Two runs in `folder`, `alone` and `killed`.
+    """Make two runs in `folder`: `uninterrupted` and `killed`.
+
+    Args:
+        folder: The folder of the runs and their data.
+        kills: Number of kills.
+        steps: Number of steps of a run.
+        mean_seconds: Mean time from the beginning of training to a kill.
+        seed: The seed of the times.
 
     Raises:
-        AssertionError: if a kill leaves a checkpoint that is not whole, or loses one.
+        AssertionError: if a kill leaves a damaged checkpoint, or loses one.
     """
     write_parquet(split_digits()[0][:200], folder / "digits.parquet")
     (folder / "config.json").write_text(json.dumps(NETWORK))
-    run_to_its_end(command(folder, folder / "alone", steps))
-    output, moments = folder / "killed", random.Random(seed)
-    found, writing, logged = [], 0, 0
-    resume = ["--resume_from_checkpoint=latest"]  # as the command of a job that is put into its queue again
-    while len(found) < kills:
-        if not run_and_kill([*command(folder, output, steps), *resume], 2 * mean_seconds * moments.random()):
+    run_to_the_end(command(folder, folder / "uninterrupted", steps))
+    output = folder / "killed"
+    times = random.Random(seed)
+    newest_steps, writing, logged = [], 0, 0
+    resume = ["--resume_from_checkpoint=latest"]  # the same command for every start, as in a job queue
+    while len(newest_steps) < kills:
+        if not run_and_kill([*command(folder, output, steps), *resume], 2 * mean_seconds * times.random()):
             break
-        whole = list_checkpoints(output)
-        assert all(find_corruption(path) is None for path in whole), [find_corruption(path) for path in whole]
-        if not whole:  # killed before its first checkpoint, it starts anew
+        checkpoints = list_checkpoints(output)
+        damages = [find_corruption(path) for path in checkpoints]
+        assert all(damage is None for damage in damages), damages
+        if not checkpoints:  # killed before its first checkpoint: the run starts from the beginning
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             newest = checkpoint_step(find_checkpoint("latest", output))
-        assert not found or newest >= found[-1]
-        last = max(record["step"] for record in records(output / "log.jsonl"))
-        writing, logged = writing + bool(list(output.glob(".checkpoint-*"))), max(logged, last - newest)
-        found.append(newest)
-    run_to_its_end([*command(folder, output, steps), *resume])
-    return Report(found, writing, logged)
+        assert not newest_steps or newest >= newest_steps[-1]
+        last_logged = max(record["step"] for record in records(output / "log.jsonl"))
+        writing += bool(list(output.glob(".checkpoint-*")))
+        logged = max(logged, last_logged - newest)
+        newest_steps.append(newest)
+    run_to_the_end([*command(folder, output, steps), *resume])
+    return Report(newest_steps, writing, logged)
 
 
 def records(path: Path) -> Iterator[dict[str, float]]:
     for line in path.read_text().splitlines():
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:  # cut off by a kill
+        except json.JSONDecodeError:  # an incomplete line after a kill
             continue
 
 
 def differences(folder: Path, steps: int) -> list[str]:
-    """Names of the tensors in which the two runs' ends differ."""
-    alone, killed = (folder / name / f"checkpoint-{steps}" for name in ("alone", "killed"))
-    found = []
+    """Return the names of the tensors that differ at the end of both runs."""
+    runs = [folder / "uninterrupted", folder / "killed"]
+    checkpoints = [run / f"checkpoint-{steps}" for run in runs]
+    names = []
     for part in ("unet", "unet_ema"):
-        first, second = (load_file(each / part / "diffusion_pytorch_model.safetensors") for each in (alone, killed))
-        found += [f"{part}.{name}" for name, value in first.items() if not torch.equal(value, second[name])]
-    first, second = (torch.load(each / "optimizer.bin", weights_only=True)["state"] for each in (alone, killed))
+        first, second = (load_file(path / part / "diffusion_pytorch_model.safetensors") for path in checkpoints)
+        names += [f"{part}.{name}" for name, value in first.items() if not torch.equal(value, second[name])]
+    first, second = (torch.load(path / "optimizer.bin", weights_only=True)["state"] for path in checkpoints)
     for number, state in first.items():
-        found += [f"{number}.{name}" for name, value in state.items() if not torch.equal(value, second[number][name])]
-    first, second = (PFGMPipeline.from_pretrained(folder / name).unet.state_dict() for name in ("alone", "killed"))
-    return found + [f"pipeline.{name}" for name, value in first.items() if not torch.equal(value, second[name])]
+        names += [f"{number}.{name}" for name, value in state.items() if not torch.equal(value, second[number][name])]
+    first, second = (PFGMPipeline.from_pretrained(run).unet.state_dict() for run in runs)
+    return names + [f"pipeline.{name}" for name, value in first.items() if not torch.equal(value, second[name])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--mean_seconds", type=float, default=2.5, help="from the start of training to a kill")
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(2)), help="of the moments")
+    parser.add_argument(
+        "--mean_seconds", type=float, default=2.5, help="mean time from the beginning of training to a kill"
+    )
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(2)), help="seed of the times")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = soak(Path(folder), args.kills, args.steps, args.mean_seconds, args.seed)
         print(f"{len(report.steps)} kills (seed {args.seed}), newest checkpoint after each: {report.steps}")
-        print(f"{report.writing} of them left a half-written checkpoint; every other one was whole")
-        print(f"steps logged beyond the newest checkpoint: at most {report.logged}")
+        print(f"{report.writing} of them left an incomplete checkpoint; all other checkpoints were undamaged")
+        print(f"steps logged after the newest checkpoint: at most {report.logged}")
         unequal = differences(Path(folder), args.steps)
-        print(f"weights, average, optimiser, pipeline: {unequal or 'equal to the bit'}")
+        print(f"weights, EMA weights, optimizer, pipeline: {unequal or 'equal to the bit'}")
     sys.exit(bool(unequal) or len(report.steps) < args.kills)
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from diffusers_pfgm import Charges, FieldObjective, LossOutput, PerturbationObjective, PFGMPipeline
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
-from diffusers_pfgm.training.data import training_data as training_data
+from diffusers_pfgm.training.data import training_data
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import load_image_dataset
 from diffusers_pfgm.training.run import loop
-from diffusers_pfgm.training.run import setup as preparation
 from diffusers_pfgm.training.run.arguments import parse_args
+from diffusers_pfgm.training.run.setup import make_objective
 from tests.conftest import seeded
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train_pfgm.py"
@@ -61,7 +61,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return output, done.stdout + done.stderr
 
 
-def test_output_is_a_pipeline_with_what_the_data_told(trained: tuple[Path, str]) -> None:
+def test_output_is_a_pipeline_with_hyperparameters_from_the_data(trained: tuple[Path, str]) -> None:
     output, log = trained
     pipe = PFGMPipeline.from_pretrained(output)
     pipe.set_progress_bar_config(disable=True)
@@ -82,14 +82,14 @@ def test_records_are_written(trained: tuple[Path, str]) -> None:
     assert weights == {".safetensors"}
 
 
-def test_the_spacing_is_fitted_and_drawn(trained: tuple[Path, str]) -> None:
+def test_the_spacing_is_fitted_and_plotted(trained: tuple[Path, str]) -> None:
     output, _ = trained
     scheduler = PFGMPipeline.from_pretrained(output).scheduler
     assert len(scheduler.config.sigma_knots) == 33 and (output / "sigma-density.png").stat().st_size > 5000
     assert scheduler.config.sigma_knots[0] == pytest.approx(scheduler.config.sigma_max)
 
 
-def test_a_used_folder_is_refused_and_left_alone(data: Path, trained: tuple[Path, str]) -> None:
+def test_a_folder_that_is_not_empty_is_refused_and_not_changed(data: Path, trained: tuple[Path, str]) -> None:
     output, _ = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     done = launch(data, output, "--max_train_steps=2")
@@ -109,9 +109,9 @@ def test_perturbation_objective_trains_any_aug_dim(data: Path, tmp_path: Path) -
     assert pipe(2, 4, seeded(), output_type="pt").images.isfinite().all()
 
 
-def test_a_missing_checkpoint_is_explained(data: Path, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_an_error(data: Path, tmp_path: Path) -> None:
     done = launch(data, tmp_path / "model", "--max_train_steps=2", "--resume_from_checkpoint=nowhere")
-    assert done.returncode != 0 and "'nowhere' is no folder" in done.stderr
+    assert done.returncode != 0 and "'nowhere' is not a folder" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,18 @@ def test_a_missing_checkpoint_is_explained(data: Path, tmp_path: Path) -> None:
         (["--objective=perturbation", "--gamma=1"], "--gamma belongs to --objective field"),
         (["--max_train_steps=0"], "--max_train_steps: must be a whole number >= 1, but is 0"),
         (["--checkpointing_steps=-1"], "--checkpointing_steps: must be a whole number >= 1"),
-        (["--dataset_name="], "--dataset_name is empty. Leave it out, or name what it shall be"),
+        (["--dataset_name="], "--dataset_name is empty. Leave it out, or pass a value"),
         (["--output_dir", " "], "--output_dir is empty"),
         (["--resume_from_checkpoint="], "--resume_from_checkpoint is empty"),
     ],
 )
-def test_options_that_cannot_serve_are_refused(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_args(None, options)
     assert message in capsys.readouterr().err
 
 
-def test_options_default_by_objective() -> None:
+def test_defaults_depend_on_the_objective() -> None:
     assert parse_args(None, []).gamma == 5.0 and parse_args(None, []).field_batch_size == 2048
     assert parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]).aug_dim == float("inf")
 
@@ -149,13 +147,13 @@ def largest_difference(first: Path, second: Path) -> float:
 
 
 def train(data: Path, output: Path, *options: str, config: str = "config.json") -> None:
-    """In this process, to look at what it calls."""
+    """Train in this process, so that calls can be observed."""
     command = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
     command += [f"--model_config_name_or_path={data / config}", "--train_batch_size=32", "--lr_warmup_steps=1"]
     loop.main(parse_args(None, [*command, "--logger=none", *options]))
 
 
-def test_the_pipeline_holds_the_average(trained: tuple[Path, str]) -> None:
+def test_the_pipeline_has_the_ema_weights(trained: tuple[Path, str]) -> None:
     output, _ = trained
     assert largest_difference(output / "unet", output / "checkpoint-12" / "unet_ema") == 0
     assert largest_difference(output / "unet", output / "checkpoint-12" / "unet") > 0
@@ -163,9 +161,11 @@ def test_the_pipeline_holds_the_average(trained: tuple[Path, str]) -> None:
     assert not (output / "checkpoint-12" / "model.safetensors").exists()
 
 
-def test_saving_on_the_way_changes_nothing(data: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    # The other run saved checkpoints after steps 4 and 8, which this one leaves out.
+def test_saving_during_training_does_not_change_the_weights(
+    data: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
+    # The other run saved checkpoints after steps 4 and 8, this one does not.
     options = ["--max_train_steps=12", "--checkpointing_steps=12", "--save_model_epochs=1", "--save_images_epochs=1"]
     done = launch(data, tmp_path, *options, "--logger=none", "--overwrite_output_dir")
     assert done.returncode == 0, done.stderr
@@ -175,9 +175,9 @@ def test_saving_on_the_way_changes_nothing(data: Path, trained: tuple[Path, str]
         assert largest_difference(tmp_path / "checkpoint-12" / part, trained[0] / "checkpoint-12" / part) == 0
 
 
-def test_resume_goes_on_where_it_was(data: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(data: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
     output, _ = trained
-    # Another seed, so that only what the checkpoint holds can bring weights, order and noise back.
+    # With another seed, weights, order and noise can be the same only if they come from the checkpoint.
     shutil.copytree(output / "checkpoint-8", tmp_path / "checkpoint-8")
     done = launch(data, tmp_path, "--max_train_steps=12", "--resume_from_checkpoint=latest", "--seed=1")
     assert done.returncode == 0, done.stderr
@@ -190,21 +190,22 @@ def test_resume_goes_on_where_it_was(data: Path, trained: tuple[Path, str], tmp_
 def test_a_step_perturbs_its_part_of_the_field_batch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, call = [], FieldObjective.__call__
+    sizes = []
+    call = FieldObjective.__call__
 
-    def look(self: FieldObjective, model: object, clean: torch.Tensor, **options: Any) -> LossOutput:
-        seen.append((len(clean), options["charges"].shape[0], type(options["charges"])))
+    def record(self: FieldObjective, model: object, clean: torch.Tensor, **options: Any) -> LossOutput:
+        sizes.append((len(clean), options["charges"].shape[0], type(options["charges"])))
         return call(self, model, clean, **options)
 
-    monkeypatch.setattr(FieldObjective, "__call__", look)
+    monkeypatch.setattr(FieldObjective, "__call__", record)
     options = ["--max_train_steps=1", "--field_batch_size=100"]
     for charges in ("local", "gathered", "dataset", "auto"):
         train(data, tmp_path / charges, *options, f"--charges={charges}")
     train(data, tmp_path / "mirrored", *options, "--charges=dataset", "--random_flip")
-    assert seen == [(32, 100, torch.Tensor)] * 2 + [(32, 200, Charges)] * 2 + [(32, 400, Charges)]
+    assert sizes == [(32, 100, torch.Tensor)] * 2 + [(32, 200, Charges)] * 2 + [(32, 400, Charges)]
 
 
-def test_pipelines_are_saved_on_the_way(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipelines_are_saved_during_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     monkeypatch.setattr(PFGMPipeline, "save_pretrained", lambda self, folder: saved.append(folder))
     train(data, tmp_path / "model", "--max_train_steps=9", "--save_model_epochs=1", "--field_batch_size=32")
@@ -224,20 +225,20 @@ def test_gradients_are_accumulated(
 
 def test_options_reach_objective_and_scheduler(data: Path) -> None:
     images = ImageTensors(load_image_dataset(str(data / "digits.parquet")), 8)
-    objective, scheduler = preparation.make_objective(parse_args(None, ["--resolution=8", "--gamma=3"]), images)
+    objective, scheduler = make_objective(parse_args(None, ["--resolution=8", "--gamma=3"]), images)
     assert objective.parameterization.gamma == scheduler.config.gamma == 3
     options = ["--objective=perturbation", "--aug_dim=64", "--prediction_type=v_prediction", "--sigma_data=0.3"]
-    objective, scheduler = preparation.make_objective(parse_args(None, options), images)
+    objective, scheduler = make_objective(parse_args(None, options), images)
     assert objective.kernel.aug_dim == scheduler.config.aug_dim == 64
     assert objective.parameterization == scheduler.parameterization
     assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.sigma_data == 0.3
-    _, scheduler = preparation.make_objective(parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]), images)
+    _, scheduler = make_objective(parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]), images)
     assert scheduler.config.aug_dim is None
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of an image folder of three digits' shapes by class."""
+    """A folder with an image folder of three classes and configurations of a tiny network."""
     folder = tmp_path_factory.mktemp("labelled")
     images = split_digits()[0][:60]
     for i, image in enumerate(images):
@@ -250,17 +251,18 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("objective", "dropout"), [("field", 0.5), ("perturbation", 0.0)])
-def test_classes_are_learned_by_their_labels(
+def test_class_labels_reach_the_objective_and_the_pipeline(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, dropout: float
 ) -> None:
     kind = {"field": FieldObjective, "perturbation": PerturbationObjective}[objective]
-    seen, call = [], kind.__call__
+    calls = []
+    call = kind.__call__
 
-    def look(self: FieldObjective, model: object, clean: torch.Tensor, **options: torch.Tensor) -> LossOutput:
-        seen.append(options)
+    def record(self: FieldObjective, model: object, clean: torch.Tensor, **options: torch.Tensor) -> LossOutput:
+        calls.append(options)
         return call(self, model, clean, **options)
 
-    monkeypatch.setattr(kind, "__call__", look)
+    monkeypatch.setattr(kind, "__call__", record)
     config = labelled / ("config.json" if objective == "field" else "epsilon.json")
     options = [f"--train_data_dir={labelled / 'images'}", f"--model_config_name_or_path={config}", "--resolution=8"]
     options += ["--class_conditional", f"--label_dropout={dropout}", f"--objective={objective}", "--seed=0"]
@@ -268,11 +270,11 @@ def test_classes_are_learned_by_their_labels(
     options += ["--charges=local"] if objective == "field" else []
     loop.main(parse_args(None, [*options, f"--output_dir={tmp_path / 'model'}"]))
 
-    known = torch.cat([each["class_labels"] for each in seen])
-    assert set(known.tolist()) == ({0, 1, 2, 3} if dropout else {0, 1, 2})
+    class_labels = torch.cat([options["class_labels"] for options in calls])
+    assert set(class_labels.tolist()) == ({0, 1, 2, 3} if dropout else {0, 1, 2})
     if objective == "field":
-        assert all(each["charge_labels"].shape == each["charges"].shape[:1] for each in seen)
-        assert set(torch.cat([each["charge_labels"] for each in seen]).tolist()) == {0, 1, 2}
+        assert all(options["charge_labels"].shape == options["charges"].shape[:1] for options in calls)
+        assert set(torch.cat([options["charge_labels"] for options in calls]).tolist()) == {0, 1, 2}
     pipe = PFGMPipeline.from_pretrained(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.config.num_class_embeds == (4 if dropout else 3)
@@ -287,25 +289,25 @@ def test_label_options_need_classes() -> None:
 
 
 def test_crop_and_flip_options_reach_the_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    settings = []
 
     class Stop(Exception):
         pass
 
-    def look(*args: object, **kwargs: object) -> None:
+    def record(*args: object, **kwargs: object) -> None:
         images = ImageTensors(*args, **kwargs)
-        seen.append((images.center_crop, images.random_flip, images._cache is not None))
+        settings.append((images.center_crop, images.random_flip, images._cache is not None))
         raise Stop
 
-    monkeypatch.setattr(training_data, "ImageTensors", look)
+    monkeypatch.setattr(training_data, "ImageTensors", record)
     for options in (["--center_crop"], ["--random_flip", "--dataloader_num_workers=1"]):
         with pytest.raises(Stop):
             train(data, tmp_path / "model", *options)
-    assert seen == [(True, False, True), (False, True, False)]
+    assert settings == [(True, False, True), (False, True, False)]
 
 
 @pytest.mark.parametrize("norm", [0.0, 0.03])
-def test_images_of_a_middle_gray_are_told(norm: float) -> None:
+def test_uniformly_gray_images_are_an_error(norm: float) -> None:
     images = SimpleNamespace(mean_norm=lambda: norm, channels=1)
-    with pytest.raises(ValueError, match=r"The images are almost all of a middle gray: .* is 0"):
-        preparation.make_objective(parse_args(None, ["--resolution=8"]), images)
+    with pytest.raises(ValueError, match=r"The images are almost uniformly medium gray: .* is 0"):
+        make_objective(parse_args(None, ["--resolution=8"]), images)

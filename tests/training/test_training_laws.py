@@ -1,4 +1,4 @@
-"""A run is the same on any number of processes, in any number of parts, and however often it is stopped."""
+"""A run does not depend on the numbers of processes and accumulated parts, nor on interruptions."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(data: Path, output: Path, processes: int, *options: str) -> list[str]:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
-    if processes > 1:  # accelerate's launcher starts several processes on CPUs only by MPI
+    if processes > 1:  # accelerate's launcher needs MPI for several processes on CPUs
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     run = [str(SCRIPT), f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8"]
     run += [f"--model_config_name_or_path={data / 'config.json'}", "--seed=0", "--logger=none", "--lr_warmup_steps=1"]
@@ -43,37 +43,41 @@ def run(*arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(data: Path) -> Path:
+def reference(data: Path) -> Path:
     """20 steps of one process with batches of 32."""
-    run(data, data / "alone", 1, "--train_batch_size=32", "--max_train_steps=20", "--charges=gathered")
-    return data / "alone"
+    run(data, data / "reference", 1, "--train_batch_size=32", "--max_train_steps=20", "--charges=gathered")
+    return data / "reference"
 
 
 @pytest.mark.parametrize(("processes", "batch_size", "parts"), [(2, 16, 1), (1, 8, 4)])
-def test_a_step_of_32_images_is_one(data: Path, alone: Path, processes: int, batch_size: int, parts: int) -> None:
+def test_steps_of_32_images_are_equal_in_any_layout(
+    data: Path, reference: Path, processes: int, batch_size: int, parts: int
+) -> None:
     output = data / f"{processes}-{parts}"
     options = [f"--train_batch_size={batch_size}", f"--gradient_accumulation_steps={parts}", "--charges=gathered"]
     run(data, output, processes, *options, "--max_train_steps=20")
-    # 20 sums of gradients in another order, by Adam's steps of up to 1e-4
+    # Gradients are summed in another order in 20 steps, and Adam's steps are up to 1e-4.
     for part in ("unet", "unet_ema"):
-        assert largest_difference(output / "checkpoint-20" / part, alone / "checkpoint-20" / part) < 1e-5
+        assert largest_difference(output / "checkpoint-20" / part, reference / "checkpoint-20" / part) < 1e-5
 
 
-def test_processes_of_another_number_go_on(data: Path, alone: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_on_another_number_of_processes(data: Path, reference: Path, tmp_path: Path) -> None:
     options = ["--train_batch_size=16", "--charges=gathered"]
     run(data, tmp_path, 2, *options, "--max_train_steps=20", "--checkpointing_steps=10")
     for name in ("checkpoint-20", "log.jsonl"):
         os.rename(tmp_path / name, tmp_path / f".{name}")
     resume = ["--charges=gathered", "--max_train_steps=20", "--resume_from_checkpoint=latest"]
     run(data, tmp_path, 1, *resume, "--train_batch_size=32")
-    assert largest_difference(tmp_path / "checkpoint-20" / "unet", alone / "checkpoint-20" / "unet") < 1e-5
+    assert largest_difference(tmp_path / "checkpoint-20" / "unet", reference / "checkpoint-20" / "unet") < 1e-5
     calls = command(data, tmp_path, 1, *resume, "--train_batch_size=16")
     done = subprocess.run(calls, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode != 0 and "images_per_step was 32 and is 16" in done.stderr
 
 
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
-def test_a_signal_saves_and_says_so_last(data: Path, tmp_path: Path, number: int, processes: int) -> None:
+def test_a_signal_saves_a_checkpoint_and_prints_a_message(
+    data: Path, tmp_path: Path, number: int, processes: int
+) -> None:
     output = tmp_path / "model"
     options = ["--train_batch_size=16", "--max_train_steps=100000", "--charges=gathered", "--logging_steps=1"]
     process = subprocess.Popen(
@@ -89,20 +93,20 @@ def test_a_signal_saves_and_says_so_last(data: Path, tmp_path: Path, number: int
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
     os.killpg(process.pid, number)  # as a terminal or a cluster does
-    said = process.communicate()[0]
+    printed = process.communicate()[0]
     limit.cancel()
-    lines = [line for line in said.splitlines() if line.startswith("Stopped by ")]
-    assert len(lines) == 1, said
+    lines = [line for line in printed.splitlines() if line.startswith("Stopped by ")]
+    assert len(lines) == 1, printed
     step = int(lines[0].split("after step ")[1].split()[0].replace(",", ""))
     assert (output / f"checkpoint-{step}" / "contents.json").exists() and "--resume_from_checkpoint latest" in lines[0]
     assert read_records(output / "log.jsonl")[-1]["event"] == "stop"
 
 
-def test_killed_and_resumed_it_ends_where_it_would_have(tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     report = soak(tmp_path, kills=2, steps=120, mean_seconds=1.0)
     assert len(report.steps) == 2 and not differences(tmp_path, 120)
 
 
-def test_random_numbers_differ_between_processes(data: Path, alone: Path) -> None:
+def test_random_numbers_differ_between_processes(data: Path, reference: Path) -> None:
     states = [torch.load(data / "2-1" / "checkpoint-20" / f"random_states_{i}.pkl", weights_only=False) for i in (0, 1)]
     assert not torch.equal(states[0]["torch_manual_seed"], states[1]["torch_manual_seed"])

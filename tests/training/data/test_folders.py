@@ -92,9 +92,7 @@ def test_files_that_are_not_images_are_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_metadata_add_columns_and_unnamed_images_are_listed(
-    tmp_path: Path, kind: str, streaming: bool
-) -> None:
+def test_metadata_add_columns_and_unnamed_images_are_listed(tmp_path: Path, kind: str, streaming: bool) -> None:
     folder = write(tmp_path / "x [1]", *(f"{name}.png" for name in ("train", "test", "a", "b", "c")))
     rows = {"train": 7, "test": 8, "a": 9}
     lines = [f"{name}.png,{value}" for name, value in rows.items()]

@@ -1,4 +1,4 @@
-"""Training runs one after the other in one process group, to spare the start of a process for each.
+"""Runs several trainings in one process group, one after another, to save the time of starting processes.
 
     torchrun --nproc_per_node 2 tests/training/run/layouts.py jobs.json
 
@@ -20,8 +20,8 @@ from diffusers_pfgm.training.run.outputs import Outputs
 
 def run_all(jobs: list[list[str]]) -> None:
     at_the_end, end_training = Outputs.at_the_end, Accelerator.end_training
-    Outputs.at_the_end = lambda self, step: None  # checkpoints are all that is compared
-    Accelerator.end_training = lambda self: None  # the next run uses the group of processes again
+    Outputs.at_the_end = lambda self, step: None  # only checkpoints are compared
+    Accelerator.end_training = lambda self: None  # the next run uses the same process group
     try:
         for job in jobs:
             loop.main(parse_args(None, job))

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, and holds every state of a run."""
+"""A checkpoint is complete or absent, and holds every state of a run."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from tests.conftest import make_tiny_unet
 
 
 class Run:
-    """A network in training, with its average."""
+    """A network in training with its EMA weights."""
 
     def __init__(self) -> None:
         self.accelerator = Accelerator(cpu=True)
@@ -56,7 +56,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_is_equal_to_the_bit(tmp_path: Path) -> None:
     run = Run()
     for _ in range(3):
         run.step()
@@ -73,7 +73,7 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert run.ema.optimization_step == other.ema.optimization_step == 5
 
 
-def test_old_ones_are_rotated_and_weights_are_safetensors(saved: Path) -> None:
+def test_old_checkpoints_are_removed_and_weights_are_safetensors(saved: Path) -> None:
     assert [path.name for path in list_checkpoints(saved)] == ["checkpoint-2", "checkpoint-3"]
     assert not list(saved.glob(".*"))
     weights = {path.suffix for path in saved.rglob("*model*") if path.is_file()}
@@ -81,7 +81,7 @@ def test_old_ones_are_rotated_and_weights_are_safetensors(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["shorter", "changed", "missing", "no contents", "empty contents"])
-def test_a_damaged_one_is_passed_over_with_a_warning(saved: Path, how: str) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(saved: Path, how: str) -> None:
     newest = saved / "checkpoint-3"
     weights = newest / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
@@ -95,46 +95,46 @@ def test_a_damaged_one_is_passed_over_with_a_warning(saved: Path, how: str) -> N
         (newest / "contents.json").unlink()
     else:
         (newest / "contents.json").write_text("{")
-    with pytest.warns(UserWarning, match="checkpoint-3 is passed over, for it is damaged: "):
+    with pytest.warns(UserWarning, match="checkpoint-3 is skipped because it is damaged: "):
         assert find_checkpoint("latest", saved).name == "checkpoint-2"
-    with pytest.raises(ValueError, match=r"checkpoint-3' is damaged: .* Use another, or 'latest'"):
+    with pytest.raises(ValueError, match=r"checkpoint-3' is damaged: .* Use another checkpoint, or 'latest'"):
         find_checkpoint(str(newest), saved)
 
 
-def test_only_damaged_ones_are_none(saved: Path) -> None:
+def test_without_an_undamaged_checkpoint_there_is_no_latest(saved: Path) -> None:
     for path in list_checkpoints(saved):
         (path / "contents.json").unlink()
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"there is no checkpoint-.* that is whole"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"there is no undamaged checkpoint-\* folder"):
         find_checkpoint("latest", saved)
 
 
-def test_what_a_kill_leaves_is_swept_up(saved: Path) -> None:
+def test_incomplete_checkpoints_are_removed(saved: Path) -> None:
     shutil.copytree(saved / "checkpoint-3", saved / ".checkpoint-4.partial")
     remove_incomplete_checkpoints(saved)
     assert sorted(path.name for path in saved.iterdir()) == ["checkpoint-2", "checkpoint-3"]
 
 
-def test_a_failed_write_leaves_the_last_one_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_does_not_change_the_last_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run()
 
     def full(*args: Any) -> None:
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(checkpoints, "write_contents", full)
-    with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*No space left.*checkpoint-3, is untouched"):
+    with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*No space left.*checkpoint-3, is unchanged"):
         save_checkpoint(run.accelerator, saved, 4, {})
     assert sorted(path.name for path in saved.iterdir()) == ["checkpoint-2", "checkpoint-3"]
     assert find_corruption(saved / "checkpoint-3") is None
 
 
-def test_a_failed_write_names_the_last_good_one(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(saved / "checkpoint-3")
+def test_a_failed_write_names_the_last_undamaged_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage(saved / "checkpoint-3")
     monkeypatch.setattr(checkpoints, "write_contents", lambda *args: 1 / 0)
-    with pytest.warns(UserWarning), pytest.raises(OSError, match=r"The last good checkpoint, .*checkpoint-2, is unt"):
+    with pytest.warns(UserWarning), pytest.raises(OSError, match=r"The last good checkpoint, .*checkpoint-2, is unc"):
         save_checkpoint(Run().accelerator, saved, 4, {})
 
 
-def test_one_of_that_name_is_set_aside(saved: Path) -> None:
+def test_a_checkpoint_of_the_same_name_is_set_aside(saved: Path) -> None:
     save_checkpoint(Run().accelerator, saved, 3, {"seed": 8})
     assert read_settings(saved / "checkpoint-3") == {"seed": 8} and not list(saved.glob(".*"))
     assert read_settings(saved / "set-aside-1" / "checkpoint-3") == {"seed": 7}
@@ -144,7 +144,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in list_checkpoints(folder)]
 
 
-def spoil(checkpoint: Path) -> None:
+def damage(checkpoint: Path) -> None:
     path = checkpoint / "optimizer.bin"
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 
@@ -155,66 +155,64 @@ def write(folder: Path, *steps: int, **options: Any) -> None:
         save_checkpoint(run.accelerator, folder, step, {}, **options)
 
 
-def test_a_damaged_one_does_not_count(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_counted(tmp_path: Path) -> None:
     write(tmp_path, 2, 4, 6)
-    spoil(tmp_path / "checkpoint-4")
-    with pytest.warns(UserWarning, match=r"checkpoint-4 does not count for the total limit, for it is damaged: opt"):
+    damage(tmp_path / "checkpoint-4")
+    with pytest.warns(UserWarning, match=r"checkpoint-4 is not counted by .* because it is damaged: opt"):
         write(tmp_path, 8, total_limit=3)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"]
 
 
-def test_unchanged_ones_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr(checkpoint_contents, "find_corruption", lambda path: seen.append(path.name))
+def test_unchanged_checkpoints_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(checkpoint_contents, "find_corruption", lambda path: checked.append(path.name))
     write(tmp_path, 1, 2, 3, 4, total_limit=9)
-    spoil(tmp_path / "checkpoint-2")
+    damage(tmp_path / "checkpoint-2")
     write(tmp_path, 5, total_limit=9)
-    assert seen == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-4", "checkpoint-2", "checkpoint-5"]
+    assert checked == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-4", "checkpoint-2", "checkpoint-5"]
 
 
-def test_what_was_just_written_and_gone_on_from_stays(tmp_path: Path) -> None:
+def test_the_new_checkpoint_and_the_resumed_one_are_kept(tmp_path: Path) -> None:
     write(tmp_path, 2, 4, 6, 8)
-    shutil.copytree(tmp_path / "checkpoint-8", tmp_path / "checkpoint-900")  # a user's copy, made while it runs
+    shutil.copytree(tmp_path / "checkpoint-8", tmp_path / "checkpoint-900")  # a user's copy, made during the run
     write(tmp_path, 7, total_limit=1, resumed_from=tmp_path / "checkpoint-6")
     assert names(tmp_path)[:2] == ["checkpoint-6", "checkpoint-7"] and len(names(tmp_path)) == 3
 
 
-def test_links_and_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+def test_links_and_folders_of_the_user_are_not_removed(tmp_path: Path) -> None:
     write(tmp_path, 1, 2)
     (tmp_path / "archive").mkdir()
     (tmp_path / "checkpoint-1").rename(tmp_path / "archive" / "checkpoint-1")
     (tmp_path / "checkpoint-1").symlink_to("archive/checkpoint-1")
     (tmp_path / "checkpoint-0").mkdir()
-    (tmp_path / "checkpoint-0" / "photo.png").write_text("mine")
+    (tmp_path / "checkpoint-0" / "photo.png").write_text("photo")
     (tmp_path / "checkpoint-5").symlink_to("nowhere")
-    with pytest.warns(UserWarning, match=r"checkpoint-0 does not count .* contents.json is missing"):
+    with pytest.warns(UserWarning, match=r"checkpoint-0 is not counted .* contents.json is missing"):
         write(tmp_path, 3, 4, total_limit=1)
     assert sorted(names(tmp_path)) == [f"checkpoint-{step}" for step in (0, 1, 4, 5)]
-    assert (
-        find_corruption(tmp_path / "archive" / "checkpoint-1") is None
-        and (tmp_path / "checkpoint-0" / "photo.png").exists()
-    )
-    with pytest.warns(UserWarning, match="checkpoint-5 is passed over"):
+    assert find_corruption(tmp_path / "archive" / "checkpoint-1") is None
+    assert (tmp_path / "checkpoint-0" / "photo.png").exists()
+    with pytest.warns(UserWarning, match="checkpoint-5 is skipped"):
         assert find_checkpoint("latest", tmp_path).name == "checkpoint-4"
 
 
-def test_the_step_is_that_of_the_contents(saved: Path) -> None:
+def test_the_step_is_read_from_the_contents(saved: Path) -> None:
     (saved / "checkpoint-2").rename(saved / "checkpoint-70")
     shutil.copytree(saved / "checkpoint-3", saved / "copy")
     assert [checkpoint_step(saved / name) for name in ("checkpoint-70", "copy")] == [2, 3]
     assert find_checkpoint("latest", saved).name == "checkpoint-3"
-    # A checkpoint of version 0.1.0 has its step in the numbers of the average alone.
+    # A checkpoint of version 0.1.0 has its step only in the state of the EMA.
     old = saved / "checkpoint-70" / "contents.json"
     contents = json.loads(old.read_text())
     old.write_text(json.dumps({name: contents[name] for name in ("settings", "files")}, indent=1))
     assert find_corruption(old.parent) is None and checkpoint_step(old.parent) == 2
 
 
-def test_one_changed_byte_of_the_contents_is_noticed(saved: Path) -> None:
+def test_one_changed_byte_of_the_contents_is_detected(saved: Path) -> None:
     path = saved / "checkpoint-3" / "contents.json"
     whole = path.read_bytes()
     for position, byte in enumerate(whole):
-        for changed in (byte ^ 1 << position % 8, ord("\t")):  # white space changes no value, and is noticed too
+        for changed in (byte ^ 1 << position % 8, ord("\t")):  # white space that changes no value is detected too
             path.write_bytes(whole[:position] + bytes([changed]) + whole[position + 1 :])
             assert find_corruption(path.parent) is not None, position
     for text in (b"", b"[]", b"3", b'{"settings": {}, "files": []}', whole[:-1], whole + b"\n"):
@@ -222,24 +220,24 @@ def test_one_changed_byte_of_the_contents_is_noticed(saved: Path) -> None:
         assert find_corruption(path.parent) is not None, text
 
 
-def test_a_plain_name_is_looked_up_in_the_output_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_looked_up_in_the_output_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (saved / "elsewhere").mkdir()
     monkeypatch.chdir(saved / "elsewhere")
     assert find_checkpoint("checkpoint-2", saved) == saved / "checkpoint-2"
     assert find_checkpoint("../checkpoint-2", saved).resolve() == saved / "checkpoint-2"
-    with pytest.raises(ValueError, match=r"'checkpoint-1' is no folder.*\(checkpoint-2, checkpoint-3\)"):
+    with pytest.raises(ValueError, match=r"'checkpoint-1' is not a folder.*\(checkpoint-2, checkpoint-3\)"):
         find_checkpoint("checkpoint-1", saved)
 
 
-def test_accumulated_parts_begin_anew(tmp_path: Path) -> None:
+def test_the_count_of_accumulated_parts_is_reset(tmp_path: Path) -> None:
     run = Run()
-    run.accelerator.step = 3  # accelerate's number of parts, of another accumulation
+    run.accelerator.step = 3  # accelerate's count of accumulated parts
     path = save_checkpoint(run.accelerator, tmp_path, 3, {})
     assert restore_checkpoint(run.accelerator, path, seed=0) == 3 and run.accelerator.step == 0
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_of_a_diverged_run_are_passed_over(tmp_path: Path, value: float) -> None:
+def test_weights_of_a_diverged_run_are_skipped(tmp_path: Path, value: float) -> None:
     run = Run()
     run.step()
     save_checkpoint(run.accelerator, tmp_path, 1, {})
@@ -247,7 +245,7 @@ def test_weights_of_a_diverged_run_are_passed_over(tmp_path: Path, value: float)
         run.ema.shadow_params[2].view(-1)[0] = value
     save_checkpoint(run.accelerator, tmp_path, 2, {}, total_limit=1)  # as version 0.1.0 wrote them
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
-    with pytest.warns(UserWarning, match=r"checkpoint-2 is passed over, for it is damaged: .* holds NaN or infinity"):
+    with pytest.warns(UserWarning, match=r"checkpoint-2 is skipped because it is damaged: .* holds NaN or infinity"):
         assert find_checkpoint("latest", tmp_path).name == "checkpoint-1"
-    with pytest.raises(ValueError, match=r"checkpoint-2' is damaged: .* holds NaN or infinity, for its run diverged"):
+    with pytest.raises(ValueError, match=r"checkpoint-2' is damaged: .* holds NaN or infinity, since its run diverged"):
         find_checkpoint("checkpoint-2", tmp_path)

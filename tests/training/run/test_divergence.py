@@ -1,4 +1,4 @@
-"""What counts as divergence, and what does not."""
+"""Divergence is detected, and skipped steps of float16 do not count."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ NAN, FINE = torch.tensor(torch.nan), torch.tensor(1.0)
 
 
 class Scaler:
-    """Stands for float16's loss scale."""
+    """A substitute for the gradient scaler of float16."""
 
     def __init__(self, scale: float) -> None:
         self.scale, self.reads = scale, 0
@@ -26,7 +26,7 @@ class Scaler:
 
 
 def make_guard(folder: Path, scaler: Scaler | None = None, skipped: bool = False, others: int = 0) -> DivergenceGuard:
-    """A guard; with `others` broken on another process."""
+    """A guard on the CPU; `others` processes report values that are not finite."""
     accelerator: Any = SimpleNamespace(
         scaler=scaler,
         optimizer_step_was_skipped=skipped,
@@ -39,7 +39,7 @@ def make_guard(folder: Path, scaler: Scaler | None = None, skipped: bool = False
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
-def test_one_part_of_a_step_is_enough(tmp_path: Path, number: float) -> None:
+def test_one_accumulated_part_is_enough(tmp_path: Path, number: float) -> None:
     guard = make_guard(tmp_path)
     for loss in (1.0, 2.0):
         guard.note(torch.tensor(loss))
@@ -53,14 +53,14 @@ def test_one_part_of_a_step_is_enough(tmp_path: Path, number: float) -> None:
         guard.check_gradients(3, torch.tensor(number))
 
 
-def test_what_another_process_has_found_counts(tmp_path: Path) -> None:
+def test_divergence_on_another_process_counts(tmp_path: Path) -> None:
     guard = make_guard(tmp_path, others=1)
     guard.note(FINE)
     with pytest.raises(DivergenceError):
         guard.check_gradients(1, FINE)
 
 
-def test_skipped_steps_of_float16_are_no_divergence(tmp_path: Path) -> None:
+def test_skipped_steps_of_float16_are_not_divergence(tmp_path: Path) -> None:
     scaler = Scaler(0.5)
     guard = make_guard(tmp_path, scaler, skipped=True)
     guard.note(FINE)
@@ -78,23 +78,23 @@ def test_skipped_steps_of_float16_are_no_divergence(tmp_path: Path) -> None:
     assert unread.reads == 0
 
 
-def weights_checked(folder: Path, break_it: str) -> None:
+def check_broken_weights(folder: Path, broken: str) -> None:
     unet = make_tiny_unet().train()
     optimizer = torch.optim.AdamW(unet.parameters())
     sum(weight.sum() for weight in unet.parameters()).backward()
     optimizer.step()
     ema: Any = SimpleNamespace(shadow_params=[weight.detach().clone() for weight in unet.parameters()])
-    place = {
+    values = {
         "a weight": next(unet.parameters()).data,
         "an averaged weight": ema.shadow_params[3],
         "the state of the optimizer": next(iter(optimizer.state.values()))["exp_avg_sq"],
     }
-    if break_it in place:
-        place[break_it].view(-1)[0] = torch.inf
+    if broken in values:
+        values[broken].view(-1)[0] = torch.inf
 
     def forward() -> Any:
         assert not unet.training and not torch.is_grad_enabled()
-        return SimpleNamespace(sample=NAN if break_it == "the network's output" else FINE)
+        return SimpleNamespace(sample=NAN if broken == "the network's output" else FINE)
 
     make_guard(folder).check_weights(7, unet, ema, optimizer, forward)
     assert unet.training
@@ -104,16 +104,16 @@ def weights_checked(folder: Path, break_it: str) -> None:
     "what", ["a weight", "an averaged weight", "the state of the optimizer", "the network's output"]
 )
 def test_everything_that_is_saved_must_be_finite(tmp_path: Path, what: str) -> None:
-    weights_checked(tmp_path, "nothing")
+    check_broken_weights(tmp_path, "nothing")
     with pytest.raises(DivergenceError, match=f"diverged at step 7: {what} became NaN or infinite"):
-        weights_checked(tmp_path, what)
+        check_broken_weights(tmp_path, what)
 
 
-def test_a_step_is_read_back_once(tmp_path: Path) -> None:
+def test_a_step_reads_from_the_device_at_most_once(tmp_path: Path) -> None:
     reads = []
 
     class Reads(TorchDispatchMode):
-        """Notes what takes a value, or a tensor, from a device."""
+        """Records operations that read values from a device."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             names = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")

@@ -1,4 +1,4 @@
-"""A run that diverges stops with an error, saves nothing of its weights and leaves its good checkpoints alone."""
+"""A run that diverges stops with an error, does not save its weights and keeps its good checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -31,18 +31,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(data: Path, output: Path, *more: str) -> list[str]:
-    found = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
-    found += [f"--model_config_name_or_path={data / 'config.json'}", "--logger=none", "--lr_warmup_steps=0"]
-    return [*found, "--train_batch_size=16", *more]
+    common = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
+    common += [f"--model_config_name_or_path={data / 'config.json'}", "--logger=none", "--lr_warmup_steps=0"]
+    return [*common, "--train_batch_size=16", *more]
 
 
-def left(output: Path) -> set[str]:
+def file_names(output: Path) -> set[str]:
     return {path.name for path in output.iterdir() if not path.name.startswith(".")}
 
 
 def spoiled(change: Callable[[int, LossOutput], LossOutput]) -> Callable[..., LossOutput]:
-    """An objective whose result is changed by the number of its call, from 1."""
-    call, calls = FieldObjective.__call__, []
+    """An objective whose result is changed, depending on the number of the call, counted from 1."""
+    call = FieldObjective.__call__
+    calls = []
 
     def spoil(self: FieldObjective, *args: Any, **kwargs: Any) -> LossOutput:
         calls.append(1)
@@ -52,7 +53,7 @@ def spoiled(change: Callable[[int, LossOutput], LossOutput]) -> Callable[..., Lo
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_run_stops_before_the_step_that_is_broken(
+def test_a_run_stops_before_the_step_that_diverges(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     def change(number: int, result: LossOutput) -> LossOutput:
@@ -68,19 +69,19 @@ def test_a_run_stops_before_the_step_that_is_broken(
     more = ["--max_train_steps=9", "--checkpointing_steps=2", "--checkpoints_total_limit=1"]
     with pytest.raises(DivergenceError) as caught:
         loop.main(parse_args(None, options(data, output, *more)))
-    what = "the loss and the norm of the gradient" if kind == "loss" else "the norm of the gradient"
-    assert f"The training diverged at step 4: {what} became NaN or infinite" in str(caught.value)
+    cause = "the loss and the norm of the gradient" if kind == "loss" else "the norm of the gradient"
+    assert f"The training diverged at step 4: {cause} became NaN or infinite" in str(caught.value)
     assert f"The last good checkpoint is {output / 'checkpoint-2'}." in str(caught.value)
-    assert left(output) == {"checkpoint-2", "log.jsonl"}
+    assert file_names(output) == {"checkpoint-2", "log.jsonl"}
     assert read_records(output / "log.jsonl")[-1]["event"] == "diverged"
 
 
 @pytest.mark.parametrize("more", [["--max_train_steps=1"], ["--max_train_steps=9", "--save_model_epochs=1"]])
-def test_weights_that_the_step_itself_breaks_are_not_saved(data: Path, tmp_path: Path, more: list[str]) -> None:
+def test_weights_that_diverge_in_the_step_itself_are_not_saved(data: Path, tmp_path: Path, more: list[str]) -> None:
     output = tmp_path / "run"
     with pytest.raises(DivergenceError, match="There is no checkpoint yet"):
         loop.main(parse_args(None, options(data, output, "--learning_rate=1e20", *more)))
-    assert left(output) == {"log.jsonl"}
+    assert file_names(output) == {"log.jsonl"}
 
 
 def test_finite_weights_without_a_finite_output_are_not_saved(
@@ -96,7 +97,7 @@ def test_finite_weights_without_a_finite_output_are_not_saved(
     output = tmp_path / "run"
     with pytest.raises(DivergenceError, match="diverged at step 3: the network's output became NaN or infinite"):
         loop.main(parse_args(None, options(data, output, "--max_train_steps=3")))
-    assert "log.jsonl" in left(output) and not {"checkpoint-3", "model_index.json"} & left(output)
+    assert "log.jsonl" in file_names(output) and not {"checkpoint-3", "model_index.json"} & file_names(output)
 
 
 def test_processes_agree_on_charges_and_on_divergence(data: Path, tmp_path: Path) -> None:
@@ -105,10 +106,10 @@ def test_processes_agree_on_charges_and_on_divergence(data: Path, tmp_path: Path
     more = ["--max_train_steps=9", "--checkpointing_steps=2"]
     done = torchrun(Path(__file__).parent / "unequal_ranks.py", *options(data, output, *more))
     assert done.returncode != 0
-    assert "The field of a step is that of all 100 images" in done.stdout
+    assert "The field of a step is computed from all 100 images" in done.stdout
     last = done.stderr.rstrip().splitlines()[-1]
     assert last.startswith("unequal_ranks.py: error: The training diverged at step 3: the loss")
     assert f"The last good checkpoint is {output / 'checkpoint-2'}." in last
-    assert left(output) == {"checkpoint-2", "log.jsonl"}
-    # Neither process shows where in our code it was raised.
+    assert file_names(output) == {"checkpoint-2", "log.jsonl"}
+    # Neither process prints a traceback.
     assert "divergence.py" not in done.stderr

@@ -1,4 +1,4 @@
-"""NaN and infinity are found in tensors and in files."""
+"""NaN and infinity are detected in tensors and in files."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from diffusers_pfgm.training.run.finite_weights import all_finite, non_finite_we
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_one_number_is_enough(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+def test_one_number_that_is_not_finite_is_detected(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
     weights = {"a": torch.zeros(3, dtype=dtype), "b.c": torch.zeros(2, 2, dtype=dtype), "steps": torch.tensor(3)}
     (tmp_path / "unet_ema").mkdir()
     save_file(weights, tmp_path / "unet_ema" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""A folder is replaced in one step where the system can, and recovered where it cannot."""
+"""A folder is replaced in one step if the system can, and otherwise recovered after a kill."""
 
 from pathlib import Path
 

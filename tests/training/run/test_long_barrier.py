@@ -1,11 +1,11 @@
-"""Two processes, of which the main one works alone for longer than a collective of the training may take."""
+"""Processes wait while the main process works longer than the time-out of a collective."""
 
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
-from diffusers_pfgm.training.run.checkpoints import checkpoint_step
+from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step
 from diffusers_pfgm.training.run.long_barrier import LongBarrier
 from tests.training.launch import torchrun
 
@@ -43,12 +43,12 @@ loop.main(parse_args(None, sys.argv[1:]))
 """
 
 
-def test_one_process_waits_for_nobody() -> None:
+def test_one_process_does_not_wait() -> None:
     with LongBarrier(Accelerator(cpu=True)):
         pass
 
 
-def test_processes_wait_for_the_main_one_however_long_it_works(tmp_path: Path) -> None:
+def test_processes_wait_for_the_main_process(tmp_path: Path) -> None:
     write_parquet(split_digits()[0][:40], tmp_path / "digits.parquet")
     (tmp_path / "run.py").write_text(RUN)
     options = [f"--dataset_name={tmp_path / 'digits.parquet'}", f"--output_dir={tmp_path / 'run'}", "--resolution=8"]

@@ -1,4 +1,4 @@
-"""Options are numbers in their range, or an error that names it."""
+"""Numeric options have a range, and errors name it."""
 
 import argparse
 import math
@@ -8,35 +8,37 @@ import pytest
 from diffusers.optimization import SchedulerType
 
 from diffusers_pfgm.training.run.arguments import LR_SCHEDULERS, parse_args
+from diffusers_pfgm.training.run.likelihood_evaluation import parse_args as parse_evaluation_args
 from diffusers_pfgm.training.run.option_types import integer, number, positive, share
-from tests.scripts import load_script
 
 PERTURBATION = "--objective=perturbation"
-parse_evaluation = load_script("evaluate_likelihood").parse_args
 
 
-def refused(parse: Callable[[str], float], text: str) -> str:
+def error_message(parse: Callable[[str], float], text: str) -> str:
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         parse(text)
     return str(caught.value)
 
 
-def test_ranges_are_kept_and_named() -> None:
+def test_values_out_of_range_are_errors_that_name_the_range() -> None:
     assert positive("3") == 3 and integer(0)("0") == 0 and integer(-2, 2)("-2") == -2
-    assert refused(positive, "0") == "must be a whole number >= 1, but is 0"
-    assert refused(integer(0, 9), "10") == "must be a whole number from 0 to 9, but is 10"
-    assert refused(positive, "1.5") == "must be a whole number >= 1, but is '1.5'"
+    assert error_message(positive, "0") == "must be a whole number >= 1, but is 0"
+    assert error_message(integer(0, 9), "10") == "must be a whole number from 0 to 9, but is 10"
+    assert error_message(positive, "1.5") == "must be a whole number >= 1, but is '1.5'"
     assert share("0") == 0.0 and share("0.5") == 0.5
-    assert refused(share, "1") == "must be a finite number >= 0 and < 1, but is 1"
+    assert error_message(share, "1") == "must be a finite number >= 0 and < 1, but is 1"
     assert number(0.01, or_infinity=True)("inf") == math.inf
-    assert refused(number(0.01, or_infinity=True), "0.001") == "must be a finite number >= 0.01, or inf, but is 0.001"
-    assert refused(number(0, above_low=True), "0") == "must be a finite number > 0, but is 0"
+    assert (
+        error_message(number(0.01, or_infinity=True), "0.001")
+        == "must be a finite number >= 0.01, or inf, but is 0.001"
+    )
+    assert error_message(number(0, above_low=True), "0") == "must be a finite number > 0, but is 0"
     assert number()("-1e300") == -1e300
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "x", ""])
-def test_what_is_no_finite_number_is_refused(text: str) -> None:
-    assert f"a finite number >= 0, but is {text}" in refused(number(0), text)
+def test_values_that_are_not_finite_numbers_are_errors(text: str) -> None:
+    assert f"a finite number >= 0, but is {text}" in error_message(number(0), text)
 
 
 @pytest.mark.parametrize(
@@ -65,34 +67,37 @@ def test_what_is_no_finite_number_is_refused(text: str) -> None:
     ],
 )
 def test_numeric_options_have_a_range(name: str, values: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    needed = [PERTURBATION] if name in ("--aug_dim", "--sigma_data") else []
+    objective = [PERTURBATION] if name in ("--aug_dim", "--sigma_data") else []
     for value in values:
         with pytest.raises(SystemExit):
-            parse_args(None, [*needed, f"{name}={value}"])
+            parse_args(None, [*objective, f"{name}={value}"])
         last = capsys.readouterr().err.splitlines()[-1]
         assert f"argument {name}: must be " in last and value in last
 
 
-def test_usual_values_are_taken() -> None:
+def test_usual_values_are_accepted() -> None:
     options = ["--learning_rate=30", "--lr_warmup_steps=0", "--adam_weight_decay=0", "--ema_max_decay=0"]
     args = parse_args(None, [PERTURBATION, "--aug_dim=inf", "--sigma_data=0.1", "--adam_beta1=0", *options])
     assert args.aug_dim == math.inf and args.learning_rate == 30 and args.lr_warmup_steps == 0
     assert parse_args(None, [PERTURBATION, "--aug_dim=0.01"]).aug_dim == 0.01
 
 
-def test_every_schedule_of_diffusers_is_known_or_refused_with_the_cause(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_schedule_of_diffusers_is_accepted_or_refused_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert {*LR_SCHEDULERS, "piecewise_constant"} == {kind.value for kind in SchedulerType}
     for name in LR_SCHEDULERS:
         assert parse_args(None, [f"--lr_scheduler={name}"]).lr_scheduler == name
     with pytest.raises(SystemExit):
         parse_args(None, ["--lr_scheduler=piecewise_constant"])
-    assert "its rules for the steps cannot be given here" in capsys.readouterr().err.splitlines()[-1]
+    assert "there is no option for its step rules" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(SystemExit):
         parse_args(None, ["--lr_scheduler=polynomial", "--learning_rate=1e-8"])
-    assert "--learning_rate must be above 1e-07, where --lr_scheduler polynomial ends" in capsys.readouterr().err
+    assert (
+        "--learning_rate must be above 1e-07, the end of --lr_scheduler polynomial, but is 1e-08"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_logger_that_is_not_installed_is_refused(
+def test_a_logger_that_is_not_installed_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -106,7 +111,7 @@ def test_a_logger_that_is_not_installed_is_refused(
 @pytest.mark.parametrize(
     "option", ["--tolerance=nan", "--tolerance=0", "--tolerance=inf", "--num_levels=1", "--seed=-1"]
 )
-def test_the_evaluation_has_ranges_too(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_the_likelihood_evaluation_have_ranges_too(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_evaluation(["--model=m", option])
+        parse_evaluation_args(None, ["--model=m", option])
     assert "must be a" in capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A run's folder is its own."""
+"""An output folder belongs to one run."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from filelock import FileLock
 from diffusers_pfgm.training.run.output_folder import check_output_dir, lock_output_dir
 
 
-def test_a_used_output_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     check_output_dir(tmp_path / "new")
     check_output_dir(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
@@ -24,14 +24,14 @@ def test_a_used_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     check_output_dir(tmp_path, resume_from="checkpoint-3")
     check_output_dir(tmp_path, resume_from=str(tmp_path / "set-aside-1" / "checkpoint-3"))
-    with pytest.raises(ValueError, match="is not empty"):  # a plain name that is not there
+    with pytest.raises(ValueError, match="is not empty"):  # a name that does not exist
         check_output_dir(tmp_path, resume_from="checkpoint-4")
     with pytest.raises(ValueError, match="is a file"):
         check_output_dir(tmp_path / "model_index.json", overwrite=True)
 
 
-def test_any_file_makes_an_output_folder_used(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+def test_any_file_makes_an_output_folder_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(ValueError, match="is not empty"):
         check_output_dir(tmp_path)
 
@@ -39,8 +39,8 @@ def test_any_file_makes_an_output_folder_used(tmp_path: Path) -> None:
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     script = (
-        "from diffusers_pfgm.training.run.output_folder import claim_output_dir\n"
-        f"lock = claim_output_dir({str(folder)!r})"
+        "from diffusers_pfgm.training.run.output_folder import lock_output_dir\n"
+        f"lock = lock_output_dir({str(folder)!r})"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", script + "\nprint(flush=True)\ninput()"],
@@ -53,18 +53,18 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         lock_output_dir(folder)
     holder.kill()
     holder.wait()
-    check_output_dir(folder)  # the lock that is left makes no folder used
+    check_output_dir(folder)  # the lock file that remains does not count
     lock_output_dir(folder).release()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"`--output_dir` .*inside' cannot be written to: Not a directory"):
         lock_output_dir(tmp_path / "file" / "inside")
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a link"])
-def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_lock_file_that_cannot_be_opened_is_named(tmp_path: Path, kind: str) -> None:
     if kind == "a folder":
         (tmp_path / ".lock").mkdir()
     else:
@@ -73,7 +73,7 @@ def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path, kind: str) -> Non
         lock_output_dir(tmp_path)
 
 
-def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: FileLock, *args: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""What a run leaves besides its checkpoints: the pipeline first, and nothing else ends the run."""
+"""The outputs of a run besides its checkpoints: the pipeline is saved first, and other failures do not end the run."""
 
 import errno
 import warnings
@@ -13,7 +13,7 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
-from diffusers_pfgm.training.run import outputs as outputs
+from diffusers_pfgm.training.run import outputs
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.checkpoint_contents import write_contents
 from diffusers_pfgm.training.run.records import Records, read_records
@@ -25,12 +25,12 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A spacing that is fitted in few calls."""
+    """Fit the spacing of the noise levels with few network calls."""
     monkeypatch.setattr("diffusers_pfgm.schedulers.fit_sigmas.FINE_STEPS", 10)
 
 
 def make_outputs(folder: Path, *options: str) -> outputs.Outputs:
-    """Of a run of a tiny network whose average differs from it, with ten images held out."""
+    """The outputs of a tiny network whose weights differ from its EMA weights, with ten held-out images."""
     folder.mkdir(exist_ok=True)
     common = [f"--output_dir={folder}", "--resolution=8", "--logger=none", "--num_inference_steps=3"]
     args = parse_args(None, [*common, *options])
@@ -58,10 +58,10 @@ def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_the_network_has_its_own_weights_again_whatever_fails(tmp_path: Path) -> None:
+def test_the_weights_are_restored_after_an_error(tmp_path: Path) -> None:
     run = make_outputs(tmp_path)
     before = weights(run.unet)
-    with pytest.raises(RuntimeError, match="memory"), run.average() as pipeline:
+    with pytest.raises(RuntimeError, match="memory"), run.ema_weights() as pipeline:
         assert not equal(weights(pipeline.unet), before) and not pipeline.unet.training
         raise RuntimeError("out of memory")
     assert equal(weights(run.unet), before) and run.unet.training
@@ -71,32 +71,33 @@ def test_no_call_has_more_samples_than_eval_batch_size(tmp_path: Path, monkeypat
     sizes: list[int] = []
     forward = UNet2DModel.forward
 
-    def look(self: UNet2DModel, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def record(self: UNet2DModel, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(sample))
         return forward(self, sample, *args, **kwargs)
 
-    monkeypatch.setattr(UNet2DModel, "forward", look)
-    found = {}
+    monkeypatch.setattr(UNet2DModel, "forward", record)
+    results = {}
     for size in (3, 10):
         run = make_outputs(tmp_path / str(size), f"--eval_batch_size={size}")
-        run.at_intervals(7, set(outputs.KINDS))
-        with run.average() as pipeline:
+        run.at_intervals(7, set(outputs.EPOCH_OPTIONS))
+        with run.ema_weights() as pipeline:
             run._fit_spacing(pipeline)
         assert max(sizes) == size
         sizes.clear()
         knots = PFGMPipeline.from_pretrained(run.folder).scheduler.config.sigma_knots
-        found[size] = [read_records(run.records.path, "validation")[0]["distance"], *knots]
-    assert found[3] == pytest.approx(found[10], rel=1e-4)
+        results[size] = [read_records(run.records.path, "validation")[0]["distance"], *knots]
+    assert results[3] == pytest.approx(results[10], rel=1e-4)
 
 
-def test_no_other_failure_costs_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pipeline_is_saved_even_if_all_other_outputs_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_outputs(tmp_path)
     write_checkpoint(tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-6").mkdir()  # a damaged one
-    average, seen = run.ema.shadow_params, []
+    ema_weights = run.ema.shadow_params
+    pipeline_saved = []
 
     def fail(error: Exception, *args: Any, **kwargs: Any) -> None:
-        seen.append((tmp_path / "model_index.json").exists())
+        pipeline_saved.append((tmp_path / "model_index.json").exists())
         raise error
 
     for owner, name, error in (
@@ -111,22 +112,22 @@ def test_no_other_failure_costs_the_pipeline(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(owner, name, lambda *args, error=error, **kwargs: fail(error))
     with pytest.warns(UserWarning) as caught:
         run.log(7, {"loss": 1.0})
-        seen.clear()
+        pipeline_saved.clear()
         run.at_the_end(7)
-    assert seen and all(seen)
-    told = [text for text in (str(each.message) for each in caught) if "is passed over" not in text]
+    assert pipeline_saved and all(pipeline_saved)
+    messages = [text for text in (str(warning.message) for warning in caught) if "is skipped" not in text]
     for words in (
         "A record of the tracker failed (OSError: [Errno 28] No space left on device)",
         "A record in log.jsonl failed (OSError: [Errno 28]",
         "The sample grid after step 7 failed (OutOfMemoryError: CUDA out of memory)",
         "The validation after step 7 failed (MemoryError",
-        "Fitting the spacing of the steps failed (RuntimeError: not enough memory)",
-        "The picture training.png failed (",
+        "Fitting the spacing of the noise levels failed (RuntimeError: not enough memory)",
+        "The figure training.png failed (",
         "The model card failed (KeyError",
     ):
-        assert [each for each in told if words in each], words
-    assert all(f"The last good checkpoint is {tmp_path / 'checkpoint-5'}." in each for each in told)
-    assert equal(weights(PFGMPipeline.from_pretrained(tmp_path).unet), list(average))
+        assert [message for message in messages if words in message], words
+    assert all(f"The last good checkpoint is {tmp_path / 'checkpoint-5'}." in message for message in messages)
+    assert equal(weights(PFGMPipeline.from_pretrained(tmp_path).unet), list(ema_weights))
 
 
 def test_a_pipeline_that_cannot_be_saved_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +140,13 @@ def test_a_pipeline_that_cannot_be_saved_is_an_error(tmp_path: Path, monkeypatch
     monkeypatch.setattr(UNet2DModel, "save_pretrained", fail)
     for call in (lambda: run.at_intervals(7, {"save_model_epochs"}), lambda: run.at_the_end(7)):
         with pytest.raises(
-            OSError, match=r"No space left on device.*The last good checkpoint is .*checkpoint-5\. Make room"
+            OSError, match=r"No space left on device.*The last good checkpoint is .*checkpoint-5\. Free some space"
         ):
             call()
     assert not (tmp_path / "model_index.json").exists() and run.unet.training
 
 
-def test_a_torn_log_is_drawn_all_the_same(tmp_path: Path) -> None:
+def test_a_damaged_log_is_plotted(tmp_path: Path) -> None:
     run = make_outputs(tmp_path)
     run.log(1, {"loss": 1.0})
     with (tmp_path / "log.jsonl").open("ab") as file:
@@ -158,7 +159,7 @@ def test_a_torn_log_is_drawn_all_the_same(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_the_command_on_the_card_tells_no_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_on_the_card_contains_no_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ada" / "photos").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     options = ["--train_data_dir", "ada/photos", "--output_dir=/home/ada/my run", "--dataset_name=ylecun/mnist", "-x"]
@@ -167,17 +168,17 @@ def test_the_command_on_the_card_tells_no_places(monkeypatch: pytest.MonkeyPatch
     assert outputs._command() == expected + "--dataset_name=ylecun/mnist -x"
 
 
-def test_what_is_due_is_known_to_every_process() -> None:
+def test_due_outputs_depend_on_the_step_and_the_options() -> None:
     args = parse_args(None, ["--save_images_epochs=1", "--validation_epochs=2", "--save_model_epochs=3"])
     assert outputs.due(args, 4, 2) == {"save_images_epochs", "validation_epochs"}
     assert outputs.due(args, 5, 2) == set() and len(outputs.due(args, 12, 2)) == 3
 
 
-def test_what_is_published_tells_nothing_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_files_do_not_contain_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "secret-place"
     folder.mkdir()
     for name in ("me.png", "samples.png", "log.txt"):
-        (folder / name).write_text("mine")
+        (folder / name).write_text("private")
     run, published = make_outputs(folder, f"--train_data_dir={tmp_path / 'secret-photos'}"), list[set[str]]()
     run.repo_id = "ada/model"
     monkeypatch.setattr("sys.argv", ["train_pfgm.py", f"--train_data_dir={tmp_path / 'secret-photos'}"])
@@ -189,9 +190,9 @@ def test_what_is_published_tells_nothing_of_the_machine(tmp_path: Path, monkeypa
     pipeline = {"model_index.json", "pipeline.py", "README.md", "unet/config.json", "log.jsonl"}
     pipeline |= {"unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"}
     pipeline |= {"scheduler/diffusers_pfgm.py"}
-    pictures = {"samples/step-000021.png", "training.png", "sigma-density.png"}
+    figures = {"samples/step-000021.png", "training.png", "sigma-density.png"}
     grid = "samples/step-000014.png"
-    assert published == [pipeline, pipeline | {grid}, pipeline | {grid} | pictures]
+    assert published == [pipeline, pipeline | {grid}, pipeline | {grid} | figures]
     for name in published[-1]:
         content = (folder / name).read_bytes()
         assert str(tmp_path).encode() not in content and b"secret-place" not in content, name

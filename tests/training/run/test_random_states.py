@@ -1,4 +1,4 @@
-"""Random states of each process go on, or begin anew with a word."""
+"""The random states of each process are restored, or initialized anew with a message."""
 
 import random
 from pathlib import Path
@@ -27,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Path:
     torch.set_rng_state(before[2])
 
 
-def test_what_was_saved_goes_on(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saved_states_are_restored(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = draw()
     draw()
     restore_random_states(Accelerator(cpu=True), checkpoint, seed=1, step=3)
@@ -35,7 +35,7 @@ def test_what_was_saved_goes_on(checkpoint: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("how", ["missing", "another library's", "incomplete", "no tensor"])
-def test_what_cannot_be_restored_is_said_and_defined(
+def test_states_that_cannot_be_restored_depend_on_seed_and_step(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     path = checkpoint / "random_states_0.pkl"
@@ -50,22 +50,23 @@ def test_what_cannot_be_restored_is_said_and_defined(
     else:
         torch.save(states | {"torch_manual_seed": 3}, path)
     accelerator = Accelerator(cpu=True)
-    found = []
+    numbers = []
+    message = "The random states of processes 0 are initialized anew from the seed and the step"
     for seed, step in ((1, 3), (1, 3), (1, 4), (2, 3)):
         restore_random_states(accelerator, checkpoint, seed, step)
-        found.append(torch.rand(()).item())
-        assert "Of processes 0 the random states begin anew, from the seed and the step" in capsys.readouterr().out
-    assert found[0] == found[1] and len({*found}) == 3
+        numbers.append(torch.rand(()).item())
+        assert message in capsys.readouterr().out
+    assert numbers[0] == numbers[1] and len({*numbers}) == 3
 
 
-def test_processes_that_were_not_there_differ(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_of_additional_processes_differ(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (checkpoint / "random_states_0.pkl").unlink()
-    found = set()
+    drawn = set()
     for process in range(4):
         monkeypatch.setattr(Accelerator, "process_index", process)
         restore_random_states(Accelerator(cpu=True), checkpoint, seed=1, step=3)
-        found.add((random.random(), np.random.rand(), torch.rand(()).item()))
-    assert len({each[2] for each in found}) == len({each[0] for each in found}) == 4
+        drawn.add((random.random(), np.random.rand(), torch.rand(()).item()))
+    assert len({numbers[2] for numbers in drawn}) == len({numbers[0] for numbers in drawn}) == 4
 
 
 @pytest.mark.parametrize(("index", "restored"), [(None, True), (1, True), (2, False)])
@@ -76,13 +77,14 @@ def test_each_process_restores_the_state_of_its_own_device(
     index: int | None,
     restored: bool,
 ) -> None:
-    path, calls = checkpoint / "random_states_0.pkl", []
-    of_devices = [torch.tensor([number], dtype=torch.uint8) for number in (10, 11)]
-    torch.save(torch.load(path, weights_only=False) | {"torch_cuda_manual_seed": of_devices}, path)
+    path = checkpoint / "random_states_0.pkl"
+    calls = []
+    device_states = [torch.tensor([number], dtype=torch.uint8) for number in (10, 11)]
+    torch.save(torch.load(path, weights_only=False) | {"torch_cuda_manual_seed": device_states}, path)
     module = SimpleNamespace(set_rng_state=lambda state, device: calls.append((state.item(), device)))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     device = torch.device("cuda", index) if index is not None else torch.device("cuda")
     monkeypatch.setattr(Accelerator, "device", device)
     restore_random_states(Accelerator(cpu=True), checkpoint, seed=1, step=3)
     assert calls == ([(10 + (index or 0), device)] if restored else [])
-    assert ("begin anew" in capsys.readouterr().out) != restored
+    assert ("initialized anew" in capsys.readouterr().out) != restored

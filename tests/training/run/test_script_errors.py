@@ -1,4 +1,4 @@
-"""Errors that name their cause end a script in one line, which is the last also under a launcher."""
+"""Errors that explain themselves end a script with one line, which is also the last line under a launcher."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ run_script(lambda: PoissonKernel(-1.0))
 """
 
 
-def in_lines() -> None:
+def raise_two_lines() -> None:
     raise ValueError("two\n  lines")
 
 
@@ -32,11 +32,11 @@ def as_script(monkeypatch: pytest.MonkeyPatch) -> None:
     ("call", "line"),
     [
         (lambda: PoissonKernel(-1.0), "`aug_dim` must be a number > 0, or None for infinity, but is -1.0."),
-        (in_lines, "two lines"),
+        (raise_two_lines, "two lines"),
         (lambda: Path("nowhere.json").read_text(), "[Errno 2] No such file or directory: 'nowhere.json'"),
     ],
 )
-def test_an_error_with_a_cause_is_one_line(
+def test_an_explained_error_is_printed_in_one_line(
     as_script: None, call: Callable[[], object], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="1"):
@@ -45,12 +45,12 @@ def test_an_error_with_a_cause_is_one_line(
 
 
 @pytest.mark.parametrize("call", [lambda: int("x"), lambda: [].pop(), lambda: {}["name"]])
-def test_a_bug_keeps_its_traceback(as_script: None, call: Callable[[], object]) -> None:
+def test_an_unexpected_error_keeps_its_traceback(as_script: None, call: Callable[[], object]) -> None:
     with pytest.raises((ValueError, IndexError, KeyError)):
         run_script(call)
 
 
-def test_options_have_their_error_in_the_same_way(as_script: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_options_have_the_same_form(as_script: None, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         ScriptParser().parse_args(["--unknown"])
     assert capsys.readouterr().err.splitlines()[-1] == (
@@ -58,20 +58,20 @@ def test_options_have_their_error_in_the_same_way(as_script: None, capsys: pytes
     )
 
 
-def test_nothing_happens_to_a_script_that_succeeds() -> None:
+def test_scripts_that_succeed_or_exit_are_not_changed() -> None:
     run_script(lambda: None)
     with pytest.raises(SystemExit, match="3"):
         run_script(lambda: sys.exit(3))
     assert script_errors.launcher_process() is None
 
 
-def test_the_line_is_the_last_under_accelerate_launch(tmp_path: Path) -> None:
+def test_the_message_is_the_last_line_under_accelerate_launch(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--cpu"]
     done = subprocess.run([*launch, str(tmp_path / "work.py")], capture_output=True, text=True, timeout=300)
     lines = done.stderr.rstrip().splitlines()
     assert done.returncode != 0 and lines[-1].startswith("work.py: error: `aug_dim` must be a number > 0")
-    launchers = next(i for i, line in enumerate(lines) if line.startswith("Traceback"))
-    assert "CalledProcessError" in "".join(lines[launchers:])
-    # It stands before the launcher's traceback too, in case that is never reached, and has none of its own.
-    assert lines[-1] in lines[:launchers] and "script_errors" not in done.stderr
+    traceback_start = next(i for i, line in enumerate(lines) if line.startswith("Traceback"))
+    assert "CalledProcessError" in "".join(lines[traceback_start:])
+    # The message is printed before the launcher's traceback too, and the script has no traceback.
+    assert lines[-1] in lines[:traceback_start] and "script_errors" not in done.stderr

@@ -1,4 +1,4 @@
-"""Held-out images, and the distance to them."""
+"""Held-out images, the distance to them, and the best model."""
 
 import shutil
 import sys
@@ -17,13 +17,13 @@ from diffusers_pfgm.training.run.validation import BestModel, Validation, split_
 from tests.conftest import make_tiny_pipeline
 
 
-def exact(charges: torch.Tensor) -> PFGMPipeline:
+def exact_pipeline(charges: torch.Tensor) -> PFGMPipeline:
     pipe = PFGMPipeline(ChargeField(charges), PoissonFlowScheduler(max_norm=300.0))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def test_a_split_is_disjoint_complete_and_the_same_again() -> None:
+def test_a_split_is_disjoint_complete_and_reproducible() -> None:
     train, held_out = split_indices(100, 0.2, seed=1)
     assert sorted(train + held_out) == list(range(100)) and len(held_out) == 20
     assert (train, held_out) == split_indices(100, 0.2, seed=1) != split_indices(100, 0.2, seed=2)
@@ -32,31 +32,31 @@ def test_a_split_is_disjoint_complete_and_the_same_again() -> None:
             split_indices(100, share, seed=0)
 
 
-def test_good_samples_are_as_far_as_real_ones_and_noise_is_farther(digits: torch.Tensor) -> None:
+def test_good_samples_have_the_distance_of_real_images_and_noise_a_larger_one(digits: torch.Tensor) -> None:
     images = digits.float()
     validation = Validation(images[:300], images[300:])
     state = torch.get_rng_state()
-    good = validation.distance(exact(images[300:]), 20)
+    good = validation.distance(exact_pipeline(images[300:]), 20)
     assert good < 1.2 * validation.floor < validation.distance(make_tiny_pipeline(), 5) / 3
-    assert torch.equal(state, torch.get_rng_state()) and good == validation.distance(exact(images[300:]), 20)
+    assert torch.equal(state, torch.get_rng_state()) and good == validation.distance(exact_pipeline(images[300:]), 20)
 
 
-def test_a_distance_in_parts_is_that_of_the_whole(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_distance_does_not_depend_on_the_batch_size(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     images = digits.float()[:60]
-    validation, pipe, sizes = Validation(images[:10], images[10:]), exact(images[10:]), list[int]()
+    validation, pipe, sizes = Validation(images[:10], images[10:]), exact_pipeline(images[10:]), list[int]()
     call = ChargeField.forward
 
-    def look(self: ChargeField, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def record(self: ChargeField, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(sample))
         return call(self, sample, *args, **kwargs)
 
-    monkeypatch.setattr(ChargeField, "forward", look)
+    monkeypatch.setattr(ChargeField, "forward", record)
     parts = validation.distance(pipe, 5, batch_size=3)
     assert set(sizes) == {3, 1}
     assert parts == pytest.approx(validation.distance(pipe, 5), abs=1e-5) and max(sizes) == 10
 
 
-def test_the_best_model_stays_also_after_a_restart(tmp_path: Path) -> None:
+def test_the_best_model_is_kept_across_restarts(tmp_path: Path) -> None:
     pipe, best = make_tiny_pipeline(), BestModel(tmp_path / "best")
     assert best.offer(pipe, 0.5, step=1) and not best.offer(pipe, 0.6, step=2) and best.offer(pipe, 0.4, step=3)
     again = BestModel(tmp_path / "best")
@@ -65,11 +65,11 @@ def test_the_best_model_stays_also_after_a_restart(tmp_path: Path) -> None:
 
 
 class Kill(BaseException):
-    """Not an `Exception`, so that nothing puts right what it cuts off."""
+    """Not an `Exception`, so that no handler cleans up, as after a real kill."""
 
 
 CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.utime", "shutil.rmtree", "ctypes.dlsym"}
-kill_after: list[int] = []  # changes of the file system that are left; none while it is empty
+kill_after: list[int] = []  # number of changes of the file system before the kill; empty for no kill
 
 
 def watch(event: str, arguments: tuple[object, ...]) -> None:
@@ -90,7 +90,9 @@ def test_a_kill_leaves_the_best_model_with_its_own_distance(
     old, new = make_tiny_pipeline(), make_tiny_pipeline()
     torch.nn.init.ones_(new.unet.conv_in.weight)
     BestModel(tmp_path / "old").offer(old, 0.5, step=1)
-    met, points, killed = set(), 0, True
+    distances = set()
+    points = 0
+    killed = True
     while killed:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(tmp_path / "old", tmp_path / "run" / "best")
@@ -103,30 +105,30 @@ def test_a_kill_leaves_the_best_model_with_its_own_distance(
             points += 1
         finally:
             kill_after.clear()
-        if exchanges:  # at any moment, else after a restart
+        if exchanges:  # at any moment; otherwise only after a restart
             assert (tmp_path / "run" / "best" / "validation.json").exists()
         distance = BestModel(tmp_path / "run" / "best").distance
         weights = load_file(tmp_path / "run" / "best" / "unet" / "diffusion_pytorch_model.safetensors")
         assert distance == (0.4 if bool((weights["conv_in.weight"] == 1).all()) else 0.5)
-        met.add(distance)
-    assert points > 20 and met == {0.4, 0.5}
+        distances.add(distance)
+    assert points > 20 and distances == {0.4, 0.5}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["best"]
 
 
 def test_a_note_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"distance": null}'):
         (tmp_path / "validation.json").write_text(text)
-        with pytest.raises(ValueError, match=r"validation.json does not tell the distance of the best model so far"):
+        with pytest.raises(ValueError, match=r"validation.json does not contain the distance of the best model so far"):
             BestModel(tmp_path)
 
 
-def test_samples_are_the_same_in_any_batch(digits: torch.Tensor) -> None:
-    pipe = exact(digits[:50].float())
+def test_samples_do_not_depend_on_the_batch_size(digits: torch.Tensor) -> None:
+    pipe = exact_pipeline(digits[:50].float())
     whole = draw_samples(pipe, 7, 5)
     assert torch.allclose(draw_samples(pipe, 7, 5, batch_size=3), whole, atol=1e-5)
 
 
-def test_a_grid_is_whole_or_not_there(digits: torch.Tensor, tmp_path: Path) -> None:
-    grid = save_samples(exact(digits[:50].float()), tmp_path, 7, 4, 5)
+def test_a_sample_grid_is_written(digits: torch.Tensor, tmp_path: Path) -> None:
+    grid = save_samples(exact_pipeline(digits[:50].float()), tmp_path, 7, 4, 5)
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000007.png"]
     assert Image.open(tmp_path / "samples" / "step-000007.png").size == grid.size == (2 * 68, 2 * 68)

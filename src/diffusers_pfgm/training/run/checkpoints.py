@@ -51,9 +51,9 @@ def newer_checkpoints(output_dir: str | Path, checkpoint: Path, step: int) -> li
 
 
 def locate_checkpoint(name: str, output_dir: str | Path) -> Path:
-    """Return the path that `--resume_from_checkpoint` names. A name without a folder is first looked up in `output_dir`.
+    """Return the path that `--resume_from_checkpoint` names, whether it exists or not.
 
-    The path need not exist.
+    A name without a folder is looked up in `output_dir` first.
     """
     inside = Path(output_dir) / name
     return inside if len(Path(name).parts) == 1 and inside.exists() else Path(name)
@@ -81,8 +81,8 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
         damage = find_corruption(path)
         if damage is not None:
             raise ValueError(
-                f"`--resume_from_checkpoint` {name!r} is damaged: {damage}. Use another one, or 'latest' for the newest "
-                "undamaged one."
+                f"`--resume_from_checkpoint` {name!r} is damaged: {damage}. Use another checkpoint, or 'latest' for "
+                "the newest undamaged one."
             )
         return path
     newest = newest_whole_checkpoint(output_dir)

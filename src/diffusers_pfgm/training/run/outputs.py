@@ -1,4 +1,4 @@
-"""What a run of train_pfgm.py leaves besides its checkpoints: records, pictures, distances, the pipeline, the Hub."""
+"""The outputs of a training run besides its checkpoints: records, images, validation, the pipeline and its upload."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from .samples import save_samples
 from .side_output import last_checkpoint, side_output
 from .validation import BestModel
 
-KINDS = ("save_images_epochs", "validation_epochs", "save_model_epochs")
+EPOCH_OPTIONS = ("save_images_epochs", "validation_epochs", "save_model_epochs")
 
 
 def due(args: argparse.Namespace, step: int, steps_per_epoch: int) -> set[str]:
-    """Which of the options that count epochs ask for something after this step."""
-    return {kind for kind in KINDS if step % (getattr(args, kind) * steps_per_epoch) == 0}
+    """Return the options that ask for an output after this step, out of those that are intervals in epochs."""
+    return {option for option in EPOCH_OPTIONS if step % (getattr(args, option) * steps_per_epoch) == 0}
 
 
 class Outputs:
-    """Records, draws, measures, saves and publishes, with the average of the weights; on the main process.
+    """Writes the outputs of a run with the EMA weights: records, samples, validation, pipeline, card and upload.
 
-    The pipeline is saved before anything else. Where it cannot be saved, that is an error; where anything else fails,
-    be it that memory or the disk is full, that is a warning, and the run goes on.
+    Only the main process uses it. The pipeline is saved first, and an error while saving it ends the run. If another
+    output fails, for example because memory or disk are full, the run warns and continues.
 
     Args:
-        args: of the command line.
-        accelerator: of the run, for its trackers.
-        unet: the network in training.
-        ema: the average of its weights.
-        scheduler: that follows what it learns.
-        data: of the run.
-        settings: of the run, for the card.
-        repo_id: of the model on the Hub; None without `--push_to_hub`.
+        args: The options of train_pfgm.py.
+        accelerator: accelerate's `Accelerator` of the run, for its trackers.
+        unet: The network in training.
+        ema: The EMA weights of the network.
+        scheduler: The scheduler for sampling.
+        data: The data set of the run.
+        settings: The settings of the run, for the model card.
+        repo_id: The repository on the Hub; None without `--push_to_hub`.
     """
 
     def __init__(
@@ -70,8 +70,15 @@ class Outputs:
         settings: Mapping[str, Any],
         repo_id: str | None,
     ) -> None:
-        self.args, self.accelerator, self.unet, self.ema, self.scheduler = args, accelerator, unet, ema, scheduler
-        self.data, self.settings, self.repo_id, self.folder = data, settings, repo_id, Path(args.output_dir)
+        self.args = args
+        self.accelerator = accelerator
+        self.unet = unet
+        self.ema = ema
+        self.scheduler = scheduler
+        self.data = data
+        self.settings = settings
+        self.repo_id = repo_id
+        self.folder = Path(args.output_dir)
         self.figures: list[tuple[str, str, str]] = []
         self.sample_grid: str | None = None
         self.records = Records(self.folder / LOG)
@@ -80,46 +87,51 @@ class Outputs:
         self.best = BestModel(self.folder / "best") if args.keep_best else None
 
     def log(self, step: int, values: dict[str, Any], event: str = "train") -> None:
-        """To the tracker and to the file."""
+        """Write values to the tracker and to the log file."""
         with self._side_output("A record of the tracker"):
             self.accelerator.log(values, step=step)
         self.note(event, step, **values)
 
     def note(self, event: str, step: int, **values: Any) -> None:
-        """To the file alone."""
+        """Write an event to the log file only."""
         with self._side_output(f"A record in {LOG}"):
             self.records.write(event, step, **values)
             self.written.add(LOG)
 
-    def at_intervals(self, step: int, kinds: set[str]) -> None:
-        """What is `due` after this step."""
-        with self.average() as pipeline:
-            if "save_model_epochs" in kinds:
+    def at_intervals(self, step: int, options: set[str]) -> None:
+        """Write the outputs that are due after this step.
+
+        Args:
+            step: Number of steps done.
+            options: The options returned by `due`.
+        """
+        with self.ema_weights() as pipeline:
+            if "save_model_epochs" in options:
                 self._save(pipeline)
-            if "save_images_epochs" in kinds:
+            if "save_images_epochs" in options:
                 self._draw(pipeline, step)
-            if "validation_epochs" in kinds:
-                self._measure(pipeline, step)
-            if "save_model_epochs" in kinds:
+            if "validation_epochs" in options:
+                self._validate(pipeline, step)
+            if "save_model_epochs" in options:
                 self._write_card(pipeline, step)
                 self._push(step)
 
     def at_the_end(self, step: int) -> None:
-        """Everything, with steps that fit the learned field."""
-        with self.average() as pipeline:
+        """Write all outputs at the end of the run, with a spacing of noise levels that is fitted to the network."""
+        with self.ema_weights() as pipeline:
             self._save(pipeline)
             self._draw(pipeline, step)
-            self._measure(pipeline, step)
+            self._validate(pipeline, step)
             self._fit_spacing(pipeline)
             self.note("end", step)
-            with self._side_output("The picture training.png"):
+            with self._side_output("The figure training.png"):
                 self._save_figure(plot_training(read_records(self.records.path)), "training.png")
             self._write_card(pipeline, step)
             self._push(step, last=True)
 
     @contextlib.contextmanager
-    def average(self) -> Iterator[PFGMPipeline]:
-        """A pipeline of the averaged weights, which the network has until this ends, however it ends."""
+    def ema_weights(self) -> Iterator[PFGMPipeline]:
+        """A context in which the network has its EMA weights, with a pipeline of it. At its end they are restored."""
         training = self.unet.training
         self.ema.store(self.unet.parameters())
         try:
@@ -145,19 +157,19 @@ class Outputs:
                     layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                     tracker.log_images({"samples": np.asarray(grid.convert("RGB"))[None]}, step=step, **layout)
 
-    def _measure(self, pipeline: PFGMPipeline, step: int) -> None:
+    def _validate(self, pipeline: PFGMPipeline, step: int) -> None:
         if self.validation is None:
             return
         calls = self.args.num_inference_steps
         with self._side_output(f"The validation after step {step}"):
             distance = self.validation.distance(pipeline, calls, self.args.eval_batch_size)
-            found = {"distance": distance, "distance_of_real_images": self.validation.floor}
-            self.log(step, found, event="validation")
-            count = len(self.validation.held_out)
-            what = (
-                f"sliced Wasserstein distance of {count:,} samples of {calls} calls to held-out images (real images: "
+            floor = self.validation.floor
+            self.log(step, {"distance": distance, "distance_of_real_images": floor}, event="validation")
+            label = (
+                f"sliced Wasserstein distance of {len(self.validation.held_out):,} samples, each from {calls} network "
+                f"calls, to held-out images (real images: {floor:.3f})"
             )
-            self.figures = [(f"{what}{self.validation.floor:.3f})", f"{distance:.3f}", _command())]
+            self.figures = [(label, f"{distance:.3f}", _command())]
             if self.best is not None:
                 self.best.offer(pipeline, distance, step)
 
@@ -166,7 +178,8 @@ class Outputs:
             pipeline.save_pretrained(self.folder)
         except OSError as error:
             raise OSError(
-                f"{error}. {last_checkpoint(self.folder)} Make room and go on by `--resume_from_checkpoint latest`."
+                f"{error}. {last_checkpoint(self.folder)} Free some space and resume by "
+                "`--resume_from_checkpoint latest`."
             ) from error
 
     def _push(self, step: int, last: bool = False) -> None:
@@ -189,33 +202,36 @@ class Outputs:
                 self.written.add(CARD)
 
     def _fit_spacing(self, pipeline: PFGMPipeline) -> None:
-        """Give the saved pipeline steps where this network's field bends, and draw their density."""
-        unet, options = pipeline.unet, {}
-        count, shape = 32, (unet.config.in_channels, self.args.resolution, self.args.resolution)
+        """Fit the spacing of the noise levels to the network, save it in the scheduler and draw its density."""
+        unet = pipeline.unet
+        count = 32
+        shape = (unet.config.in_channels, self.args.resolution, self.args.resolution)
+        options = {}
         if self.data.id2label is not None:
             options["class_labels"] = torch.arange(count, device=unet.device) % len(self.data.id2label)
-        generator, batch_size = torch.Generator().manual_seed(0), self.args.eval_batch_size
-        with self._side_output("Fitting the spacing of the steps"):
+        generator = torch.Generator().manual_seed(0)
+        batch_size = self.args.eval_batch_size
+        with self._side_output("Fitting the spacing of the noise levels"):
             try:
                 fitted = fit_sigmas(unet, pipeline.scheduler, shape, generator, count, batch_size, **options)
-            except ValueError as error:  # a network that has learned nothing yet is saved all the same
-                self.accelerator.print(f"The default spacing of steps is kept: {error}")
+            except ValueError as error:  # no spacing fits a network that has not learned anything yet
+                self.accelerator.print(f"The default spacing of noise levels is kept: {error}")
                 return
             with atomic_directory(self.folder / "scheduler") as partial:
                 fitted.save_pretrained(partial)
             pipeline.scheduler = fitted
-            with self._side_output("The picture sigma-density.png"):
+            with self._side_output("The figure sigma-density.png"):
                 self._save_figure(plot_sigma_density(fitted), "sigma-density.png")
 
     def _save_figure(self, figure: Figure, name: str) -> None:
-        """A picture in the output folder that is whole or not there."""
+        """Write a figure into the output folder, atomically."""
         with atomic_file(self.folder / name) as partial:
             figure.savefig(partial, dpi=110, format="png")
         self.written.add(name)
 
 
 def _command() -> str:
-    """What started the run, with the last part of each path alone: the card is public."""
+    """The command that started the run. Only the last part of each path is kept, since the model card is public."""
     words = []
     for word in sys.argv[1:]:
         option, separator, value = word.partition("=") if word.startswith("-") else ("", "", word)

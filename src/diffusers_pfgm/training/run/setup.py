@@ -1,4 +1,4 @@
-"""What train_pfgm.py needs before its loop: accelerate, the objective, a seed, the output folder."""
+"""The set-up of a training run: the accelerator, the objective, the seed, the resume point and the output folder."""
 
 from __future__ import annotations
 
@@ -27,18 +27,23 @@ from .folders import set_aside
 from .output_folder import check_output_dir, is_inside, lock_output_dir
 from .run_files import files_after, files_of_a_run, is_run_without_checkpoint
 
-SIGMA_MAX = 80.0  # of the perturbation objective, as in EDM
-SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # noise levels of the perturbation objective, as in EDM
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")  # accelerate's backends that split the weights
 Result = TypeVar("Result")
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    # Without being told, accelerate takes processes on CPUs for as many runs.
+    """Return accelerate's `Accelerator` for the options of train_pfgm.py.
+
+    Raises:
+        ValueError: if the device does not support `--mixed_precision`, or if accelerate is configured to split weights.
+    """
+    # Without `cpu=True` accelerate would start several processes on CPUs as independent runs.
     only_cpus = "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
     try:
         accelerator = Accelerator(
             cpu=only_cpus,
-            # Batches come from a stream without end, which must not end an accumulation.
+            # Batches are endless, and the end of a data loader must not end an accumulation.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
             ),
@@ -47,19 +52,19 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
             project_config=ProjectConfiguration(
                 args.output_dir, logging_dir=str(Path(args.output_dir) / args.logging_dir)
             ),
-            step_scheduler_with_optimizer=False,  # one step of the schedule a step, on any number of processes
+            step_scheduler_with_optimizer=False,  # otherwise the schedule advances once a step for each process
         )
     except (ValueError, ImportError) as error:
         if args.mixed_precision not in (None, "no") and "precision" in str(error):
             raise ValueError(
-                f"`--mixed_precision {args.mixed_precision}` is not what this device can do: {error}. Use bf16, or no."
+                f"`--mixed_precision {args.mixed_precision}` is not supported by this device: {error}. Use bf16, or no."
             ) from error
         raise
     if accelerator.distributed_type.value in SHARDING:
         raise ValueError(
             f"accelerate is configured for {accelerator.distributed_type.value}, which splits weights over devices, "
-            "but their average is kept whole on each. Configure plain data parallelism (`--multi_gpu`): networks for "
-            "images fit one device, the more so with `--gradient_checkpointing`."
+            "but the EMA weights are kept whole on each device. Configure plain data parallelism (`--multi_gpu`): "
+            "networks for images fit on one device, if necessary with `--gradient_checkpointing`."
         )
     return accelerator
 
@@ -67,18 +72,28 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
 def make_objective(
     args: argparse.Namespace, images: ImageTensors | StreamedImages
 ) -> tuple[FieldObjective | PerturbationObjective, PoissonFlowScheduler]:
-    """What the network learns, and the scheduler that follows it."""
+    """Return the objective of the run and the scheduler for sampling from its network.
+
+    Args:
+        args: The options of train_pfgm.py.
+        images: The training images. The field objective takes its hyperparameters from their mean norm.
+
+    Raises:
+        ValueError: if the field objective has no hyperparameters for the mean norm, since the images are almost gray.
+    """
     if args.objective == "field":
-        # As the main process computes it: another device may round to another M.
+        # The main process's value is used on all processes: another device may round it to another M.
         mean_norm = broadcast_from_main(images.mean_norm())
-        found = _hyperparameters(mean_norm, images.channels * args.resolution**2)
-        scheduler = PoissonFlowScheduler(sigma_max=found.z_max, max_norm=found.upper_norm, gamma=args.gamma, M=found.M)
-        return FieldObjective(found, args.gamma), scheduler
+        values = _hyperparameters(mean_norm, images.channels * args.resolution**2)
+        scheduler = PoissonFlowScheduler(
+            sigma_max=values.z_max, max_norm=values.upper_norm, gamma=args.gamma, M=values.M
+        )
+        return FieldObjective(values, args.gamma), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
     objective = PerturbationObjective(Parameterization(args.prediction_type, sigma_data=args.sigma_data), aug_dim)
     scheduler = PoissonFlowScheduler(
         aug_dim=aug_dim,
-        sigma_min=0.002,
+        sigma_min=SIGMA_MIN,
         sigma_max=SIGMA_MAX,
         prediction_type=args.prediction_type,
         sigma_data=args.sigma_data,
@@ -92,47 +107,63 @@ def _hyperparameters(mean_norm: float, dim: int) -> PFGMHyperparameters:
         return recommend_hyperparameters(mean_norm, dim)
     except ValueError as error:
         raise ValueError(
-            f"The images are almost all of a middle gray: their mean norm around it is {mean_norm:.3g}, for which the "
-            "paper's rule finds no perturbation. Check that they are the right ones and have 8 bits per channel, or "
-            "train by `--objective perturbation`."
+            f"The images are almost uniformly medium gray: their mean norm is {mean_norm:.3g}, which is too small for "
+            "the paper's rule for M and z_max. Check that these are the right images and that they have 8 bits per "
+            "channel, or train with `--objective perturbation`."
         ) from error
 
 
 def agree_on_seed(args: argparse.Namespace, saved: dict[str, Any]) -> int:
-    """That of the run that goes on, else the option's, else a new one, the same on every process."""
+    """Return the seed of the run, the same on every process.
+
+    It is the seed of the checkpoint, or else the value of `--seed`, or else a random one.
+
+    Args:
+        args: The options of train_pfgm.py.
+        saved: The settings of the checkpoint that the run resumes from; empty for a new run.
+    """
     seed = broadcast_from_main(secrets.randbelow(2**31) if args.seed is None else args.seed)
     return int(broadcast_from_main(saved.get("seed", seed)))
 
 
 @contextlib.contextmanager
 def locked_output_dir(args: argparse.Namespace, accelerator: Accelerator) -> Iterator[None]:
-    """The output folder, swept up and kept from other runs while this one lasts."""
+    """A context that checks the output folder, locks it against other runs and removes incomplete checkpoints.
 
-    def claim() -> None:
-        resume_from, logging_dir = args.resume_from_checkpoint, args.logging_dir
-        check_output_dir(args.output_dir, args.overwrite_output_dir, resume_from, logging_dir)
+    Raises:
+        ValueError: if the folder holds another model, is locked by another run, or cannot be written to.
+    """
+
+    def lock() -> None:
+        check_output_dir(args.output_dir, args.overwrite_output_dir, args.resume_from_checkpoint, args.logging_dir)
         locks.append(lock_output_dir(args.output_dir))
         remove_incomplete_checkpoints(args.output_dir)
 
-    locks: list[FileLock] = []
-    on_main_process(accelerator, claim)
+    locks: list[FileLock] = []  # on the main process
+    on_main_process(accelerator, lock)
     try:
         yield
     finally:
-        for lock in locks:
-            lock.release()
+        for file_lock in locks:
+            file_lock.release()
 
 
 def find_resume_point(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
-    """The checkpoint to go on from; None to start anew."""
-    name, folder = args.resume_from_checkpoint, Path(args.output_dir)
+    """Return the checkpoint to resume from; None to start a new run.
+
+    Raises:
+        ValueError: if `--resume_from_checkpoint` names no undamaged checkpoint. With "latest" a folder in which no
+            checkpoint was written yet is not an error: the run then starts from the beginning.
+    """
+    name = args.resume_from_checkpoint
+    folder = Path(args.output_dir)
 
     def find() -> Path | None:
         if name is None:
             return None
         may_start = args.overwrite_output_dir and not list_checkpoints(folder)
         if name == LATEST and (may_start or is_run_without_checkpoint(folder, args.logging_dir)):
-            accelerator.print(f"There is no checkpoint in {folder} yet, so the run starts anew.")
+            accelerator.print(f"There is no checkpoint in {folder} yet, so the run starts from the beginning.")
             return None
         return find_checkpoint(name, folder)
 
@@ -142,27 +173,37 @@ def find_resume_point(args: argparse.Namespace, accelerator: Accelerator) -> Pat
 def clear_output_dir(
     args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | None, first_step: int
 ) -> None:
-    """Set aside what another run, or the abandoned part of this one, has left in the output folder."""
+    """Move the files of another run, or those after `checkpoint` of this run, to a folder `set-aside-<number>`.
+
+    Args:
+        args: The options of train_pfgm.py.
+        accelerator: accelerate's `Accelerator` of the run.
+        checkpoint: The checkpoint that the run resumes from; None for a new run.
+        first_step: The step of that checkpoint.
+    """
     folder = Path(args.output_dir)
 
     def clear() -> None:
         if checkpoint is not None and is_inside(args.resume_from_checkpoint, folder):
-            found, what = files_after(folder, checkpoint, first_step), f"What is newer than step {first_step:,}"
+            paths = files_after(folder, checkpoint, first_step)
+            description = f"Files after step {first_step:,}"
         else:
-            found, what = files_of_a_run(folder, args.logging_dir), "What an earlier run has left"
-        aside = set_aside(folder, found)
+            paths = files_of_a_run(folder, args.logging_dir)
+            description = "Files of an earlier run"
+        aside = set_aside(folder, paths)
         if aside is not None:
-            names = ", ".join(path.relative_to(folder).as_posix() for path in found)
-            accelerator.print(f"{what} is set aside in {aside}: {names}.")
+            names = ", ".join(path.relative_to(folder).as_posix() for path in paths)
+            accelerator.print(f"{description} were moved to {aside}: {names}.")
 
     on_main_process(accelerator, clear)
 
 
 def on_main_process(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
-    """What a function returns on the main process, on every process.
+    """Call a function on the main process and return its result on every process. Every process must call this.
 
     Raises:
-        ValueError: on every process, if the function raises a `ValueError` or an `OSError`, so that none waits for it.
+        ValueError: if the function raises a `ValueError` or an `OSError`. It is raised on every process, so that none
+            waits for another.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:

@@ -32,8 +32,8 @@ def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[
     held_out = round(count * share)
     if not 0 < held_out < count:
         raise ValueError(
-            f"`--validation_split` {share} of {count} images holds out {held_out}. At least one image must be held out, "
-            "and at least one must remain for training."
+            f"`--validation_split` {share} of {count} images holds out {held_out}. At least one image must be held "
+            "out, and at least one must remain for training."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())
@@ -58,7 +58,7 @@ class Validation:
         self.floor = sliced_wasserstein(train[:count], self.held_out)
 
     def distance(self, pipeline: PFGMPipeline, num_inference_steps: int, batch_size: int = 256) -> float:
-        """Draw as many samples as there are held-out images, from fixed seeds, and return their distance in data units.
+        """Draw as many samples as held-out images, from fixed seeds, and return their distance in data units.
 
         Args:
             pipeline: The pipeline to draw from.

@@ -1,0 +1,219 @@
+"""The likelihood of a data set under a model: options, evaluation and summary of evaluate_likelihood.py."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from ...pipelines.class_conditioning import Label
+from ...pipelines.inputs import PIL_MODES
+from ...pipelines.pipeline_pfgm_likelihood import PFGMLikelihoodPipeline
+from ..data.decoding import open_image
+from ..data.images import ImageTensors
+from ..data.labels import read_class_labels
+from ..data.order import position_generators
+from ..data.source import load_image_dataset
+from .option_types import integer, number, positive
+from .records import Records, read_records
+from .script_errors import ScriptParser
+from .settings import differences
+
+DEFAULT_TOLERANCE = 0.03  # nats
+IGNORED_OPTIONS = ("output", "batch_size", "max_images", "device")  # options that do not change an image's results
+
+
+def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the options of evaluate_likelihood.py.
+
+    Args:
+        description: The description of the script in its help.
+        argv: The arguments; by default those of the command line.
+
+    Raises:
+        SystemExit: if an option is invalid. The message names it.
+    """
+    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
+    parser.add_argument("--dataset_name", help="Hub id, parquet file, folder of `save_to_disk`")
+    parser.add_argument("--train_data_dir", help="folder of image files, instead of --dataset_name")
+    parser.add_argument("--image_column", help="column of images; the first by default")
+    parser.add_argument(
+        "--label_column", help="column of class labels, for the likelihood of each image under its class"
+    )
+    parser.add_argument("--max_images", type=positive, help="number of images to evaluate; all by default")
+    parser.add_argument(
+        "--output", type=Path, default=Path("likelihood.jsonl"), help="file of the results, one line for each image"
+    )
+    parser.add_argument("--batch_size", type=positive, default=64)
+    parser.add_argument("--divergence", choices=["hutchinson", "hutch++", "exact"], default="hutchinson")
+    parser.add_argument("--num_probes", type=positive, default=1, help="probes of a divergence estimate")
+    parser.add_argument(
+        "--num_inference_steps", type=positive, help="number of fixed steps, instead of an adaptive solver"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=number(0, 1, above_low=True),
+        help=f"tolerance of the adaptive solver in nats; {DEFAULT_TOLERANCE} by default",
+    )
+    parser.add_argument("--num_levels", type=integer(2), default=256, help="number of values of a pixel")
+    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of dequantization and probes")
+    parser.add_argument("--device", help="cpu, cuda or mps; by default the accelerator of this machine")
+    args = parser.parse_args(argv)
+    if args.num_inference_steps is None:
+        args.tolerance = DEFAULT_TOLERANCE if args.tolerance is None else args.tolerance
+    elif args.tolerance is not None:
+        parser.error("--tolerance is for the adaptive solver. Leave it out, or leave out --num_inference_steps")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Evaluate the images that are not in the output file yet, append their results, and print a summary.
+
+    Args:
+        args: The options of evaluate_likelihood.py, from `parse_args`.
+
+    Raises:
+        ValueError: if the output file has results of other settings, or the model or the data set cannot be used.
+    """
+    settings = {name: value for name, value in vars(args).items() if name not in IGNORED_OPTIONS}
+    done = count_results(args.output, settings)
+
+    pipe = PFGMLikelihoodPipeline.from_pretrained(args.model).to(args.device or default_device())
+    pipe.set_progress_bar_config(disable=True)
+    dataset = load_image_dataset(args.dataset_name, data_dir=args.train_data_dir)
+    images = _images(dataset, args.image_column, pipe.unet.config)
+    labels = None if args.label_column is None else _labels(dataset, args.label_column, pipe.config.id2label)
+
+    records = Records(args.output)
+    count = min(len(images), args.max_images or len(images))
+    with tqdm(total=count, initial=min(done, count), desc="Images", unit="image") as progress_bar:
+        for first in range(done, count, args.batch_size):
+            rows = range(first, min(first + args.batch_size, count))
+            output = pipe(
+                images.__getitems__(rows) / 2 + 0.5,
+                None if labels is None else labels[first : rows.stop],
+                args.num_inference_steps,
+                args.divergence,
+                args.num_probes,
+                position_generators(args.seed, first, len(rows)),
+                args.num_levels,
+                args.batch_size,
+                args.tolerance,
+            )
+            if not first:
+                records.write("settings", 0, settings=settings)
+            for row, index in enumerate(rows):
+                error = {} if output.standard_error is None else {"standard_error": output.standard_error[row].item()}
+                records.write(
+                    "image",
+                    index,
+                    log_prob=output.log_prob[row].item(),
+                    bits_per_dim=output.bits_per_dim[row].item(),
+                    truncation=output.truncation[row].item(),
+                    nfe=output.nfe,
+                    **error,
+                )
+            progress_bar.update(len(rows))
+    print_summary(args.output)
+
+
+def default_device() -> str:
+    """The type of the machine's accelerator; "cpu" without one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def count_results(path: Path, settings: dict[str, object]) -> int:
+    """Return the number of images whose results are in an output file of the same settings.
+
+    Raises:
+        ValueError: if the file has results of other settings, or is another kind of file.
+    """
+    if not path.exists():
+        return 0
+    saved = read_records(path, "settings")
+    if not saved:
+        raise ValueError(f"`--output` {str(path)!r} exists and is not a file of this script. Name another file.")
+    differing = differences(saved[0]["settings"], settings)
+    if differing:
+        raise ValueError(
+            f"`--output` {str(path)!r} holds results of other settings: {'; '.join(differing)}. Pass these again, or "
+            "name another file."
+        )
+    return len(read_records(path, "image"))
+
+
+def print_summary(path: Path) -> None:
+    """Print mean and standard error over the images of an output file.
+
+    The standard error includes the randomness of dequantization and divergence estimates.
+    """
+    records = read_records(path, "image")
+
+    def mean(name: str) -> str:
+        values = torch.tensor([record[name] for record in records], dtype=torch.float64)
+        error = values.std().item() / math.sqrt(len(records)) if len(records) > 1 else math.nan
+        return f"{values.mean():.4f} ± {error:.4f}"
+
+    calls = max(record["nfe"] for record in records)
+    bounds = [record["truncation"] for record in records]
+    print(f"{len(records):,} images, at most {calls} network calls each: {path}")
+    print(f"  {mean('bits_per_dim')} bits/dim (mean ± standard error)")
+    print(f"  {mean('log_prob')} nats")
+    mean_bound = sum(bounds) / len(bounds)
+    print(f"  bound of the error of one image: {mean_bound:.2g} nats on average, at most {max(bounds):.2g} nats")
+
+
+class _FittedImages:
+    """Images (C, H, W) in [-1, 1] of any height and width, resized to cover this size and cropped in the middle."""
+
+    def __init__(self, files: ImageTensors, size: tuple[int, int]) -> None:
+        self.files = files
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+        return torch.stack([self._image(index) for index in indices])
+
+    def _image(self, index: int) -> torch.Tensor:
+        height, width = self.size
+        image = _open(self.files, index).convert(self.files.mode)
+        fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(fitted)).view(height, width, -1)
+        return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _open(files: ImageTensors, index: int) -> Image.Image:
+    return open_image(f"Image {index} of the data set", files.files[index][files.column])
+
+
+def _images(dataset: datasets.Dataset, column: str | None, config: Any) -> ImageTensors | _FittedImages:
+    """The images in the size of the network. If the network accepts any size, that of the first image is used."""
+    mode = PIL_MODES.get(config.in_channels)
+    if mode is None:
+        raise ValueError(
+            f"`--model` has {config.in_channels} channels, but images have 1 to 4. Use `PFGMLikelihoodPipeline`."
+        )
+    size = config.sample_size
+    files = ImageTensors(dataset, size if isinstance(size, int) else 1, column, mode, center_crop=True)
+    if isinstance(size, int):
+        return files
+    first = _open(files, 0) if size is None else None
+    return _FittedImages(files, tuple(size) if first is None else (first.height, first.width))
+
+
+def _labels(dataset: datasets.Dataset, column: str, id2label: dict[str, str] | None) -> list[Label]:
+    """The class of each image, by name if the model's classes have names: a data set may number them differently."""
+    numbers, names = read_class_labels(dataset, column)
+    return [names[label] if id2label else label for label in numbers.tolist()]

@@ -1,4 +1,4 @@
-"""Whatever autograd follows acts as its Jacobian, which reverse mode writes down row by row."""
+"""Products and solutions of a linearized measurement are those of its Jacobian, computed row by row by autograd."""
 
 import math
 from collections.abc import Callable
@@ -73,12 +73,12 @@ MEASURES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def pairs(y: torch.Tensor) -> torch.Tensor:
-    """(B, M), of a complex y its real and imaginary parts."""
+    """y as (B, M), with the real and imaginary parts of a complex y."""
     return (torch.view_as_real(y) if y.is_complex() else y).reshape(len(y), -1)
 
 
 def jacobian_of(measure: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """(M, N) at x (1, *), by a pass back for each measured number."""
+    """The Jacobian (M, N) at x (1, *), by one backward pass for each measured number."""
     point = x.clone().requires_grad_()
     measured = pairs(measure(point))
     rows = [torch.autograd.grad(value, point, retain_graph=True)[0].flatten() for value in measured[0]]
@@ -88,7 +88,7 @@ def jacobian_of(measure: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("inference", [False, True])
-def test_products_and_solutions_are_those_of_the_jacobian(name: str, dtype: torch.dtype, inference: bool) -> None:
+def test_products_and_solutions_equal_those_of_the_jacobian(name: str, dtype: torch.dtype, inference: bool) -> None:
     measure, x = MEASURES[name], torch.randn(2, 1, 4, 4, generator=seeded(), dtype=dtype)
     jacobians = [jacobian_of(measure, x[row : row + 1]) for row in range(2)]
     values = measure(x)
@@ -109,7 +109,7 @@ def test_products_and_solutions_are_those_of_the_jacobian(name: str, dtype: torc
             assert (pairs(pushed)[row] - product).norm() < 1e-3 * product.norm()
 
 
-def test_a_gradient_alone_is_taken_for_the_curvature_along_it() -> None:
+def test_solve_with_a_custom_gradient_uses_the_value_along_y() -> None:
     class Half(RoundingOnce):
         @staticmethod
         @once_differentiable
@@ -122,14 +122,14 @@ def test_a_gradient_alone_is_taken_for_the_curvature_along_it() -> None:
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 1, 4, 4), 1e4 * torch.ones(2, 1, 4, 4)])
-def test_differences_keep_to_the_scale_of_a_point(x: torch.Tensor) -> None:
+def test_the_step_of_differences_follows_the_scale_of_x(x: torch.Tensor) -> None:
     operator, v = linearized(rotation, x), torch.randn(2, 1, 4, 4, generator=seeded())
     expected = rotation(v)
     assert torch.allclose(operator(v), expected, atol=1e-3 * expected.abs().max().item())
     assert torch.equal(operator(torch.zeros_like(v)), torch.zeros_like(expected))
 
 
-def test_memory_that_runs_out_is_no_missing_derivative() -> None:
+def test_out_of_memory_errors_are_raised() -> None:
     class Full(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -146,6 +146,6 @@ def test_memory_that_runs_out_is_no_missing_derivative() -> None:
 
 
 @pytest.mark.parametrize("measure", [torch.Tensor.detach, lambda x: x > 0, lambda x: math.pi])
-def test_what_autograd_does_not_follow_is_refused(measure: Any) -> None:
+def test_measurements_without_a_gradient_raise(measure: Any) -> None:
     with pytest.raises(ValueError, match="`operator` must be a LinearOperator or a function that autograd follows"):
         linearized(measure, torch.ones(1, 2))

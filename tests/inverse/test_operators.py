@@ -1,4 +1,4 @@
-"""Measurements: adjoints, what is solved with them, and what is refused."""
+"""Linear operators: adjoints, solutions, and errors."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ OPERATORS = {
 
 
 def matrix_of(operator: LinearOperator, shape: tuple[int, ...]) -> torch.Tensor:
-    """A (M, N), column by column."""
+    """The matrix A (M, N), column by column."""
     size = torch.Size(shape).numel()
     return operator(torch.eye(size, dtype=torch.float64).view(size, *shape)).flatten(1).T
 
@@ -39,20 +39,22 @@ def test_laws_of_a_linear_operator(name: str) -> None:
     assert 0.95 * largest <= operator.norm(x) <= largest * (1 + 1e-9)
 
 
-def test_pseudo_inverse_is_that_of_the_matrix() -> None:
+def test_pseudo_inverse_equals_that_of_the_matrix() -> None:
     for name in ("inpainting", "super-resolution", "compressed sensing"):
         operator, x = OPERATORS[name], torch.randn(SHAPE, generator=seeded(), dtype=torch.float64)
         y = operator(x)
         inverse = torch.linalg.pinv(matrix_of(operator, SHAPE[1:]))
-        assert torch.allclose(operator.pseudo_inverse(y).flatten(1), y.flatten(1) @ inverse.T, atol=1e-4)  # the ridge
+        assert torch.allclose(
+            operator.pseudo_inverse(y).flatten(1), y.flatten(1) @ inverse.T, atol=1e-4
+        )  # the error of the ridge
 
 
-def test_what_is_not_observed_is_not_looked_at() -> None:
+def test_values_that_are_not_observed_are_ignored() -> None:
     half = Inpainting(torch.tensor([True, False]))
     assert torch.equal(half(torch.tensor([[2.0, torch.nan]])), torch.tensor([[2.0, 0.0]]))
 
 
-def test_a_mask_for_each_sample_is_that_of_each() -> None:
+def test_a_mask_for_each_sample() -> None:
     masks, x = torch.rand(SHAPE, generator=seeded()) < 0.4, torch.randn(SHAPE, generator=seeded(1))
     operator, ridge = Inpainting(masks), torch.tensor([0.5, 2.0])
     check_adjoint(operator, x)
@@ -69,7 +71,7 @@ def scan(x: torch.Tensor) -> torch.Tensor:
 
 
 def unscan(y: torch.Tensor) -> torch.Tensor:
-    return torch.fft.ifft2(torch.nn.functional.pad(y, (0, 3)), norm="ortho")  # whose real part is the adjoint
+    return torch.fft.ifft2(torch.nn.functional.pad(y, (0, 3)), norm="ortho")  # its real part is the adjoint
 
 
 def test_laws_of_a_complex_operator() -> None:
@@ -91,24 +93,26 @@ def test_laws_of_a_complex_operator() -> None:
         check_adjoint(LinearOperator(scan, unscan, gram=1.0), x)
 
 
-def test_compressed_sensing_draws_from_its_generator_alone() -> None:
+def test_compressed_sensing_only_uses_its_generator() -> None:
     before = torch.random.get_rng_state()
     first, second = (CompressedSensing((4, 4), 5, seeded()).directions for _ in range(2))
     assert torch.equal(first, second) and torch.equal(before, torch.random.get_rng_state())
     assert torch.allclose(first.T @ first, torch.eye(5), atol=1e-6)
 
 
-def test_wrong_adjoints_are_found() -> None:
+def test_wrong_adjoints_raise() -> None:
     x = torch.zeros(1, 1, 4, 4)
     pool = SuperResolution(2)
     scaled = LinearOperator(pool, lambda y: 1.01 * pool.adjoint(y))
     with pytest.raises(ValueError, match=r"wrong adjoint: <A x, y> = .* but <x, adjoint\(y\)> = .*transpose"):
         check_adjoint(scaled, x)
-    with pytest.raises(ValueError, match=r"wrong adjoint: it returns the shape \(1, 1, 2, 2\) .* of the shape \(1, 1, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"wrong adjoint: it returns the shape \(1, 1, 2, 2\) .* of the shape \(1, 1, 4, 4\)"
+    ):
         check_adjoint(LinearOperator(pool, lambda y: y), x)
 
 
-def test_bad_input() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match=r"`mask` must hold 1 .* from 0.0 to 0.5.*comparison"):
         Inpainting(torch.tensor([0.0, 0.5]))
     with pytest.raises(ValueError, match="with a 1 at least"):

@@ -1,4 +1,4 @@
-"""What is missing of an extra is named together with the extra."""
+"""The error for missing packages names them and the extra that installs them."""
 
 import re
 import subprocess
@@ -12,11 +12,11 @@ from diffusers_pfgm.utils.extras import require_extra
 ROOT = Path(__file__).parents[2]
 
 
-def test_what_is_there_is_not_missed() -> None:
+def test_installed_packages_raise_nothing() -> None:
     require_extra("training", "torch", "diffusers")
 
 
-def test_all_that_is_missing_is_named() -> None:
+def test_all_missing_packages_are_named() -> None:
     message = r"nothing_a, nothing_b must be .* extra `training`: pip install '\.\[training\]' in a checkout of diff"
     with pytest.raises(ModuleNotFoundError, match=message) as caught:
         require_extra("training", "torch", "nothing_a", "nothing_b")
@@ -58,5 +58,5 @@ def test_every_use_names_its_extra() -> None:
             if re.search(rf"^(from|import) {package}\b", path.read_text(), re.MULTILINE):
                 cases.append((f"runpy.run_path({str(path)!r})", package, "examples"))
     command = [sys.executable, "-c", CASES.format(cases=cases)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

@@ -1,1 +1,1 @@
-"""Helpers that belong to no part of the package: optional packages, files, messages."""
+"""Helpers for all parts of the package: argument checks, optional packages, files, error messages."""

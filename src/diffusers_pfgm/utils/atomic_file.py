@@ -1,4 +1,4 @@
-"""Files that are complete or not there, whenever a process is killed."""
+"""Files that are never incomplete, even if the process is killed while it writes them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path` to write to, which is renamed to `path` at the end."""
+    """Give a hidden path in the same folder to write to, and rename it to `path` at the end.
+
+    If the body of the `with` statement raises, `path` is unchanged.
+    """
     partial = partial_path(path)
     yield partial
     partial.replace(path)
 
 
 def partial_path(path: Path) -> Path:
-    """Where `atomic_file` writes before it renames."""
+    """Return the path that `atomic_file` writes to before it renames it."""
     return path.with_name(f".{path.name}.partial")

@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions share."""
+"""Checks of arguments that are used by many functions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 def check_whole_number(name: str, value: Any, minimum: int, hint: str = "") -> int:
-    """A value as an int, if it is a whole number of any numeric type.
+    """Return a whole number of any numeric type as an int.
 
     Args:
-        name: of the argument, for the error.
-        value: its value. True and False are not numbers.
-        minimum: the smallest value that is allowed.
-        hint: what else the error says is allowed, such as ", or None for an adaptive solver".
+        name: name of the argument, for the error message.
+        value: value of the argument. True and False are not accepted.
+        minimum: the smallest allowed value.
+        hint: text that follows the allowed range in the error message, such as ", or None for an adaptive solver".
 
     Raises:
-        ValueError: if it is not a whole number of at least `minimum`.
+        ValueError: if `value` is not a whole number ≥ `minimum`.
     """
-    is_number = isinstance(value, numbers.Real) or hasattr(value, "item")  # tensors and arrays of one element too
+    is_number = isinstance(value, numbers.Real) or hasattr(value, "item")  # also tensors and arrays of one element
     if isinstance(value, bool) or not is_number or not minimum <= value < math.inf or int(value) != value:
         raise ValueError(f"`{name}` must be a whole number >= {minimum}{hint}, but is {value!r}.")
     return int(value)

@@ -1,4 +1,4 @@
-"""Packages that not every user needs: what is missing is named together with the extra that brings it."""
+"""Optional packages: the error for a missing package names the extra that installs it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import importlib.util
 
 
 def require_extra(extra: str, *packages: str) -> None:
-    """Raises ModuleNotFoundError, with the command that installs them, unless all of these packages are there.
+    """Check that optional packages are installed.
 
     Args:
-        extra: of `pyproject.toml`.
-        packages: the names by which they are imported.
+        extra: the extra of `pyproject.toml` that installs them.
+        *packages: the names by which the packages are imported.
+
+    Raises:
+        ModuleNotFoundError: if one of them is missing; the message has the command that installs it.
     """
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:

@@ -1,8 +1,8 @@
-"""Errors of other libraries in one line of a message."""
+"""Text of error messages."""
 
 from __future__ import annotations
 
 
 def one_line(error: Exception) -> str:
-    """An error's kind and message in one line."""
+    """Return the type and the message of an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

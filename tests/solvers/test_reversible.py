@@ -28,11 +28,12 @@ def nothing(denoise: object) -> Integrand:
 
 
 def test_a_step_solved_for_its_start_is_the_step_back() -> None:
-    keep, (here, ahead) = trapezoid_weights(3.0, 0.7)
-    back, (here_back, ahead_back) = trapezoid_weights(0.7, 3.0)
-    assert back == pytest.approx(1 / keep)
-    assert here_back == pytest.approx(-ahead / keep) and ahead_back == pytest.approx(-here / keep)
-    assert keep + here + ahead == pytest.approx(1)  # x̂ = x stays
+    x_coefficient, (start_weight, end_weight) = trapezoid_weights(3.0, 0.7)
+    inverse, (inverse_start, inverse_end) = trapezoid_weights(0.7, 3.0)
+    assert inverse == pytest.approx(1 / x_coefficient)
+    assert inverse_start == pytest.approx(-end_weight / x_coefficient)
+    assert inverse_end == pytest.approx(-start_weight / x_coefficient)
+    assert x_coefficient + start_weight + end_weight == pytest.approx(1)  # where x̂ = x, x does not change
 
 
 def test_second_order() -> None:
@@ -67,7 +68,7 @@ def test_few_long_steps_return_all_the_same(aug_dim: float | None) -> None:
 def test_a_step_without_a_solution_is_refused() -> None:
     steep = lambda x, sigma: 50 * x.square() + 50  # noqa: E731
     with pytest.raises(
-        ValueError, match=r"from sigma 1 to 0.1 cannot be undone.* 1 of 1 .*larger `num_inference_steps`"
+        ValueError, match=r"from sigma 1 to 0.1 cannot be reversed.* 1 of 1 .*larger `num_inference_steps`"
     ):
         integrate_reversible(steep, nothing(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)
 
@@ -96,9 +97,7 @@ def test_a_model_that_rounds_is_followed_as_closely_as_it_can_tell(bits: int, bo
 
     x = torch.randn(4, 6, generator=seeded(), dtype=torch.float64)
     heights = geometric_sigmas(40.0, 0.05, 31)
-    with pytest.warns(
-        UserWarning, match=r"less precise than `step_tolerance` = 1e-08: .* or pass `step_tolerance="
-    ):
+    with pytest.warns(UserWarning, match=r"less precise than `step_tolerance` = 1e-08: .* or pass `step_tolerance="):
         up, _ = integrate_reversible(denoise, nothing(denoise), x, heights[::-1], 1e-8)
         down, _ = integrate_reversible(denoise, nothing(denoise), up, heights, 1e-8)
     assert (down - x).norm() / x.norm() < bound
@@ -107,5 +106,5 @@ def test_a_model_that_rounds_is_followed_as_closely_as_it_can_tell(bits: int, bo
 def test_a_mean_that_jumps_has_no_step_back() -> None:
     # x̂ is far from x on either side of 0, always the other one, so that x' of neither is right.
     jumping = lambda x, sigma: -x.sign() * x.new_tensor([1.0, 0.5])  # noqa: E731
-    with pytest.raises(ValueError, match=r"cannot be undone.* 1 of 1 samples"):
+    with pytest.raises(ValueError, match=r"cannot be reversed.* 1 of 1 samples"):
         integrate_reversible(jumping, nothing(jumping), torch.full((1, 2), 0.01, dtype=torch.float64), [1.0, 0.5], 1e-6)

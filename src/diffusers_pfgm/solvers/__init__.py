@@ -1,4 +1,4 @@
-"""Numerical methods that follow the flow's ordinary differential equation."""
+"""Numerical methods for the ordinary differential equation (ODE) of the flow."""
 
 from .multistep import Step, integrate, integration_steps, plan_steps
 from .spacing import geometric_sigmas, knotted_sigmas

@@ -1,25 +1,27 @@
-r"""Solvers of the backward ODE, anchored in z, as tables of coefficients.
+r"""Solvers of the backward ODE with fixed steps, as tables of coefficients.
 
 Along a field line dx/dσ = (x − x̂)/σ (PFGM, arXiv 2209.11178, section 3.3; PFGM++, arXiv 2302.04265, section 3). In
-λ = −log σ this is dx/dλ = x̂ − x, linear but for x̂, and solved over a step h = λ' − λ by
+λ = −log σ this is dx/dλ = x̂ − x, linear except for x̂. Its exact solution over a step h = λ' − λ is
 
     x' = e^(−h) x + ∫₀^h e^(s−h) x̂(λ + s) ds,        e^(−h) = σ'/σ.
 
-Every solver here replaces x̂ by what it has seen of it, so that each network call ends in one linear combination,
+Each solver approximates x̂(λ) by a polynomial through earlier evaluations, so that every network call is followed by one
+linear combination,
 
-    x' = keep · x + Σ_j weights[j] · x̂_j,        j = 0 the newest x̂,
+    x' = x_coefficient · x + Σ_j weights[j] · x̂_j,        j = 0 the newest x̂,
 
-whose numbers depend on the σ's alone and are known before the run.
+whose coefficients depend only on the noise levels and are computed before the run.
 
 - **euler**: x̂ constant; equal to Euler's method in σ.
-- **heun**: the trapezoid rule in σ (EDM, arXiv 2206.00364, algorithm 1), two calls a step, one for the last.
+- **heun**: the trapezoid rule in σ (EDM, arXiv 2206.00364, algorithm 1); two calls per step, one for the last step.
 - **multistep**: x̂ a polynomial in λ through the latest `order` values (exponential Adams-Bashforth; at D = ∞ and
-  order 2 the `solver_type="heun"` of diffusers' DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the step that
-  led here is redone through the x̂ that has just been computed (exponential Adams-Moulton, as in UniPC, arXiv
-  2302.04867), without a further call and with one more order of accuracy. As both share e^(−h) x, redoing it adds only
-  multiples of known x̂'s. Order 3 falls to 2 or 1 for a step much longer than the last.
+  order 2 the `solver_type="heun"` of diffusers' DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the previous
+  step is repeated with a polynomial that includes the x̂ just computed (exponential Adams-Moulton, as in UniPC, arXiv
+  2302.04867). This needs no further call and raises the order of accuracy by one. As predictor and corrector share the
+  term e^(−h) x, the correction only adds multiples of known x̂'s. Order 3 is lowered to 2 or 1 for a step much longer
+  than the previous one.
 
-The last step, to σ = 0, is x' = x̂ for all of them.
+For all of them the last step, to σ = 0, is x' = x̂.
 """
 
 from __future__ import annotations
@@ -40,22 +42,28 @@ MAX_ORDER = 3
 
 @dataclass(frozen=True)
 class Step:
-    """One network call at height `sigma`, and the combination that follows it."""
+    """One network call, and the linear combination that follows it.
+
+    Attributes:
+        sigma: noise level σ of the network call, in data units.
+        x_coefficient: coefficient of x in the combination.
+        weights: coefficients of the latest x̂'s, newest first.
+    """
 
     sigma: float
-    keep: float
+    x_coefficient: float
     weights: tuple[float, ...]
 
     def __call__(self, x: torch.Tensor, denoised: Sequence[torch.Tensor]) -> torch.Tensor:
-        """x' from x and the x̂'s so far, newest first."""
-        x = self.keep * x if self.keep else torch.zeros_like(x)
+        """Return x' from x (B, *) and the x̂'s (B, *) so far, newest first."""
+        x = self.x_coefficient * x if self.x_coefficient else torch.zeros_like(x)
         for weight, value in zip(self.weights, denoised, strict=False):
             x = torch.add(x, value, alpha=weight)
         return x
 
 
 def check_solver(solver: str, order: int) -> None:
-    """Raises ValueError unless there is such a solver, of such an order."""
+    """Raise a ValueError unless `solver` and `order` are among the solvers of this module."""
     if solver not in SOLVERS:
         raise ValueError(f"`solver` must be one of {SOLVERS}, but is {solver!r}.")
     if not (isinstance(order, int) and 1 <= order <= MAX_ORDER):
@@ -65,13 +73,15 @@ def check_solver(solver: str, order: int) -> None:
 def plan_steps(
     sigmas: Sequence[float], solver: str = "multistep", order: int = MAX_ORDER, use_corrector: bool = True
 ) -> list[Step]:
-    """The steps of a run, one for each network call.
+    """Plan the steps of a run, one for each network call.
 
     Args:
-        sigmas: σ_0 > σ_1 > ... > σ_n ≥ 0, the heights to pass, n ≥ 1.
-        solver: "multistep", "heun" or "euler".
-        order: of "multistep", 1 to 3; lower for the first steps, which have no past.
-        use_corrector: of "multistep". Without it, order 3 still redoes its first step, lest that cost it an order.
+        sigmas: noise levels of the run, σ_0 > σ_1 > ... > σ_n ≥ 0, n ≥ 1, in data units. For "multistep" and "euler"
+            they may also increase.
+        solver: "multistep", "heun" or "euler". Defaults to "multistep".
+        order: order of "multistep", 1 to 3; lower for the first steps, which have fewer evaluations. Defaults to 3.
+        use_corrector: whether "multistep" uses the corrector. Without it, order 3 still corrects its first step, whose
+            error would otherwise lower the order of the whole run. Defaults to True.
 
     Returns:
         n steps, or 2n − 1 for "heun" (2n if σ_n > 0).
@@ -79,7 +89,7 @@ def plan_steps(
     return list(_plan(tuple(sigmas), solver, order, use_corrector))
 
 
-@functools.lru_cache(maxsize=64)  # the same run is made again and again, and takes a millisecond to plan
+@functools.lru_cache(maxsize=64)  # planning takes a millisecond, and the same run is usually repeated
 def _plan(sigmas: tuple[float, ...], solver: str, order: int, use_corrector: bool) -> tuple[Step, ...]:
     if solver == "heun":
         return tuple(step for pair in itertools.pairwise(sigmas) for step in _heun(*pair))
@@ -97,15 +107,15 @@ def integration_steps(
     order: int = MAX_ORDER,
     use_corrector: bool = True,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Follow field lines from the first σ to the last, one network call at a time.
+    """Integrate the ODE from the first σ to the last, one network call at a time.
 
     Args:
-        denoise: x̂ (B, *) from x (B, *) and σ.
-        x: (B, *), in data units, at the first σ.
-        sigmas, solver, order, use_corrector: see `plan_steps`.
+        denoise: x̂ (B, *) as a function of x (B, *) and σ.
+        x: points at the first σ, (B, *), in data units.
+        sigmas, solver, order, use_corrector: as in `plan_steps`.
 
     Yields:
-        x̂ of each call, and x after the step that follows it, both (B, *).
+        x̂ of each call and x after the step that follows it, both (B, *).
     """
     history: list[torch.Tensor] = []
     for step in plan_steps(sigmas, solver, order, use_corrector):
@@ -122,7 +132,10 @@ def integrate(
     order: int = MAX_ORDER,
     use_corrector: bool = True,
 ) -> torch.Tensor:
-    """x (B, *) at the last σ, from x at the first. See `integration_steps`.
+    """Integrate the ODE from x (B, *) at the first σ to the last σ. Arguments as in `integration_steps`.
+
+    Returns:
+        x (B, *) at the last σ, in data units.
 
     Example:
         >>> at_origin = lambda x, sigma: torch.zeros_like(x)  # one charge at 0: field lines are rays
@@ -136,21 +149,25 @@ def integrate(
 
 
 def trapezoid_weights(sigma: float, target: float) -> tuple[float, tuple[float, float]]:
-    """keep and weights of x' = keep · x + w_0 x̂(x) + w_1 x̂(x'), x̂ linear in λ between the ends, up or down.
+    """The coefficients of the exponential trapezoid rule from σ to σ' = `target`, larger or smaller.
 
-    The exponential trapezoid rule. Solved for x it is the same rule from σ' to σ, so that a step there undoes one here.
+    The rule is x' = x_coefficient · x + w_0 x̂(x) + w_1 x̂(x'), where x̂ is linear in λ between the two ends. Solved for x
+    it is the same rule from σ' to σ, so that a step back inverts it.
+
+    Returns:
+        x_coefficient and (w_0, w_1).
     """
     lambdas = [-math.log(sigma), -math.log(target)]
-    ahead, here = _adams(lambdas, 0, range(1, -1, -1))
-    return target / sigma, (here, ahead)
+    end_weight, start_weight = _adams(lambdas, 0, range(1, -1, -1))
+    return target / sigma, (start_weight, end_weight)
 
 
 def variance_preserving(steps: Sequence[Step], final_sigma: float) -> list[Step]:
-    """The same steps for a state x / √(1 + σ²), as the DDPM family keeps it; x̂ stays in data units."""
+    """The same steps for the scaled state x / √(1 + σ²) of the DDPM family; x̂ remains in data units."""
     scales = [math.sqrt(1 + sigma**2) for sigma in (*(step.sigma for step in steps), final_sigma)]
     return [
-        Step(step.sigma, step.keep * scale / after, tuple(weight / after for weight in step.weights))
-        for step, scale, after in zip(steps, scales[:-1], scales[1:], strict=True)
+        Step(step.sigma, step.x_coefficient * scale / next_scale, tuple(weight / next_scale for weight in step.weights))
+        for step, scale, next_scale in zip(steps, scales[:-1], scales[1:], strict=True)
     ]
 
 
@@ -164,26 +181,26 @@ def _heun(sigma: float, target: float) -> list[Step]:
 
 
 def _multistep(sigma: float, lambdas: Sequence[float], i: int, order: int, use_corrector: bool) -> Step:
-    keep = math.exp(lambdas[i] - lambdas[i + 1])
-    if keep == 0:
+    x_coefficient = math.exp(lambdas[i] - lambdas[i + 1])
+    if x_coefficient == 0:
         return Step(sigma, 0.0, (1.0,))
 
     def latest(index: int, count: int) -> range:
         return range(index, max(index - count, -1), -1)
 
     weights = _adams(lambdas, i, latest(i, _usable_order(lambdas, i, order)))
-    # Order 3 always redoes its first step: Euler's error there, O(h²), would make the whole run second order.
+    # Order 3 always corrects its first step: the error O(h²) of Euler's method there would make the run second order.
     if i > 0 and (use_corrector or (order == 3 and i == 1)):
         used = _usable_order(lambdas, i - 1, order)
         predicted = [0.0, *_adams(lambdas, i - 1, latest(i - 1, used))]
         corrected = _adams(lambdas, i - 1, latest(i, used + 1))
-        changes = [keep * (new - old) for new, old in zip(corrected, predicted, strict=True)]
+        changes = [x_coefficient * (new - old) for new, old in zip(corrected, predicted, strict=True)]
         weights = [sum(pair) for pair in itertools.zip_longest(weights, changes, fillvalue=0.0)]
-    return Step(sigma, keep, tuple(weights))
+    return Step(sigma, x_coefficient, tuple(weights))
 
 
 def _usable_order(lambdas: Sequence[float], i: int, order: int) -> int:
-    """Order of step i. A parabola through x̂'s that lie close together says nothing about a step far beyond them."""
+    """The order of step i, lowered where a parabola through close evaluations would be extrapolated too far."""
     if order < MAX_ORDER or i == 0:
         return order
     growth = (lambdas[i + 1] - lambdas[i]) / (lambdas[i] - lambdas[i - 1])
@@ -191,7 +208,7 @@ def _usable_order(lambdas: Sequence[float], i: int, order: int) -> int:
 
 
 def _adams(lambdas: Sequence[float], i: int, nodes: range) -> list[float]:
-    """∫₀^h e^(s−h) ℓ_j(s) ds from λ_i to λ_{i+1}, ℓ_j the Lagrange polynomials of the nodes."""
+    """The weights ∫₀^h e^(s−h) ℓ_j(s) ds from λ_i to λ_{i+1}, with ℓ_j the Lagrange polynomials of the nodes."""
     h = lambdas[i + 1] - lambdas[i]
     moments = [-math.expm1(-h)]  # ∫₀^h e^(s−h) s^p ds
     for p in range(1, len(nodes)):

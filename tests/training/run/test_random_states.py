@@ -1,4 +1,4 @@
-"""The random states of each process are restored, or initialized anew with a message."""
+"""The random states of each process are restored, or reinitialized with a message."""
 
 import random
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_states_that_cannot_be_restored_depend_on_seed_and_step(
         torch.save(states | {"torch_manual_seed": 3}, path)
     accelerator = Accelerator(cpu=True)
     numbers = []
-    message = "The random states of processes 0 are initialized anew from the seed and the step"
+    message = "The random states of processes 0 are reinitialized from the seed and the step"
     for seed, step in ((1, 3), (1, 3), (1, 4), (2, 3)):
         restore_random_states(accelerator, checkpoint, seed, step)
         numbers.append(torch.rand(()).item())
@@ -87,4 +87,4 @@ def test_each_process_restores_the_state_of_its_own_device(
     monkeypatch.setattr(Accelerator, "device", device)
     restore_random_states(Accelerator(cpu=True), checkpoint, seed=1, step=3)
     assert calls == ([(10 + (index or 0), device)] if restored else [])
-    assert ("initialized anew" in capsys.readouterr().out) != restored
+    assert ("reinitialized" in capsys.readouterr().out) != restored

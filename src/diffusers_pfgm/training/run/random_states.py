@@ -48,6 +48,6 @@ def restore_random_states(accelerator: Accelerator, checkpoint: Path, seed: int,
     reasons = {index: text for index, text in enumerate(gather_object([reason])) if text is not None}
     if reasons:
         accelerator.print(
-            f"The random states of processes {', '.join(map(str, reasons))} are initialized anew from the seed and the "
+            f"The random states of processes {', '.join(map(str, reasons))} are reinitialized from the seed and the "
             f"step: in {checkpoint}, {next(iter(reasons.values()))}."
         )

@@ -43,7 +43,9 @@ def test_good_samples_have_the_distance_of_real_images_and_noise_a_larger_one(di
 
 def test_a_distance_does_not_depend_on_the_batch_size(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     images = digits.float()[:60]
-    validation, pipe, sizes = Validation(images[:10], images[10:]), exact_pipeline(images[10:]), list[int]()
+    validation = Validation(images[:10], images[10:])
+    pipe = exact_pipeline(images[10:])
+    sizes: list[int] = []
     call = ChargeField.forward
 
     def record(self: ChargeField, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -54,7 +54,8 @@ class ImageOrder:
     """
 
     def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed = length, seed
+        self.length = length
+        self.seed = seed
         self._orders: dict[int, torch.Tensor] = {}
 
     def keys(self, first: int, count: int) -> list[int]:
@@ -83,7 +84,9 @@ class PlannedBatches(torch.utils.data.Sampler[list[int]]):
     """
 
     def __init__(self, order: ImageOrder, plan: BatchPlan, first_step: int = 0) -> None:
-        self.order, self.plan, self.first_step = order, plan, first_step
+        self.order = order
+        self.plan = plan
+        self.first_step = first_step
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.first_step

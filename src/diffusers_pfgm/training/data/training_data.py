@@ -51,7 +51,8 @@ class TrainingData:
         self._held_out = self.labels = None
         if args.streaming:
             self.images: Any = self._stream(dataset)
-            self.count, self.id2label = 0, self.images.id2label
+            self.count = 0
+            self.id2label = self.images.id2label
             return
         if args.broken_images == "skip":
             dataset = self._without_broken(dataset)

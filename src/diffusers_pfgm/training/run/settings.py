@@ -46,7 +46,7 @@ IGNORED_OPTIONS = {
     "license",
     "mixed_precision",
 }
-DATA_PREFIX = "data."  # of the settings that follow from the images
+DATA_PREFIX = "data."  # the names of settings that follow from the images begin with it
 STATISTICS_TOLERANCE = 1e-5  # relative; machines differ in the order of their sums
 
 

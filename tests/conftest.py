@@ -1,4 +1,4 @@
-"""Shared data: scikit-learn's digits and the authors' numbers."""
+"""Shared data: scikit-learn's digits, and reference numbers of the papers' authors."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def make_tiny_unet(
     sample_size: int | tuple[int, int] = 8,
     num_class_embeds: int | None = None,
 ) -> UNet2DModel:
-    """A network of random weights, the same every time."""
+    """A network with random weights, which are the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return UNet2DModel(
@@ -74,9 +74,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 class ExactNetwork(torch.nn.Module):
-    """What a perfect network of any parameterisation returns for these charges, called like `UNet2DModel`.
+    """A network with the exact output of a parameterisation for these charges, called like `UNet2DModel`.
 
-    With `labels` it knows the charges of each class, and by one more label those of all.
+    With `labels`, a class label selects the charges of this class, and the null class selects all charges. The shape of
+    the input and the labels of each call are recorded in `calls`.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class ExactNetwork(torch.nn.Module):
         for row in range(len(x)):
             label = None if class_labels is None else int(class_labels[row])
             same = slice(None) if label is None or label > self.labels.max() else self.labels == label
-            height = sigma.flatten().expand(len(x))[row : row + 1]
-            denoised[row : row + 1] = posterior_mean(x[row : row + 1], height, self.charges[same], self.aug_dim)
+            row_sigma = sigma.flatten().expand(len(x))[row : row + 1]
+            denoised[row : row + 1] = posterior_mean(x[row : row + 1], row_sigma, self.charges[same], self.aug_dim)
         output = self.parameterization.target(denoised, x, sigma)
         return SimpleNamespace(sample=output) if return_dict else (output,)

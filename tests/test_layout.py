@@ -1,4 +1,4 @@
-"""Which folder of the package may import which: a drawing of the house that cannot go out of date."""
+"""The layers of the package: which folder may import which."""
 
 import ast
 from pathlib import Path
@@ -42,19 +42,19 @@ LIBRARIES = {"physics": {"torch"}, "solvers": {"torch", "torchdiffeq"}}
 
 
 def imports(path: Path) -> list[str]:
-    """The modules that a file imports, absolute, such as "diffusers_pfgm.physics.kernel" or "torch"."""
+    """Return the absolute names of the modules that a file imports, such as "diffusers_pfgm.physics.kernel"."""
     package = ["diffusers_pfgm", *path.relative_to(PACKAGE).parts[:-1]]
-    found = []
+    modules = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) + 1 - node.level] if node.level else []
-            found.append(".".join([*base, *([node.module] if node.module else [])]))
-    return found
+            modules.append(".".join([*base, *([node.module] if node.module else [])]))
+    return modules
 
 
-def test_no_module_lies_loose_at_the_root() -> None:
+def test_every_module_is_in_a_folder() -> None:
     assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ALLOWED)
 
@@ -63,8 +63,8 @@ def test_folders_import_only_what_comes_before_them() -> None:
     for folder, allowed in ALLOWED.items():
         for path in (PACKAGE / folder).rglob("*.py"):
             modules = [name.split(".")[1:] for name in imports(path) if name.startswith("diffusers_pfgm")]
-            found = {module[0] if module else "the root" for module in modules}
-            assert found <= allowed | {folder}, (path, found - allowed - {folder})
+            folders = {module[0] if module else "the root" for module in modules}
+            assert folders <= allowed | {folder}, (path, folders - allowed - {folder})
 
 
 def test_physics_and_solvers_need_torch_alone() -> None:

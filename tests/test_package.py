@@ -1,4 +1,4 @@
-"""The public surface, and what importing it costs."""
+"""The public names, the packages that their import needs, and the declared versions."""
 
 import re
 import subprocess
@@ -18,10 +18,10 @@ def test_all_names_exist() -> None:
 
 
 def test_core_and_physics_import_without_the_extras() -> None:
-    # An import of diffusers itself may look for optional packages, so only our own files are asked.
+    # diffusers checks for optional packages and works without them. Our own files must not import them either.
     script = """
 import sys
-for name in ("datasets", "ot", "matplotlib", "torchdiffeq", "sklearn", "torchvision"):
+for name in ("datasets", "ot", "matplotlib", "sklearn", "torchvision"):
     sys.modules[name] = None  # importing it raises
 import diffusers_pfgm
 """
@@ -43,9 +43,10 @@ import diffusers_pfgm.physics
 def test_the_oldest_set_is_what_the_project_declares() -> None:
     tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [extra for name, extra in project["optional-dependencies"].items() if name != "dev"]
-    declared = [found for each in (project["dependencies"], *extras) for found in each if "diffusers-pfgm" not in found]
-    least = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups() for requirement in declared)
+    extras = [extra for name, extra in project["optional-dependencies"].items() if name not in ("dev", "docs")]
+    groups = (project["dependencies"], *extras)
+    declared = [name for group in groups for name in group if "diffusers-pfgm" not in name]
+    oldest_versions = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups() for requirement in declared)
     lines = (ROOT / ".ci" / "constraints-oldest.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
 
@@ -53,14 +54,18 @@ def test_the_oldest_set_is_what_the_project_declares() -> None:
         numbers = [int(number) for number in text.split(".")]
         return numbers + [0] * (3 - len(numbers))
 
-    assert set(least) <= set(pinned)
-    assert {name: version(pinned[name]) for name in least} == {name: version(text) for name, text in least.items()}
+    assert set(oldest_versions) <= set(pinned)
+    assert {name: version(pinned[name]) for name in oldest_versions} == {
+        name: version(text) for name, text in oldest_versions.items()
+    }
 
 
 def test_the_sdist_holds_what_its_tests_read() -> None:
     tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
     held = {*targets["sdist"]["include"], "pyproject.toml"}  # which is always there
-    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
-    read = set(re.findall(r'(?:ROOT|parents\[1\]) / "([^"]+)"', text))
+    read = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        depth = len(path.relative_to(ROOT).parts) - 1  # of the file's parents, `parents[depth]` is the root
+        read |= set(re.findall(rf'(?:ROOT|parents\[{depth}\]) / "([^"]+)"', path.read_text()))
     assert "Makefile" in read and read <= held

@@ -1,7 +1,11 @@
-"""Does a class-conditional model draw what its labels say? Ask a classifier that was trained on real images.
+"""Measure whether a class-conditional model generates images of the requested classes.
 
-Prints the classifier's accuracy on real images that it has not seen, and the share of drawn images on which it agrees
-with the label, and leaves a picture with a row for each class.
+    python pipelines_examples/data/class_accuracy.py --model pfgm-mnist --train_data mnist-parquet/train.parquet \\
+        --test_data mnist-parquet/test.parquet
+
+A classifier is trained on real images and predicts the classes of generated ones. The script prints the accuracy of
+the classifier on real test images, and the share of generated images for which its prediction is the requested class,
+in total and for each class. It saves a grid of generated images with a row for each class.
 """
 
 from __future__ import annotations
@@ -12,48 +16,58 @@ from pathlib import Path
 import torch
 
 from diffusers_pfgm import PFGMPipeline
-from diffusers_pfgm.examples.classifier import load, load_conditional, make_classifier, predict, train
+from diffusers_pfgm.examples.classifier import (
+    load_conditional_pipeline,
+    load_labelled_images,
+    make_classifier,
+    predict_classes,
+    train_classifier,
+)
 from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.training.run.samples import draw_samples
 
-SHOWN = 10  # drawn images of each class in the picture
+NUM_SHOWN = 10  # images of each class in the image grid
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a class-conditional pipeline")
     parser.add_argument("--train_data", required=True, help="real images with labels, to train the classifier on")
-    parser.add_argument("--test_data", required=True, help="others, to measure it on")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--per_class", type=int, default=100)
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=1.0)
-    parser.add_argument("--output", type=Path, default=Path("class-accuracy.png"))
+    parser.add_argument("--test_data", required=True, help="other real images with labels, to test the classifier on")
+    parser.add_argument("--epochs", type=int, default=3, help="number of epochs for training the classifier")
+    parser.add_argument("--per_class", type=int, default=100, help="number of images to generate of each class")
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="scale of guidance; 1 for no guidance")
+    parser.add_argument("--output", type=Path, default=Path("class-accuracy.png"), help="file of the image grid")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
 
-    pipe, names = load_conditional(PFGMPipeline, args.model)
-    channels, resolution = pipe.unet.config.in_channels, pipe.unet.config.sample_size
+    pipe, id2label = load_conditional_pipeline(PFGMPipeline, args.model)
+    channels = pipe.unet.config.in_channels
+    resolution = pipe.unet.config.sample_size
     mode = PIL_MODES[channels]
-    classifier = make_classifier(channels, resolution, len(names))
-    train(classifier, *load(args.train_data, resolution, mode, names), args.epochs)
-    images, labels = load(args.test_data, resolution, mode, names)
-    right = (predict(classifier, images) == labels).double().mean().item()
-    print(f"Classifier: right on {100 * right:.2f} % of {len(images):,} real images that it has not seen")
+    classifier = make_classifier(channels, resolution, len(id2label))
+    train_classifier(classifier, *load_labelled_images(args.train_data, resolution, mode, id2label), args.epochs)
+    images, labels = load_labelled_images(args.test_data, resolution, mode, id2label)
+    accuracy = (predict_classes(classifier, images) == labels).double().mean().item()
+    print(f"Accuracy of the classifier: {100 * accuracy:.2f} % of {len(images):,} real test images")
 
-    wanted = torch.arange(len(names)).repeat_interleave(args.per_class)
-    drawn = draw_samples(
-        pipe, len(wanted), args.num_inference_steps, class_labels=wanted, guidance_scale=args.guidance_scale
+    requested = torch.arange(len(id2label)).repeat_interleave(args.per_class)
+    samples = draw_samples(
+        pipe, len(requested), args.num_inference_steps, class_labels=requested, guidance_scale=args.guidance_scale
     )
-    agrees = (predict(classifier, drawn * 2 - 1) == wanted).view(len(names), -1).double().mean(1)
-    calls = args.num_inference_steps
-    print(f"Agrees with the label of {100 * agrees.mean():.1f} % of {len(wanted):,} drawn images, {calls} calls each")
-    for name, share in zip(names.values(), agrees.tolist(), strict=True):
+    is_requested = predict_classes(classifier, samples * 2 - 1) == requested
+    accuracies = is_requested.view(len(id2label), -1).double().mean(1)
+    print(
+        f"Generated images of the requested class: {100 * accuracies.mean():.1f} % of {len(requested):,} images, "
+        f"{args.num_inference_steps} steps each"
+    )
+    for name, share in zip(id2label.values(), accuracies.tolist(), strict=True):
         print(f"  {name}: {100 * share:.0f} %")
-    shown = drawn.view(len(names), args.per_class, *drawn.shape[1:])[:, :SHOWN].flatten(0, 1)
-    image_grid(shown, scale=max(1, 64 // resolution), columns=min(SHOWN, args.per_class)).save(args.output)
-    print(f"A row for each class: {args.output}")
+    rows = samples.view(len(id2label), args.per_class, *samples.shape[1:])[:, :NUM_SHOWN].flatten(0, 1)
+    image_grid(rows, scale=max(1, 64 // resolution), columns=min(NUM_SHOWN, args.per_class)).save(args.output)
+    print(f"Grid with a row for each class: {args.output}")
 
 
 if __name__ == "__main__":

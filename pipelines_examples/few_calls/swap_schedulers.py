@@ -1,13 +1,16 @@
-"""Swap schedulers both ways, without a download: a network of random weights shows that the results are the same.
+"""Exchange schedulers between this package and diffusers, and show that the results agree.
 
-    python pipelines_examples/swap_schedulers.py
+    python pipelines_examples/few_calls/swap_schedulers.py
 
-1. `PoissonFlowScheduler` takes the place of DDIM in a pipeline of diffusers. With your own model it is the same line:
+The network has random weights, so nothing is downloaded. The script prints relative differences between images in two
+cases.
+
+1. `PoissonFlowScheduler` replaces DDIM in a pipeline of diffusers. The line is the same for your own model:
 
     pipe = StableDiffusionPipeline.from_pretrained(...)
     pipe.scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config)
 
-2. EDM's scheduler of diffusers takes its place in `PFGMPipeline`.
+2. EDM's DPM-Solver++ of diffusers replaces `PoissonFlowScheduler` in `PFGMPipeline`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 
 
 def make_network() -> UNet2DModel:
+    """Return a small network with random weights, which are the same every time."""
     torch.manual_seed(0)
     return UNet2DModel(
         sample_size=16,
@@ -34,13 +38,14 @@ def make_network() -> UNet2DModel:
     ).eval()
 
 
-def difference(found: torch.Tensor, expected: torch.Tensor) -> str:
-    return f"{((found - expected).norm() / expected.norm()).item():.1e}"
+def relative_difference(images: torch.Tensor, expected: torch.Tensor) -> str:
+    """Return ‖images − expected‖ / ‖expected‖ as text."""
+    return f"{((images - expected).norm() / expected.norm()).item():.1e}"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_inference_steps", type=int, default=20)
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of both schedulers")
     steps = parser.parse_args(argv).num_inference_steps
     unet = make_network()
 
@@ -55,11 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     ddim = DDIMScheduler(clip_sample=False)
     first_order = PoissonFlowScheduler.from_config(ddim.config, solver_order=1, use_corrector=False)
     default = PoissonFlowScheduler.from_config(ddim.config)
-    exact = draw(ddim, 500)
-    print(f"DDIMPipeline, {steps} calls; relative differences")
-    print("  order 1 to DDIM                ", difference(draw(first_order, steps), draw(ddim, steps)))
-    print("  DDIM to 500 steps of it        ", difference(draw(ddim, steps), exact))
-    print("  the default solver to 500 steps", difference(draw(default, steps), draw(default, 500)))
+    print(f"DDIMPipeline, {steps} steps, relative differences:")
+    print("  our solver of order 1 and DDIM        ", relative_difference(draw(first_order, steps), draw(ddim, steps)))
+    print("  DDIM and DDIM with 500 steps          ", relative_difference(draw(ddim, steps), draw(ddim, 500)))
+    print("  our default solver and it in 500 steps", relative_difference(draw(default, steps), draw(default, 500)))
 
     flow = PoissonFlowScheduler(aug_dim=None, prediction_type="epsilon", sigma_data=0.5, sigma_max=80.0)
     edm = EDMDPMSolverMultistepScheduler.from_config(flow.config, solver_type="heun")
@@ -70,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         PFGMPipeline(unet, edm)(num_inference_steps=steps, latents=latents, output_type="pt").images,
         PFGMPipeline(unet, ours)(sigmas=edm.sigmas, latents=latents, output_type="pt").images,
     ]
-    print(f"PFGMPipeline, {steps} calls at the same heights")
-    print("  order 2 to EDM's DPM-Solver++  ", difference(*images))
+    print(f"PFGMPipeline, {steps} steps at the same noise levels, relative difference:")
+    print("  our solver of order 2 and EDM's DPM-Solver++", relative_difference(*images))
 
 
 if __name__ == "__main__":

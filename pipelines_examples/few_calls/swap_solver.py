@@ -1,6 +1,9 @@
-"""Swap the solver of a saved pipeline: the same model and starting points, one row of images for each solver.
+"""Compare the solvers of a saved pipeline at one number of network calls.
 
-python pipelines_examples/swap_solver.py --model demo-output/model --calls 10
+    python pipelines_examples/few_calls/swap_solver.py --model demo-output/model --calls 10
+
+Each solver starts from the same latents. The script prints the number of network calls of each solver and the
+difference of its images from a run of 200 calls, and saves a grid with a row of images for each solver.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ REFERENCE_STEPS = 200
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--calls", type=int, default=10, help="network calls that each solver may spend")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=int, default=4, help="pixels of the picture per pixel of an image")
-    parser.add_argument("--output", type=Path, default=Path("solvers.png"))
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
+    parser.add_argument("--calls", type=int, default=10, help="number of network calls of each solver")
+    parser.add_argument("--batch_size", type=int, default=8, help="number of images of each solver")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
+    parser.add_argument("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
+    parser.add_argument("--output", type=Path, default=Path("solvers.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     pipe = PFGMPipeline.from_pretrained(args.model)
@@ -32,19 +35,20 @@ def main(argv: list[str] | None = None) -> None:
     shape = (args.batch_size, pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     latents = pipe.scheduler.sample_prior(shape, torch.Generator().manual_seed(args.seed))
 
-    rows = {"multistep, many calls": pipe(num_inference_steps=REFERENCE_STEPS, latents=latents, output_type="pt")}
+    reference = pipe(num_inference_steps=REFERENCE_STEPS, latents=latents, output_type="pt")
+    outputs = {"multistep, many calls": reference}
     for solver in ("multistep", "heun", "euler"):
         pipe.scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config, solver=solver)
         steps = (args.calls + 1) // 2 if solver == "heun" else args.calls  # n steps of Heun cost 2n − 1 calls
-        rows[solver] = pipe(num_inference_steps=steps, latents=latents, output_type="pt")
+        outputs[solver] = pipe(num_inference_steps=steps, latents=latents, output_type="pt")
 
-    reference = rows["multistep, many calls"].images
-    print(f"{'solver':<22} calls  distance to the first row (RMS, pixels in [0, 1])")
-    for name, row in rows.items():
-        distance = (row.images - reference).square().mean().sqrt().item()
-        print(f"{name:<22} {row.nfe:5d}  {distance:.4f}")
-    image_grid(torch.cat([row.images for row in rows.values()]), args.scale, columns=args.batch_size).save(args.output)
-    print(f"Rows in this order: {args.output}")
+    print(f"{'solver':<22} calls  RMS difference from the first row (pixels in [0, 1])")
+    for name, output in outputs.items():
+        difference = (output.images - reference.images).square().mean().sqrt().item()
+        print(f"{name:<22} {output.nfe:5d}  {difference:.4f}")
+    images = torch.cat([output.images for output in outputs.values()])
+    image_grid(images, args.scale, columns=args.batch_size).save(args.output)
+    print(f"Grid with a row for each solver, in this order: {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Sharp images from blurred and noisy ones, by posterior samples of a model, or of the exact field of images.
+"""Deblurring: restore sharp images from blurred and noisy ones by samples of the posterior.
 
-python pipelines_examples/deblurring.py --model demo-output/model --data demo-output/held-out.parquet
+    python pipelines_examples/inverse/deblurring.py --model demo-output/model --data demo-output/held-out.parquet
 
-Prints what `inpainting.py` does. The second row of the picture is the pseudo-inverse, which blows up the noise.
+The prior is a model or, without `--model`, the exact field of the training images. The script prints a table with a row
+for each method: the mean PSNR of its samples, the PSNR of the samples' mean, the error of the samples' measurement
+compared with one without noise, and the numbers of network calls and seconds. It saves a grid of images, whose second
+row is the pseudo-inverse, which amplifies the noise.
 """
 
 from __future__ import annotations
@@ -12,21 +15,21 @@ import math
 import torch
 
 from diffusers_pfgm import Blur
-from diffusers_pfgm.examples.inverse_problems import compare, make_parser, make_pipeline
+from diffusers_pfgm.examples.inverse_problems import compare_methods, make_parser, make_pipeline
 
 
 def gaussian_kernel(std: float) -> torch.Tensor:
-    """(h, h) weights of sum 1, to two standard deviations from the middle."""
+    """Return the weights (h, h) of a Gaussian blur, with the sum 1, cut off at two standard deviations."""
     radius = math.ceil(2 * std)
-    profile = torch.exp(-(torch.arange(-radius, radius + 1) / std).square() / 2)
-    return profile.outer(profile) / profile.sum().square()
+    weights = torch.exp(-(torch.arange(-radius, radius + 1) / std).square() / 2)
+    return weights.outer(weights) / weights.sum().square()
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "deblurring.png")
     parser.add_argument("--blur_std", type=float, default=0.8, help="standard deviation of the blur, in pixels")
     args = parser.parse_args(argv)
-    compare(args, *make_pipeline(args), Blur(gaussian_kernel(args.blur_std)))
+    compare_methods(args, *make_pipeline(args), Blur(gaussian_kernel(args.blur_std)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Interpolate between held-out images by their latents: up to the hemisphere, along great circles, and down again.
+"""Interpolate between held-out images along great circles between their latents on the hemisphere.
 
-python pipelines_examples/interpolation.py --model demo-output/model --data demo-output/held-out.parquet
+    python pipelines_examples/likelihood/interpolation.py --model demo-output/model --data demo-output/held-out.parquet
 
-Each row of the picture goes from one image to another. Printed are how exactly images return from their latents and
-latents from their images, by fixed steps and by the adaptive solver, and how far the images on the way are from data,
-against those on a straight line between the images themselves.
+The script prints the relative errors of encoding and then decoding images, and of decoding and then encoding latents,
+for fixed steps and for the adaptive solver. It prints the sliced Wasserstein distance to other real images of the
+interpolated images, and for comparison that of straight lines between the images and that of real images. It saves a
+grid in which each row leads from one image to another.
 """
 
 from __future__ import annotations
@@ -23,31 +24,43 @@ from diffusers_pfgm.training.data.source import open_images
 
 
 def print_round_trips(flow: PoissonFlow, x: torch.Tensor, latents: torch.Tensor, name: str, **options: Any) -> None:
-    """How far data and latents (B, *) are from themselves after a way there and back, relative to their norms."""
-    up = flow.encode(x, **options)
-    back = flow.decode(up.latents, **options)
-    down = flow.decode(latents, **options)
-    again = flow.encode(down.sample, **options)
-    for way, nfe, end, start in (
-        ("image → latent → image", up.nfe + back.nfe, back.sample, x),
-        ("latent → image → latent", down.nfe + again.nfe, again.latents, latents),
+    """Print the errors of encoding and decoding data (B, *), and of decoding and encoding latents (B, *).
+
+    Args:
+        flow: the flow.
+        x: (B, *), data.
+        latents: (B, *), latents.
+        name: the name of the solver.
+        **options: options of `flow.encode` and `flow.decode`.
+    """
+    encoded = flow.encode(x, **options)
+    decoded = flow.decode(encoded.latents, **options)
+    decoded_first = flow.decode(latents, **options)
+    encoded_second = flow.encode(decoded_first.sample, **options)
+    for round_trip, nfe, end, start in (
+        ("image → latent → image", encoded.nfe + decoded.nfe, decoded.sample, x),
+        ("latent → image → latent", decoded_first.nfe + encoded_second.nfe, encoded_second.latents, latents),
     ):
         error = (end - start).flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1)
-        print(f"   {name:<16} {way:<24} {error.mean():.1e}, at most {error.max():.1e}, {nfe} calls")
+        print(f"   {name:<16} {round_trip:<24} {error.mean():.1e}, at most {error.max():.1e}, {nfe} network calls")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--data", required=True, help="images that the model has not seen: a folder, or a parquet file")
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--num", type=int, default=9, help="images of a row, ends included")
-    parser.add_argument("--num_inference_steps", type=int, default=50)
-    parser.add_argument("--step_tolerance", type=float, default=1e-5, help="how closely each fixed step is solved")
-    parser.add_argument("--tolerance", type=float, default=1e-6, help="of the adaptive solver")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the network")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("interpolation.png"))
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
+    parser.add_argument(
+        "--data", required=True, help="images on which the model was not trained, a folder or a parquet file"
+    )
+    parser.add_argument("--pairs", type=int, default=8, help="number of pairs of images")
+    parser.add_argument("--num", type=int, default=9, help="number of images of a path, both ends included")
+    parser.add_argument("--num_inference_steps", type=int, default=50, help="number of fixed steps")
+    parser.add_argument("--step_tolerance", type=float, default=1e-5, help="relative tolerance of a fixed step")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="tolerance of the adaptive solver")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="dtype of the network")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
+    )
+    parser.add_argument("--output", type=Path, default=Path("interpolation.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     dtype = getattr(torch, args.dtype)
@@ -57,31 +70,40 @@ def main(argv: list[str] | None = None) -> None:
     data = ImageTensors(open_images(args.data), size, center_crop=True)
     real = data.__getitems__(range(len(data))).to(args.device, dtype)
     if len(real) <= args.pairs * args.num:
-        raise ValueError(f"`--data` must have more than {args.pairs * args.num} images for these ways: {len(real)}.")
-    first, second = real[: args.pairs], real[args.pairs : 2 * args.pairs]
+        raise ValueError(
+            f"`--data` must have more than {args.pairs * args.num} images for `--pairs` {args.pairs} and `--num` "
+            f"{args.num}, but has {len(real)}. Lower these, or pass more images."
+        )
+    first = real[: args.pairs]
+    second = real[args.pairs : 2 * args.pairs]
 
     flow = PoissonFlow(pipe.unet, pipe.scheduler)
     generator = torch.Generator(args.device).manual_seed(0)
     latents = flow.scheduler.sample_prior(first.shape, generator, first.device, dtype)
     latents = latents * flow.scheduler.data_scale(flow.sigma_max)
     options = {"num_inference_steps": args.num_inference_steps, "step_tolerance": args.step_tolerance}
-    print(f"Relative error after a way there and back, {args.pairs} images and latents, {args.dtype}")
+    print(f"Relative error of encoding and decoding {args.pairs} images, and of {args.pairs} latents, {args.dtype}:")
     print_round_trips(flow, first, latents, f"{args.num_inference_steps} steps", **options)
     print_round_trips(flow, first, latents, f"adaptive, {args.tolerance:g}", tolerance=args.tolerance)
 
     output = pipe.interpolate(first / 2 + 0.5, second / 2 + 0.5, args.num, output_type="pt", **options)
     rows = (output.images * 2 - 1).view(args.pairs, args.num, *output.images.shape[1:])
-    shares = torch.linspace(0, 1, args.num, device=real.device, dtype=dtype).view(-1, 1, 1, 1)
-    straight = torch.lerp(first.unsqueeze(1), second.unsqueeze(1), shares)
-    others, rest = real[2 * args.pairs : args.pairs * args.num], real[args.pairs * args.num :]
-    print(
-        f"{args.pairs} ways of {args.num} images, {output.nfe} calls; sliced Wasserstein distance to {len(rest)} others"
-    )
-    ways = {"by latents": rows[:, 1:-1].flatten(0, 1), "straight lines": straight[:, 1:-1].flatten(0, 1)}
-    for name, images in (ways | {"real images": others}).items():
-        print(f"   {name:<15} {sliced_wasserstein(images, rest):.3f}")
+    weights = torch.linspace(0, 1, args.num, device=real.device, dtype=dtype).view(-1, 1, 1, 1)
+    straight = torch.lerp(first.unsqueeze(1), second.unsqueeze(1), weights)
+    # As many real images as interpolated ones without the ends, and the remaining ones to compare with
+    real_images = real[2 * args.pairs : args.pairs * args.num]
+    others = real[args.pairs * args.num :]
+    images_by_name = {
+        "by latents": rows[:, 1:-1].flatten(0, 1),
+        "straight lines": straight[:, 1:-1].flatten(0, 1),
+        "real images": real_images,
+    }
+    print(f"{args.pairs} paths of {args.num} images, {output.nfe} network calls")
+    print(f"Sliced Wasserstein distance to {len(others)} other images:")
+    for name, images in images_by_name.items():
+        print(f"   {name:<15} {sliced_wasserstein(images, others):.3f}")
     image_grid(output.images, scale=max(1, 48 // size), columns=args.num).save(args.output)
-    print(f"A row for each way: {args.output}")
+    print(f"Grid with a row for each path: {args.output}")
 
 
 if __name__ == "__main__":

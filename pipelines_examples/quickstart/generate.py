@@ -1,6 +1,8 @@
-"""Generate images from a saved pipeline: a folder, or a model on the Hub.
+"""Generate images with a saved pipeline, from a folder or the Hugging Face Hub.
 
-python pipelines_examples/generate.py --model demo-output/model --batch_size 16 --num_inference_steps 20
+    python pipelines_examples/quickstart/generate.py --model demo-output/model --batch_size 16 --num_inference_steps 20
+
+The script saves a grid of the images, and prints their number, the number of network calls and the path of the grid.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from diffusers_pfgm.plots.image_grid import image_grid
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the first image; each has a seed of its own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scale", type=int, default=4, help="pixels of the picture per pixel of an image")
-    parser.add_argument("--output", type=Path, default=Path("generated.png"))
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
+    parser.add_argument("--batch_size", type=int, default=16, help="number of images")
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; image i has the seed `seed` + i")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
+    )
+    parser.add_argument("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
+    parser.add_argument("--output", type=Path, default=Path("generated.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     pipe = PFGMPipeline.from_pretrained(args.model).to(args.device)

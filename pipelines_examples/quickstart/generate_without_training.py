@@ -1,9 +1,10 @@
-"""Generate from your own images without training: each is a charge, and their exact field draws.
+"""Generate images without training, from the exact field of your own images, each of which is a charge.
 
-    python pipelines_examples/generate_without_training.py --images photos --resolution 32
+    python pipelines_examples/quickstart/generate_without_training.py --images photos --resolution 32
 
-The field of finitely many charges ends on the charges, so this recalls images rather than inventing them. It shows
-what a network is trained to follow, and is the limit that its solver is measured against.
+All field lines end at charges, so the samples reproduce the given images and no new ones. The example shows the field
+that a network is trained on. The script saves a grid of the samples, and prints their number, the number of charges,
+the number of field evaluations and the path of the grid.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from diffusers_pfgm.training.data.source import open_images
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder of image files, or a parquet file")
-    parser.add_argument("--resolution", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scale", type=int, default=4, help="pixels of the picture per pixel of an image")
-    parser.add_argument("--output", type=Path, default=Path("generated-without-training.png"))
+    parser.add_argument("--resolution", type=int, default=32, help="height and width of the images in pixels")
+    parser.add_argument("--batch_size", type=int, default=16, help="number of samples")
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
+    )
+    parser.add_argument("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
+    parser.add_argument(
+        "--output", type=Path, default=Path("generated-without-training.png"), help="file of the image grid"
+    )
     args = parser.parse_args(argv)
 
     images = ImageTensors(open_images(args.images), args.resolution, center_crop=True)

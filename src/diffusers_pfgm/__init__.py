@@ -1,6 +1,6 @@
 """Poisson flow generative models (PFGM, PFGM++) for diffusers."""
 
-# diffusers loads schedulers and networks only from a package that has these.
+# diffusers loads schedulers and networks of a package only if the package has these names.
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -75,7 +75,7 @@ __all__ = [
     "recommend_hyperparameters",
 ]
 
-# Saved models name this package, not the file in it, so that moving a file breaks none of them.
+# A saved model names the module of each class. It names this package, so that saved models load after a file is moved.
 for _name in __all__:
     _value = globals()[_name]
     if isinstance(_value, type) and _value.__module__.startswith(f"{__name__}."):

@@ -1,4 +1,4 @@
-"""The field target against the naive formulation and against its two matrix products, in one run."""
+"""Time and memory of the field target, compared with the naive formulation and with its two matrix products."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests.conftest import seeded
 
 
 def seconds(*functions: Callable[[], object], rounds: int) -> list[float]:
-    """Median time of each, measured in turns so that all see the same machine."""
+    """Median time of each function, measured alternately, so that changes of the machine's load affect all alike."""
     taken: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds + 2):
         for function, times in zip(functions, taken, strict=True):
@@ -26,7 +26,7 @@ def seconds(*functions: Callable[[], object], rounds: int) -> list[float]:
 
 
 def naive_target(x: torch.Tensor, z: torch.Tensor, charges: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
-    """The formulation over (B, L, N + 1) tensors."""
+    """The field target from tensors (B, L, N + 1) of differences."""
     samples = torch.cat([x, z.unsqueeze(1)], dim=1)
     points = torch.cat([charges, charges.new_zeros(len(charges), 1)], dim=1)
     differences = samples.unsqueeze(1) - points.unsqueeze(0)
@@ -56,7 +56,7 @@ def test_speed() -> None:
 @pytest.mark.parametrize("sizes", [(128, 4096, 3072), (128, 60_000, 784)])
 @pytest.mark.parametrize("prepared", [False, True])
 def test_memory(sizes: tuple[int, int, int], prepared: bool) -> None:
-    # A process of its own, because freed memory of this one would be used again unseen.
+    # A separate process, because this one may reuse freed memory, which would not be counted.
     script = f"""
 import re, torch
 from pathlib import Path

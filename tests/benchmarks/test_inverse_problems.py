@@ -1,4 +1,4 @@
-"""Posteriors of inverse problems with the exact field of a few digits, against Bayes' rule over the charges."""
+"""Posteriors of inverse problems with the exact field of a few digits, compared with Bayes' rule over the charges."""
 
 import math
 import time
@@ -12,17 +12,17 @@ from tests.conftest import seeded
 
 MEASUREMENTS, CHAINS = 20, 256
 UPPER_HALF, HALF_SIZE = Inpainting(torch.arange(8).unsqueeze(1) < 4), SuperResolution(2)
-# Enough noise for a few charges to have weight each, so that there is a posterior to miss.
+# With this noise several charges have a posterior probability that is not negligible.
 PROBLEMS = [(5, UPPER_HALF, 1.5), (5, HALF_SIZE, 0.75), (50, UPPER_HALF, 0.6), (50, HALF_SIZE, 0.3)]
 
 
 def distance(weights: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Total variation, the mean over measurements."""
+    """Mean total variation distance over the measurements."""
     return (weights - exact).abs().sum(1).mean() / 2
 
 
 def charge_weights(samples: torch.Tensor, charges: torch.Tensor) -> torch.Tensor:
-    """Share of each measurement's samples at each charge (MEASUREMENTS, K)."""
+    """Share of the samples of each measurement at each charge, (MEASUREMENTS, K)."""
     nearest = torch.cdist(samples.flatten(1), charges.flatten(1)).argmin(1).view(MEASUREMENTS, CHAINS)
     return torch.nn.functional.one_hot(nearest, len(charges)).double().mean(1)
 
@@ -45,7 +45,8 @@ def test_posterior(count: int, operator: Any, noise_std: float, aug_dim: float |
 
     pipe = PFGMInversePipeline(ChargeField(charges, aug_dim), PoissonFlowScheduler(aug_dim=aug_dim))
     pipe.set_progress_bar_config(disable=True)
-    found, sweeps = {}, 40 if count == 5 else 60
+    distances = {}
+    sweeps = 40 if count == 5 else 60
     for method in ("replacement", "guidance", "latent"):
         start = time.perf_counter()
         output = pipe(
@@ -58,8 +59,8 @@ def test_posterior(count: int, operator: Any, noise_std: float, aug_dim: float |
             output_type="pt",
         )
         seconds = time.perf_counter() - start
-        found[method] = distance(charge_weights(output.samples, charges), exact)
+        distances[method] = distance(charge_weights(output.samples, charges), exact)
         decodes = f", {output.decodes_per_sweep:.1f} decodings a sweep" if method == "latent" else ""
-        print(f"  {method:<15} total variation {found[method]:.3f}, {output.nfe} calls, {seconds:.1f} s{decodes}")
-    assert found["latent"] <= 0.1
-    assert found["guidance"] < found["replacement"]
+        print(f"  {method:<15} total variation {distances[method]:.3f}, {output.nfe} calls, {seconds:.1f} s{decodes}")
+    assert distances["latent"] <= 0.1
+    assert distances["guidance"] < distances["replacement"]

@@ -1,4 +1,4 @@
-"""What a divergence costs against plain calls of the same batch, in turns, and the memory of many pictures."""
+"""Time of a divergence compared with plain network calls of the same batch, and memory for many images."""
 
 import subprocess
 import sys
@@ -36,8 +36,8 @@ def test_divergence_of_the_demos_network() -> None:
         assert one / call <= 3.5 and whole / again <= 2.5 * 64
 
 
-def test_memory_of_a_thousand_pictures() -> None:
-    # A process of its own, because freed memory of this one would be used again unseen.
+def test_memory_of_a_thousand_images() -> None:
+    # A separate process, because this one may reuse freed memory, which would not be counted.
     script = """
 import re, torch
 from pathlib import Path
@@ -52,5 +52,5 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     megabytes = int(done.stdout) / 1000
-    print(f"\nlikelihood of 1,000 pictures 28 x 28, 1.1 M parameters: {megabytes:.0f} MB, all of the process")
+    print(f"\nlikelihood of 1,000 images 28 x 28, 1.1 M parameters: {megabytes:.0f} MB, all of the process")
     assert megabytes <= 2000

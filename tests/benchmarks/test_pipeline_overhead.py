@@ -1,4 +1,4 @@
-"""What a pipeline costs beyond its network's own time, in one run."""
+"""The share of a pipeline's time that is not spent in the network."""
 
 import time
 from statistics import median
@@ -46,5 +46,5 @@ def test_pipeline(channels: tuple[int, int], prediction_type: str) -> None:
         shares.append(1 - own / total)
     parameters = sum(weight.numel() for weight in unet.parameters())
     print(f"\n{size} x {size} x {data_channels}, {parameters / 1e6:.1f} M, {prediction_type}: ", end="")
-    print(f"{100 * median(shares):.2f} % beyond the network")
+    print(f"{100 * median(shares):.2f} % of the time outside the network")
     assert median(shares) <= 0.03

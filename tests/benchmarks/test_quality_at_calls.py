@@ -1,4 +1,4 @@
-"""Share of starts that end at the digit of a 400-step run, on the exact field of scikit-learn's digits."""
+"""Share of latents that lead to the same digit as a run of 400 steps, with the exact field of scikit-learn's digits."""
 
 from statistics import mean
 from typing import Any
@@ -25,7 +25,7 @@ def test_share_of_starts(digits: torch.Tensor, aug_dim: float | None) -> None:
     pipe.set_progress_bar_config(disable=True)
     euler = PoissonFlowScheduler(aug_dim, solver="euler")
     schedulers = {"fitted": fit_sigmas(field, plain, (1, 8, 8), seeded(100)), "equal ratios": plain, "euler": euler}
-    found: dict[tuple[str, int], list[float]] = {}
+    shares_by_run: dict[tuple[str, int], list[float]] = {}
     for seed in SEEDS:
         latents = plain.sample_prior((STARTS, 1, 8, 8), seeded(seed), dtype=torch.float64)
         pipe.scheduler = plain
@@ -34,11 +34,11 @@ def test_share_of_starts(digits: torch.Tensor, aug_dim: float | None) -> None:
             for calls in (*BARS, 100) if name == "euler" else BARS:
                 pipe.scheduler = scheduler
                 same = digit_reached(pipe, digits, latents, num_inference_steps=calls) == expected
-                found.setdefault((name, calls), []).append(same.double().mean().item())
+                shares_by_run.setdefault((name, calls), []).append(same.double().mean().item())
         pipe.scheduler = plain
         same = digit_reached(pipe, digits, latents, tolerance=1e-3) == expected
-        found.setdefault(("RK45, tolerance 1e-3", 0), []).append(same.double().mean().item())
+        shares_by_run.setdefault(("RK45, tolerance 1e-3", 0), []).append(same.double().mean().item())
     print(f"\nD = {aug_dim or 'inf'}: ", end="")
-    print(", ".join(f"{name} {calls or ''} {mean(shares):.3f}" for (name, calls), shares in found.items()))
+    print(", ".join(f"{name} {calls or ''} {mean(shares):.3f}" for (name, calls), shares in shares_by_run.items()))
     for calls, bar in BARS.items():
-        assert mean(found[("fitted", calls)]) >= bar
+        assert mean(shares_by_run[("fitted", calls)]) >= bar

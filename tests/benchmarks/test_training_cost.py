@@ -1,4 +1,4 @@
-"""What the Poisson target costs: a training step against diffusers' own, of the same network and batch, in turns."""
+"""Time of a training step compared with a DDPM step of diffusers with the same network and batch."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def network(name: str, size: int, in_channels: int, out_channels: int, classes: 
 
 
 def step_of(unet: UNet2DModel, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-    """An optimiser's step as in diffusers' train_unconditional.py."""
+    """Return a training step like that of diffusers' train_unconditional.py."""
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4)
     ema = EMAModel(unet.parameters(), use_ema_warmup=True, foreach=True)
 
@@ -81,7 +81,7 @@ def field_step(
 
 
 def images(count: int, channels: int, size: int) -> torch.Tensor:
-    """Smooth pictures in [-1, 1]."""
+    """Smooth random images in [-1, 1]."""
     coarse = torch.rand(count, channels, 7, 7, generator=seeded(), dtype=torch.float32) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
 
@@ -102,7 +102,7 @@ def test_field_of_60_000(classes: bool) -> None:
     pixels = images(60_000, 1, 28)
     labels = torch.arange(60_000) % 10 if classes else None
     charges = Charges(pixels) if labels is None else ClassCharges(pixels, labels)
-    known = None if labels is None else labels[:BATCH].where(torch.arange(BATCH) % 10 > 0, 10)  # a tenth unlabelled
+    known = None if labels is None else labels[:BATCH].where(torch.arange(BATCH) % 10 > 0, 10)  # a tenth without label
     plain, ours = seconds(
         ddpm_step("1.1 M", pixels[:BATCH]), field_step("1.1 M", pixels[:BATCH], charges, known), rounds=5
     )
@@ -112,7 +112,7 @@ def test_field_of_60_000(classes: bool) -> None:
 
 
 def test_memory_of_60_000() -> None:
-    # A process of its own, because freed memory of this one would be used again unseen.
+    # A separate process, because this one may reuse freed memory, which would not be counted.
     script = """
 import re, torch
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The examples of the invertible flow run, and their figures are what they say."""
+"""The examples of the invertible flow run, and their printed numbers are plausible."""
 
 import importlib
 import re
@@ -27,12 +27,12 @@ def figures(line: str) -> list[float]:
 
 
 def spread(path: Path) -> float:
-    """Standard deviation of a picture's levels: 0 of an empty one."""
+    """Standard deviation of an image's gray values, which is 0 for an empty image."""
     return float(np.asarray(Image.open(path).convert("L"), dtype=np.float64).std())
 
 
 def save_model(folder: Path, unet: UNet2DModel | None = None, names: dict[int, str] | None = None) -> str:
-    """Of random weights whose x̂ is small and smooth, so that every way has one back."""
+    """Save a model with random weights. Its x̂ is small and smooth, so that each step can be inverted."""
     unet = make_tiny_unet(1, 1) if unet is None else unet.eval()
     unet.conv_out.weight.data.mul_(0.1)
     scheduler = PoissonFlowScheduler(max_norm=300.0, sigma_min=0.1, prediction_type="sample")
@@ -54,26 +54,28 @@ def test_interpolation(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture
         "--num_inference_steps",
         "20",
         "--output",
-        str(tmp_path / "ways.png"),
+        str(tmp_path / "paths.png"),
     ]
     run("interpolation", *options, "--tolerance", "1e-5")
     printed = capsys.readouterr().out
     errors = [figures(line.split("→")[-1]) for line in printed.splitlines() if "at most" in line]
     assert len(errors) == 4 and "20 steps" in printed and dtype in printed
     assert all(mean <= largest < 1e-3 for mean, largest, _ in errors)
-    assert "2 ways of 4 images" in printed and all(name in printed for name in ("by latents", "straight lines"))
-    assert Image.open(tmp_path / "ways.png").size == (4 * 52, 2 * 52) and spread(tmp_path / "ways.png") > 20
+    assert "2 paths of 4 images" in printed and all(name in printed for name in ("by latents", "straight lines"))
+    assert Image.open(tmp_path / "paths.png").size == (4 * 52, 2 * 52) and spread(tmp_path / "paths.png") > 20
 
 
 def test_interpolation_needs_enough_images(tmp_path: Path) -> None:
     write_parquet(split_digits()[1][:5], tmp_path / "digits.parquet")
     options = ["--model", save_model(tmp_path / "model"), "--data", str(tmp_path / "digits.parquet"), "--device", "cpu"]
-    with pytest.raises(ValueError, match="`--data` must have more than 72 images for these ways: 5"):
+    with pytest.raises(
+        ValueError, match="`--data` must have more than 72 images for `--pairs` 8 and `--num` 9, but has 5"
+    ):
         run("interpolation", *options)
 
 
 def write_digits(folder: Path, rows: slice) -> str:
-    """Folders of labelled pictures of 8 x 8 pixels."""
+    """Write digits of 8 x 8 pixels to a folder for each class."""
     digits = load_digits()
     for index, (image, label) in enumerate(zip(digits.images[rows], digits.target[rows], strict=True)):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
@@ -87,15 +89,15 @@ def test_editing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model", save_model(tmp_path / "model", unet, names), "--num_inference_steps", "10"]
     options += ["--data", write_digits(tmp_path / "test", slice(400, 440))]
     train = ["--train_data", write_digits(tmp_path / "train", slice(400)), "--epochs", "30"]
-    run("editing", *options, *train, "--output", str(tmp_path / "swaps.png"))
+    run("editing", *options, *train, "--output", str(tmp_path / "edited.png"))
     printed = capsys.readouterr().out
-    back, _, real, read, *_ = printed.splitlines()
-    assert back.startswith("10 images") and figures(back)[-1] < 1e-2
-    assert "100 edits" in printed and "of 90 swaps" in real and figures(real)[0] >= 70
-    asked, own = figures(read)
-    assert 0 <= asked + own <= 100
+    count, error, edits, accuracy, changed, predictions, *_ = printed.splitlines()
+    assert count.startswith("10 images") and figures(error)[-1] < 1e-2
+    assert "100 images" in edits and "90 images" in changed and figures(accuracy)[0] >= 70
+    target, original = figures(predictions)
+    assert 0 <= target + original <= 100
     # Eleven columns: an image and ten classes; ten rows of images, two of temperatures
-    assert Image.open(tmp_path / "swaps.png").size == (11 * 52, 12 * 52) and spread(tmp_path / "swaps.png") > 20
+    assert Image.open(tmp_path / "edited.png").size == (11 * 52, 12 * 52) and spread(tmp_path / "edited.png") > 20
     with pytest.raises(ValueError, match=r"`--data` has fewer than 30 images of the classes \[0, 1"):
         run("editing", *options, "--per_class", "30")
 

@@ -1,4 +1,4 @@
-"""The examples of inverse problems run, and their figures are those of the posterior."""
+"""The examples of inverse problems run, and their printed numbers agree with the posterior."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from tests.scripts import load_script
 
 
 def figures(printed: str) -> dict[str, list[float]]:
-    """Numbers of each row of the table."""
+    """The numbers of each row of the printed table."""
     rows = {}
     for name in ("pseudo-inverse", "best charge", "replacement", "guidance", "latent"):
-        found = [line for line in printed.splitlines() if line.startswith(name)]
-        rows[name] = [float(number) for number in found[0].removeprefix(name).split()] if found else []
+        lines = [line for line in printed.splitlines() if line.startswith(name)]
+        rows[name] = [float(number) for number in lines[0].removeprefix(name).split()] if lines else []
     return rows
 
 
@@ -30,12 +30,13 @@ def test_exact_field(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     rows = figures(printed)
     assert rows["replacement"][-2] == 20 and rows["guidance"][-2] == 40 and rows["latent"][-2] > 40 + 29 + 3 * 15
     for method in ("guidance", "latent"):
-        each, mean = rows[method][:2]
-        assert mean > each and mean > rows["pseudo-inverse"][0]  # a mean is nearer than what it is the mean of
+        mean_psnr, psnr_of_mean = rows[method][:2]
+        # The mean of the samples has a smaller error than the samples on average.
+        assert psnr_of_mean > mean_psnr and psnr_of_mean > rows["pseudo-inverse"][0]
     assert rows["latent"][1] > rows["replacement"][1]
-    picture = np.asarray(Image.open(tmp_path / "solved.png"))
-    assert picture.shape == (7 * 52, 6 * 52) and "Rows: truth, measurement, best charge" in printed
-    assert len(np.unique(picture[52:104])) > 5 and picture[208:].std() > 50
+    grid = np.asarray(Image.open(tmp_path / "solved.png"))
+    assert grid.shape == (7 * 52, 6 * 52) and "truth, pseudo-inverse, best charge, guidance, latent" in printed
+    assert len(np.unique(grid[52:104])) > 5 and grid[208:].std() > 50
 
 
 def test_saved_model_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +49,7 @@ def test_saved_model_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
         [*options, *data, "--noise_std", "0.01", "--observed", "border", "--device", "cpu", "--output", str(output)]
     )
     rows = figures(capsys.readouterr().out)
-    # The images are among those for training, so that the best charge is the truth itself.
+    # The images are also the training images, so the best charge of an image is the image itself.
     assert rows["latent"] == [] and rows["best charge"][0] > 90 > rows["pseudo-inverse"][0]
     assert Image.open(output).size == (5 * 52, 5 * 52 - 52)
 
@@ -66,7 +67,7 @@ def test_blur() -> None:
     kernel, places = load_script("deblurring").gaussian_kernel(1.5), torch.arange(-3.0, 4.0)
     assert kernel.shape == (7, 7) and kernel.sum().item() == pytest.approx(1) and torch.equal(kernel, kernel.T)
     variance = (kernel.sum(0) * places.square()).sum().item()
-    assert 0.75 * 1.5**2 < variance < 1.5**2  # less than the whole Gaussian's by what is cut off
+    assert 0.75 * 1.5**2 < variance < 1.5**2  # less than that of a Gaussian, because the tails are cut off
 
 
 def test_psnr() -> None:

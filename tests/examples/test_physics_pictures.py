@@ -1,4 +1,4 @@
-"""The example draws all pictures, and its numbers hold."""
+"""The physics example saves all figures, and its printed numbers confirm the physics."""
 
 import re
 from pathlib import Path
@@ -9,14 +9,14 @@ from PIL import Image
 from tests.conftest import make_tiny_pipeline
 from tests.scripts import load_script
 
-PICTURES = ("field-lines", "hemisphere-plane", "hemisphere-digits", "trajectories", "denoised")
+FIGURES = ("field-lines", "hemisphere-plane", "hemisphere-digits", "trajectories", "denoised")
 
 
 def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = load_script("physics_pictures")
     example.main(["--output_dir", str(tmp_path), "--num_frames", "3", "--num_inference_steps", "8"])
     printed = capsys.readouterr().out
-    for name in (*(f"{picture}.png" for picture in PICTURES), "points.gif", "images.gif"):
+    for name in (*(f"{figure}.png" for figure in FIGURES), "points.gif", "images.gif"):
         assert str(tmp_path / name) in printed and Image.open(tmp_path / name).width > 200
     assert Image.open(tmp_path / "points.gif").n_frames == 3
     assert Image.open(tmp_path / "images.gif").n_frames == 9
@@ -30,15 +30,15 @@ def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         for value in re.findall(r"(?:polar|elevation) ([\d.e-]+)", line)
     ]
     assert len(p_values) == 6 and min(p_values) > 1e-3
-    near = re.search(r"latents, N = 64, at σ = 1 .*elevation ([\d.e-]+)", printed)
-    assert float(near[1]) < 1e-6  # close to the data latents are not uniform
-    assert float(re.search(r"from the law of the data: ([\d.]+) %", printed)[1]) < 5
+    near_data = re.search(r"latents, N = 64, at σ = 1 .*elevation ([\d.e-]+)", printed)
+    assert float(near_data[1]) < 1e-6  # close to the data latents are not uniform
+    assert float(re.search(r"from that expected for the data: ([\d.]+) %", printed)[1]) < 5
 
 
 def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_tiny_pipeline(3, (8, 16)).save_pretrained(tmp_path / "model")
     options = ["--model", str(tmp_path / "model"), "--batch_size", "6", "--num_inference_steps", "3"]
-    load_script("physics_pictures").main([*options, "--num_frames", "2", "--output_dir", str(tmp_path / "pictures")])
+    load_script("physics_pictures").main([*options, "--num_frames", "2", "--output_dir", str(tmp_path / "figures")])
     printed = capsys.readouterr().out
-    assert "3. Trajectories of " + str(tmp_path / "model") in printed and "law of the data" not in printed
-    assert Image.open(tmp_path / "pictures" / "images.gif").n_frames == 4
+    assert "3. Trajectories of " + str(tmp_path / "model") in printed and "expected for the data" not in printed
+    assert Image.open(tmp_path / "figures" / "images.gif").n_frames == 4

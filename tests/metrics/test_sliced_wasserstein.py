@@ -1,4 +1,4 @@
-"""The distance has its closed forms, the grid its layout."""
+"""The distance agrees with closed forms, and the image grid has the right layout."""
 
 import math
 
@@ -12,7 +12,7 @@ from tests.conftest import seeded
 
 
 def test_distance_of_a_shift_is_its_length_over_root_n() -> None:
-    # A projection sees s·u of a shift s, whose mean square over directions is ‖s‖² / N.
+    # In the direction u a shift s is s·u, whose mean square over directions is ‖s‖² / N.
     points = torch.randn(400, 8, generator=seeded())
     shift = torch.full((8,), 0.5)
     expected = shift.norm().item() / math.sqrt(8)

@@ -1,4 +1,4 @@
-"""Networks fit their images."""
+"""The default network and configured networks fit their images."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_default_network_has_the_size_it_says(resolution: int, millions: float) 
 
 
 def written(folder: Path, **changes: object) -> str:
-    """The path of the configuration of a network for 8 x 8 pixels, as a user writes it."""
+    """Write the configuration of a network for 8 x 8 pixels to a file, as a user would, and return its path."""
     values = {"sample_size": 8, "in_channels": 1, "out_channels": 2, "block_out_channels": [8, 16]}
     values |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "norm_num_groups": 4}
     kept = {name: value for name, value in (values | changes).items() if value != "absent"}
@@ -50,7 +50,7 @@ def test_the_resolution_is_that_of_the_images_drawn(tmp_path: Path) -> None:
 def test_a_configuration_that_cannot_serve_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`--resolution` 9 is not a multiple of 2, but the 2 blocks of"):
         make_unet(9, 1, 2, written(tmp_path, sample_size=None))
-    with pytest.raises(ValueError, match="is of a UNet2DConditionModel, but a UNet2DModel is trained"):
+    with pytest.raises(ValueError, match="is of a UNet2DConditionModel, but must be of a UNet2DModel"):
         make_unet(8, 1, 2, written(tmp_path, _class_name="UNet2DConditionModel"))
     with pytest.raises(ValueError, match=r"`--model_config_name_or_path` .*nowhere.* cannot be read"):
         make_unet(8, 1, 2, str(tmp_path / "nowhere"))

@@ -1,4 +1,4 @@
-"""Calls of a pipeline keep apart, and a callback meets what diffusers' callbacks expect."""
+"""Calls of a pipeline do not disturb each other, and callbacks work as in diffusers."""
 
 import copy
 import threading
@@ -28,7 +28,7 @@ UPPER = Inpainting(torch.arange(8).unsqueeze(1) < 4)
 
 
 def with_scheduler(theirs: Any) -> PFGMPipeline:
-    """A pipeline with a scheduler of diffusers, or ours."""
+    """A pipeline with a scheduler of this class, one of diffusers or ours."""
     if theirs is PoissonFlowScheduler:
         return make_tiny_pipeline()
     kind = {"sigma_data": 0.5} if theirs is EDMDPMSolverMultistepScheduler else {"beta_schedule": "linear"}
@@ -58,39 +58,39 @@ def test_a_call_within_a_callback_changes_nothing(theirs: Any) -> None:
     alone, preview_alone = draw(pipe), draw(pipe, 7, 5)
     previews = []
 
-    def preview(given: PFGMPipeline, step: int, *_: Any) -> dict[str, Any]:
+    def preview(running: PFGMPipeline, step: int, *_: Any) -> dict[str, Any]:
         if step == 2:
-            previews.append(draw(given, 7, 5))
-            previews.append(draw(PFGMPipeline(given.unet, given.scheduler), 7, 5))
-            given.scheduler.set_timesteps(4)  # somebody's loop of their own
-        counts.append((given.num_timesteps, len(given.scheduler.timesteps)))
+            previews.append(draw(running, 7, 5))
+            previews.append(draw(PFGMPipeline(running.unet, running.scheduler), 7, 5))
+            running.scheduler.set_timesteps(4)  # as a user's own loop would
+        counts.append((running.num_timesteps, len(running.scheduler.timesteps)))
         return {}
 
     assert torch.equal(draw(pipe, callback_on_step_end=preview), alone)
-    assert all(torch.equal(found, preview_alone) for found in previews)
+    assert all(torch.equal(image, preview_alone) for image in previews)
     calls = counts[0][0]
-    assert counts[:2] == [(calls, calls)] * 2 and {found for found, _ in counts} == {calls}
+    assert counts[:2] == [(calls, calls)] * 2 and {image for image, _ in counts} == {calls}
 
 
 def at_once(work: list[Callable[[], Any]]) -> list[Any]:
-    """What each returns when they run in threads that wait for each other at the start."""
-    found: list[Any] = [None] * len(work)
+    """Results of functions that run in threads and start together."""
+    results: list[Any] = [None] * len(work)
     start = threading.Barrier(len(work))
 
     def run(index: int) -> None:
         start.wait()
-        found[index] = work[index]()
+        results[index] = work[index]()
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(work))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return results
 
 
-class Meeting:
-    """A callback that makes the calls of some threads take each step together."""
+class StepBarrier:
+    """A callback that lets the calls of several threads take each step together."""
 
     def __init__(self, parties: int) -> None:
         self.barrier = threading.Barrier(parties, timeout=60)
@@ -101,16 +101,16 @@ class Meeting:
 
 
 @pytest.mark.parametrize("theirs", [PoissonFlowScheduler, DPMSolverMultistepScheduler])
-def test_calls_at_once_draw_what_each_draws_alone(theirs: Any) -> None:
-    pipe, meet = with_scheduler(theirs), Meeting(3)
+def test_concurrent_calls_draw_the_same_images_as_single_calls(theirs: Any) -> None:
+    pipe, meet = with_scheduler(theirs), StepBarrier(3)
     seeds = (0, 1, 2)
     alone = [draw(pipe, seed) for seed in seeds]
-    found = at_once([lambda seed=seed: draw(pipe, seed, callback_on_step_end=meet) for seed in seeds])
-    assert all(torch.equal(image, expected) for image, expected in zip(found, alone, strict=True))
+    images = at_once([lambda seed=seed: draw(pipe, seed, callback_on_step_end=meet) for seed in seeds])
+    assert all(torch.equal(image, expected) for image, expected in zip(images, alone, strict=True))
 
 
-def test_a_copy_shares_nothing_that_a_run_changes() -> None:
-    """A run on a copy leaves every attribute of the original as it was, and of everything that it holds."""
+def test_a_run_of_a_copied_scheduler_does_not_change_the_original() -> None:
+    """A run with a copy changes no attribute of the original, nor of the objects that it holds."""
     schedulers = [
         PoissonFlowScheduler(None, prediction_type="epsilon", sigma_data=0.5),
         PoissonFlowScheduler(None, prediction_type="epsilon", beta_schedule="linear", solver="heun"),
@@ -136,8 +136,8 @@ def deep(value: Any) -> Any:
     return deep(vars(value)) if hasattr(value, "__dict__") and not isinstance(value, torch.Tensor) else value
 
 
-def test_inverse_and_adaptive_calls_keep_apart_too() -> None:
-    pipe, meet = make_tiny_pipeline(), Meeting(2)
+def test_inverse_and_adaptive_calls_are_independent_too() -> None:
+    pipe, meet = make_tiny_pipeline(), StepBarrier(2)
     inverse = PFGMInversePipeline(**pipe.components)
     inverse.set_progress_bar_config(disable=True)
     measurement = UPPER(torch.zeros(1, 1, 8, 8))
@@ -145,17 +145,17 @@ def test_inverse_and_adaptive_calls_keep_apart_too() -> None:
     def restore(**options: Any) -> torch.Tensor:
         return inverse(measurement, UPPER, generator=seeded(), num_inference_steps=6, **options).samples
 
-    def solve(given: PFGMPipeline, step: int, *_: Any) -> dict[str, Any]:
-        given(tolerance=0.5)
+    def solve(running: PFGMPipeline, step: int, *_: Any) -> dict[str, Any]:
+        running(tolerance=0.5)
         return {}
 
     expected = [restore(), draw(pipe)]
-    found = at_once([lambda: restore(callback_on_step_end=meet), lambda: draw(pipe, callback_on_step_end=meet)])
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    images = at_once([lambda: restore(callback_on_step_end=meet), lambda: draw(pipe, callback_on_step_end=meet)])
+    assert all(torch.equal(*pair) for pair in zip(images, expected, strict=True))
     assert torch.equal(draw(pipe, callback_on_step_end=solve), expected[1])
 
 
-def test_a_loop_of_ones_own_goes_on_beside_a_call() -> None:
+def test_a_users_loop_is_not_disturbed_by_a_call() -> None:
     pipe = make_tiny_pipeline()
     scheduler = pipe.scheduler
 
@@ -181,7 +181,7 @@ def test_after_a_call_its_timesteps_can_be_read() -> None:
 
 @pytest.fixture
 def by_class() -> PFGMPipeline:
-    """An exact network of two classes and of none, with four steps that guidance changes."""
+    """A pipeline with an exact network of two classes and the null class."""
     labels = torch.tensor([0, 0, 1, 1])
     charges = (labels.view(4, 1, 1, 1) - 0.5 + 0.1 * torch.randn(4, 1, 2, 2, generator=seeded())).contiguous()
     scheduler = PoissonFlowScheduler(prediction_type="epsilon", sigma_min=0.3)
@@ -191,7 +191,7 @@ def by_class() -> PFGMPipeline:
 
 
 def guided_by(pipe: PFGMPipeline, scales: list[float], labels: list[int]) -> torch.Tensor:
-    """What a loop of one's own draws with a guidance scale for each step."""
+    """Samples of a plain loop with a guidance scale for each step."""
     scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(len(scales))
     numbers = torch.tensor(labels)
@@ -208,8 +208,8 @@ def test_a_callback_sets_the_guidance_of_the_next_steps(by_class: PFGMPipeline) 
         return {}
 
     options = {"class_labels": ["left", "right"], "num_inference_steps": 4, "output_type": "latent"}
-    found = by_class(guidance_scale=2.0, generator=seeded(), callback_on_step_end=increase, **options).images
-    assert torch.allclose(found, guided_by(by_class, [2.0, 3.0, 4.0, 5.0], [0, 1]), atol=1e-5)
+    images = by_class(guidance_scale=2.0, generator=seeded(), callback_on_step_end=increase, **options).images
+    assert torch.allclose(images, guided_by(by_class, [2.0, 3.0, 4.0, 5.0], [0, 1]), atol=1e-5)
     assert by_class.guidance_scale == 2 + by_class.num_timesteps == 6
 
 
@@ -218,17 +218,17 @@ def test_the_cutoff_of_diffusers_ends_guidance(by_class: PFGMPipeline, several: 
     cutoff: Any = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
     options = {"class_labels": ["left", "right"], "num_inference_steps": 4, "output_type": "latent"}
     callback = MultiPipelineCallbacks([cutoff]) if several else cutoff
-    found = by_class(guidance_scale=2.0, generator=seeded(), callback_on_step_end=callback, **options).images
-    assert torch.allclose(found, guided_by(by_class, [2.0, 2.0, 2.0, 1.0], [0, 1]), atol=1e-5)
+    images = by_class(guidance_scale=2.0, generator=seeded(), callback_on_step_end=callback, **options).images
+    assert torch.allclose(images, guided_by(by_class, [2.0, 2.0, 2.0, 1.0], [0, 1]), atol=1e-5)
     assert [shape[0] for shape, _ in by_class.unet.calls[:4]] == [4, 4, 4, 2] and by_class.guidance_scale == 0
-    assert (found - guided_by(by_class, [2.0] * 4, [0, 1])).abs().max() > 1e-3
+    assert (images - guided_by(by_class, [2.0] * 4, [0, 1])).abs().max() > 1e-3
 
 
-def test_calls_at_once_have_a_guidance_each(by_class: PFGMPipeline) -> None:
-    meet = Meeting(2)
+def test_concurrent_calls_have_separate_guidance_scales(by_class: PFGMPipeline) -> None:
+    meet = StepBarrier(2)
 
     def together(pipe: PFGMPipeline, step: int, *_: Any) -> dict[str, Any]:
-        pipe._guidance_scale += pipe.guidance_scale  # the one doubles, the other stays at 0.5, 1, 2, ...
+        pipe._guidance_scale += pipe.guidance_scale  # doubles it: 2, 4, 8 and 0.5, 1, 2
         return meet(pipe, step)
 
     def guided(scale: float) -> torch.Tensor:
@@ -241,9 +241,9 @@ def test_calls_at_once_have_a_guidance_each(by_class: PFGMPipeline) -> None:
             callback_on_step_end=together,
         ).images
 
-    found = at_once([lambda: guided(2.0), lambda: guided(0.5)])
-    assert torch.allclose(found[0], guided_by(by_class, [2.0, 4.0, 8.0], [0, 1]), atol=1e-5)
-    assert torch.allclose(found[1], guided_by(by_class, [0.5, 1.0, 2.0], [0, 1]), atol=1e-5)
+    images = at_once([lambda: guided(2.0), lambda: guided(0.5)])
+    assert torch.allclose(images[0], guided_by(by_class, [2.0, 4.0, 8.0], [0, 1]), atol=1e-5)
+    assert torch.allclose(images[1], guided_by(by_class, [0.5, 1.0, 2.0], [0, 1]), atol=1e-5)
 
 
 def test_all_tensors_by_their_names_and_the_last_state(by_class: PFGMPipeline) -> None:
@@ -267,14 +267,14 @@ def test_all_tensors_by_their_names_and_the_last_state(by_class: PFGMPipeline) -
 def test_an_interrupted_call_returns_its_state(from_outside: bool) -> None:
     pipe, states = make_tiny_pipeline(), []
 
-    def stop(given: PFGMPipeline, step: int, t: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+    def stop(running: PFGMPipeline, step: int, t: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         states.append(tensors["latents"])
         if step == 1 and from_outside:
             thread = threading.Thread(target=setattr, args=(pipe, "_interrupt", True))
             thread.start()
             thread.join()
         elif step == 1:
-            given._interrupt = True
+            running._interrupt = True
         return {}
 
     output = pipe(1, 5, seeded(), output_type="latent", callback_on_step_end=stop)
@@ -295,19 +295,19 @@ def test_latent_is_the_state_before_it_becomes_images() -> None:
 def test_an_inverse_pipeline_has_the_same_callbacks() -> None:
     pipe = PFGMInversePipeline(**make_tiny_pipeline().components)
     pipe.set_progress_bar_config(disable=True)
-    measurement, seen = UPPER(torch.zeros(2, 1, 8, 8)), []
+    measurement, records = UPPER(torch.zeros(2, 1, 8, 8)), []
 
     class Stop(PipelineCallback):
         tensor_inputs = ("latents", "prompt_embeds")
 
         def callback_fn(self, pipe: Any, step: int, t: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-            seen.append((pipe.num_timesteps, tuple(tensors["prompt_embeds"].shape)))
+            records.append((pipe.num_timesteps, tuple(tensors["prompt_embeds"].shape)))
             pipe._interrupt = step == 2
             return tensors
 
     options = {"num_inference_steps": 6, "output_type": "latent", "generator": seeded()}
     output = pipe(measurement, UPPER, method="latent", callback_on_step_end=Stop(), **options)
-    assert seen == [(6, (2, 0))] * 3 and torch.equal(output.images, output.samples) and output.acceptance is None
+    assert records == [(6, (2, 0))] * 3 and torch.equal(output.images, output.samples) and output.acceptance is None
     with pytest.raises(ValueError, match=r"must be among .* but has \['noise'\]"):
         pipe(measurement, UPPER, callback_on_step_end=print, callback_on_step_end_tensor_inputs="noise")
 

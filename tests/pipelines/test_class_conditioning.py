@@ -1,4 +1,4 @@
-"""Class labels reach the network, and guidance is a combination of posterior means in one call."""
+"""Class labels reach the network, and guidance combines posterior means in one network call."""
 
 import math
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def labels() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def charges(labels: torch.Tensor) -> torch.Tensor:
-    """Twelve images, each class around a grey of its own."""
+    """Twelve images in three classes, each around a different grey value."""
     noise = 0.1 * torch.randn(12, 1, 4, 4, generator=seeded())
     return torch.tensor(CENTRES)[labels].view(-1, 1, 1, 1) + noise
 
@@ -52,20 +52,20 @@ def test_each_image_is_of_its_class(
 ) -> None:
     pipe = pipeline(charges, labels, prediction_type)
     wanted = [0, 1, 2, 2, 1, 0]
-    found = means(pipe, class_labels=wanted, guidance_scale=guidance_scale, num_inference_steps=12)
-    assert torch.allclose(found, torch.tensor(CENTRES)[wanted], atol=0.2)
+    image_means = means(pipe, class_labels=wanted, guidance_scale=guidance_scale, num_inference_steps=12)
+    assert torch.allclose(image_means, torch.tensor(CENTRES)[wanted], atol=0.2)
     # One call a step, of twice the batch under guidance.
     assert [shape[0] for shape, _ in pipe.unet.calls] == [6 * (1 + (guidance_scale != 1))] * 12
     by_name = means(
         pipe, class_labels=[NAMES[i] for i in wanted], guidance_scale=guidance_scale, num_inference_steps=12
     )
-    assert torch.equal(found, by_name)
+    assert torch.equal(image_means, by_name)
 
 
 def test_without_labels_all_classes_are_drawn(charges: torch.Tensor, labels: torch.Tensor) -> None:
-    found = means(pipeline(charges, labels), batch_size=64, num_inference_steps=12)
+    image_means = means(pipeline(charges, labels), batch_size=64, num_inference_steps=12)
     for centre in CENTRES:
-        assert ((found - centre).abs() < 0.2).any()
+        assert ((image_means - centre).abs() < 0.2).any()
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])
@@ -73,8 +73,10 @@ def test_without_labels_all_classes_are_drawn(charges: torch.Tensor, labels: tor
 def test_one_label_is_for_all(
     charges: torch.Tensor, labels: torch.Tensor, labels_given: Any, batch_size: int | None
 ) -> None:
-    found = means(pipeline(charges, labels), class_labels=labels_given, batch_size=batch_size, num_inference_steps=8)
-    assert len(found) == (batch_size or 1) and torch.allclose(found, torch.tensor(0.8), atol=0.2)
+    image_means = means(
+        pipeline(charges, labels), class_labels=labels_given, batch_size=batch_size, num_inference_steps=8
+    )
+    assert len(image_means) == (batch_size or 1) and torch.allclose(image_means, torch.tensor(0.8), atol=0.2)
 
 
 def test_the_batch_is_as_large_as_the_labels(charges: torch.Tensor, labels: torch.Tensor) -> None:
@@ -110,8 +112,8 @@ def test_guidance_combines_posterior_means(parameterization: Parameterization, s
 
     label = torch.tensor(parameterization.c_noise(sigma), dtype=torch.float64)
     guided = GuidedModel(Both(), parameterization, torch.zeros(4), 1, scale)(parameterization.c_in(sigma) * x, label)[0]
-    found = parameterization.denoised(guided, x, sigma)
-    assert torch.allclose(found, unconditional + scale * (conditional - unconditional), atol=1e-9)
+    denoised = parameterization.denoised(guided, x, sigma)
+    assert torch.allclose(denoised, unconditional + scale * (conditional - unconditional), atol=1e-9)
 
 
 class ReadBacks(TorchDispatchMode):
@@ -147,15 +149,18 @@ def test_a_guided_step_reads_nothing_back(prediction_type: str, options: dict[st
 def test_adaptive_runs_are_conditioned_too(charges: torch.Tensor, labels: torch.Tensor) -> None:
     pipe = pipeline(charges, labels)
     output = pipe(class_labels=[0, 1, 2], guidance_scale=1.5, tolerance=1e-3, generator=seeded(), output_type="pt")
-    found = (output.images * 2 - 1).flatten(1).mean(1)
-    assert torch.allclose(found, torch.tensor(CENTRES), atol=0.2) and output.nfe == len(pipe.unet.calls)
+    image_means = (output.images * 2 - 1).flatten(1).mean(1)
+    assert torch.allclose(image_means, torch.tensor(CENTRES), atol=0.2) and output.nfe == len(pipe.unet.calls)
 
 
 def test_names_survive_a_saved_configuration() -> None:
-    # JSON makes strings of the numbers.
+    # JSON turns the numbers into strings.
     classes = ClassLabels(4, {str(number): name for number, name in NAMES.items()})
-    assert classes.numbers(["middle", 0], 2) == [2, 0] and classes.null == 3
-    assert ClassLabels(3, {0: "crane", 1: "crane", 2: "owl"}).numbers([2, 1], 2) == [2, 1]  # two of one name
+    assert classes.numbers(["middle", 0], 2) == [2, 0] and classes.null_class == 3
+    assert ClassLabels(3, {0: "crane", 1: "crane", 2: "owl"}).numbers([2, 1], 2) == [
+        2,
+        1,
+    ]  # two classes with the same name
 
 
 @pytest.mark.parametrize(
@@ -185,7 +190,7 @@ def test_a_network_without_the_classes_or_their_absence_is_explained(
     pipe = pipeline(charges, labels, names=None)  # four embeddings, all of them classes
     with pytest.raises(ValueError, match="needs `class_labels`: 4 classes and no null class"):
         pipe(num_inference_steps=2)
-    with pytest.raises(ValueError, match=r"`guidance_scale` = 3\.0 needs `class_labels`, and a network that has also"):
+    with pytest.raises(ValueError, match=r"`guidance_scale` = 3\.0 needs `class_labels`, and a network that was also"):
         pipe(class_labels=1, guidance_scale=3.0, num_inference_steps=2)
     pipe.unet.config.num_class_embeds = None
     with pytest.raises(ValueError, match="`class_labels` were given, but the network has no classes"):
@@ -195,8 +200,8 @@ def test_a_network_without_the_classes_or_their_absence_is_explained(
 def test_a_denoiser_counts_a_guided_step_once(charges: torch.Tensor, labels: torch.Tensor) -> None:
     network = ExactNetwork(charges, Parameterization("sample"), 1.0, labels)
     denoiser = Denoiser(network, Parameterization("sample"), class_labels=torch.tensor([0, 1]))
-    found = denoiser(charges[:2], 0.1)
-    assert denoiser.nfe == 1 and torch.allclose(found, charges[:2], atol=0.3)
+    denoised = denoiser(charges[:2], 0.1)
+    assert denoiser.nfe == 1 and torch.allclose(denoised, charges[:2], atol=0.3)
 
 
 def test_guidance_leaves_a_learned_variance_to_the_condition() -> None:
@@ -205,7 +210,7 @@ def test_guidance_leaves_a_learned_variance_to_the_condition() -> None:
     parameterization = Parameterization("epsilon", learns_variance=True)
     guided = GuidedModel(model, parameterization, torch.tensor([0, 1]), 2, 3.0)
     guided.model = lambda *_, **__: (outputs,)
-    (found,) = guided(torch.zeros(2, 3, 2, 2), torch.tensor(1.0))
+    (output,) = guided(torch.zeros(2, 3, 2, 2), torch.tensor(1.0))
     condition, none = outputs.chunk(2)
-    assert torch.allclose(found[:, :3], none[:, :3] + 3 * (condition - none)[:, :3], atol=1e-5)
-    assert torch.equal(found[:, 3:], condition[:, 3:])
+    assert torch.allclose(output[:, :3], none[:, :3] + 3 * (condition - none)[:, :3], atol=1e-5)
+    assert torch.equal(output[:, 3:], condition[:, 3:])

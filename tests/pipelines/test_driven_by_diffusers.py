@@ -1,4 +1,4 @@
-"""diffusers' own schedulers drive `PFGMPipeline` where they fit its network, and say why where they do not."""
+"""diffusers' own schedulers run in `PFGMPipeline` if they fit its network; otherwise the error says why not."""
 
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "timestep_spaci
 
 @pytest.fixture(scope="module")
 def charges() -> torch.Tensor:
-    """Four corners: what is drawn must lie on one of them."""
+    """Four charges at the corners of a square. Each sample must be one of them."""
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     return 0.6 * signs.view(4, 1, 2, 1).expand(4, 1, 2, 2).contiguous()
 
 
 def drive(charges: torch.Tensor, theirs: Any, options: dict[str, Any], steps: int = 30, **arguments: Any) -> Any:
-    """Draw by a scheduler of diffusers, made from ours, whose network is exact."""
+    """Output of a pipeline with an exact network and a scheduler of diffusers made from ours."""
     aug_dim = options.pop("aug_dim", None)
     ours = PoissonFlowScheduler(aug_dim, **options)
     pipe = PFGMPipeline(ExactNetwork(charges, ours.parameterization, aug_dim), theirs.from_config(ours.config))
@@ -77,7 +77,7 @@ def test_the_charges_are_drawn(charges: torch.Tensor, theirs: Any, options: dict
     ],
     ids=["euler", "order 2"],
 )
-def test_the_same_heights_give_the_same_images(charges: torch.Tensor, ours: dict[str, Any], theirs: Any) -> None:
+def test_equal_noise_levels_give_equal_images(charges: torch.Tensor, ours: dict[str, Any], theirs: Any) -> None:
     flow = PoissonFlowScheduler.from_config(theirs.config, **ours)
     pipe = PFGMPipeline(ExactNetwork(charges, flow.parameterization), theirs)
     pipe.set_progress_bar_config(disable=True)
@@ -89,30 +89,30 @@ def test_the_same_heights_give_the_same_images(charges: torch.Tensor, ours: dict
     assert (images[0] - images[1]).norm() < 1e-4 * images[1].norm()
 
 
-def test_callbacks_and_options_serve_all(charges: torch.Tensor) -> None:
-    seen = []
+def test_callbacks_and_return_dict_work_with_any_scheduler(charges: torch.Tensor) -> None:
+    records = []
 
-    def look(pipe: Any, step: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        seen.append((step, set(tensors), tensors["pred_original_sample"].shape))
+    def record(pipe: Any, step: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        records.append((step, set(tensors), tensors["pred_original_sample"].shape))
         return {}
 
-    arguments = {"callback_on_step_end": look, "callback_on_step_end_tensor_inputs": ["pred_original_sample"]}
+    arguments = {"callback_on_step_end": record, "callback_on_step_end_tensor_inputs": ["pred_original_sample"]}
     _, nfe = drive(charges, DDIMScheduler, dict(DDPM), 3, return_dict=False, **arguments)
-    assert nfe == 3 and seen == [(i, {"pred_original_sample"}, (64, 1, 2, 2)) for i in range(3)]
+    assert nfe == 3 and records == [(i, {"pred_original_sample"}, (64, 1, 2, 2)) for i in range(3)]
     before = torch.get_rng_state()
-    again = [drive(charges, DDPMScheduler, dict(DDPM), 3).images for _ in range(2)]  # which adds noise on its way
+    again = [drive(charges, DDPMScheduler, dict(DDPM), 3).images for _ in range(2)]  # DDPM adds noise in each step
     assert torch.equal(*again) and torch.equal(before, torch.get_rng_state())
 
 
 def test_a_scheduler_made_from_ours_keeps_the_heavy_tailed_prior(charges: torch.Tensor) -> None:
     starts = []
 
-    def look(pipe: Any, step: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def record(pipe: Any, step: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         starts.append(tensors["latents"])
         return {}
 
     for aug_dim in (1.0, None):
-        drive(charges, EDMEulerScheduler, {**EDM, "aug_dim": aug_dim}, 20, callback_on_step_end=look)
+        drive(charges, EDMEulerScheduler, {**EDM, "aug_dim": aug_dim}, 20, callback_on_step_end=record)
     largest = [start.flatten(1).norm(dim=1).max() for start in (starts[0], starts[20])]
     assert largest[0] > 5 * largest[1]
 
@@ -185,7 +185,7 @@ def from_ours(theirs: Any, **options: Any) -> Any:
             EDMDPMSolverMultistepScheduler.from_config(
                 PoissonFlowScheduler(64.0, **EDM).config, algorithm_type="sde-dpmsolver++"
             ),
-            "adds Gaussian noise on its way",
+            "adds Gaussian noise in each step",
         ),
     ],
     ids=lambda value: type(value).__name__,

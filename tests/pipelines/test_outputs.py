@@ -1,4 +1,4 @@
-"""Images of every size leave and enter a pipeline as the pixels that they are."""
+"""Images of every size keep their pixel values when a pipeline returns them and takes them."""
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ SIZES = [(1, 1), (1, 4), (4, 1), (3, 5)]
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", SIZES)
 def test_pil_images_hold_the_levels(channels: int, size: tuple[int, int]) -> None:
-    levels = torch.randint(256, (2, channels, *size), generator=seeded())
-    images = postprocess(levels / 127.5 - 1, "pil")
-    for image, expected in zip(images, levels, strict=True):
+    pixel_values = torch.randint(256, (2, channels, *size), generator=seeded())
+    images = postprocess(pixel_values / 127.5 - 1, "pil")
+    for image, expected in zip(images, pixel_values, strict=True):
         assert image.size == size[::-1] and len(image.getbands()) == channels
         pixels = torch.tensor(np.array(image).reshape(*size, channels)).permute(2, 0, 1)
         assert torch.equal(pixels.long(), expected)
     config = ChargeField(torch.zeros(1, channels, *size)).config
-    assert torch.allclose(images_to_tensor(images, config), levels / 127.5 - 1, atol=1e-6)
+    assert torch.allclose(images_to_tensor(images, config), pixel_values / 127.5 - 1, atol=1e-6)
 
 
 def test_other_forms_are_those_of_diffusers() -> None:
@@ -44,13 +44,13 @@ def test_tiny_gray_images_go_through_a_pipeline(size: tuple[int, int]) -> None:
     pipe.set_progress_bar_config(disable=True)
     images = pipe(16, 30, seeded()).images
     assert {image.size for image in images} == {size[::-1]}
-    levels = (pipe(16, 30, seeded(), output_type="np").images * 255).round()[..., 0]
-    assert np.array_equal(np.stack([np.array(image) for image in images]), levels)
-    assert np.isin(levels, [51, 204]).mean() > 0.7  # ± 0.6; the rest end between the two
+    pixel_values = (pipe(16, 30, seeded(), output_type="np").images * 255).round()[..., 0]
+    assert np.array_equal(np.stack([np.array(image) for image in images]), pixel_values)
+    assert np.isin(pixel_values, [51, 204]).mean() > 0.7  # ± 0.6; the rest end between the two
     editing = PFGMEditingPipeline(**pipe.components)
     editing.set_progress_bar_config(disable=True)
     again = editing(images[:3], num_inference_steps=40).images
-    assert np.abs(np.stack([np.array(image) for image in again]) - levels[:3]).max() <= 1
+    assert np.abs(np.stack([np.array(image) for image in again]) - pixel_values[:3]).max() <= 1
 
 
 def test_a_grid_of_single_pixels() -> None:

@@ -1,4 +1,4 @@
-"""The pipeline keeps diffusers' contract, travels through folders and processes, and says what is wrong."""
+"""The pipeline behaves as a diffusers pipeline, is saved and loaded, and explains wrong arguments."""
 
 import json
 import subprocess
@@ -55,21 +55,21 @@ def test_each_generator_makes_its_image_in_any_batch() -> None:
 def test_latents_replace_the_prior() -> None:
     pipe = make_tiny_pipeline()
     latents = pipe.scheduler.sample_prior((3, 1, 8, 8), seeded(5))
-    given = pipe(latents=latents, num_inference_steps=4, output_type="pt")
-    assert torch.equal(given.images, pipe(3, 4, seeded(5), output_type="pt").images)
+    output = pipe(latents=latents, num_inference_steps=4, output_type="pt")
+    assert torch.equal(output.images, pipe(3, 4, seeded(5), output_type="pt").images)
 
 
-def test_own_heights_and_tuples() -> None:
+def test_user_sigmas_and_tuples() -> None:
     pipe = make_tiny_pipeline()
     images, nfe = pipe(2, generator=seeded(), sigmas=[40.0, 4.0, 0.4], output_type="pt", return_dict=False)
     assert nfe == 3 and images.shape == (2, 1, 8, 8)
 
 
-def test_callback_sees_each_step_and_may_change_it() -> None:
-    pipe, seen = make_tiny_pipeline(), []
+def test_callback_is_called_after_each_step_and_may_change_the_latents() -> None:
+    pipe, records = make_tiny_pipeline(), []
 
     def zero(pipe: PFGMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        seen.append((step, timestep.item(), sorted(tensors)))
+        records.append((step, timestep.item(), sorted(tensors)))
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
 
     images = pipe(
@@ -80,7 +80,10 @@ def test_callback_sees_each_step_and_may_change_it() -> None:
         callback_on_step_end=zero,
         callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
     ).images
-    assert [step for step, *_ in seen] == [0, 1, 2, 3] and seen[0][1:] == (40.0, ["latents", "pred_original_sample"])
+    assert [step for step, *_ in records] == [0, 1, 2, 3] and records[0][1:] == (
+        40.0,
+        ["latents", "pred_original_sample"],
+    )
     assert torch.equal(images, torch.full_like(images, 0.5))
 
 
@@ -99,7 +102,7 @@ def test_half_precision_from_a_folder(tmp_path: Path, dtype: torch.dtype) -> Non
     assert pipe.unet.dtype == dtype
     images = pipe(2, 5, seeded(), output_type="pt").images
     full = make_tiny_pipeline()(2, 5, seeded(), output_type="pt").images
-    # The network alone is in half precision: its rounding, not the state's, is what remains.
+    # Only the network is in half precision, so the difference is its rounding error and not that of the state.
     assert images.dtype == torch.float32 and (images - full).abs().mean() < 0.05
 
 
@@ -150,8 +153,8 @@ def test_bad_arguments_are_explained(arguments: dict[str, Any], message: str) ->
         make_tiny_pipeline()(**arguments)
 
 
-def test_own_heights_start_from_a_prior_of_theirs() -> None:
-    # One charge in four is apart: started too far in for its height, it would draw more than its share.
+def test_user_sigmas_start_from_the_prior_at_the_first_sigma() -> None:
+    # One charge in four is apart. Latents with norms too small for the first noise level would reach it too often.
     charges = torch.tensor([[-1.0, 0.0], [-1.0, 0.1], [-1.0, -0.1], [1.0, 0.0]]).view(4, 2, 1, 1)
     pipe = PFGMPipeline(ChargeField(charges), PoissonFlowScheduler())
     pipe.set_progress_bar_config(disable=True)
@@ -185,15 +188,15 @@ def test_points_come_out_as_tensors_only() -> None:
         pipe(4, output_type="np")
 
 
-def test_a_float16_network_sees_no_infinity() -> None:
+def test_a_float16_network_gets_no_infinity() -> None:
     config, scheduler = make_tiny_unet().config, PoissonFlowScheduler(aug_dim=0.3)  # radii far beyond 65,504
-    seen: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
 
     class Network(torch.nn.Module):
         dtype, device = torch.float16, torch.device("cpu")
 
         def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
-            seen.append(sample)
+            inputs.append(sample)
             return (torch.cat([0 * sample, sample * 0 - 1], dim=1),)
 
     network = Network()
@@ -202,8 +205,8 @@ def test_a_float16_network_sees_no_infinity() -> None:
     pipe.set_progress_bar_config(disable=True)
     for options in ({"num_inference_steps": 3}, {"tolerance": 0.1}):
         assert pipe(64, generator=seeded(), output_type="pt", **options).images.isfinite().all()
-    assert all(sample.isfinite().all() and sample.dtype == torch.float16 for sample in seen)
-    assert seen[0].abs().max() == torch.finfo(torch.float16).max
+    assert all(sample.isfinite().all() and sample.dtype == torch.float16 for sample in inputs)
+    assert inputs[0].abs().max() == torch.finfo(torch.float16).max
 
 
 def test_a_network_of_the_wrong_kind_is_explained(tmp_path: Path) -> None:
@@ -233,20 +236,20 @@ def test_heun_counts_both_of_its_calls() -> None:
     assert pipe(1, 4, seeded(), output_type="pt").nfe == 7
 
 
-def test_callback_may_only_look() -> None:
-    pipe, seen = make_tiny_pipeline(), []
+def test_callback_may_return_none() -> None:
+    pipe, names = make_tiny_pipeline(), []
     expected = pipe(2, 4, seeded(), output_type="pt").images
     images = pipe(
-        2, 4, seeded(), output_type="pt", callback_on_step_end=lambda *args: seen.append(list(args[3]))
+        2, 4, seeded(), output_type="pt", callback_on_step_end=lambda *args: names.append(list(args[3]))
     ).images
-    assert torch.equal(images, expected) and seen == [["latents"]] * 4
+    assert torch.equal(images, expected) and names == [["latents"]] * 4
 
 
 def test_one_callback_tensor_may_be_named_alone() -> None:
-    pipe, seen = make_tiny_pipeline(), []
-    look = lambda *args: seen.append(list(args[3]))  # noqa: E731
-    pipe(1, 2, seeded(), callback_on_step_end=look, callback_on_step_end_tensor_inputs="pred_original_sample")
-    assert seen == [["pred_original_sample"]] * 2
+    pipe, names = make_tiny_pipeline(), []
+    record = lambda *args: names.append(list(args[3]))  # noqa: E731
+    pipe(1, 2, seeded(), callback_on_step_end=record, callback_on_step_end_tensor_inputs="pred_original_sample")
+    assert names == [["pred_original_sample"]] * 2
 
 
 @pytest.mark.parametrize("aug_dim", [None, float("inf")])
@@ -257,7 +260,7 @@ def test_both_names_of_infinity_fit(aug_dim: float | None) -> None:
     assert pipe(1, 2, seeded(), output_type="pt").images.isfinite().all()
 
 
-def test_given_latents_go_on_in_float32() -> None:
+def test_half_precision_latents_are_stepped_in_float32() -> None:
     pipe = make_tiny_pipeline()
     latents = pipe.scheduler.sample_prior((2, 1, 8, 8), seeded(5)).half()
     images = pipe(latents=latents, num_inference_steps=4, output_type="pt").images
@@ -265,13 +268,13 @@ def test_given_latents_go_on_in_float32() -> None:
     assert torch.equal(images, pipe(latents=latents.float(), num_inference_steps=4, output_type="pt").images)
 
 
-def test_network_sees_scaled_input() -> None:
-    scheduler, seen = PoissonFlowScheduler(None, 0.002, 80.0, "epsilon", sigma_data=0.5), []
+def test_network_gets_scaled_input() -> None:
+    scheduler, deviations = PoissonFlowScheduler(None, 0.002, 80.0, "epsilon", sigma_data=0.5), []
     pipe = PFGMPipeline(make_tiny_unet(1, 1), scheduler)
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].std().item()))
+    pipe.unet.register_forward_pre_hook(lambda module, args: deviations.append(args[0].std().item()))
     pipe(64, 1, seeded(), output_type="pt")
-    assert seen == [pytest.approx(1.0, rel=0.05)]
+    assert deviations == [pytest.approx(1.0, rel=0.05)]
 
 
 def test_batch_size_is_a_whole_number() -> None:

@@ -1,4 +1,4 @@
-"""The pipeline: exact fields, saved networks, classes, and what it refuses."""
+"""Inverse problems with exact fields, saved networks and classes, and arguments that are rejected."""
 
 import math
 from pathlib import Path
@@ -42,7 +42,7 @@ def pipeline_of(charges: torch.Tensor, aug_dim: float | None = 1.0) -> PFGMInver
 
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
 @pytest.mark.parametrize("name", ["inpainting", "super-resolution", "blur", "compressed sensing"])
-def test_guidance_finds_what_was_measured(name: str, aug_dim: float | None, charges: torch.Tensor) -> None:
+def test_guidance_recovers_the_measured_images(name: str, aug_dim: float | None, charges: torch.Tensor) -> None:
     operators = {
         "inpainting": UPPER_HALF,
         "super-resolution": SuperResolution(2),
@@ -57,7 +57,7 @@ def test_guidance_finds_what_was_measured(name: str, aug_dim: float | None, char
     assert torch.allclose(output.images, (output.samples / 2 + 0.5).clamp(0, 1))
 
 
-def test_chains_find_what_was_measured(charges: torch.Tensor) -> None:
+def test_chains_recover_the_measured_images(charges: torch.Tensor) -> None:
     pipe, y = pipeline_of(charges), UPPER_HALF(charges[:4])
     y = y + 0.5 * torch.randn(y.shape, generator=seeded(1))
     generators = [seeded(i) for i in range(4)]
@@ -66,7 +66,7 @@ def test_chains_find_what_was_measured(charges: torch.Tensor) -> None:
     assert output.decodes_per_sweep > 2 and 0 <= output.acceptance <= 1 and output.nfe > 4 * 2 * 15
 
 
-def test_many_explain_one_measurement(charges: torch.Tensor) -> None:
+def test_many_samples_of_one_measurement(charges: torch.Tensor) -> None:
     generators = [seeded(i) for i in range(5)]
     pipe, y = pipeline_of(charges), UPPER_HALF(charges[:1])
     output = pipe(y, UPPER_HALF, 1.5, batch_size=5, generator=generators, output_type="np")
@@ -77,7 +77,7 @@ def test_many_explain_one_measurement(charges: torch.Tensor) -> None:
     assert chains.samples.shape == (5, 1, 8, 8)
 
 
-def test_what_is_not_observed_may_be_anything(charges: torch.Tensor) -> None:
+def test_unobserved_pixels_may_have_any_value(charges: torch.Tensor) -> None:
     pipe, y = pipeline_of(charges), charges[:2].clone()
     clean = pipe(UPPER_HALF(y), UPPER_HALF, generator=seeded()).samples
     y[:, :, 4:] = math.nan
@@ -90,7 +90,7 @@ def test_replacement_costs_one_call_a_step(charges: torch.Tensor) -> None:
     assert len(output.images) == 10 and output.images[0].size == (8, 8)
 
 
-def test_a_measurement_of_ones_own(charges: torch.Tensor) -> None:
+def test_a_user_function_as_operator(charges: torch.Tensor) -> None:
     def brightness(x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1).exp().mean(1, keepdim=True)
 
@@ -136,17 +136,17 @@ def test_a_complex_measurement_is_one_of_real_and_imaginary_parts(
     noise = 0.2 * torch.randn(4, 1, 8, 3, 2, generator=seeded(1))
     y, pipe = parts(charges[:4]) + noise, pipeline_of(charges)
     options: dict[str, Any] = {"noise_std": 0.2, "method": method, "num_sweeps": 2}
-    found = pipe(torch.view_as_complex(y), whole, generator=seeded(), **options).samples
+    samples = pipe(torch.view_as_complex(y), whole, generator=seeded(), **options).samples
     expected = pipe(y, halves, generator=seeded(), **options).samples
-    # A pseudo-inverse of what no picture measures, part of the noise, is as large as its solver's tolerance lets it.
-    assert torch.allclose(found, expected, atol=0.05 if method == "replacement" else 1e-3)
+    # The pseudo-inverse of the part of the noise outside the operator's range depends on the solver's tolerance.
+    assert torch.allclose(samples, expected, atol=0.05 if method == "replacement" else 1e-3)
     if method != "replacement":
-        assert torch.equal(torch.cdist(found.flatten(1), charges.flatten(1)).argmin(1), torch.arange(4))
+        assert torch.equal(torch.cdist(samples.flatten(1), charges.flatten(1)).argmin(1), torch.arange(4))
 
 
 @pytest.mark.parametrize("method", ["guidance", "latent"])
 @pytest.mark.parametrize("kind", ["mask", "operator", "function"])
-def test_each_picture_may_be_measured_in_its_own_way(method: str, kind: str, charges: torch.Tensor) -> None:
+def test_each_image_may_be_measured_differently(method: str, kind: str, charges: torch.Tensor) -> None:
     row, column = torch.arange(8).unsqueeze(1), torch.arange(8)
     masks = torch.stack([row + 0 * column < 4, column + 0 * row < 5, (row + column) % 2 == 0]).unsqueeze(1)
 
@@ -179,9 +179,9 @@ def test_a_function_without_forward_derivatives_is_the_operator_that_it_is(charg
     pipe, y = pipeline_of(charges), rotation(charges[:4])
     expected = pipe(y, operator, generator=seeded()).samples
     with torch.inference_mode():
-        found = pipe(y, rotation, generator=seeded()).samples
-    assert torch.allclose(found, expected, atol=1e-2)
-    assert torch.equal(torch.cdist(found.flatten(1), charges.flatten(1)).argmin(1), torch.arange(4))
+        samples = pipe(y, rotation, generator=seeded()).samples
+    assert torch.allclose(samples, expected, atol=1e-2)
+    assert torch.equal(torch.cdist(samples.flatten(1), charges.flatten(1)).argmin(1), torch.arange(4))
 
 
 def test_classes(charges: torch.Tensor) -> None:
@@ -233,22 +233,25 @@ def test_a_scheduler_of_diffusers(charges: torch.Tensor) -> None:
         ({"measurement": torch.full((2, 1, 8, 8), math.nan)}, "`measurement` must be finite, but index 0, 1"),
         (
             {"measurement": torch.full((2, 1, 8, 8), 255.0)},
-            r"norm 1442, but of pictures .* at most .*Scale bytes",
+            r"norm 1442, but of images .* at most .*Scale bytes",
         ),
         ({"operator": LinearOperator(lambda x: x, lambda y: 2 * y)}, "`operator` has the wrong adjoint"),
         ({"operator": Inpainting(torch.ones(3, 1, 8, 8))}, r"`mask` .* or \(2, 1, 8, 8\) for a mask for each"),
-        ({"measurement": torch.zeros(2, 1, 8, 8) + 0j}, "`measurement` is complex, but `operator` makes real numbers"),
-        ({"operator": torch.fft.fft2}, "`measurement` is real, but `operator` makes complex numbers"),
-        ({"operator": lambda x: x.mean(0, keepdim=True)}, "`operator` makes 1 measurements of 2 pictures"),
+        (
+            {"measurement": torch.zeros(2, 1, 8, 8) + 0j},
+            "`measurement` is complex, but `operator` returns real numbers",
+        ),
+        ({"operator": torch.fft.fft2}, "`measurement` is real, but `operator` returns complex numbers"),
+        ({"operator": lambda x: x.mean(0, keepdim=True)}, "`operator` returns 1 measurements of 2 images"),
         ({"output_type": "jpg"}, "`output_type` must be"),
         ({"class_labels": 1}, "network has no classes"),
         ({"method": "latent", "num_sweeps": 0}, "`num_sweeps` must be a whole number >= 1, but is 0"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str, charges: torch.Tensor) -> None:
-    given = {"measurement": torch.zeros(2, 1, 8, 8), "operator": UPPER_HALF, "num_inference_steps": 2} | options
+    arguments = {"measurement": torch.zeros(2, 1, 8, 8), "operator": UPPER_HALF, "num_inference_steps": 2} | options
     with pytest.raises(ValueError, match=message):
-        pipeline_of(charges)(**given)
+        pipeline_of(charges)(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +273,8 @@ def test_a_measurement_may_be_an_array() -> None:
     pipe = PFGMInversePipeline(ChargeField(torch.rand(5, 1, 8, 8, generator=seeded()) * 2 - 1), PoissonFlowScheduler())
     pipe.set_progress_bar_config(disable=True)
     upper = Inpainting(torch.arange(8).unsqueeze(1) < 4)
-    seen = upper(torch.rand(1, 1, 8, 8, generator=seeded(1)))
-    first, second = (pipe(each, upper, generator=seeded(), output_type="pt").samples for each in (seen, seen.numpy()))
+    measurement = upper(torch.rand(1, 1, 8, 8, generator=seeded(1)))
+    first, second = (
+        pipe(each, upper, generator=seeded(), output_type="pt").samples for each in (measurement, measurement.numpy())
+    )
     assert torch.equal(first, second)

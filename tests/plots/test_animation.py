@@ -1,4 +1,4 @@
-"""Films begin on the hemisphere, end at the data, and have the frames that were asked for."""
+"""Animations start on the hemisphere, end at the data, and have the requested frames."""
 
 import itertools
 from collections.abc import Callable
@@ -22,15 +22,15 @@ def lines() -> torch.Tensor:
     return field_lines(dome(4.0, 30), CHARGES)
 
 
-def test_moments_lie_on_the_lines_and_share_the_way(lines: torch.Tensor) -> None:
+def test_points_are_on_the_lines_and_move_by_equal_distances(lines: torch.Tensor) -> None:
     moments = even_moments(lines, 12)
     assert moments.shape == (12, 30, 3)
     assert torch.equal(moments[0], lines[0]) and torch.allclose(moments[-1], lines[-1])
     for moment in moments:
         distances = torch.stack([torch.cdist(moment[i : i + 1], lines[:, i]).min() for i in range(30)])
         assert distances.max() < 0.1  # half of the longest step of a line is 0.09
-    ways = moments.diff(dim=0).norm(dim=2).mean(1)
-    assert ways.max() / ways.min() < 1.2  # a chord is shorter than its arc
+    distances_moved = moments.diff(dim=0).norm(dim=2).mean(1)
+    assert distances_moved.max() / distances_moved.min() < 1.2  # a chord is shorter than its arc
 
 
 def drawn_points(points: torch.Tensor, lines: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -56,19 +56,19 @@ def test_frames_and_gif(lines: torch.Tensor, tmp_path: Path) -> None:
     arrays = [np.array(frame).astype(int) for frame in frames]
     assert all(np.abs(a - b).max() > 100 for a, b in itertools.pairwise(arrays))
     save_gif(frames, tmp_path / "points.gif", frames_per_second=10, hold=2)
-    film = Image.open(tmp_path / "points.gif")
-    assert film.n_frames == 4 and film.info["loop"] == 0
+    gif = Image.open(tmp_path / "points.gif")
+    assert gif.n_frames == 4 and gif.info["loop"] == 0
     durations = []
     for index in range(4):
-        film.seek(index)
-        durations.append(film.info["duration"])
-        # 256 colors hold these frames but for edges that are smoothed.
-        assert np.abs(np.array(film.convert("RGB")).astype(int) - arrays[index]).mean() < 3
+        gif.seek(index)
+        durations.append(gif.info["duration"])
+        # A GIF has 256 colors, which represent these frames except for antialiased edges.
+        assert np.abs(np.array(gif.convert("RGB")).astype(int) - arrays[index]).mean() < 3
     assert durations == [100, 100, 100, 2000]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_films_of_images_end_at_the_data(channels: int) -> None:
+def test_animations_of_images_end_at_the_data(channels: int) -> None:
     charges = (torch.rand(3, channels, 4, 4, generator=seeded()) * 255).round() / 127.5 - 1
     scheduler = PoissonFlowScheduler()
     latents = scheduler.sample_prior((4, channels, 4, 4), seeded())

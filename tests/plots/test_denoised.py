@@ -1,4 +1,4 @@
-"""The strip shows x̂ and x of the right samples at the right heights."""
+"""The figure shows x̂ and x of the right samples at the right noise levels."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def run(channels: int = 1, steps: int = 7) -> Trajectory:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_rows_are_samples_and_columns_heights(channels: int) -> None:
+def test_rows_are_samples_and_columns_noise_levels(channels: int) -> None:
     trajectory = run(channels)
     figure = plot_denoised(trajectory, num_rows=2, num_columns=4)
     axes = figure.axes

@@ -1,4 +1,4 @@
-"""The angles' laws are those of uniform points, and their test tells uniform points from others."""
+"""The distributions of the angles are those of uniform points, and the test detects points that are not uniform."""
 
 import math
 from collections.abc import Callable
@@ -38,14 +38,14 @@ def test_distributions_are_beta_laws(dim: int, aug_dim: float) -> None:
 
 
 def test_archimedes() -> None:
-    # On the sphere of R^3 equal heights hold equal areas: cos θ and sin ψ are uniform.
+    # On the sphere of R^3 zones of equal height have equal areas, so cos θ and sin ψ are uniform.
     laws = hemisphere_laws(2)
-    heights = torch.linspace(0, 1, 11, dtype=torch.float64)
-    assert torch.allclose(laws["polar"].distribution(heights.acos()), 1 - heights, atol=1e-7)
-    assert torch.allclose(laws["elevation"].distribution(heights.asin()), (1 + heights) / 2, atol=1e-7)
+    z = torch.linspace(0, 1, 11, dtype=torch.float64)
+    assert torch.allclose(laws["polar"].distribution(z.acos()), 1 - z, atol=1e-7)
+    assert torch.allclose(laws["elevation"].distribution(z.asin()), (1 + z) / 2, atol=1e-7)
 
 
-def test_a_density_is_nothing_outside() -> None:
+def test_a_density_is_zero_outside_its_range() -> None:
     law = AngleLaw(0.0, sine=1.0, cosine=0.0)
     assert law.density(torch.tensor([-0.1, 1.6])).tolist() == [0, 0]
     assert law.distribution(torch.tensor([-0.1, 1.6])).tolist() == pytest.approx([0, 1])
@@ -63,22 +63,22 @@ def test_the_prior_is_uniform_and_p_values_are_fair(dim: int, aug_dim: float) ->
     draws = [PoissonKernel(aug_dim).sample((200, dim), 7.0, seeded(i), dtype=torch.float64) for i in range(100)]
     for name in ("polar", "elevation"):
         values = np.array([uniformity(x, 7.0, aug_dim)[name].p_value for x in draws])
-        assert stats.kstest(values, "uniform").pvalue > 1e-3  # p-values of a true law are uniform themselves
+        assert stats.kstest(values, "uniform").pvalue > 1e-3  # p-values of the true distribution are uniform
 
 
 def test_agreement_is_scipys() -> None:
     x = PoissonFlowScheduler().sample_prior((500, 2), seeded(), dtype=torch.float64)
-    found = uniformity(x, 40.0)["polar"]
-    heights = 40 / torch.hypot(x.norm(dim=1), torch.tensor(40.0).double())
-    expected = stats.kstest(heights.numpy(), "uniform")
-    assert found.deviation == pytest.approx(expected.statistic, abs=1e-6)
-    assert found.p_value == pytest.approx(expected.pvalue, abs=0.01)
+    agreement = uniformity(x, 40.0)["polar"]
+    z_over_radius = 40 / torch.hypot(x.norm(dim=1), torch.tensor(40.0).double())
+    expected = stats.kstest(z_over_radius.numpy(), "uniform")
+    assert agreement.deviation == pytest.approx(expected.statistic, abs=1e-6)
+    assert agreement.p_value == pytest.approx(expected.pvalue, abs=0.01)
 
 
-def test_what_is_not_uniform_is_found() -> None:
+def test_points_that_are_not_uniform_are_detected() -> None:
     prior = PoissonFlowScheduler().sample_prior((2000, 16), seeded())
     assert min(test.p_value for test in uniformity(prior, 40.0).values()) > 0.01
-    assert uniformity(prior, 30.0)["polar"].p_value < 1e-6  # another height
+    assert uniformity(prior, 30.0)["polar"].p_value < 1e-6  # another noise level
     shifted = uniformity(prior + 5, 40.0)["elevation"]
     assert shifted.p_value < 1e-6 and shifted.deviation > 0.1
     limited = PoissonFlowScheduler(max_norm=300.0).sample_prior((2000, 16), seeded())
@@ -93,9 +93,9 @@ def test_histograms_are_of_the_angles(dim: int) -> None:
     angles = hemisphere_angles(x, 2.0)
     for axes, name in zip(others, ("polar", "elevation"), strict=True):
         edges = [bar.get_x() for bar in axes.patches]
-        heights, expected = np.histogram(angles[name].rad2deg().numpy(), bins=40, density=True)
-        assert [bar.get_height() for bar in axes.patches] == pytest.approx(heights.tolist())
-        assert edges == pytest.approx(expected[:-1].tolist())
+        densities, expected_edges = np.histogram(angles[name].rad2deg().numpy(), bins=40, density=True)
+        assert [bar.get_height() for bar in axes.patches] == pytest.approx(densities.tolist())
+        assert edges == pytest.approx(expected_edges[:-1].tolist())
         law = axes.lines[0]
         at = torch.tensor(law.get_xdata()).deg2rad()
         assert law.get_ydata() == pytest.approx((hemisphere_laws(dim)[name].density(at).deg2rad()).numpy(), rel=1e-6)

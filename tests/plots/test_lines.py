@@ -1,4 +1,4 @@
-"""Field lines obey the physics that they show."""
+"""Field lines and equipotentials obey the laws of electrostatics."""
 
 import math
 from collections.abc import Callable
@@ -23,12 +23,12 @@ def test_lines_go_from_their_starts_to_charges() -> None:
 
 
 def test_lines_of_two_charges_keep_their_flux() -> None:
-    # In the plane (N = 1) a line of two equal charges keeps the sum of its angles seen from them (Gauss).
+    # In the plane (N = 1) the sum of the angles at two equal charges is constant along a field line (Gauss).
     charges = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     angles = torch.linspace(0.2, math.pi - 0.3, 30, dtype=torch.float64)
     lines = field_lines(3 * torch.stack([angles.cos(), angles.sin()], dim=1), charges)[:150]
-    seen = sum(torch.atan2(lines[..., 1], lines[..., 0] - charge) for charge in charges.flatten())
-    assert (seen - seen[0]).abs().max() < 1e-3
+    angle_sums = sum(torch.atan2(lines[..., 1], lines[..., 0] - charge) for charge in charges.flatten())
+    assert (angle_sums - angle_sums[0]).abs().max() < 1e-3
 
 
 def test_figure_has_both_panels() -> None:
@@ -47,7 +47,7 @@ def test_lines_start_uniformly_on_hemispheres() -> None:
     flat, solid = plot_field_lines(charges[:, :1], charges).axes
     arc = torch.tensor(np.array([line.get_xydata()[0] for line in flat.lines[:60]]))
     dome = torch.tensor(np.array([np.array(line.get_data_3d())[:, 0] for line in solid.lines]))
-    for points, law in ((arc, 2 / math.pi), (dome, 0.5)):  # mean height over radius
+    for points, law in ((arc, 2 / math.pi), (dome, 0.5)):  # mean z over radius
         radius = points.norm(dim=1)
         assert torch.allclose(radius, radius[0]) and (points[:, -1] > 0).all()
         assert torch.allclose(
@@ -60,9 +60,9 @@ def test_the_potential_is_that_of_the_flow_and_harmonic(dim: int) -> None:
     charges = torch.randn(4, dim, generator=seeded(), dtype=torch.float64)
     points = torch.randn(6, dim + 1, generator=seeded(1), dtype=torch.float64)
     points[:, -1] = points[:, -1].abs()
-    x, heights = points[:, :-1], points[:, -1]
-    mean = posterior_mean(x, heights, charges)
-    away = torch.cat([x - mean, heights.unsqueeze(1)], dim=1)
+    x, z = points[:, :-1], points[:, -1]
+    mean = posterior_mean(x, z, charges)
+    away = torch.cat([x - mean, z.unsqueeze(1)], dim=1)
     points = points.clone().requires_grad_()
     field = -torch.autograd.grad(potential(points, charges).sum(), points, create_graph=True)[0]
     assert torch.allclose(torch.cosine_similarity(field.detach(), away), torch.ones(6).double(), atol=1e-12)
@@ -73,7 +73,7 @@ def test_the_potential_is_that_of_the_flow_and_harmonic(dim: int) -> None:
 @pytest.mark.parametrize("dim", [1, 2])
 def test_far_away_charges_act_as_one(dim: int) -> None:
     charges = torch.randn(9, dim, generator=seeded(), dtype=torch.float64)
-    charges -= charges.mean(0)  # then the next term falls with the square of the distance
+    charges -= charges.mean(0)  # so that the next term decreases with the square of the distance
     points = torch.nn.functional.normalize(torch.randn(20, dim + 1, generator=seeded(1)).double(), dim=1) * 1e3
     law = -math.log(1e3) if dim == 1 else 1e-3
     assert torch.allclose(potential(points, charges), torch.full((20,), law).double(), rtol=1e-4)
@@ -85,7 +85,7 @@ def test_lines_cross_equipotentials_at_right_angles(dim: int) -> None:
     starts = 4 * torch.randn(40, dim + 1, generator=seeded(1), dtype=torch.float64)
     starts[:, -1] = starts[:, -1].abs() + 1
     worst = [normal_angles(field_lines(starts, charges, steps), charges) for steps in (100, 400)]
-    assert worst[1].shape == (396, 40) and worst[1].max() < 0.01  # a line beside a saddle bends within a few steps
+    assert worst[1].shape == (396, 40) and worst[1].max() < 0.01  # a line near a saddle point bends within a few steps
     assert worst[1].median() < worst[0].median() / 100  # fourth order would be 256
     bent = field_lines(starts, charges, 100) * torch.linspace(1, 1.3, 101).double().view(-1, 1, 1)
     assert normal_angles(bent, charges).median() > 10 * worst[0].median()
@@ -94,16 +94,14 @@ def test_lines_cross_equipotentials_at_right_angles(dim: int) -> None:
 def test_drawn_equipotentials_are_level() -> None:
     charges = torch.tensor([[-1.0], [0.4], [1.0]], dtype=torch.float64)
     flat, solid = plot_field_lines(charges, torch.cat([charges, charges.flip(0)], dim=1)).axes
-    (contours,) = [found for found in flat.collections if hasattr(found, "levels")]
+    (contours,) = [collection for collection in flat.collections if hasattr(collection, "levels")]
     assert len(contours.get_paths()) == len(contours.levels) > 20
     drawn = 0
-    for level, path in zip(contours.levels, contours.get_paths(), strict=True):
+    for value, path in zip(contours.levels, contours.get_paths(), strict=True):
         if len(path.vertices) > 60:  # not a small loop around a charge, which is hidden by its dot
-            found = potential(torch.tensor(path.vertices), charges)
             drawn += 1
-            assert (
-                found - level
-            ).abs().median() < 0.01  # levels are 0.16 apart; contours are linear between points 0.013 apart
+            errors = (potential(torch.tensor(path.vertices), charges) - value).abs()
+            assert errors.median() < 0.01  # potentials are 0.16 apart; contours are linear between points 0.013 apart
     assert drawn > 8 and len(solid.collections) >= 5
 
 

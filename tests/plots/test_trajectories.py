@@ -1,4 +1,4 @@
-"""A recorded run is the scheduler's, and its norms obey the law of the data."""
+"""A recorded trajectory is the scheduler's run, and its norms have the expected distribution."""
 
 import math
 from collections.abc import Callable
@@ -18,22 +18,23 @@ def test_states_are_those_of_the_pipeline(solver: str) -> None:
     pipe = make_tiny_pipeline(3)
     pipe.scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config, solver=solver)
     latents = pipe.scheduler.sample_prior((2, 3, 8, 8), seeded())
-    found: dict[str, list[torch.Tensor]] = {"latents": [latents], "pred_original_sample": []}
+    tensors_by_name: dict[str, list[torch.Tensor]] = {"latents": [latents], "pred_original_sample": []}
 
     def keep(_: PFGMPipeline, step: int, t: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        for name, values in found.items():
+        for name, values in tensors_by_name.items():
             values.append(tensors[name])
         return {}
 
-    pipe(num_inference_steps=5, latents=latents, callback_on_step_end=keep, callback_on_step_end_tensor_inputs=[*found])
+    options = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": [*tensors_by_name]}
+    pipe(num_inference_steps=5, latents=latents, **options)
     trajectory = record_trajectory(pipe.unet, pipe.scheduler, latents, 5)
-    assert torch.equal(trajectory.states, torch.stack(found["latents"]))
-    assert torch.equal(trajectory.denoised, torch.stack(found["pred_original_sample"]))
+    assert torch.equal(trajectory.states, torch.stack(tensors_by_name["latents"]))
+    assert torch.equal(trajectory.denoised, torch.stack(tensors_by_name["pred_original_sample"]))
     assert torch.equal(trajectory.sigmas, pipe.scheduler.sigmas.double())
-    norms = torch.stack([state.flatten(1).norm(dim=1) for state in found["latents"]]).double()
+    norms = torch.stack([state.flatten(1).norm(dim=1) for state in tensors_by_name["latents"]]).double()
     assert torch.allclose(trajectory.norms, norms, rtol=1e-6)
     radii = (norms.square() + trajectory.sigmas.square().unsqueeze(1)).sqrt()
-    assert torch.allclose(trajectory.radii, radii, rtol=1e-6)
+    assert torch.allclose(trajectory.hemisphere_radii, radii, rtol=1e-6)
 
 
 def test_the_schedulers_run_is_left_alone() -> None:
@@ -59,51 +60,51 @@ def test_states_of_the_ddpm_family_have_data_units() -> None:
 
 
 @pytest.mark.parametrize("aug_dim", [1.0, 8.0, None])
-def test_norms_obey_the_law_of_the_data_at_every_height(aug_dim: float | None) -> None:
+def test_norms_have_the_expected_quantiles_at_every_noise_level(aug_dim: float | None) -> None:
     data = 2 * torch.randn(500, 6, generator=seeded())
     scheduler = PoissonFlowScheduler(aug_dim=aug_dim, sigma_max=80.0)
     latents = scheduler.sample_prior((1500, 6), seeded(1))
     trajectory = record_trajectory(ChargeField(data, aug_dim), scheduler, latents, 40)
-    law = norm_quantiles(trajectory, data)
-    found = trajectory.norms.quantile(torch.tensor([0.16, 0.5, 0.84]).double(), dim=1)
-    # The noise is the same, but not the data beside it; quantiles of 1,500 draws scatter by 2 % where data count.
-    assert (found / law - 1).abs().max() < 0.05
+    expected = norm_quantiles(trajectory, data)
+    quantiles = trajectory.norms.quantile(torch.tensor([0.16, 0.5, 0.84]).double(), dim=1)
+    # Both have the same noise, but other data points. Quantiles of 1,500 norms vary by 2 % where the data dominate.
+    assert (quantiles / expected - 1).abs().max() < 0.05
     wrong = norm_quantiles(trajectory, 2 * data)[1]
-    assert (found[1] / wrong - 1).abs().max() > 0.4
+    assert (quantiles[1] / wrong - 1).abs().max() > 0.4
 
 
-def test_the_law_knows_the_priors_limit() -> None:
+def test_expected_quantiles_respect_the_limit_of_the_prior() -> None:
     data, scheduler = torch.zeros(1, 6), PoissonFlowScheduler(max_norm=50.0)
     trajectory = record_trajectory(ChargeField(data), scheduler, scheduler.sample_prior((2000, 6), seeded()), 10)
-    law = norm_quantiles(trajectory, data)
-    # All of one charge at 0, where field lines are rays: equal but for float32.
-    found = trajectory.norms.quantile(torch.tensor([0.16, 0.5, 0.84]).double(), dim=1)
-    assert law[2, 0] < 50 and torch.allclose(found, law, rtol=1e-4)
+    expected = norm_quantiles(trajectory, data)
+    # The field lines of a single charge at 0 are rays, so the quantiles are equal except for rounding in float32.
+    quantiles = trajectory.norms.quantile(torch.tensor([0.16, 0.5, 0.84]).double(), dim=1)
+    assert expected[2, 0] < 50 and torch.allclose(quantiles, expected, rtol=1e-4)
 
 
-def test_radius_and_norm_fall_in_one_ratio_far_away() -> None:
+def test_radius_and_norm_decrease_in_one_ratio_far_away() -> None:
     scheduler = PoissonFlowScheduler(sigma_max=1e4, sigma_min=1e3)
     latents = scheduler.sample_prior((50, 3), seeded())
     trajectory = record_trajectory(ChargeField(torch.randn(5, 3, generator=seeded())), scheduler, latents, 10)
-    shares = trajectory.norms[:-1] / trajectory.radii[:-1]
-    assert torch.allclose(shares, shares[0].expand_as(shares), atol=0.01)  # the data are 1e-3 of the height
+    ratios = trajectory.norms[:-1] / trajectory.hemisphere_radii[:-1]
+    assert torch.allclose(ratios, ratios[0].expand_as(ratios), atol=0.01)  # the norm of the data is 1e-3 of σ
 
 
-def test_heights_are_sigma_times_root_d() -> None:
+def test_augmented_radii_are_sigma_times_root_d() -> None:
     scheduler = PoissonFlowScheduler(aug_dim=16.0)
     field = ChargeField(torch.zeros(1, 2), aug_dim=16.0)
     trajectory = record_trajectory(field, scheduler, torch.ones(1, 2), 4)
-    assert torch.equal(trajectory.heights, 4 * trajectory.sigmas)
-    assert torch.allclose(trajectory.radii[0], (trajectory.heights[0].square() + 2).sqrt())
+    assert torch.equal(trajectory.augmented_radii, 4 * trajectory.sigmas)
+    assert torch.allclose(trajectory.hemisphere_radii[0], (trajectory.augmented_radii[0].square() + 2).sqrt())
 
 
-def test_the_picture_shows_norms_and_radii() -> None:
+def test_the_figure_shows_norms_and_radii() -> None:
     data = torch.randn(5, 3, generator=seeded())
     scheduler = PoissonFlowScheduler()
     trajectory = record_trajectory(ChargeField(data), scheduler, scheduler.sample_prior((9, 3), seeded()), 8)
     figure = plot_trajectories(trajectory, data)
     norm, radius, _ = figure.axes
-    for axes, values in ((norm, trajectory.norms), (radius, trajectory.radii)):
+    for axes, values in ((norm, trajectory.norms), (radius, trajectory.hemisphere_radii)):
         for line, expected in zip(axes.lines[:9], values[:-1].unbind(1), strict=True):
             assert torch.allclose(torch.tensor(line.get_ydata()).double(), expected)
             assert torch.allclose(torch.tensor(line.get_xdata()).double(), trajectory.sigmas[:-1])
@@ -114,8 +115,8 @@ def test_without_a_hemisphere_there_is_no_radius() -> None:
     scheduler = PoissonFlowScheduler(aug_dim=None)
     trajectory = record_trajectory(ChargeField(torch.zeros(1, 2), None), scheduler, torch.ones(1, 2), 4)
     assert len(plot_trajectories(trajectory).axes) == 2
-    with pytest.raises(ValueError, match=r"`radii` needs a finite `aug_dim`"):
-        _ = trajectory.radii
+    with pytest.raises(ValueError, match=r"`hemisphere_radii` needs a finite `aug_dim`"):
+        _ = trajectory.hemisphere_radii
 
 
 def test_a_scheduler_of_diffusers() -> None:

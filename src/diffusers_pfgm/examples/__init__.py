@@ -1,4 +1,4 @@
-"""What the scripts in `pipelines_examples` share. Needs the extra `examples`."""
+"""Functions that the scripts in `pipelines_examples` share. Needs the extra `examples`."""
 
 from ..utils.extras import require_extra
 

@@ -1,4 +1,4 @@
-"""A small classifier of real images, which judges whether drawn images show the class that was asked for."""
+"""A small classifier that is trained on real images and predicts the classes of generated ones."""
 
 from __future__ import annotations
 
@@ -12,21 +12,43 @@ from ..training.data.labels import read_class_labels
 from ..training.data.source import open_images
 
 
-def load(name: str, resolution: int, mode: str, id2label: dict[int, str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (K, C, R, R) in [-1, 1] and labels (K,), numbered by `id2label`, of a parquet file, folder or Hub id."""
+def load_labelled_images(
+    name: str, resolution: int, mode: str, id2label: dict[int, str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Load images with class labels.
+
+    Args:
+        name: a folder, a parquet file or the Hub id of a data set.
+        resolution: R, the height and width of the images in pixels.
+        mode: the PIL mode of the images, such as "L" or "RGB".
+        id2label: the names of the model's classes by number.
+
+    Returns:
+        Images (K, C, R, R) in [-1, 1], and their class numbers (K,) in `id2label`.
+
+    Raises:
+        ValueError: if the data have a class that is not in `id2label`.
+    """
     dataset = open_images(name)
     numbers, names = read_class_labels(dataset)
-    known = {label: number for number, label in id2label.items()}
-    unknown = sorted({names[number] for number in numbers.tolist()} - set(known))
+    label2id = {label: number for number, label in id2label.items()}
+    unknown = sorted({names[number] for number in numbers.tolist()} - set(label2id))
     if unknown:
-        raise ValueError(f"{name!r} has the classes {unknown}, but the model's are {list(known)}. Use its own data.")
-    labels = torch.tensor([known[names[number]] for number in numbers.tolist()])
+        raise ValueError(
+            f"{name!r} has the classes {unknown}, but the model's are {list(label2id)}. Pass data with the model's "
+            "classes."
+        )
+    labels = torch.tensor([label2id[names[number]] for number in numbers.tolist()])
     return ImageTensors(dataset, resolution, mode=mode, center_crop=True).plain(), labels
 
 
-def load_conditional(kind: type[PFGMPipeline], name: str) -> tuple[Any, dict[int, str]]:
-    """A pipeline of this kind, quiet, from a folder or Hub id, and the names of its classes."""
-    pipe = kind.from_pretrained(name)
+def load_conditional_pipeline(pipeline_class: type[PFGMPipeline], name: str) -> tuple[Any, dict[int, str]]:
+    """Load a class-conditional pipeline from a folder or the Hub, without progress bars, and the names of its classes.
+
+    Raises:
+        ValueError: if the pipeline has no class names.
+    """
+    pipe = pipeline_class.from_pretrained(name)
     pipe.set_progress_bar_config(disable=True)
     if not pipe.config.id2label:
         raise ValueError(f"`--model` {name!r} has no classes. Train one with `--class_conditional`.")
@@ -34,16 +56,18 @@ def load_conditional(kind: type[PFGMPipeline], name: str) -> tuple[Any, dict[int
 
 
 def make_classifier(channels: int, resolution: int, classes: int) -> torch.nn.Sequential:
-    """Two convolutions and two layers, of 0.4 M parameters for 28 x 28 pixels."""
-    nn, rest = torch.nn, resolution // 4
+    """Return a network of two convolutional and two linear layers, with 0.4 M parameters for 28 x 28 pixels."""
+    nn = torch.nn
+    pooled_size = resolution // 4
     return nn.Sequential(
         *(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(64 * rest**2, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, classes)),
+        *(nn.Linear(64 * pooled_size**2, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, classes)),
     )
 
 
-def train(classifier: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> None:
+def train_classifier(classifier: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> None:
+    """Train a classifier on images (K, C, H, W) with class numbers (K,), by cross entropy."""
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3)
     classifier.train()
     for _ in range(epochs):
@@ -56,5 +80,6 @@ def train(classifier: torch.nn.Module, images: torch.Tensor, labels: torch.Tenso
 
 
 @torch.no_grad()
-def predict(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([classifier(part).argmax(1) for part in images.split(500)])
+def predict_classes(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the most likely class number of each image (K, C, H, W), (K,)."""
+    return torch.cat([classifier(batch).argmax(1) for batch in images.split(500)])

@@ -1,4 +1,4 @@
-"""scikit-learn's digits as images, and as files for the training script."""
+"""scikit-learn's digits as images, as charges, and as files for the training script."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-HELD_OUT = 360  # of the 1,797 digits
+NUM_HELD_OUT = 360  # of the 1,797 digits
 
 
 def split_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """scikit-learn's digits (B, 1, 8, 8) in [-1, 1]: for training, and held out."""
+    """Return the training digits (1437, 1, 8, 8) and the held-out digits (360, 1, 8, 8), in [-1, 1]."""
     digits = torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    return digits[order[HELD_OUT:]], digits[order[:HELD_OUT]]
+    return digits[order[NUM_HELD_OUT:]], digits[order[:NUM_HELD_OUT]]
 
 
-def pictured_charges(digits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Charges for a picture: five on a line, (5, 1), and one digit's pixels in a plane, (K, 2)."""
+def line_and_plane_charges(digits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return charges for `plot_field_lines`: five on a line, (5, 1), and the pixels of a digit in a plane, (K, 2)."""
     strokes = (digits[5, 0] > 0).nonzero().double()
     plane = (strokes - 3.5)[:, [1, 0]] * torch.tensor([1.0, -1.0], dtype=torch.float64)
     return torch.tensor([[-1.0], [-0.8], [0.1], [0.9], [1.0]], dtype=torch.float64), plane
 
 
 def write_parquet(images: torch.Tensor, path: Path) -> None:
+    """Write images (B, 1, H, W) in [-1, 1] to a parquet file with a column "image" of PNG files."""
     pixels = ((images + 1) * 127.5).round().to(torch.uint8).squeeze(1).numpy()
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": [Image.fromarray(image) for image in pixels]}, features).to_parquet(path)

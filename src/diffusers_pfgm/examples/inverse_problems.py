@@ -1,4 +1,4 @@
-"""What the examples of inverse problems share: pictures, every method on them, figures and the picture."""
+"""The common part of the inverse-problem examples: arguments, images, and a comparison of all methods."""
 
 from __future__ import annotations
 
@@ -17,33 +17,49 @@ from ..training.data.images import ImageTensors
 from ..training.data.source import open_images
 from .digits import split_digits
 
-SHOWN = 2  # draws of each method in the picture
+NUM_SHOWN = 2  # samples of each method in the image grid
 
 
 def make_parser(description: str, output: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that all examples of inverse problems have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or Hub id; without it the exact field of the training images")
-    parser.add_argument("--data", help="images to measure, a folder or a parquet file; scikit-learn's digits without")
-    parser.add_argument("--train_data", help="images for the best charge and the exact field, as large; the digits too")
-    parser.add_argument("--noise_std", type=float, default=0.1, help="of the measurement, for images in [-1, 1]")
-    parser.add_argument("--num_images", type=int, default=10, help="images to measure")
-    parser.add_argument("--draws", type=int, default=4, help="posterior samples of each")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="of the guidance")
-    parser.add_argument("--num_sweeps", type=int, default=10, help="of latent sampling; 0 leaves it out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument(
+        "--model", help="folder or Hub id of a pipeline; by default the exact field of the training images is used"
+    )
+    parser.add_argument(
+        "--data", help="images to measure, a folder or a parquet file; by default scikit-learn's held-out digits"
+    )
+    parser.add_argument(
+        "--train_data",
+        help="images of the same size for the exact field and the best charge; by default scikit-learn's digits",
+    )
+    parser.add_argument(
+        "--noise_std", type=float, default=0.1, help="standard deviation of the noise, for images in [-1, 1]"
+    )
+    parser.add_argument("--num_images", type=int, default=10, help="number of images to measure")
+    parser.add_argument("--draws", type=int, default=4, help="number of posterior samples of each image")
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the guidance")
+    parser.add_argument("--num_sweeps", type=int, default=10, help="number of sweeps of latent sampling; 0 skips it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and the samples")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
+    )
+    parser.add_argument("--output", type=Path, default=Path(output), help="file of the image grid")
     return parser
 
 
 def load_images(name: str, size: int) -> torch.Tensor:
-    """(K, C, size, size) in [-1, 1]."""
+    """Load the images of a folder, a parquet file or the Hub as (K, C, size, size) in [-1, 1]."""
     images = ImageTensors(open_images(name), size, center_crop=True)
     return images.__getitems__(range(len(images)))
 
 
 def make_pipeline(args: argparse.Namespace) -> tuple[PFGMInversePipeline, torch.Tensor, torch.Tensor]:
-    """The pipeline, images for training and images to measure."""
+    """Return the pipeline, the training images (K, C, H, W) and the images to measure (B, C, H, W).
+
+    Raises:
+        ValueError: if the two sets of images have different sizes or channels.
+    """
     train, held_out = split_digits()
     if args.model:
         pipe = PFGMInversePipeline.from_pretrained(args.model)
@@ -53,8 +69,8 @@ def make_pipeline(args: argparse.Namespace) -> tuple[PFGMInversePipeline, torch.
         train = load_images(args.train_data, held_out.shape[-1])
     if train.shape[1:] != held_out.shape[1:]:
         raise ValueError(
-            f"`--train_data` has images {tuple(train.shape[1:])}, but those of `--data` or the digits are "
-            f"{tuple(held_out.shape[1:])}. Name both, of the model's kind."
+            f"The images of `--train_data` (by default the digits) have the shape {tuple(train.shape[1:])}, but those "
+            f"of `--data` have {tuple(held_out.shape[1:])}. Pass both, with the model's number of channels."
         )
     if not args.model:
         pipe = PFGMInversePipeline(ChargeField(train), PoissonFlowScheduler())
@@ -63,33 +79,41 @@ def make_pipeline(args: argparse.Namespace) -> tuple[PFGMInversePipeline, torch.
 
 
 def psnr(images: torch.Tensor, truth: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1], the mean over them."""
+    """Return the mean peak signal-to-noise ratio in dB of images in [-1, 1]."""
     errors = (images.clamp(-1, 1) - truth).flatten(1).square().mean(1)
     return float(10 * torch.log10(4 / errors.clamp(min=1e-10)).mean())
 
 
-def compare(
+def compare_methods(
     args: argparse.Namespace,
     pipe: PFGMInversePipeline,
     train: torch.Tensor,
     truth: torch.Tensor,
     operator: LinearOperator,
 ) -> None:
-    """Measure, solve by each method, print the figures and save the picture."""
+    """Measure images, restore them with each method, print a table and save a grid of images.
+
+    Args:
+        args: the arguments of `make_parser`.
+        pipe: the pipeline.
+        train: (K, C, H, W), the training images, for the "best charge".
+        truth: (B, C, H, W), the images that are measured.
+        operator: the measurement.
+    """
     generator = torch.Generator().manual_seed(args.seed)
     clean = operator(truth)
     measurement = clean + args.noise_std * torch.randn(clean.shape, generator=generator).to(clean)
-    inverted = operator.pseudo_inverse(measurement)
+    pseudo_inverse = operator.pseudo_inverse(measurement)
     distances = torch.cdist(measurement.flatten(1), operator(train).flatten(1))
-    plain = {"pseudo-inverse": inverted, "best charge": train[distances.argmin(1)]}
-    kind = f"the model {args.model}" if args.model else f"the exact field of {len(train)} images"
-    print(f"{len(truth)} images, noise {args.noise_std:g}, {args.draws} draws of each by {kind}\n")
-    print(f"{'':<16} PSNR   of the draws' mean   error of the measurement   calls   seconds")
-    for name, images in plain.items():
+    baselines = {"pseudo-inverse": pseudo_inverse, "best charge": train[distances.argmin(1)]}
+    prior = f"the model {args.model}" if args.model else f"the exact field of {len(train)} images"
+    print(f"{len(truth)} images, noise {args.noise_std:g}, {args.draws} samples of each with {prior}\n")
+    print(f"{'':<16} PSNR   of the samples' mean   error of the measurement   calls   seconds")
+    for name, images in baselines.items():
         error = (operator(images) - clean).square().mean().sqrt()
-        print(f"{name:<16} {psnr(images, truth):5.2f} {'':20} {error:25.3f}")
+        print(f"{name:<16} {psnr(images, truth):5.2f} {'':22} {error:25.3f}")
 
-    rows = [truth, inverted, plain["best charge"]]
+    rows = [truth, pseudo_inverse, baselines["best charge"]]
     for method in ("replacement", "guidance", "latent")[: 3 if args.num_sweeps else 2]:
         started = time.perf_counter()
         output = pipe(
@@ -103,16 +127,14 @@ def compare(
             output_type="pt",
         )
         seconds = time.perf_counter() - started
-        draws = output.samples.unflatten(0, (len(truth), args.draws))
-        each = sum(psnr(draws[:, i], truth) for i in range(args.draws)) / args.draws
+        samples = output.samples.unflatten(0, (len(truth), args.draws))
+        mean_psnr = sum(psnr(samples[:, i], truth) for i in range(args.draws)) / args.draws
+        psnr_of_mean = psnr(samples.clamp(-1, 1).mean(1), truth)
         error = (operator(output.samples) - clean.repeat_interleave(args.draws, 0)).square().mean().sqrt()
-        print(
-            f"{method:<16} {each:5.2f} {psnr(draws.clamp(-1, 1).mean(1), truth):20.2f} {error:25.3f} {output.nfe:9d} "
-            f"{seconds:9.1f}"
-        )
+        print(f"{method:<16} {mean_psnr:5.2f} {psnr_of_mean:22.2f} {error:25.3f} {output.nfe:9d} {seconds:9.1f}")
         if method != "replacement":
-            rows += [draws[:, i] for i in range(min(SHOWN, args.draws))]
-    pictures = torch.cat(rows).clamp(-1, 1) / 2 + 0.5
-    image_grid(pictures, max(1, 48 // truth.shape[-1]), columns=len(truth)).save(args.output)
-    names = ["truth", "measurement", "best charge", "guidance", "latent samples"][: 5 if args.num_sweeps else 4]
-    print(f"\nRows: {', '.join(names)}: {args.output}")
+            rows += [samples[:, i] for i in range(min(NUM_SHOWN, args.draws))]
+    images = torch.cat(rows).clamp(-1, 1) / 2 + 0.5
+    image_grid(images, max(1, 48 // truth.shape[-1]), columns=len(truth)).save(args.output)
+    names = ["truth", "pseudo-inverse", "best charge", "guidance", "latent samples"][: 5 if args.num_sweeps else 4]
+    print(f"\nRows of the image grid (samples in {NUM_SHOWN} rows each): {', '.join(names)}: {args.output}")

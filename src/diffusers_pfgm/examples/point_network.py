@@ -1,4 +1,4 @@
-"""A small network for points and the rows of tables, called like `UNet2DModel`, and its training."""
+"""A small network for points and rows of tables, called like `UNet2DModel`, and its training."""
 
 from __future__ import annotations
 
@@ -9,54 +9,61 @@ import torch
 from ..losses import PerturbationObjective
 from ..schedulers import PoissonFlowScheduler
 
-FREQUENCIES = 16  # of the embedding of c_noise
+NUM_FREQUENCIES = 16  # of the Fourier embedding of c_noise
 
 
 class PointNetwork(torch.nn.Module):
-    """Three residual layers on points or rows (B, N), called like `UNet2DModel`.
+    """A network of three residual blocks on points or rows (B, N), called like `UNet2DModel`.
 
     Args:
-        dim: N.
-        width: of the layers.
-        dropout: share of a layer's units that training leaves out.
+        dim: N, the number of coordinates of a point.
+        width: the number of hidden units of a layer.
+        dropout: the probability with which a hidden unit is dropped in training.
     """
 
     def __init__(self, dim: int, width: int = 128, dropout: float = 0.0) -> None:
         super().__init__()
         nn = torch.nn
-        self.enter, self.leave = nn.Linear(dim, width), nn.Linear(width, dim)
-        self.embed = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, 3 * width))
+        self.input_layer = nn.Linear(dim, width)
+        self.output_layer = nn.Linear(width, dim)
+        self.embedding = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, 3 * width))
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
             for _ in range(3)
         )
         self.frequencies: torch.Tensor
-        self.register_buffer("frequencies", torch.logspace(-1, 0.7, FREQUENCIES))
+        self.register_buffer("frequencies", torch.logspace(-1, 0.7, NUM_FREQUENCIES))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.enter.weight.dtype
+        return self.input_layer.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.enter.weight.device
+        return self.input_layer.weight.device
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> SimpleNamespace:
-        """The output for c_in x = `sample` (B, N) at c_noise = `timestep`, () or (B,)."""
+        """Return the output for `sample` = c_in x (B, N) at `timestep` = c_noise, () or (B,)."""
         angles = timestep.to(self.dtype).reshape(-1, 1) * self.frequencies
-        heights = self.embed(torch.cat([angles.sin(), angles.cos()], dim=1)).chunk(3, dim=1)
-        hidden = self.enter(sample)
-        for block, height in zip(self.blocks, heights, strict=True):
-            hidden = hidden + block(hidden + height)
-        return SimpleNamespace(sample=self.leave(hidden))
+        embeddings = self.embedding(torch.cat([angles.sin(), angles.cos()], dim=1)).chunk(3, dim=1)
+        hidden = self.input_layer(sample)
+        for block, embedding in zip(self.blocks, embeddings, strict=True):
+            hidden = hidden + block(hidden + embedding)
+        return SimpleNamespace(sample=self.output_layer(hidden))
 
 
 def make_scheduler(aug_dim: float, sigma_min: float, sigma_max: float) -> PoissonFlowScheduler:
-    """For a network with EDM's preconditioning on data of standard deviation 1; `math.inf` is the Gaussian limit."""
+    """Return a scheduler with EDM's preconditioning, for data of standard deviation 1.
+
+    Args:
+        aug_dim: D, the augmented dimension; `math.inf` for the Gaussian limit, a diffusion model.
+        sigma_min: the least noise level, in standard deviations of the data.
+        sigma_max: the largest noise level, in standard deviations of the data.
+    """
     return PoissonFlowScheduler(aug_dim, sigma_min, sigma_max, prediction_type="epsilon", sigma_data=1.0)
 
 
-def train(
+def train_network(
     network: PointNetwork,
     data: torch.Tensor,
     scheduler: PoissonFlowScheduler,
@@ -66,9 +73,23 @@ def train(
     weight_decay: float = 0.0,
     seed: int = 0,
 ) -> float:
-    """Train on data (K, N) of standard deviation 1 by PFGM++'s objective; the mean loss of the last tenth."""
+    """Train a network on data (K, N) of standard deviation 1 with the objective of PFGM++.
+
+    Args:
+        network: the network.
+        data: (K, N), the data.
+        scheduler: a scheduler from `make_scheduler`.
+        steps: the number of training steps.
+        batch_size: the number of points in a step.
+        learning_rate: the learning rate at the start. It decreases to 0 by a cosine schedule.
+        weight_decay: the weight decay of AdamW.
+        seed: the seed of batches and noise.
+
+    Returns:
+        The mean loss of the last tenth of the steps.
+    """
     generator = torch.Generator().manual_seed(seed)
-    # In few dimensions a density counts the whole kernel.
+    # `bounded=False` keeps the heavy tail of the noise, which matters for densities in few dimensions.
     objective = PerturbationObjective(scheduler.parameterization, scheduler.config.aug_dim, -0.8, 1.4, bounded=False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -1,4 +1,4 @@
-"""Figures that tell how close samples are to data, one a file."""
+"""Measures of the distance between samples and data, one in each file."""
 
 from .sliced_wasserstein import sliced_wasserstein
 

@@ -1,4 +1,4 @@
-"""How close samples are to data, and how they look."""
+"""The sliced Wasserstein distance between samples and data."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from ..utils.extras import require_extra
 
 
 def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projections: int = 500, seed: int = 0) -> float:
-    """Sliced Wasserstein-2 distance between two sets of points, in data units.
+    """Return the sliced Wasserstein-2 distance between two sets of points, in data units.
 
-    Two finite sets of one distribution are not at distance 0: compare with two sets of real data of the same sizes.
+    The distance between two finite sets from the same distribution is not 0. Compare it with the distance between two
+    sets of real data of the same sizes.
 
     Args:
-        samples: (K, *).
-        data: (L, *), with as many elements each.
-        num_projections: number of random directions.
-        seed: of the directions.
+        samples: (K, *), K points.
+        data: (L, *), L points with the same number of elements.
+        num_projections: the number of random directions.
+        seed: the seed for drawing the directions.
 
     Raises:
-        ModuleNotFoundError: without POT, which the extra `training` brings.
+        ModuleNotFoundError: if POT is not installed. The extra `training` installs it.
 
     Reference:
         Bonneel et al., Sliced and Radon Wasserstein barycenters of measures, 2015; computed by POT.

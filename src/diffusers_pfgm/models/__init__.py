@@ -1,1 +1,1 @@
-"""Networks, one architecture a file."""
+"""Networks, one architecture in each file."""

@@ -1,4 +1,4 @@
-"""A fresh network for a resolution."""
+"""The `UNet2DModel` that is trained: the default for a resolution, or the one of a configuration."""
 
 from __future__ import annotations
 
@@ -12,51 +12,55 @@ def make_unet(
     config: str | None = None,
     num_class_embeds: int | None = None,
 ) -> UNet2DModel:
-    """A fresh network: as the configuration says, or one that suits the resolution.
+    """Return a network with random weights, from a configuration or with a default size for the resolution.
+
+    The default has 0.65 M parameters up to 12 pixels, 6.5 M up to 32 pixels, and the 114 M of diffusers'
+    train_unconditional.py for larger images.
 
     Args:
-        resolution: in pixels.
-        in_channels: of the data.
-        out_channels: one more for prediction_type "field".
-        config: file, folder or Hub id of a `UNet2DModel` configuration. By default 0.65 M parameters up to 12 pixels,
-            6.5 M up to 32, and beyond the 114 M of diffusers' train_unconditional.py. Its `sample_size` may be left
-            out, and is the resolution then.
-        num_class_embeds: classes, and one more for images without a label; None for a network without classes.
+        resolution: the height and width of the images in pixels.
+        in_channels: the number of channels of the data.
+        out_channels: the number of channels of the output; `in_channels` + 1 for prediction_type "field".
+        config: a file, a folder or the Hub id of a `UNet2DModel` configuration; None for the default network. A missing
+            `sample_size` is set to the resolution.
+        num_class_embeds: the number of classes, plus one for images without a label; None for a network without
+            classes.
 
     Raises:
-        ValueError: if `config` cannot be read or is of another class, if its channels or its `sample_size` do not fit,
-            or if the resolution cannot be halved as often as the network does.
+        ValueError: if `config` cannot be read or is of another class, if its channels or its `sample_size` are not
+            those of the data, or if the resolution cannot be halved as often as the network needs.
     """
     if config is not None:
-        return _configured(resolution, in_channels, out_channels, config, num_class_embeds)
+        return _make_configured_unet(resolution, in_channels, out_channels, config, num_class_embeds)
     channels: tuple[int, ...]
+    attention_block: int | None
     if resolution <= 12:
-        channels, layers, attend = (32, 64), 1, None
+        channels, layers, attention_block = (32, 64), 1, None
     elif resolution <= 32:
-        channels, layers, attend = (64, 128, 128), 2, 2
+        channels, layers, attention_block = (64, 128, 128), 2, 2
     else:
-        channels, layers, attend = (128, 128, 256, 256, 512, 512), 2, 4
+        channels, layers, attention_block = (128, 128, 256, 256, 512, 512), 2, 4
     factor = 2 ** (len(channels) - 1)
     if resolution % factor:
         raise ValueError(
-            f"`--resolution` {resolution} is not a multiple of {factor}, as the default network needs it. "
-            "Choose one that is, or describe your own network by `--model_config_name_or_path`."
+            f"`--resolution` {resolution} is not a multiple of {factor}, which the default network needs. Choose a "
+            "multiple, or pass the configuration of another network by `--model_config_name_or_path`."
         )
-    levels = range(len(channels))
+    blocks = range(len(channels))
     return UNet2DModel(
         sample_size=resolution,
         in_channels=in_channels,
         out_channels=out_channels,
         layers_per_block=layers,
         block_out_channels=channels,
-        down_block_types=tuple("AttnDownBlock2D" if level == attend else "DownBlock2D" for level in levels),
-        up_block_types=tuple("AttnUpBlock2D" if level == attend else "UpBlock2D" for level in reversed(levels)),
+        down_block_types=tuple("AttnDownBlock2D" if i == attention_block else "DownBlock2D" for i in blocks),
+        up_block_types=tuple("AttnUpBlock2D" if i == attention_block else "UpBlock2D" for i in reversed(blocks)),
         norm_num_groups=16,
         num_class_embeds=num_class_embeds,
     )
 
 
-def _configured(
+def _make_configured_unet(
     resolution: int, in_channels: int, out_channels: int, config: str, num_class_embeds: int | None
 ) -> UNet2DModel:
     option = f"`--model_config_name_or_path` {config!r}"
@@ -64,29 +68,30 @@ def _configured(
         values = UNet2DModel.load_config(config)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} cannot be read: {error}") from error
-    kind = values.get("_class_name", UNet2DModel.__name__)
-    if kind != UNet2DModel.__name__:
-        raise ValueError(f"{option} is of a {kind}, but a {UNet2DModel.__name__} is trained.")
+    class_name = values.get("_class_name", UNet2DModel.__name__)
+    if class_name != UNet2DModel.__name__:
+        raise ValueError(f"{option} is of a {class_name}, but must be of a {UNet2DModel.__name__}.")
     size = values.get("sample_size")
     if size is not None and size != resolution and size != [resolution, resolution]:
         raise ValueError(
-            f"{option} has the sample_size {size}, but `--resolution` is {resolution}, and the pipeline draws images "
-            "of the sample_size. Pass that as `--resolution`, or take it out of the configuration."
+            f"{option} has the sample_size {size}, but `--resolution` is {resolution}. The pipeline generates images "
+            "of the sample_size. Pass it as `--resolution`, or remove it from the configuration."
         )
     try:
         unet = UNet2DModel.from_config(values, num_class_embeds=num_class_embeds, sample_size=resolution)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{option} does not describe a network: {error}") from error
-    found = unet.config.in_channels, unet.config.out_channels
-    if found != (in_channels, out_channels):
+    channels = (unet.config.in_channels, unet.config.out_channels)
+    if channels != (in_channels, out_channels):
         raise ValueError(
-            f"{option} has (in_channels, out_channels) = {found}, but data and objective need "
-            f"{(in_channels, out_channels)}."
+            f"{option} has (in_channels, out_channels) = {channels}, but data and objective need "
+            f"{(in_channels, out_channels)}. Change them in the configuration."
         )
-    factor = 2 ** (len(unet.config.block_out_channels) - 1)
+    num_blocks = len(unet.config.block_out_channels)
+    factor = 2 ** (num_blocks - 1)
     if resolution % factor:
         raise ValueError(
-            f"`--resolution` {resolution} is not a multiple of {factor}, but the {len(unet.config.block_out_channels)} "
-            f"blocks of {option} halve it as often."
+            f"`--resolution` {resolution} is not a multiple of {factor}, but the {num_blocks} blocks of {option} halve "
+            f"it {num_blocks - 1} times. Choose a multiple, or fewer blocks."
         )
     return unet

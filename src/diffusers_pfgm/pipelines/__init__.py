@@ -1,4 +1,4 @@
-"""Pipelines of diffusers for Poisson flow models, one for each task."""
+"""diffusers pipelines for Poisson flow models, one for each task."""
 
 from .pipeline_pfgm import PFGMPipeline, PFGMPipelineOutput
 from .pipeline_pfgm_editing import PFGMEditingPipeline

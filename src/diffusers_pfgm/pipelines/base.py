@@ -1,4 +1,4 @@
-"""What every pipeline of this package has in common: its components, classes, saving and publishing."""
+"""The base class of the pipelines: components, steps, class labels, guidance, saving and publishing."""
 
 import functools
 import inspect
@@ -21,20 +21,22 @@ from ..schedulers.stepping import SchedulerStep
 from .calls import Callback, PipelineCalls
 from .class_conditioning import ClassLabels, GuidedModel, Label
 
-HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")  # of `save_pretrained`
+# The keyword arguments of `save_pretrained` that belong to `push_to_hub`.
+HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")
 
 
 class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
-    """Base of the pipelines for Poisson flow models; each task has its own `__call__`.
+    """Base class of the pipelines for Poisson flow models. Each task has a subclass with its own `__call__`.
 
-    All of them load what any of them saves.
+    Each pipeline loads the folders that any other of them has saved.
 
     Args:
-        unet: a `UNet2DModel`, or anything called like it, such as `ChargeField`, that predicts what
-            `scheduler.config.prediction_type` says.
-        scheduler: a `PoissonFlowScheduler`, or a scheduler of diffusers that fits the network: EDM's for one with
-            `sigma_data`, those of the DDPM family for one with a beta schedule; best made by `from_config`.
-        id2label: names of the classes by number, from 0, for a network that was trained with classes.
+        unet: a `UNet2DModel`, or a model that is called like it, such as `ChargeField`. Its output is the quantity that
+            `scheduler.config.prediction_type` names.
+        scheduler: a `PoissonFlowScheduler`, or a scheduler of diffusers that fits the network: an EDM scheduler for a
+            network with `sigma_data`, one of the DDPM family for a network with a beta schedule. Make it by
+            `from_config`, so that it keeps the network's settings.
+        id2label: the names of the classes by number, from 0, for a network that was trained with class labels.
     """
 
     model_cpu_offload_seq = "unet"
@@ -43,11 +45,11 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
     unet: UNet2DModel
     scheduler: SchedulerMixin
 
-    # diffusers reads these annotations as types, so this file does not import them from __future__.
+    # diffusers reads these annotations as types, so this file must not import annotations from __future__.
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        # JSON makes strings of the numbers.
+        # A saved configuration is JSON, which turns the numbers into strings.
         self.register_to_config(id2label=id2label and {int(number): name for number, name in id2label.items()})
 
     def prepare_latents(
@@ -59,7 +61,16 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         device: torch.device,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """The state (B, C, *) at the first timestep, drawn from the prior."""
+        """Draw the latents (B, C, *) at the first timestep from the prior.
+
+        Args:
+            scheduler: the scheduler that is stepped.
+            flow: the same scheduler as a `PoissonFlowScheduler`; the same object if it is one.
+            shape: the shape (B, C, *) of the latents.
+            generator: one generator, or a list of B generators.
+            device: the device of the latents.
+            dtype: the dtype of the latents.
+        """
         if scheduler is flow:
             return flow.sample_prior(shape, generator, device, dtype)
         return flow.sample_noise(shape, generator, device, dtype) * float(scheduler.init_noise_sigma)
@@ -67,10 +78,11 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
     def set_timesteps(
         self, scheduler: Any, num_inference_steps: int, sigmas: Sequence[float] | None, device: torch.device
     ) -> None:
-        """Choose the noise levels of a run: `sigmas`, or else those of so many steps.
+        """Set the timesteps of the scheduler: those at `sigmas`, or without them `num_inference_steps` of its own.
 
         Raises:
-            ValueError: if the scheduler does not accept them.
+            ValueError: if `sigmas` is not None and the scheduler's `set_timesteps` has no such argument, or if the
+                scheduler rejects the values.
         """
         if sigmas is None:
             scheduler.set_timesteps(num_inference_steps, device=device)
@@ -84,13 +96,13 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
     def end_step(
         self, step: SchedulerStep, callback: Callback | None, names: Sequence[str], class_labels: dict[str, Any]
     ) -> None:
-        """Call the user's callback after a step, and go on from the latents that it returns.
+        """Call the user's callback after a step, and continue from the latents that it returns, if any.
 
         Args:
             step: the step that has just been made.
-            callback: `callback_on_step_end`.
-            names: of the tensors that the callback is given.
-            class_labels: what `prepare_class_labels` has returned.
+            callback: the user's `callback_on_step_end`.
+            names: the names of the tensors that are passed to the callback.
+            class_labels: the result of `prepare_class_labels`.
         """
         if callback is None:
             return
@@ -103,10 +115,15 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         step.sample = changed.pop("latents", step.sample)
 
     def prepare_class_labels(self, labels: list[Label] | None, batch_size: int, device: torch.device) -> dict[str, Any]:
-        """The network's argument for the classes: `class_labels` (B,), or nothing for a network without classes.
+        """Return the keyword arguments of the network for class labels: `class_labels` (B,), or none without classes.
+
+        Args:
+            labels: the user's labels, one for each sample or one for all; None for no condition.
+            batch_size: B.
+            device: the device of the result.
 
         Raises:
-            ValueError: if a label is unknown, or their number is not that of the samples.
+            ValueError: if a label is unknown, or the number of labels is neither 1 nor B.
         """
         numbers = self._classes().numbers(labels, batch_size)
         return {} if numbers is None else {"class_labels": torch.tensor(numbers, device=device)}
@@ -118,30 +135,47 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         self,
         flow: PoissonFlowScheduler,
         labels: list[Label] | None,
-        options: dict[str, Any],
+        model_kwargs: dict[str, Any],
         guidance_scale: float,
     ) -> Callable[..., Any]:
-        """The network as a function of sample and timestep alone; `options` are its `prepare_class_labels`."""
+        """Return the network, conditioned and guided, as a function of sample and timestep only.
+
+        Args:
+            flow: the scheduler.
+            labels: the user's labels; None for no condition.
+            model_kwargs: the result of `prepare_class_labels`.
+            guidance_scale: the scale of classifier-free guidance; 1 for no guidance.
+
+        Raises:
+            ValueError: if `guidance_scale` is not a finite number, or is not 1 while there are no labels or the network
+                has no null class.
+        """
         if guidance_scale is None or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, but is {guidance_scale}.")
         if guidance_scale == 1:
-            return functools.partial(self.unet, **options) if options else self.unet
-        null = self._classes().null
-        if labels is None or null is None:
+            return functools.partial(self.unet, **model_kwargs) if model_kwargs else self.unet
+        null_class = self._classes().null_class
+        if labels is None or null_class is None:
             raise ValueError(
-                f"`guidance_scale` = {guidance_scale} needs `class_labels`, and a network that has also learned to do "
-                "without them, by `--class_conditional` with `--label_dropout` > 0. Set it to 1."
+                f"`guidance_scale` = {guidance_scale} needs `class_labels`, and a network that was also trained "
+                "without labels, by `--class_conditional` with `--label_dropout` > 0. Set `guidance_scale` to 1."
             )
-        return GuidedModel(self.unet, flow.parameterization, options["class_labels"], null, guidance_scale)
+        return GuidedModel(self.unet, flow.parameterization, model_kwargs["class_labels"], null_class, guidance_scale)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save network and scheduler as a folder that `from_pretrained` and plain diffusers load; see diffusers.
+        """Save network and scheduler to a folder that `from_pretrained` of this package and of diffusers can load.
 
-        A folder without a model card gets one. Files that are there already are replaced one by one, whole.
+        A model card is added unless the folder has one. Existing files are replaced atomically, one by one.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: whether to call `push_to_hub` after saving.
+            **kwargs: the other arguments of `DiffusionPipeline.save_pretrained`, and those of `push_to_hub`.
 
         Raises:
-            ValueError: if `unet` is no network: a `ChargeField` is made from its charges again.
-            OSError: if the folder cannot be written, a full disk for instance; it is then as it was.
+            ValueError: if `unet` cannot be saved. This is so for a `ChargeField`, which is made from its charges.
+            OSError: if the folder cannot be written, for instance because the disk is full. Its files are then
+                unchanged.
         """
         if not hasattr(self.unet, "save_pretrained"):
             raise ValueError(
@@ -170,9 +204,17 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         variant: str | None = None,
         subfolder: str | None = None,
     ) -> str:
-        """Publish the saved folder with its card; a card that the repository has stays. See diffusers.
+        """Upload the pipeline to the Hugging Face Hub, with a model card unless the repository has one.
 
-        Weights of the same variant that an earlier push has left in another format are removed from the repository.
+        Weights of the same variant that were uploaded earlier in another format are removed from the repository.
+
+        Args:
+            repo_id: the name of the repository, which is created if it does not exist.
+            commit_message, private, token, create_pr, safe_serialization, variant, subfolder: as in
+                `DiffusionPipeline.push_to_hub`.
+
+        Returns:
+            The URL of the commit.
         """
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
@@ -198,9 +240,12 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
 
     @property
     def components(self) -> dict[str, Any]:
-        """What another pipeline is made of by `PFGMEditingPipeline(**pipe.components)`: the names of classes too."""
-        names = self.config.id2label
-        return super().components | ({} if names is None else {"id2label": dict(names)})
+        """The arguments of another pipeline with the same components, as in `PFGMEditingPipeline(**pipe.components)`.
+
+        They include `id2label`, which diffusers itself would leave out.
+        """
+        id2label = self.config.id2label
+        return super().components | ({} if id2label is None else {"id2label": dict(id2label)})
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""What belongs to one call of a pipeline: its scheduler, its guidance scale, and whether it was interrupted.
+"""The state of one call of a pipeline: its scheduler, its guidance scale, and whether it was interrupted.
 
-A pipeline may be called while it is running, by another thread or by a callback that draws a preview. So each call
-steps a scheduler of its own, and what diffusers keeps on the pipeline (`num_timesteps`, `_guidance_scale`,
-`_interrupt`) is kept for each call. A callback reads and sets these on the pipeline as in diffusers, and meets those of
-its own call. Elsewhere, in the thread of a stop button for instance, they are those of the call that began last.
+A pipeline may be called again while a call is running, from another thread or from a callback that draws a preview.
+Therefore each call steps its own copy of the scheduler, and the attributes that diffusers keeps on the pipeline
+(`num_timesteps`, `_guidance_scale`, `_interrupt`) are kept for each call. A callback reads and sets them on the
+pipeline as in diffusers, and reaches those of its own call. Outside a call, for instance in the thread of a stop
+button, they are those of the call that began last.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ Callback = Callable[..., dict[str, Any] | None]
 
 @dataclass(eq=False)
 class PipelineCall:
-    """One call.
+    """The state of one call of a pipeline.
 
     Attributes:
-        pipeline: what was called.
-        scheduler: what the call steps. `pipeline.scheduler` is a copy of it with the same timesteps.
-        guidance_scale: as `pipeline.guidance_scale` has it.
-        num_timesteps: network calls at the most.
-        guidance_off: whether a callback has set `pipeline._guidance_scale` to 0, diffusers' word for no guidance.
-        interrupt: whether the remaining steps are to be left out.
-        outer: the call whose callback made this one.
+        pipeline: the pipeline that was called.
+        scheduler: the scheduler that the call steps. `pipeline.scheduler` is a copy of it with the same timesteps.
+        guidance_scale: the value of `pipeline.guidance_scale`.
+        num_timesteps: the number of timesteps, which is the largest possible number of network calls.
+        guidance_off: whether a callback has set `pipeline._guidance_scale` to 0, which means no guidance in diffusers.
+        interrupt: whether the remaining steps are skipped.
+        outer: the call whose callback made this call, or None.
     """
 
     pipeline: Any = None
@@ -47,7 +48,7 @@ class PipelineCall:
 
     @property
     def current_guidance_scale(self) -> float:
-        """The scale of the next network call: 1, so no guidance, after a callback has set 0."""
+        """The guidance scale of the next network call: 1, no guidance, after a callback has set 0."""
         return 1.0 if self.guidance_off else self.guidance_scale
 
 
@@ -55,40 +56,40 @@ _current: ContextVar[PipelineCall | None] = ContextVar("diffusers_pfgm_call", de
 
 
 def copy_scheduler(scheduler: Any) -> Any:
-    """A scheduler of the same configuration whose timesteps and steps are its own.
+    """Return a copy of a scheduler that can be stepped without changing the original.
 
-    A deep copy would copy a thousand betas as well. What the copies share is never changed in place: schedulers replace
-    their tensors, and change nothing but lists, our `StateConvention`, and the schedulers that they hold, such as
-    `solver_p`.
+    A deep copy would also copy tables such as a thousand betas. Schedulers never change their tensors in place but
+    replace them, so the copies may share them. What schedulers do change in place is copied: lists, our
+    `StateConvention`, and the schedulers that they hold, such as `solver_p`.
     """
-    own = copy.copy(scheduler)
+    copied = copy.copy(scheduler)
     for name, value in vars(scheduler).items():
         if isinstance(value, list | StateConvention):
-            setattr(own, name, copy.copy(value))
+            setattr(copied, name, copy.copy(value))
         elif isinstance(value, SchedulerMixin):
-            setattr(own, name, copy_scheduler(value))
-    return own
+            setattr(copied, name, copy_scheduler(value))
+    return copied
 
 
 class PipelineCalls:
-    """The part of a pipeline that keeps its calls apart."""
+    """A mixin for pipelines that keeps a separate state for each call."""
 
     scheduler: Any
     _latest_call: PipelineCall | None = None
 
     @property
     def num_timesteps(self) -> int:
-        """Timesteps of the call, with a network call each; 0 before the first call and for an adaptive solver."""
+        """Number of timesteps of the call; 0 before the first call and for an adaptive solver."""
         return self._call.num_timesteps
 
     @property
     def guidance_scale(self) -> float:
-        """The guidance scale of the call, which a callback may change by `pipe._guidance_scale = ...`."""
+        """The guidance scale of the call. A callback may change it by `pipe._guidance_scale = ...`."""
         return self._call.guidance_scale
 
     @property
     def interrupt(self) -> bool:
-        """Whether the call leaves out its remaining steps, after `pipe._interrupt = True`."""
+        """Whether the call skips its remaining steps. A callback requests it by `pipe._interrupt = True`."""
         return self._call.interrupt
 
     @property
@@ -97,7 +98,9 @@ class PipelineCalls:
 
     @_guidance_scale.setter
     def _guidance_scale(self, scale: float) -> None:
-        self._call.guidance_scale, self._call.guidance_off = scale, scale == 0
+        call = self._call
+        call.guidance_scale = scale
+        call.guidance_off = scale == 0
 
     @property
     def _interrupt(self) -> bool:
@@ -119,32 +122,45 @@ class PipelineCalls:
         return call or self._latest_call or PipelineCall()
 
     @contextlib.contextmanager
-    def _calling(self, scheduler: Any, guidance_scale: float = 1.0) -> Iterator[PipelineCall]:
-        """A call that steps `scheduler`, a copy with its timesteps set that nobody else has.
+    def _call_context(self, scheduler: Any, guidance_scale: float = 1.0) -> Iterator[PipelineCall]:
+        """Make a `PipelineCall` the current one while the `with` block runs.
 
-        `self.scheduler` becomes another copy, so that the timesteps of a call can be read from it, and reset by a
-        callback, without harm. The object that the user has given is left as it is, for a loop of their own.
+        During the call `self.scheduler` is a copy of `scheduler`. A callback can read the timesteps of the call from it
+        and may even reset it, without an effect on the call. The user's scheduler object itself is not changed, so a
+        denoising loop that the user runs with it is not disturbed.
+
+        Args:
+            scheduler: the scheduler that the call steps, with its timesteps set: a copy that only this call uses.
+            guidance_scale: the guidance scale at the first step.
         """
-        before = self.scheduler
-        # Ours may take the place of one of diffusers for a call, but not in the pipeline.
-        shown = copy_scheduler(scheduler) if type(scheduler) is type(before) else before
+        previous_scheduler = self.scheduler
+        # With the adaptive solver a call steps our scheduler, which must not replace one of diffusers in the pipeline.
+        is_same_type = type(scheduler) is type(previous_scheduler)
+        visible_scheduler = copy_scheduler(scheduler) if is_same_type else previous_scheduler
         call = PipelineCall(self, scheduler, guidance_scale, len(scheduler.timesteps), outer=_current.get())
         token = _current.set(call)
-        self.scheduler, self._latest_call = shown, call
+        self.scheduler = visible_scheduler
+        self._latest_call = call
         try:
             yield call
         finally:
             _current.reset(token)
             self._latest_call = call
-            if call.outer is not None and self.scheduler is shown:
-                self.scheduler = before  # what the callback that made this call goes on to read
+            if call.outer is not None and self.scheduler is visible_scheduler:
+                self.scheduler = previous_scheduler  # the callback that made this call reads its own timesteps again
 
 
 def check_callback_inputs(callback: Callback | None, names: str | Sequence[str], allowed: Sequence[str]) -> list[str]:
-    """Names of the tensors that a callback is given; one of diffusers' own classes names them itself.
+    """Return the names of the tensors that are passed to a callback.
+
+    Args:
+        callback: the user's `callback_on_step_end`. One of diffusers' callback classes has its own `tensor_inputs`,
+            which replace `names`.
+        names: the user's `callback_on_step_end_tensor_inputs`.
+        allowed: the names of the tensors that the pipeline can pass.
 
     Raises:
-        ValueError: if one is not in `allowed`.
+        ValueError: if a name is not in `allowed`.
     """
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         names = callback.tensor_inputs

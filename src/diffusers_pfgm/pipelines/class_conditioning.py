@@ -1,4 +1,4 @@
-"""Networks as pipelines call them: under class labels, with guidance in one call, before a progress bar."""
+"""Class labels, classifier-free guidance, and the wrappers of a network that pipelines call."""
 
 from __future__ import annotations
 
@@ -14,57 +14,61 @@ Label = int | str
 
 
 def as_list(labels: Label | Sequence[Label] | torch.Tensor | None) -> list[Label] | None:
-    """Labels as a list: one of a single label, a tensor's elements, a sequence's own.
+    """Return class labels as a list: the elements of a sequence or tensor, or a single label as a list of one.
 
     Raises:
-        ValueError: if there are none in it.
+        ValueError: if the sequence or tensor is empty.
     """
     if labels is None:
         return None
     if isinstance(labels, str):
         return [labels]
-    if hasattr(labels, "tolist"):  # of torch and NumPy
+    if hasattr(labels, "tolist"):  # tensors, and arrays and numbers of NumPy
         labels = labels.tolist()
-    found = list(labels) if isinstance(labels, Sequence) else [labels]
-    if not found:
+    labels = list(labels) if isinstance(labels, Sequence) else [labels]
+    if not labels:
         raise ValueError("`class_labels` is empty. Pass one label for each image, one for all, or None.")
-    return found
+    return labels
 
 
 class ClassLabels:
-    """The classes of a network, a `UNet2DModel` with `num_class_embeds`.
+    """The classes of a `UNet2DModel` with `num_class_embeds`.
 
-    One embedding more than there are classes is the null class, which stands for no condition.
+    If the network has one more embedding than there are classes, the last one is the null class: no condition.
 
     Args:
-        num_class_embeds: embeddings of the network; None for a network without classes.
-        id2label: names by number, from 0; None if every embedding is a class and has no name.
+        num_class_embeds: the number of embeddings of the network; None for a network without classes.
+        id2label: the names of the classes by number, from 0; None if every embedding is a class without a name.
     """
 
     def __init__(self, num_class_embeds: int | None, id2label: Mapping[Any, str] | None) -> None:
         self.embeddings = num_class_embeds or 0
         self.names = {str(name): int(number) for number, name in (id2label or {}).items()}
         self.count = len(id2label) if id2label else self.embeddings
-        self.null = self.count if self.embeddings > self.count else None
+        self.null_class = self.count if self.embeddings > self.count else None
 
     def numbers(self, labels: list[Label] | None, batch_size: int) -> list[int] | None:
-        """One number for each sample: of its class, or the null class; None for a network without classes.
+        """Return the class number of each sample, the null class without labels; None for a network without classes.
 
         Args:
-            labels: one for each sample, or one for all.
+            labels: the label of each sample, or one for all; None for no condition.
             batch_size: the number of samples.
 
         Raises:
-            ValueError: if a label is unknown, there are not `batch_size` of them, or they are needed and missing.
+            ValueError: if a label is unknown, if there is neither one label nor `batch_size` of them, if the network
+                has no classes but `labels` is not None, or if it has no null class and `labels` is None.
         """
         if not self.embeddings:
             if labels is not None:
                 raise ValueError("`class_labels` were given, but the network has no classes (`num_class_embeds`).")
             return None
         if labels is None:
-            if self.null is None:
-                raise ValueError(f"The network needs `class_labels`: {self.count} classes and no null class.")
-            return [self.null] * batch_size
+            if self.null_class is None:
+                raise ValueError(
+                    f"The network needs `class_labels`: {self.count} classes and no null class. Pass one for each "
+                    "sample, or one for all."
+                )
+            return [self.null_class] * batch_size
         numbers = [self._number(label) for label in labels]
         if len(numbers) == 1:
             numbers = numbers * batch_size
@@ -90,10 +94,12 @@ class ClassLabels:
 
 
 class CountedModel:
-    """A network as a function of sample and timestep alone, whose calls a progress bar counts."""
+    """A network as a function of sample and timestep only. A progress bar counts its calls."""
 
     def __init__(self, model: Callable[..., Any], progress_bar: Any, dtype: torch.dtype) -> None:
-        self.model, self.progress_bar, self.dtype = model, progress_bar, dtype
+        self.model = model
+        self.progress_bar = progress_bar
+        self.dtype = dtype
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> Any:
         self.progress_bar.update()
@@ -101,39 +107,45 @@ class CountedModel:
 
 
 class GuidedModel:
-    """A network with classes under classifier-free guidance (arXiv 2207.12598), called like the network itself.
+    """A network with classifier-free guidance (Ho and Salimans, arXiv 2207.12598), called like the network itself.
 
-    The condition and its absence go through the network in one call, and x̂ = x̂_u + scale · (x̂_c − x̂_u).
+    The network is called once on a batch of 2B, with the labels and with the null class. Its posterior means x̂_c and
+    x̂_u are combined as x̂ = x̂_u + scale · (x̂_c − x̂_u).
 
     Args:
-        model: the network.
-        parameterization: of its output.
-        class_labels: (B,).
-        null: the class that stands for none.
-        scale: 1 for the condition alone.
+        model: the network, with `num_class_embeds`.
+        parameterization: the parameterisation of its output.
+        class_labels: the class numbers (B,).
+        null_class: the number of the null class.
+        scale: the guidance scale; 1 for the condition without guidance.
     """
 
     is_guided = True
 
     def __init__(
-        self, model: Any, parameterization: Parameterization, class_labels: torch.Tensor, null: int, scale: float
+        self, model: Any, parameterization: Parameterization, class_labels: torch.Tensor, null_class: int, scale: float
     ) -> None:
-        self.model, self.parameterization, self.scale, self.dtype = model, parameterization, scale, model.dtype
-        self.class_labels = torch.cat([class_labels, torch.full_like(class_labels, null)])
+        self.model = model
+        self.parameterization = parameterization
+        self.scale = scale
+        self.dtype = model.dtype
+        self.class_labels = torch.cat([class_labels, torch.full_like(class_labels, null_class)])
 
     def __call__(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = False
     ) -> tuple[torch.Tensor]:
-        """The output for c_in x = `sample` (B, C, *) at `timestep`, a number or ()."""
-        twice = torch.cat([sample, sample])
-        outputs = self.model(twice, timestep, class_labels=self.class_labels, return_dict=False)[0]
-        output, unconditional = outputs.chunk(2)
-        if self.parameterization.prediction_type != "field":  # linear in x̂
-            # A variance that the network also predicts stays that of the condition, as in diffusers' pipelines.
-            prediction, variance = output.tensor_split([sample.shape[1]], dim=1)
+        """Return the guided output for `sample` = c_in x (B, C, *) at `timestep`, a number or a tensor ()."""
+        outputs = self.model(torch.cat([sample, sample]), timestep, class_labels=self.class_labels, return_dict=False)[
+            0
+        ]
+        conditional, unconditional = outputs.chunk(2)
+        if self.parameterization.prediction_type != "field":  # linear in x̂, so the outputs are combined as x̂ is
+            # A variance that the network also predicts is taken from the conditional output, as in diffusers.
+            prediction, variance = conditional.tensor_split([sample.shape[1]], dim=1)
             guided = torch.lerp(unconditional[:, : sample.shape[1]], prediction, self.scale)
             return (torch.cat([guided, variance], dim=1),)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         sigma = self.parameterization.sigma(timestep)
         x = sample.to(dtype) / self.parameterization.c_in(sigma)
-        return (self.parameterization.guided_field(output.to(dtype), unconditional.to(dtype), self.scale, x, sigma),)
+        field = self.parameterization.guided_field(conditional.to(dtype), unconditional.to(dtype), self.scale, x, sigma)
+        return (field,)

@@ -1,4 +1,4 @@
-"""What a pipeline checks before it runs: the scheduler, the network's channels, the batch's shape, given pictures."""
+"""Checks of a pipeline's arguments, the shape of its latents, and images as data."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
 from .outputs import OUTPUT_TYPES
 
-PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
+PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
 
 
 def check_inputs(
     config: Any, flow: PoissonFlowScheduler, batch_size: int | None, latents: torch.Tensor | None, output_type: str
-) -> tuple[int, ...]:
-    """The shape of a run.
+) -> None:
+    """Check that the network, the scheduler and the arguments of a call fit each other.
 
     Args:
-        config: of the network, or of a `ChargeField`.
+        config: the configuration of the network, or of a `ChargeField`.
         flow: the scheduler.
-        batch_size: images that were asked for, if so.
-        latents: the caller's starting points, if any.
+        batch_size: the user's batch size; None if it follows from the latents, or is 1.
+        latents: the user's latents; None if they are drawn.
         output_type: one of `OUTPUT_TYPES`.
 
     Raises:
-        ValueError: if these do not fit each other.
+        ValueError: if the scheduler belongs to another field than the `ChargeField`, if the network's output channels
+            are not those of the prediction type, if `output_type` is unknown or impossible for the data's shape, if
+            `latents` has another shape than the network's or is not finite, or as in `latents_shape`.
     """
-    parameterization, channels = flow.parameterization, config.in_channels
+    parameterization = flow.parameterization
+    channels = config.in_channels
     check_field_config(config, flow)
     if not parameterization.allows_channels(config.out_channels, channels):
         raise ValueError(
@@ -46,6 +49,29 @@ def check_inputs(
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', but is {output_type!r}.")
     if output_type == "pil" and channels not in PIL_MODES:
         raise ValueError(f"output_type 'pil' cannot show {channels} channels. Use 'np' or 'pt'.")
+    shape = latents_shape(config, batch_size, latents)
+    if output_type in ("pil", "np") and len(shape) != 4:
+        raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
+    if latents is not None:
+        check_finite("latents", latents)
+        if latents.shape != shape:
+            raise ValueError(
+                f"`latents` must have the shape {shape} for this network and batch, but have "
+                f"{tuple(latents.shape)}. Draw them with `scheduler.sample_prior(shape)`."
+            )
+
+
+def latents_shape(config: Any, batch_size: int | None, latents: torch.Tensor | None) -> tuple[int, ...]:
+    """Return the shape (B, C, *) of the latents of a call.
+
+    Args:
+        config: the configuration of the network, or of a `ChargeField`.
+        batch_size: B; None for that of `latents`, or 1 without them.
+        latents: the user's latents, which also give the size of an image if the network has no `sample_size`.
+
+    Raises:
+        ValueError: if `batch_size` is not a whole number ≥ 1, or if neither the network nor `latents` gives a size.
+    """
     if batch_size is None:
         batch_size = 1 if latents is None else latents.shape[0]
     batch_size = check_whole_number("batch_size", batch_size, 1)
@@ -57,32 +83,23 @@ def check_inputs(
                 "`pipe.unet.register_to_config(sample_size=(height, width))`."
             )
         size = latents.shape[2:]
-    shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
-    if output_type in ("pil", "np") and len(shape) != 4:
-        raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
-    if latents is not None:
-        check_finite("latents", latents)
-        if latents.shape != shape:
-            raise ValueError(
-                f"`latents` must have the shape {shape} for this network and batch, but have "
-                f"{tuple(latents.shape)}. Draw them with `scheduler.sample_prior(shape)`."
-            )
-    return shape
+    return (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
 
 
 def images_to_tensor(images: Any, unet_config: Any) -> torch.Tensor:
-    """Pictures, as a pipeline returns them for any `output_type`, as data.
+    """Convert images, in any form that a pipeline returns for an `output_type`, to data.
 
     Args:
         images: a PIL image or a list of them, a NumPy array (B, H, W, C) or a tensor (B, C, H, W), the last two in
             [0, 1].
-        unet_config: of the network, for its `in_channels` and `sample_size`.
+        unet_config: the configuration of the network, for its `in_channels` and `sample_size`.
 
     Returns:
-        (B, C, H, W) in [-1, 1], on the tensor's device, in float32 or the wider type that was given.
+        (B, C, H, W) in [-1, 1], on the device of `images`, in its dtype but at least float32.
 
     Raises:
-        ValueError: if a picture is not of the network's channels and size, or holds NaN or anything beyond [0, 1].
+        ValueError: if the images do not have the network's channels and size, or have values that are NaN or outside
+            [0, 1].
     """
     if isinstance(images, Image.Image):
         images = [images]
@@ -117,14 +134,15 @@ def images_to_tensor(images: Any, unet_config: Any) -> torch.Tensor:
 
 
 def _pil_to_numpy(images: Sequence[Any], channels: int) -> np.ndarray:
-    """(B, H, W, C) in [0, 1], float32."""
+    """Return PIL images as an array (B, H, W, C) in [0, 1], float32."""
     mode = PIL_MODES.get(channels)
     for index, image in enumerate(images):
         if not isinstance(image, Image.Image) or image.mode != mode:
             kind = f"one of mode {image.mode!r}" if isinstance(image, Image.Image) else type(image).__name__
             raise ValueError(
                 f"`images` in a list must be PIL images of mode {mode!r} for a network of {channels} channels, but "
-                f"index {index} is {kind}. Change it by `image.convert({mode!r})`, or pass one array or tensor for all."
+                f"index {index} is {kind}. Convert it by `image.convert({mode!r})`, or pass one array or tensor for "
+                "all images."
             )
     sizes = {image.size for image in images}
     if len(sizes) != 1:

@@ -1,4 +1,4 @@
-"""The forms in which a pipeline returns its images."""
+"""Conversion of a pipeline's final state to images of each `output_type`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def postprocess(state: torch.Tensor, output_type: str) -> Any:
-    """The images of a final state.
+    """Convert a final state to images.
 
     Args:
-        state: (B, C, H, W) in [-1, 1], or (B, *) for "pt" and "latent".
-        output_type: "pil" for a list of B images, "np" for an array (B, H, W, C) and "pt" for a tensor (B, C, H, W),
-            these two in [0, 1]; "latent" for the state as it is.
+        state: the final state (B, C, H, W) in [-1, 1], or (B, *) for "pt" and "latent".
+        output_type: "pil" for a list of B PIL images, "np" for an array (B, H, W, C) and "pt" for a tensor
+            (B, C, H, W), both in [0, 1]; "latent" for the state unchanged.
     """
     if output_type != "pil":
         return VaeImageProcessor(vae_scale_factor=1).postprocess(state, output_type)
@@ -26,9 +26,10 @@ def postprocess(state: torch.Tensor, output_type: str) -> Any:
 
 
 def numpy_to_pil(images: np.ndarray) -> list[Image.Image]:
-    """PIL images from an array (B, H, W, C) in [0, 1], C = 1 to 4.
+    """Convert an array (B, H, W, C) in [0, 1], C = 1 to 4, to PIL images.
 
-    That of diffusers drops height and width where they are 1, and so fails for one channel.
+    The function of this name in diffusers fails for images of one channel whose height or width is 1, because it
+    squeezes all dimensions of size 1.
     """
     pixels = (images * 255).round().astype("uint8")
     if pixels.shape[-1] == 1:

@@ -1,4 +1,4 @@
-"""Generation by a Poisson flow: from the hemisphere along field lines to images."""
+"""Image generation with a Poisson flow: latents of the prior follow field lines to images."""
 
 import functools
 import itertools
@@ -17,18 +17,18 @@ from ..solvers.adaptive import integrate_adaptive
 from .base import PoissonFlowPipeline
 from .calls import Callback, check_callback_inputs, copy_scheduler
 from .class_conditioning import CountedModel, Label, as_list
-from .inputs import check_inputs
+from .inputs import check_inputs, latents_shape
 from .outputs import postprocess
 
 
 @dataclass
 class PFGMPipelineOutput(BaseOutput):
-    """What `PFGMPipeline` returns.
+    """Output of `PFGMPipeline` and `PFGMEditingPipeline`.
 
     Attributes:
         images: B PIL images, a NumPy array (B, H, W, C) or a tensor (B, C, H, W), the last two in [0, 1]; for
             output_type "latent" the final state (B, C, H, W) itself, not clamped.
-        nfe: number of network calls (of the whole batch).
+        nfe: the number of network calls. Each call evaluates the whole batch.
     """
 
     images: Any
@@ -36,17 +36,18 @@ class PFGMPipelineOutput(BaseOutput):
 
 
 class PFGMPipeline(PoissonFlowPipeline):
-    """Image generation by a Poisson flow.
+    """Image generation with a Poisson flow.
 
-    It can be called from several threads at once, and within a callback of its own: each call steps a copy of the
-    scheduler.
+    The pipeline can be called from several threads at once, and from its own callbacks, because each call steps a copy
+    of the scheduler.
 
     Args:
-        unet: a `UNet2DModel`, or anything called like it, such as `ChargeField`, that predicts what
-            `scheduler.config.prediction_type` says.
-        scheduler: a `PoissonFlowScheduler`, or a scheduler of diffusers that fits the network: EDM's for one with
-            `sigma_data`, those of the DDPM family for one with a beta schedule; best made by `from_config`.
-        id2label: names of the classes by number, from 0, of a network that was trained with them.
+        unet: a `UNet2DModel`, or a model that is called like it, such as `ChargeField`. Its output is the quantity that
+            `scheduler.config.prediction_type` names.
+        scheduler: a `PoissonFlowScheduler`, or a scheduler of diffusers that fits the network: an EDM scheduler for a
+            network with `sigma_data`, one of the DDPM family for a network with a beta schedule. Make it by
+            `from_config`, so that it keeps the network's settings.
+        id2label: the names of the classes by number, from 0, for a network that was trained with class labels.
 
     Example:
         >>> from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
@@ -74,38 +75,42 @@ class PFGMPipeline(PoissonFlowPipeline):
         guidance_scale: float = 1.0,
         tolerance: float | None = None,
     ) -> PFGMPipelineOutput:
-        """Draw images.
+        """Generate images.
 
         Args:
-            batch_size: number of images, 1 by default; as many as `latents` or `class_labels` if they are given.
-            num_inference_steps: number of fixed steps, with one network call each for the solvers "multistep" and
+            batch_size: the number of images B. By default that of `latents` or `class_labels`, or 1 without them.
+            num_inference_steps: the number of fixed steps, with one network call each for the solvers "multistep" and
                 "euler".
-            generator: one generator, or a list of one for each image, which makes an image the same in any batch.
-            latents: (B, C, H, W), points of the prior at the first σ (`scheduler.sample_prior`) to start from.
+            generator: one generator, or a list of B generators, one for each image. With a list an image does not
+                depend on the rest of the batch.
+            latents: (B, C, H, W), latents at the first noise level, as `scheduler.sample_prior` draws them. By default
+                they are drawn with `generator`.
             output_type: "pil", "np", "pt", or "latent" for the final state itself.
-            return_dict: whether to return an output object rather than a tuple.
-            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return
-                {"latents": ...} to go on from there. It may read `pipe.num_timesteps`, set `pipe._guidance_scale` for
-                the steps that follow, 0 for no guidance, or set `pipe._interrupt = True` to leave them out. One of
-                diffusers' own, such as `SDCFGCutoffCallback`, names its tensors itself.
-            callback_on_step_end_tensor_inputs: which of "latents", "pred_original_sample" (x̂) and "prompt_embeds" it
-                is given. The last, which diffusers' callbacks ask for, is the condition: the class labels (B,), or an
-                empty (B, 0) for a network without classes.
-            sigmas: the noise levels of the steps, in place of `num_inference_steps`.
-            class_labels: the class of each image, or one for all, by number or name. Without it, a network that has
-                learned both draws from all classes.
-            guidance_scale: of classifier-free guidance to `class_labels`; 1 for none. A step remains one call, of twice
-                the batch.
-            tolerance: relative and absolute error of a step of the adaptive solver RK45, which the paper uses, in place
+            return_dict: whether to return an output object instead of a tuple.
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step. If it returns
+                {"latents": ...}, the next step starts from these. It may read `pipe.num_timesteps`, set
+                `pipe._guidance_scale` for the following steps (0 for no guidance), or set `pipe._interrupt = True` to
+                skip them. A callback class of diffusers, such as `SDCFGCutoffCallback`, has its own `tensor_inputs`.
+            callback_on_step_end_tensor_inputs: the names of the tensors that are passed to the callback, from
+                "latents", "pred_original_sample" (x̂, the denoised sample) and "prompt_embeds". The last, which
+                callbacks of diffusers use, is the condition: the class labels (B,), or an empty tensor (B, 0) for a
+                network without classes.
+            sigmas: the noise levels σ of the steps, decreasing, in place of `num_inference_steps`.
+            class_labels: the class of each image, or one for all, by number or name. By default a network that was
+                also trained without labels draws from all classes.
+            guidance_scale: the scale of classifier-free guidance to `class_labels`; 1 for no guidance. With guidance a
+                step is still one network call, on twice the batch.
+            tolerance: the relative and absolute tolerance of the adaptive solver RK45, which the paper uses, in place
                 of `num_inference_steps`. None for fixed steps.
 
         Returns:
             `PFGMPipelineOutput` with `images` and `nfe`, or the tuple of both.
 
         Raises:
-            ValueError: if an argument, the scheduler or the network's channels do not fit.
+            ValueError: if `tolerance` is combined with `sigmas` or a callback; if an argument is out of its range; if
+                the shape of `latents`, the labels, the network's channels or the scheduler do not fit each other.
         """
-        # Check the arguments
+        # 1. Check the arguments
         callback_inputs = check_callback_inputs(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
@@ -118,24 +123,26 @@ class PFGMPipeline(PoissonFlowPipeline):
         labels = as_list(class_labels)
         if batch_size is None and latents is None and labels is not None:
             batch_size = len(labels)
-        shape = check_inputs(self.unet.config, flow, batch_size, latents, output_type)
+        check_inputs(self.unet.config, flow, batch_size, latents, output_type)
+        shape = latents_shape(self.unet.config, batch_size, latents)
 
-        # Prepare the classes, the noise levels and the latents
+        # 2. Prepare the class labels, the timesteps and the latents
         device = self._execution_device
-        class_options = self.prepare_class_labels(labels, shape[0], device)
-        model_at = functools.lru_cache(1)(functools.partial(self.prepare_model, flow, labels, class_options))
+        model_kwargs = self.prepare_class_labels(labels, shape[0], device)
+        model_at = functools.lru_cache(1)(functools.partial(self.prepare_model, flow, labels, model_kwargs))
         model_at(guidance_scale)  # raises for a scale that is not allowed
-        # The state stays in float32: a prior's radius may exceed float16, and each step needs the last one's digits.
+        # The state is at least float32: norms of the prior may exceed float16, and rounding errors of the state add up.
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
         if tolerance is not None:
             scheduler, sigmas = flow, flow.sigma_range
         self.set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
             latents = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)
-        latents, nfe = latents.to(device, dtype), 0
+        latents = latents.to(device, dtype)
+        nfe = 0
 
-        # Follow the flow
-        with self._calling(scheduler, guidance_scale) as call:
+        # 3. Denoising loop
+        with self._call_context(scheduler, guidance_scale) as call:
             if tolerance is not None:
                 call.num_timesteps = 0
                 latents, nfe = self._solve_adaptively(flow, model_at(guidance_scale), latents, tolerance)
@@ -146,12 +153,14 @@ class PFGMPipeline(PoissonFlowPipeline):
 
                 with self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
                     for step in scheduler_steps(scheduler, model, latents, self.unet.dtype, generator):
-                        self.end_step(step, callback_on_step_end, callback_inputs, class_options)
-                        latents, nfe = step.sample, nfe + 1
+                        self.end_step(step, callback_on_step_end, callback_inputs, model_kwargs)
+                        latents = step.sample
+                        nfe += 1
                         progress_bar.update()
                         if call.interrupt:
                             break
 
+        # 4. Convert the final state to images
         images = postprocess(latents, output_type)
         self.maybe_free_model_hooks()
         output = PFGMPipelineOutput(images=images, nfe=nfe)
@@ -160,11 +169,11 @@ class PFGMPipeline(PoissonFlowPipeline):
     def _solve_adaptively(
         self, flow: PoissonFlowScheduler, model: Callable[..., Any], latents: torch.Tensor, tolerance: float
     ) -> tuple[torch.Tensor, int]:
-        """The samples (B, C, *) of the adaptive solver, and its number of network calls."""
-        high, low = flow.sigma_range
+        """Return the samples (B, C, *) of the adaptive solver, and its number of network calls."""
+        sigma_max, sigma_min = flow.sigma_range
         with self.progress_bar(itertools.count()) as progress_bar:
             denoiser = Denoiser(CountedModel(model, progress_bar, self.unet.dtype), flow.parameterization)
-            x = integrate_adaptive(denoiser, latents * flow.data_scale(high), high, low, tolerance)
+            x = integrate_adaptive(denoiser, latents * flow.data_scale(sigma_max), sigma_max, sigma_min, tolerance)
             if flow.config.final_sigmas_type == "zero":
-                x = denoiser(x, low)
+                x = denoiser(x, sigma_min)
         return x, denoiser.nfe

@@ -1,4 +1,4 @@
-"""Pictures to latents and back by one flow: reconstruction, interpolation, temperature and class swaps."""
+"""Image editing by the latents of a Poisson flow: reconstruction, interpolation, temperature and change of class."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,24 +21,24 @@ Labels = Label | Sequence[Label] | torch.Tensor | None
 
 
 class PFGMEditingPipeline(PoissonFlowPipeline):
-    """Editing of given pictures by the latents that a Poisson flow has for them.
+    """Editing of images by their latents under a Poisson flow.
 
-    A picture is followed up to the prior and down again. Under the same class it returns; under another it becomes a
-    picture of that class that begins at the same latent, and so keeps what the class does not tell, such as slant and
-    weight of handwriting.
+    An image is encoded, from data to the prior, and its latent is decoded. With the same class the image is recovered.
+    With another class the same latent becomes an image of that class, which keeps the features that do not depend on
+    the class, such as slant and stroke width of handwriting.
 
     Args:
-        unet, scheduler, id2label: as of `PFGMPipeline`, whose saved folders it loads.
+        unet, scheduler, id2label: as in `PFGMPipeline`, whose saved folders this pipeline loads.
 
     Example:
         >>> from diffusers_pfgm import ChargeField, PoissonFlowScheduler
         >>> charges = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
         >>> pipe = PFGMEditingPipeline(unet=ChargeField(charges), scheduler=PoissonFlowScheduler())
         >>> pipe.set_progress_bar_config(disable=True)
-        >>> pictures = charges[:2] / 2 + 0.5
-        >>> latents = pipe.encode(pictures, num_inference_steps=30).latents
-        >>> back = pipe.decode(latents, num_inference_steps=30, output_type="pt").images
-        >>> torch.allclose(back, pictures, atol=1e-3)
+        >>> images = charges[:2] / 2 + 0.5
+        >>> latents = pipe.encode(images, num_inference_steps=30).latents
+        >>> decoded = pipe.decode(latents, num_inference_steps=30, output_type="pt").images
+        >>> torch.allclose(decoded, images, atol=1e-3)
         True
     """
 
@@ -50,29 +50,29 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         tolerance: float | None = None,
         step_tolerance: float = STEP_TOLERANCE,
     ) -> FlowLatents:
-        """The latents of pictures.
+        """Encode images: follow the flow from data to the prior.
 
         Args:
             images: a PIL image or a list of them, an array (B, H, W, C) or a tensor (B, C, H, W), the last two in
                 [0, 1].
-            class_labels: the class of each picture, or one for all, by number or name.
+            class_labels: the class of each image, or one for all, by number or name.
             num_inference_steps, tolerance, step_tolerance: as in `PoissonFlow.encode`.
 
         Returns:
-            `latents` (B, C, H, W) in data units at σ_max, and `nfe`.
+            `FlowLatents` with `latents` (B, C, H, W) in data units at σ_max, and `nfe`.
 
         Raises:
-            ValueError: if a picture or a label does not fit the network, or a fixed step is too long to be undone.
+            ValueError: if the images do not have the network's channels and size or are outside [0, 1], if a label is
+                unknown, or if a fixed step is too long to be inverted.
         """
         x = images_to_tensor(images, self.unet.config)
         x = x.to(self._execution_device, torch.promote_types(x.dtype, self.unet.dtype))
         check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, x, "pt")
         with self.progress_bar(itertools.count()) as progress_bar:
-            found = self._flow(class_labels, 1.0, x, progress_bar).encode(
-                x, num_inference_steps, tolerance, step_tolerance
-            )
+            flow = self._flow(class_labels, 1.0, x, progress_bar)
+            encoded = flow.encode(x, num_inference_steps, tolerance, step_tolerance)
         self.maybe_free_model_hooks()
-        return found
+        return encoded
 
     def decode(
         self,
@@ -85,28 +85,32 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         guidance_scale: float = 1.0,
         return_dict: bool = True,
     ) -> PFGMPipelineOutput:
-        """Pictures of latents: the inverse of `encode` for the same class, steps and tolerance.
+        """Decode latents: follow the flow from the prior to images. The inverse of `encode` for equal arguments.
 
         Args:
             latents: (B, C, H, W), in data units at σ_max.
-            class_labels: the class of each, or one for all.
+            class_labels: the class of each image, or one for all.
             num_inference_steps, tolerance, step_tolerance: as in `encode`.
-            output_type: "pil", "np", "pt", or "latent" for the state itself, in data units.
-            guidance_scale: of classifier-free guidance to `class_labels`. Another field than that of `encode` where it
-                is not 1: what it makes of a latent is no longer the picture that the latent came from.
-            return_dict: whether to return an output object rather than a tuple.
+            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
+            guidance_scale: the scale of classifier-free guidance to `class_labels`; 1 for no guidance. Guidance changes
+                the field, so that with another value than 1 `decode` is not the inverse of `encode`.
+            return_dict: whether to return an output object instead of a tuple.
+
+        Returns:
+            `PFGMPipelineOutput` with `images` and `nfe`, or the tuple of both.
 
         Raises:
-            ValueError: if an argument does not fit.
+            ValueError: if the shape of `latents` or a label does not fit the network, if `output_type` or
+                `guidance_scale` is not allowed, or if a fixed step is too long to be solved.
         """
         check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, latents, output_type)
         x = latents.to(self._execution_device)
         with self.progress_bar(itertools.count()) as progress_bar:
             flow = self._flow(class_labels, guidance_scale, x, progress_bar)
-            found = flow.decode(x, num_inference_steps, tolerance, step_tolerance)
-        images = postprocess(found.sample, output_type)
+            decoded = flow.decode(x, num_inference_steps, tolerance, step_tolerance)
+        images = postprocess(decoded.sample, output_type)
         self.maybe_free_model_hooks()
-        output = PFGMPipelineOutput(images=images, nfe=found.nfe)
+        output = PFGMPipelineOutput(images=images, nfe=decoded.nfe)
         return output if return_dict else output.to_tuple()
 
     def interpolate(
@@ -121,29 +125,30 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         step_tolerance: float = STEP_TOLERANCE,
         return_dict: bool = True,
     ) -> PFGMPipelineOutput:
-        """Pictures on the way from each of B pictures to another, ends included.
+        """Interpolate between the latents of pairs of images: B paths of `num` images, both ends included.
 
         Args:
-            first_images: B pictures, as of `encode`.
-            second_images: as many.
-            num: pictures of a way, at equal shares.
-            class_labels: the class of each pair, or one for all. Without it, a network that has learned both goes by
-                all classes.
+            first_images: the B images at which the paths start, in a form that `encode` takes.
+            second_images: the B images at which the paths end.
+            num: the number of images of a path, at equal distances, at least 2.
+            class_labels: the class of each pair, or one for all. By default a network that was also trained without
+                labels uses all classes.
             num_inference_steps, tolerance, step_tolerance: as in `encode`.
-            output_type: "pil", "np", "pt", or "latent" for the state itself, in data units.
-            return_dict: whether to return an output object rather than a tuple.
+            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
+            return_dict: whether to return an output object instead of a tuple.
 
         Returns:
-            B · num pictures, way by way, and `nfe`.
+            `PFGMPipelineOutput` with B · num `images`, path after path, and `nfe` of encoding and decoding, or the
+            tuple of both.
 
         Raises:
-            ValueError: if an argument does not fit.
+            ValueError: if `num` is not a whole number ≥ 2, or as in `encode` and `decode`.
         """
         num = check_whole_number("num", num, 2, ", the ends included")
         solver = _solver_options(num_inference_steps, tolerance, step_tolerance)
         first = self.encode(first_images, class_labels, **solver)
         second = self.encode(second_images, class_labels, **solver)
-        start, end = (HemisphereLatents.from_latents(found.latents) for found in (first, second))
+        start, end = (HemisphereLatents.from_latents(encoded.latents) for encoded in (first, second))
         paths = interpolate(start, end, torch.linspace(0, 1, num)).to_latents().transpose(0, 1).flatten(0, 1)
         labels = as_list(class_labels)
         if labels is not None and len(labels) > 1:
@@ -165,23 +170,24 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         tolerance: float | None = None,
         step_tolerance: float = STEP_TOLERANCE,
     ) -> PFGMPipelineOutput:
-        """Edit pictures: up under one class, down under another.
+        """Edit images: encode them with one class, and decode their latents with another.
 
         Args:
-            image: pictures, as of `encode`.
-            class_labels: the class of each picture, or one for all.
-            target_class_labels: what it shall become; by default its own class.
-            guidance_scale: of classifier-free guidance to the target on the way down; 1 for none.
-            temperature: the factor of the latents' radius (PFGM, arXiv 2209.11178, section 4.3).
+            image: the images, in a form that `encode` takes.
+            class_labels: the class of each image, or one for all.
+            target_class_labels: the class that each image is changed to; by default `class_labels`.
+            guidance_scale: the scale of classifier-free guidance to the target class in decoding; 1 for no guidance.
+            temperature: the factor by which the norms of the latents are multiplied (PFGM, arXiv 2209.11178, section
+                4.3).
             num_inference_steps, tolerance, step_tolerance: as in `encode`.
-            output_type: "pil", "np", "pt", or "latent" for the state itself, in data units.
-            return_dict: whether to return an output object rather than a tuple.
+            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
+            return_dict: whether to return an output object instead of a tuple.
 
         Returns:
-            `PFGMPipelineOutput` with `images` and `nfe` of both ways, or the tuple of both.
+            `PFGMPipelineOutput` with `images` and `nfe` of encoding and decoding, or the tuple of both.
 
         Raises:
-            ValueError: if an argument does not fit.
+            ValueError: if `temperature` is not a finite number > 0, or as in `encode` and `decode`.
         """
         solver = _solver_options(num_inference_steps, tolerance, step_tolerance)
         encoded = self.encode(image, class_labels, **solver)
@@ -192,11 +198,11 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         return output if return_dict else output.to_tuple()
 
     def _flow(self, class_labels: Labels, guidance_scale: float, x: torch.Tensor, progress_bar: Any) -> PoissonFlow:
-        """The flow of a class, whose calls the bar counts."""
+        """Return the flow for these classes. The progress bar counts its network calls."""
         scheduler = PoissonFlowScheduler.from_scheduler(self.scheduler)
         labels = as_list(class_labels)
-        options = self.prepare_class_labels(labels, len(x), x.device)
-        model = self.prepare_model(scheduler, labels, options, guidance_scale)
+        model_kwargs = self.prepare_class_labels(labels, len(x), x.device)
+        model = self.prepare_model(scheduler, labels, model_kwargs, guidance_scale)
         return PoissonFlow(CountedModel(model, progress_bar, self.unet.dtype), scheduler)
 
 

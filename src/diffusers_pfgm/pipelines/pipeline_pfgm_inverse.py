@@ -1,4 +1,4 @@
-"""Inverse problems: pictures that explain a measurement, by a Poisson flow as their prior."""
+"""Inverse problems: samples of the posterior of images given a measurement, with a Poisson flow as the prior."""
 
 import math
 from collections.abc import Sequence
@@ -19,22 +19,27 @@ from ..schedulers.stepping import scheduler_steps
 from .base import PoissonFlowPipeline
 from .calls import Callback, check_callback_inputs, copy_scheduler
 from .class_conditioning import Label, as_list
-from .inputs import check_inputs
+from .inputs import check_inputs, latents_shape
 from .outputs import postprocess
 
 METHODS = (*GUIDANCE_METHODS, "latent")
-OUTLIER, SLACK = 5.0, 1.1  # noise in standard deviations, and for a norm that is found from below
+# For the largest norm that a measurement of images in [-1, 1] can have.
+MAX_NOISE = 5.0  # noise, in standard deviations
+NORM_MARGIN = 1.1  # the iterative estimate of the operator's norm is a lower bound
 
 
 @dataclass
 class PFGMInverseOutput(BaseOutput):
-    """What `PFGMInversePipeline` returns.
+    """Output of `PFGMInversePipeline`.
 
     Attributes:
         images: B PIL images, a NumPy array (B, H, W, C) or a tensor (B, C, H, W), the last two in [0, 1].
-        samples: (B, C, H, W), the same in data units, not clamped.
-        nfe: network calls (of the whole batch; of the chains still under way for "latent").
-        decodes_per_sweep, acceptance: of the chains of "latent", see `LatentSamples`; None for the others.
+        samples: (B, C, H, W), the same images in data units, not clamped.
+        nfe: the number of network calls. Each evaluates the whole batch or, for "latent", the chains that are not
+            finished.
+        decodes_per_sweep: the mean number of decodings of a chain in a sweep; None unless the method is "latent".
+        acceptance: the share of accepted proposals for the radius, see `LatentSamples`; None unless the method is
+            "latent".
     """
 
     images: Any
@@ -45,10 +50,10 @@ class PFGMInverseOutput(BaseOutput):
 
 
 class PFGMInversePipeline(PoissonFlowPipeline):
-    """Samples of the posterior of pictures given a measurement; loads what `PFGMPipeline` saves.
+    """Samples of the posterior of images given a measurement.
 
     Args:
-        unet, scheduler, id2label: as of `PFGMPipeline`.
+        unet, scheduler, id2label: as in `PFGMPipeline`, whose saved folders this pipeline loads.
 
     Example:
         >>> from diffusers_pfgm import ChargeField, Inpainting, PoissonFlowScheduler
@@ -80,35 +85,39 @@ class PFGMInversePipeline(PoissonFlowPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         data_std: float = 0.5,
     ) -> PFGMInverseOutput:
-        """Draw pictures given y = A x + noise_std · ε, x in [-1, 1].
+        """Draw images x in [-1, 1] given a measurement y = A x + noise_std · ε, ε standard normal.
 
         Args:
-            measurement: y (B, *'), or (1, *') for B pictures that explain one measurement; real or complex.
-            operator: A, a `LinearOperator`; or any function of x (B, C, H, W) that autograd follows. It is called with
-                all B pictures, so that it may measure each in its own way.
-            noise_std: σ_y, in y's units; of a complex y the standard deviation of its real and imaginary part each.
-            method: "guidance" (fast, approximate), "replacement" (for comparison: no noise, linear A) or "latent"
-                (chains that begin at a guided sample and become exact as they grow).
-            num_inference_steps: number of fixed steps, with two network calls each for "guidance".
-            num_sweeps: of "latent", about four decodings of 15 calls each at D = 1.
-            batch_size: B, as many as measurements by default.
-            generator: one generator, or a list of one for each picture, which makes a picture the same in any batch.
-            class_labels: the class of each picture, or one for all, by number or name.
+            measurement: y (B, *'), or (1, *') for B images of one measurement; real or complex.
+            operator: A, a `LinearOperator`, or another function of x (B, C, H, W) that autograd can differentiate. It
+                is called with all B images, so it may measure each of them differently.
+            noise_std: σ_y, the standard deviation of the noise in the units of y; for a complex y that of its real and
+                of its imaginary part.
+            method: "guidance" (fast, approximate), "replacement" (for comparison; no noise, linear A only) or "latent"
+                (Markov chains that start at a sample of "guidance" and converge to the exact posterior).
+            num_inference_steps: the number of fixed steps, with two network calls each for "guidance".
+            num_sweeps: the number of sweeps of the chains of "latent". A sweep takes about four decodings of 15 network
+                calls each at D = 1.
+            batch_size: B, by default the number of measurements.
+            generator: one generator, or a list of B generators, one for each image. With a list an image does not
+                depend on the rest of the batch.
+            class_labels: the class of each image, or one for all, by number or name.
             output_type: "pil", "np", "pt", or "latent" for the same as `samples`.
-            return_dict: whether to return an output object rather than a tuple.
-            callback_on_step_end, callback_on_step_end_tensor_inputs: as of `PFGMPipeline`, for the steps of "guidance",
-                those that "latent" begins with too, and "replacement".
-            data_std: s_data of the guidance, in data units.
+            return_dict: whether to return an output object instead of a tuple.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: as in `PFGMPipeline`, for the steps of "guidance"
+                and "replacement". "latent" calls it in the steps of its first sample.
+            data_std: s_data of the guidance, the standard deviation of the data, in data units.
 
         Returns:
-            `PFGMInverseOutput`, or the tuple of its values.
+            `PFGMInverseOutput`, or the tuple of its values that are not None.
 
         Raises:
-            ValueError: if an argument does not fit: a measurement of the wrong shape, with NaN or beyond what pictures
-                in [-1, 1] could have; an operator whose adjoint is wrong; an unknown method.
+            ValueError: if `measurement` has the wrong shape, is not finite, or is larger than images in [-1, 1] allow;
+                if `operator` has a wrong adjoint or does not return one measurement for each image; if `method` is
+                unknown; if another argument is out of its range.
 
         Reference:
-            See `inverse/guidance.py` and `inverse/latent_sampling.py`.
+            See `inverse/measurement_guidance.py` and `inverse/latent_sampling.py`.
         """
         callback_inputs = check_callback_inputs(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
@@ -119,19 +128,21 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             raise ValueError(f"`method` must be one of {METHODS}, but is {method!r}.")
         if method == "latent" and not 0 < noise_std < math.inf:
             raise ValueError(
-                f"`noise_std` must be a finite number > 0 for 'latent', whose chains need room, but is {noise_std}. "
-                "Use 'guidance', or a small number such as 0.01."
+                f"`noise_std` must be a finite number > 0 for 'latent', whose likelihood has no density without noise, "
+                f"but is {noise_std}. Use 'guidance', or a small number such as 0.01."
             )
         measurement = torch.as_tensor(measurement)
         if not measurement.ndim:
             raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")
         if batch_size is None:
             batch_size = len(measurement)
-        shape = check_inputs(self.unet.config, flow, batch_size, None, output_type)
-        device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
-        blank = torch.zeros(shape, device=device, dtype=dtype)
-        measurement = _checked(beside(measurement, blank), operator, noise_std, blank)
-        labels = self.prepare_class_labels(as_list(class_labels), shape[0], device)
+        check_inputs(self.unet.config, flow, batch_size, None, output_type)
+        shape = latents_shape(self.unet.config, batch_size, None)
+        device = self._execution_device
+        dtype = torch.promote_types(self.unet.dtype, torch.float32)
+        blank_images = torch.zeros(shape, device=device, dtype=dtype)
+        measurement = _check_measurement(beside(measurement, blank_images), operator, noise_std, blank_images)
+        model_kwargs = self.prepare_class_labels(as_list(class_labels), shape[0], device)
 
         guided = GuidedByMeasurement(
             self.unet,
@@ -142,24 +153,28 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             flow.kernel.aug_dim,
             data_std,
             "replacement" if method == "replacement" else "guidance",
-            **labels,
+            **model_kwargs,
         )
         self.set_timesteps(scheduler, num_inference_steps, None, device)
         samples = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)
-        with self._calling(scheduler) as call, self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
+        with self._call_context(scheduler) as call, self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
             for step in scheduler_steps(scheduler, guided, samples, self.unet.dtype, generator):
-                self.end_step(step, callback_on_step_end, callback_inputs, labels)
+                self.end_step(step, callback_on_step_end, callback_inputs, model_kwargs)
                 samples = step.sample
                 progress_bar.update()
                 if call.interrupt:
                     break
-        nfe, chains = guided.denoiser.nfe, {}
+        nfe = guided.denoiser.nfe
+        chain_statistics = {}
         if method == "latent" and not call.interrupt:
-            found = self._sample_latents(samples, operator, measurement, noise_std, num_sweeps, generator, labels)
-            samples, nfe = found.sample, nfe + found.nfe
-            chains = {"decodes_per_sweep": found.decodes_per_sweep, "acceptance": found.acceptance}
+            chains = self._sample_latents(
+                samples, operator, measurement, noise_std, num_sweeps, generator, model_kwargs
+            )
+            samples = chains.sample
+            nfe += chains.nfe
+            chain_statistics = {"decodes_per_sweep": chains.decodes_per_sweep, "acceptance": chains.acceptance}
         images = postprocess(samples, output_type)
-        output = PFGMInverseOutput(images=images, samples=samples, nfe=nfe, **chains)
+        output = PFGMInverseOutput(images=images, samples=samples, nfe=nfe, **chain_statistics)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
 
@@ -171,66 +186,77 @@ class PFGMInversePipeline(PoissonFlowPipeline):
         noise_std: float,
         num_sweeps: int,
         generator: Generators,
-        labels: dict[str, Any],
+        model_kwargs: dict[str, Any],
     ) -> LatentSamples:
-        """The ends of chains that begin at these samples; its `nfe` counts the way up to their latents too."""
+        """Return the ends of Markov chains that start at these samples. Its `nfe` includes encoding the samples."""
 
         def log_likelihood(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            # The operator may be of the whole batch, such as one with a mask for each picture.
+            # The operator needs the whole batch if it measures each image differently, such as by a mask for each.
             batch = x.new_zeros(len(measurement), *x.shape[1:]).index_copy(0, rows, x)
             errors = (measurement - operator(batch))[rows]
             norms = torch.linalg.vector_norm(errors.reshape(len(errors), -1), dim=1)
             return -norms.square() / (2 * noise_std**2)
 
-        sampler = LatentSampler(PoissonFlow(self.unet, self.scheduler), log_likelihood, generator, **labels)
-        start, nfe = sampler.encode(samples)
+        sampler = LatentSampler(PoissonFlow(self.unet, self.scheduler), log_likelihood, generator, **model_kwargs)
+        start, encoding_nfe = sampler.encode(samples)
         with self.progress_bar(total=num_sweeps) as progress_bar:
-            found = sampler(start, num_sweeps, lambda sweeps: progress_bar.update(sweeps - progress_bar.n))
-        found.nfe += nfe
-        return found
+            chains = sampler(start, num_sweeps, lambda sweeps: progress_bar.update(sweeps - progress_bar.n))
+        chains.nfe += encoding_nfe
+        return chains
 
 
-def _checked(measurement: torch.Tensor, operator: Measurement, noise_std: float, blank: torch.Tensor) -> torch.Tensor:
-    """The measurement, one for each picture of a batch like `blank`, of an operator whose adjoint is right.
+def _check_measurement(
+    measurement: torch.Tensor, operator: Measurement, noise_std: float, blank_images: torch.Tensor
+) -> torch.Tensor:
+    """Check a measurement and its operator, and return the measurement expanded to one for each image.
+
+    Args:
+        measurement: (B, *') or (1, *').
+        operator: A.
+        noise_std: the standard deviation of the noise.
+        blank_images: zeros (B, C, *), for the shape, device and dtype of the images.
 
     Raises:
-        ValueError: see `PFGMInversePipeline.__call__`.
+        ValueError: as in `PFGMInversePipeline.__call__`.
     """
-    count, made = len(blank), operator(blank)
-    if not isinstance(made, torch.Tensor) or made.ndim == 0:
+    count = len(blank_images)
+    blank_measurement = operator(blank_images)
+    if not isinstance(blank_measurement, torch.Tensor) or blank_measurement.ndim == 0:
+        is_tensor = isinstance(blank_measurement, torch.Tensor)
         raise ValueError(
-            "`operator` must make a tensor (B, ...) with one measurement of each picture, but makes "
-            f"{'one number for all' if isinstance(made, torch.Tensor) else type(made).__name__}."
+            "`operator` must return a tensor (B, ...) with one measurement of each image, but returns "
+            f"{'one number for all' if is_tensor else type(blank_measurement).__name__}."
         )
-    if len(made) != count:
+    if len(blank_measurement) != count:
         raise ValueError(
-            f"`operator` makes {len(made)} measurements of {count} pictures. It must make one of each: was it made, or "
-            "its mask, for another `batch_size`?"
+            f"`operator` returns {len(blank_measurement)} measurements of {count} images. It must return one of each. "
+            "Was the operator, or its mask, made for another `batch_size`?"
         )
-    expected = tuple(made.shape[1:])
+    expected = tuple(blank_measurement.shape[1:])
     if tuple(measurement.shape[1:]) != expected or len(measurement) not in (1, count):
         raise ValueError(
             f"`measurement` must have the shape {(count, *expected)}, or {(1, *expected)} for all, which `operator` "
-            f"makes of pictures {tuple(blank.shape)}, but has {tuple(measurement.shape)}."
+            f"returns for images {tuple(blank_images.shape)}, but has {tuple(measurement.shape)}."
         )
-    if measurement.is_complex() != made.is_complex():
-        kinds = ["complex" if each.is_complex() else "real" for each in (measurement, made)]
+    if measurement.is_complex() != blank_measurement.is_complex():
+        kinds = ["complex" if each.is_complex() else "real" for each in (measurement, blank_measurement)]
         raise ValueError(
-            f"`measurement` is {kinds[0]}, but `operator` makes {kinds[1]} numbers. Both must be the same."
+            f"`measurement` is {kinds[0]}, but `operator` returns {kinds[1]} numbers. Both must be the same."
         )
     measurement = measurement.expand(count, *expected)
     if isinstance(operator, Inpainting):
         measurement = operator(measurement)
     check_finite("measurement", measurement)
     if isinstance(operator, LinearOperator):
-        check_adjoint(operator, blank)
-        # Pictures in [-1, 1] are no longer than √N, and what A makes of them no longer than its norm times that.
-        longest = float(torch.linalg.vector_norm(measurement.reshape(count, -1), dim=1).max())
-        noise = OUTLIER * max(noise_std, 0.0) * math.sqrt(measurement[0].numel() * (2 if made.is_complex() else 1))
-        room = operator.norm(blank) * math.sqrt(blank[0].numel()) + noise
-        if longest > SLACK * room:
+        check_adjoint(operator, blank_images)
+        # An image in [-1, 1] has a norm ≤ √N, so a measurement without noise has a norm ≤ ‖A‖ √N.
+        largest_norm = float(torch.linalg.vector_norm(measurement.reshape(count, -1), dim=1).max())
+        noise_dim = measurement[0].numel() * (2 if blank_measurement.is_complex() else 1)
+        noise_norm = MAX_NOISE * max(noise_std, 0.0) * math.sqrt(noise_dim)
+        norm_limit = operator.norm(blank_images) * math.sqrt(blank_images[0].numel()) + noise_norm
+        if largest_norm > NORM_MARGIN * norm_limit:
             raise ValueError(
-                f"`measurement` has the norm {longest:.4g}, but of pictures in [-1, 1] it is at most {room:.4g}. Scale "
-                "bytes by / 127.5 - 1 before they are measured, or state a larger `noise_std`."
+                f"`measurement` has the norm {largest_norm:.4g}, but of images in [-1, 1] it is at most "
+                f"{norm_limit:.4g}. Scale bytes by / 127.5 - 1 before they are measured, or pass a larger `noise_std`."
             )
     return measurement

@@ -1,4 +1,4 @@
-"""How likely pictures are under a Poisson flow model, in nats and bits per dimension."""
+"""Likelihoods of images under a Poisson flow model, in nats and bits per dimension."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +18,17 @@ from .inputs import images_to_tensor
 
 @dataclass
 class PFGMLikelihoodOutput(BaseOutput):
-    """What `PFGMLikelihoodPipeline` returns.
+    """Output of `PFGMLikelihoodPipeline`.
 
     Attributes:
-        log_prob: (B,), in nats: the density at σ_min of a dequantised picture in [-1, 1].
-        bits_per_dim: (B,), of pictures in whole levels; None without dequantisation.
-        standard_error: (B,), in nats, of a random divergence; 0 for an exact one, None for a single probe.
-        truncation: (B,), in nats: an estimate of the largest error of `log_prob`, see `FlowLogProb`.
-        latents: (B, C, H, W), where the pictures come from.
-        nfe: network calls of a picture.
+        log_prob: (B,), in nats, the log-density at σ_min of the dequantised images in [-1, 1].
+        bits_per_dim: (B,), the negative log-likelihood of the quantised images in bits per dimension; None without
+            dequantisation.
+        standard_error: (B,), in nats, the standard error of `log_prob` from a random divergence; 0 for an exact
+            divergence, None for a single probe.
+        truncation: (B,), in nats, an estimate of the largest error of `log_prob`, see `FlowLogProb`.
+        latents: (B, C, H, W), the latents of the images, in data units at σ_max.
+        nfe: the number of network calls for an image.
     """
 
     log_prob: torch.Tensor
@@ -38,10 +40,10 @@ class PFGMLikelihoodOutput(BaseOutput):
 
 
 class PFGMLikelihoodPipeline(PoissonFlowPipeline):
-    """Likelihoods of pictures, by the change of variables along the flow; loads what `PFGMPipeline` saves.
+    """Likelihoods of images, by the change of variables along the flow.
 
     Args:
-        unet, scheduler, id2label: as in `PFGMPipeline`.
+        unet, scheduler, id2label: as in `PFGMPipeline`, whose saved folders this pipeline loads.
 
     Example:
         >>> from diffusers_pfgm import ChargeField, PoissonFlowScheduler
@@ -66,58 +68,63 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
         guidance_scale: float = 1.0,
         return_dict: bool = True,
     ) -> PFGMLikelihoodOutput:
-        """Log-densities and bits per dimension.
+        """Compute log-densities and bits per dimension of images.
 
         Args:
             images: PIL images, a NumPy array (B, H, W, C) or a tensor (B, C, H, W), the last two in [0, 1].
-            class_labels: the class of each picture, or one for all; without it, the likelihood under all classes.
-            num_inference_steps: number of fixed steps; None for the adaptive solver.
-            divergence: "hutchinson", "hutch++" or "exact" (N products a call).
-            num_probes: products a call of the first two.
-            generator: of dequantisation and probes, one, or a list of one for each picture.
-            num_levels: of a pixel, 256 for 8 bits; None for the density of the pictures as they are.
-            batch_size: pictures at a time.
-            tolerance: of the adaptive solver, 3e-4 nats by default; see `PoissonFlow.log_prob`.
-            guidance_scale: must be 1: a guided sampler has no such likelihood.
-            return_dict: whether to return an output object rather than a tuple of its values that are not None.
+            class_labels: the class of each image, or one for all. By default the likelihood is that under all classes.
+            num_inference_steps: the number of fixed steps; None for the adaptive solver.
+            divergence: "hutchinson", "hutch++", or "exact", which takes N vector-Jacobian products for each network
+                call.
+            num_probes: the number of vector-Jacobian products of the first two for each network call.
+            generator: the source of the dequantisation noise and the probes: one generator, or a list of B generators,
+                one for each image.
+            num_levels: the number of values of a pixel, 256 for 8 bits; None for the density of the images as they are,
+                without dequantisation.
+            batch_size: the number of images that are evaluated at once.
+            tolerance: the tolerance of the adaptive solver in nats, by default 3e-4; see `PoissonFlow.log_prob`.
+            guidance_scale: must be 1, because a guided sampler has no likelihood.
+            return_dict: whether to return an output object instead of a tuple of its values that are not None.
+
+        Returns:
+            `PFGMLikelihoodOutput`, or the tuple of its values that are not None.
 
         Raises:
-            ValueError: if an argument does not fit, or the sampler is guided or stochastic.
+            ValueError: if `guidance_scale` is not 1; if the images or labels do not fit the network; if the scheduler
+                is stochastic; if another argument is out of its range.
         """
         if guidance_scale != 1:
             raise ValueError(
                 f"`guidance_scale` = {guidance_scale} would ask for the likelihood of a guided sampler, whose field is "
-                "a mixture of two that belongs to no distribution of data. Set it to 1, and pass `class_labels` for "
-                "the likelihood under a class."
+                "a combination of two fields and not the field of a data distribution. Set it to 1, and pass "
+                "`class_labels` for the likelihood under a class."
             )
         if num_levels is not None:
             check_num_levels(num_levels)
-        pictures = images_to_tensor(images, self.unet.config).to(self._execution_device)
+        data = images_to_tensor(images, self.unet.config).to(self._execution_device)
         flow = PoissonFlow(self.unet, self.scheduler)
-        labels = self.prepare_class_labels(as_list(class_labels), len(pictures), pictures.device)
+        model_kwargs = self.prepare_class_labels(as_list(class_labels), len(data), data.device)
         batch_size = check_whole_number("batch_size", batch_size, 1)
-        found = []
-        for first in self.progress_bar(range(0, len(pictures), batch_size)):
+        batches = []
+        for first in self.progress_bar(range(0, len(data), batch_size)):
             rows = slice(first, first + batch_size)
-            given = generator[rows] if isinstance(generator, list | tuple) else generator
-            points = pictures[rows] if num_levels is None else dequantize(pictures[rows], num_levels, given)
-            options: dict[str, Any] = {name: value[rows] for name, value in labels.items()}
-            found.append(
+            generators = generator[rows] if isinstance(generator, list | tuple) else generator
+            x = data[rows] if num_levels is None else dequantize(data[rows], num_levels, generators)
+            batch_kwargs: dict[str, Any] = {name: value[rows] for name, value in model_kwargs.items()}
+            batches.append(
                 flow.log_prob(
-                    points, num_inference_steps, divergence, num_probes, given, tolerance=tolerance, **options
+                    x, num_inference_steps, divergence, num_probes, generators, tolerance=tolerance, **batch_kwargs
                 )
             )
         self.maybe_free_model_hooks()
-        log_prob, truncation, latents = (
-            torch.cat([getattr(part, name) for part in found]) for name in ("log_prob", "truncation", "latents")
-        )
-        errors = [part.standard_error for part in found if part.standard_error is not None]
+        log_prob = torch.cat([batch.log_prob for batch in batches])
+        errors = [batch.standard_error for batch in batches if batch.standard_error is not None]
         output = PFGMLikelihoodOutput(
-            log_prob,
-            None if num_levels is None else bits_per_dim(log_prob, pictures[0].numel(), num_levels),
-            torch.cat(errors) if errors else None,
-            truncation,
-            latents,
-            max(part.nfe for part in found),
+            log_prob=log_prob,
+            bits_per_dim=None if num_levels is None else bits_per_dim(log_prob, data[0].numel(), num_levels),
+            standard_error=torch.cat(errors) if errors else None,
+            truncation=torch.cat([batch.truncation for batch in batches]),
+            latents=torch.cat([batch.latents for batch in batches]),
+            nfe=max(batch.nfe for batch in batches),
         )
         return output if return_dict else output.to_tuple()

@@ -1,4 +1,4 @@
-"""Pictures of the physics: each function draws one. Needs matplotlib, of the extra `training`."""
+"""Figures of the physics, one for each function. Needs matplotlib, which the extra `training` installs."""
 
 from ..utils.extras import require_extra
 

@@ -1,4 +1,4 @@
-"""From the hemisphere to the data as a film: frames as PIL images, and a GIF of them without ffmpeg."""
+"""Animations of the flow from the prior to the data: frames as PIL images, and GIF files without ffmpeg."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from .trajectories import Trajectory
 
 
 def even_moments(lines: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """Points along lines at equal shares of the way that they go on average, from the first to the last.
+    """Return points along lines at equal distances of their mean arc length, from the first to the last.
 
-    Steps in equal ratios of z would spend most of a film next to the plane.
+    With steps in equal ratios of z instead, most frames of an animation would show points close to the plane.
 
     Args:
-        lines: (S + 1, B, M).
-        num_frames: F ≥ 2.
+        lines: (S + 1, B, M), B lines of S + 1 points.
+        num_frames: F, at least 2.
 
     Returns:
-        (F, B, M), interpolated linearly.
+        (F, B, M), interpolated linearly between the points of the lines.
     """
     lines = lines.cpu()
-    way = torch.linalg.vector_norm(lines.diff(dim=0), dim=2).mean(1).cumsum(0)
-    way = torch.nn.functional.pad(way, (1, 0))
-    at = torch.linspace(0, 1, num_frames, dtype=way.dtype) * way[-1]
-    right = torch.searchsorted(way, at).clamp(1, len(way) - 1)
-    share = ((at - way[right - 1]) / (way[right] - way[right - 1]).clamp(min=1e-30)).clamp(0, 1)
-    return torch.lerp(lines[right - 1], lines[right], share.view(-1, 1, 1).to(lines.dtype))
+    arc_length = torch.linalg.vector_norm(lines.diff(dim=0), dim=2).mean(1).cumsum(0)
+    arc_length = torch.nn.functional.pad(arc_length, (1, 0))
+    frame_length = torch.linspace(0, 1, num_frames, dtype=arc_length.dtype) * arc_length[-1]
+    right = torch.searchsorted(arc_length, frame_length).clamp(1, len(arc_length) - 1)
+    step_length = (arc_length[right] - arc_length[right - 1]).clamp(min=1e-30)
+    weight = ((frame_length - arc_length[right - 1]) / step_length).clamp(0, 1)
+    return torch.lerp(lines[right - 1], lines[right], weight.view(-1, 1, 1).to(lines.dtype))
 
 
 def plot_moment(points: torch.Tensor, lines: torch.Tensor, charges: torch.Tensor) -> Figure:
-    """One frame: points on their way along field lines, in the color of the charge at which each ends.
+    """Draw one frame: points on field lines, in the color of the charge at which the line ends.
 
     Args:
-        points: (B, 3), one on each line.
+        points: (B, 3), a point of each line.
         lines: (S + 1, B, 3), from `field_lines`.
-        charges: (K, 2).
+        charges: (K, 2), the charges in the plane.
     """
     figure = Figure(figsize=(5, 4), dpi=100)
     axes: Any = figure.add_axes((0, 0, 1, 1), projection="3d", computed_zorder=False)
@@ -65,15 +66,16 @@ def plot_moment(points: torch.Tensor, lines: torch.Tensor, charges: torch.Tensor
 
 
 def animate_points(lines: torch.Tensor, charges: torch.Tensor, num_frames: int = 40) -> list[Image.Image]:
-    """Points that leave the hemisphere and arrive at charges in the plane.
+    """Draw points that move along field lines from the hemisphere to charges in the plane.
 
     Args:
-        lines: (S + 1, B, 3), from `field_lines`, started on a hemisphere.
-        charges: (K, 2).
-        num_frames: at equal shares of the points' way; the first shows their starts, the last the charges.
+        lines: (S + 1, B, 3), from `field_lines`, starting on a hemisphere.
+        charges: (K, 2), the charges in the plane.
+        num_frames: the number of frames, at least 2. The first shows the starts of the lines, the last their ends, and
+            between frames the points move by equal distances on average.
 
     Raises:
-        ValueError: if the lines are not in space, or there are less than 2 frames.
+        ValueError: if `lines` or `charges` have another shape, or `num_frames` is below 2.
     """
     if lines.ndim != 3 or lines.shape[2] != 3 or charges.shape[1:] != (2,):
         raise ValueError(
@@ -86,17 +88,17 @@ def animate_points(lines: torch.Tensor, charges: torch.Tensor, num_frames: int =
 
 
 def animate_images(trajectory: Trajectory, scale: int = 4, columns: int | None = None) -> list[Image.Image]:
-    """A grid of states for each step of a run, from noise to images.
+    """Draw a grid of the states for each step of a run, from noise to images.
 
     Args:
-        trajectory: from `record_trajectory`, of images (B, C, H, W) in [-1, 1], C 1 or 3.
-        scale: pixels of a frame per pixel of an image.
-        columns: images per row; as square as can be by default.
+        trajectory: a trajectory of images (B, C, H, W) in [-1, 1], C 1 or 3, from `record_trajectory`.
+        scale: the number of pixels of a frame, in each direction, for a pixel of an image.
+        columns: the number of images in a row; by default the grid is as square as possible.
 
     Raises:
-        ValueError: if the states are no such images.
+        ValueError: if the states are not images of 1 or 3 channels.
     """
-    from .image_grid import image_grid  # here, as POT takes seconds to import
+    from .image_grid import image_grid  # imports the pipelines, which other plots do not need
 
     check_images(trajectory)
     return [image_grid(visible(states.float()), scale, columns) for states in trajectory.states]
@@ -105,16 +107,16 @@ def animate_images(trajectory: Trajectory, scale: int = 4, columns: int | None =
 def save_gif(
     frames: Sequence[Image.Image], path: str | os.PathLike[str], frames_per_second: float = 12.0, hold: float = 1.5
 ) -> None:
-    """Write frames as a GIF that repeats for ever.
+    """Write frames to a GIF file that repeats without end.
 
     Args:
-        frames: of one size. Pillow joins equal neighbours into one that lasts longer.
-        path: of the file.
-        frames_per_second: of all frames but the last.
-        hold: seconds for which the last one stays.
+        frames: images of one size. Pillow merges equal consecutive frames into one that is shown longer.
+        path: the path of the file.
+        frames_per_second: the frame rate, which applies to all frames except the last.
+        hold: the time in seconds for which the last frame is shown.
 
     Raises:
-        ValueError: if there are no frames, or the rate is not positive.
+        ValueError: if `frames` is empty, or `frames_per_second` is not positive.
     """
     if not frames:
         raise ValueError("`frames` must hold at least one image, but is empty.")

@@ -1,4 +1,4 @@
-"""What the network sees on the way down: x̂ of a few samples at a few heights."""
+"""The posterior mean x̂ (denoised sample) of a few samples at several noise levels of a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .trajectories import Trajectory
 
 
 def visible(x: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, *) of any size of values in [0, 1]: one beyond [−1, 1] is divided by its own largest value."""
+    """Map images (B, C, *) to [0, 1]. An image with values outside [−1, 1] is first divided by its largest |value|."""
     largest = append_dims(x.abs().flatten(1).amax(1).clamp(min=1), x.ndim)
     return (x / largest / 2 + 0.5).clamp(0, 1)
 
 
 def check_images(trajectory: Trajectory) -> None:
-    """Raises ValueError unless the states are images (B, C, H, W) of 1 or 3 channels."""
+    """Raise a ValueError unless the states are images (B, C, H, W) of 1 or 3 channels."""
     shape = tuple(trajectory.states.shape[1:])
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(
@@ -27,22 +27,24 @@ def check_images(trajectory: Trajectory) -> None:
 
 
 def plot_denoised(trajectory: Trajectory, num_rows: int = 4, num_columns: int = 10, show_states: bool = True) -> Figure:
-    """x̂ along trajectories: a row for each sample, a column for each height, from the prior to the data.
+    """Draw x̂ along trajectories: a row for each sample and a column for each noise level, from the prior to the data.
 
     Args:
-        trajectory: from `record_trajectory`, of images (B, C, H, W) in [-1, 1], C 1 or 3.
-        num_rows: samples; as many as there are at most.
-        num_columns: heights, evenly among the calls; as many as there are at most.
-        show_states: whether to show the state x beneath each x̂, divided by its largest value where that is above 1.
+        trajectory: a trajectory of images (B, C, H, W) in [-1, 1], C 1 or 3, from `record_trajectory`.
+        num_rows: the number of samples, at most B.
+        num_columns: the number of noise levels, evenly spaced among the network calls, at most all of them.
+        show_states: whether to show the state x below each x̂. A state with values outside [−1, 1] is divided by its
+            largest |value|.
 
     Raises:
-        ValueError: if the states are no such images, or a number is below 1.
+        ValueError: if the states are not images of 1 or 3 channels, or `num_rows` or `num_columns` is below 1.
     """
     check_images(trajectory)
     for name, value in (("num_rows", num_rows), ("num_columns", num_columns)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, but is {value}.")
-    calls, samples = len(trajectory.denoised), min(num_rows, trajectory.states.shape[1])
+    calls = len(trajectory.denoised)
+    samples = min(num_rows, trajectory.states.shape[1])
     columns = torch.linspace(0, calls - 1, min(num_columns, calls)).round().long().tolist()
     kinds = [("$\\hat{x}$", trajectory.denoised)] + [("$x$", trajectory.states)] * show_states
 

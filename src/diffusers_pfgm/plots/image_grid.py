@@ -1,4 +1,4 @@
-"""One picture of many images."""
+"""A grid of many images in one image."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..pipelines.outputs import numpy_to_pil
 
 
 def image_grid(images: torch.Tensor, scale: int = 1, columns: int | None = None) -> Image.Image:
-    """One picture of many, with white lines between them.
+    """Arrange images in a grid, with white lines between them.
 
     Args:
-        images: (B, C, H, W) in [0, 1], C = 1, 3 or 4, as a pipeline returns for output_type "pt".
-        scale: pixels of the picture per pixel of an image.
-        columns: images per row, as square as can be by default; empty places stay black.
+        images: (B, C, H, W) in [0, 1], C = 1, 3 or 4, as a pipeline returns them for output_type "pt".
+        scale: the number of pixels of the grid, in each direction, for a pixel of an image.
+        columns: the number of images in a row; by default the grid is as square as possible. Empty cells are black.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     blanks = images.new_zeros(rows * columns - len(images), *images.shape[1:])
     pixels = torch.cat([images, blanks]).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     pixels = torch.nn.functional.pad(pixels, (2, 2, 2, 2), value=1.0)
-    pictures = numpy_to_pil(pixels.permute(0, 2, 3, 1).float().cpu().numpy())
-    return make_image_grid(pictures, rows, columns).convert(pictures[0].mode)
+    cells = numpy_to_pil(pixels.permute(0, 2, 3, 1).float().cpu().numpy())
+    return make_image_grid(cells, rows, columns).convert(cells[0].mode)

@@ -1,4 +1,4 @@
-"""Where a fitted scheduler spends its steps."""
+"""The distribution of a fitted scheduler's steps over noise levels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 
 
 def plot_sigma_density(scheduler: PoissonFlowScheduler, num_inference_steps: int = 20) -> Figure:
-    """Where along σ a fitted scheduler spends its steps, against steps in equal ratios.
+    """Draw the density of a fitted scheduler's steps over log σ, compared with steps in equal ratios of σ.
 
     Args:
-        scheduler: from `fit_sigmas`.
-        num_inference_steps: of the run whose heights are marked.
+        scheduler: a scheduler from `fit_sigmas`.
+        num_inference_steps: the number of steps of the run whose noise levels are marked.
 
     Raises:
         ValueError: if the scheduler has no `sigma_knots`.
@@ -23,17 +23,17 @@ def plot_sigma_density(scheduler: PoissonFlowScheduler, num_inference_steps: int
     knots = scheduler.config.sigma_knots
     if knots is None:
         raise ValueError("`scheduler` has no `sigma_knots` to show. Get a scheduler from `fit_sigmas`.")
-    heights = torch.tensor(knots, dtype=torch.float64)
-    density = 1 / (len(knots) - 1) / -heights.log10().diff()
+    knot_sigmas = torch.tensor(knots, dtype=torch.float64)
+    density = 1 / (len(knots) - 1) / -knot_sigmas.log10().diff()
     scheduler = PoissonFlowScheduler.from_config(scheduler.config)
     scheduler.set_timesteps(num_inference_steps)
-    marks = scheduler.sigmas.unique()[1:] if scheduler.sigmas[-1] == 0 else scheduler.sigmas.unique()
+    run_sigmas = scheduler.sigmas.unique()[1:] if scheduler.sigmas[-1] == 0 else scheduler.sigmas.unique()
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.stairs(density.flip(0), heights.flip(0), fill=True, alpha=0.4, label="fitted")
+    axes.stairs(density.flip(0), knot_sigmas.flip(0), fill=True, alpha=0.4, label="fitted")
     axes.axhline(1 / math.log10(knots[0] / knots[-1]), color="gray", linestyle=":", label="equal ratios")
-    axes.plot(marks, torch.zeros_like(marks), "|", color="black", markersize=14, label=f"{len(marks)} heights")
-    axes.set(xscale="log", xlabel="σ", ylabel="share of the steps per decade", title="Density of steps")
+    axes.plot(run_sigmas, torch.zeros_like(run_sigmas), "|", color="black", markersize=14, label=f"{len(run_sigmas)} σ")
+    axes.set(xscale="log", xlabel="noise level σ", ylabel="share of the steps per decade", title="Density of steps")
     axes.legend(frameon=False)
     return figure

@@ -1,9 +1,9 @@
-"""A stand-in for an MPS device: tensors computed on the CPU that refuse what MPS of the oldest supported torch lacks.
+"""An emulated MPS device: CPU tensors that refuse what MPS of the oldest supported torch does not support.
 
-Within `MPSPolicy()` the device "mps:0" exists. Its tensors compute on the CPU, but refuse
+Within `MPSPolicy()` the device "mps:0" exists. Its tensors are computed on the CPU, but refuse
 
-- float64 and complex128, of which MPS has none;
-- a copy to the CPU that changes to one of them on the way;
+- float64 and complex128, which MPS does not have;
+- a copy to the CPU that also converts to one of them;
 - functions that torch 2.6 does not implement for MPS;
 - tensors of more than one number from another device, and generators of another device.
 """
@@ -37,7 +37,7 @@ MISSING = (
 
 
 class MPSTensor(torch.Tensor):
-    """A tensor on the stand-in, whose numbers lie in `values` on the CPU."""
+    """A tensor on the emulated device, whose numbers are in `values` on the CPU."""
 
     values: torch.Tensor
 
@@ -47,12 +47,12 @@ class MPSTensor(torch.Tensor):
             raise TypeError(
                 f"Cannot convert a MPS Tensor to {values.dtype} dtype as the MPS framework doesn't support float64."
             )
-        # "meta" for C++, where autograd treats it as a device without streams.
-        found = torch.Tensor._make_wrapper_subclass(
+        # C++ receives "meta", which autograd treats as a device without streams.
+        tensor = torch.Tensor._make_wrapper_subclass(
             cls, values.shape, strides=values.stride(), dtype=values.dtype, device="meta"
         )
-        found.values = values
-        return found
+        tensor.values = values
+        return tensor
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -66,13 +66,14 @@ class MPSTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        return computed(func, args, kwargs or {})
+        return compute(func, args, kwargs or {})
 
 
 class MPSGenerator(torch.Generator):
-    """A generator of the stand-in."""
+    """A generator of the emulated device."""
 
-    known: dict[int, MPSGenerator] = {}  # by address, since a function is given another Python object for the same
+    # By address, since functions receive another Python object for the same generator.
+    known: dict[int, MPSGenerator] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,12 +84,13 @@ class MPSGenerator(torch.Generator):
         return MPS
 
 
-def computed(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The result of a function on the CPU, on the device where it belongs."""
+def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Compute the result of a function on the CPU, and return it on the device on which it should be."""
     tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
-    given, name = kwargs.get("device"), func.overloadpacket.__name__
+    device = kwargs.get("device")
+    name = func.overloadpacket.__name__
     from_mps = any(isinstance(each, MPSTensor) for each in tensors)
-    to_mps = from_mps if given is None else torch.device(given).type in ("mps", "meta")  # as C++ takes it to be
+    to_mps = from_mps if device is None else torch.device(device).type in ("mps", "meta")  # C++ passes "meta"
     if not (from_mps or to_mps):
         return func(*args, **kwargs)
     if name in MISSING:
@@ -99,7 +101,7 @@ def computed(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if from_mps and not to_mps and kwargs.get("dtype") in WIDE:
         raise TypeError(f"Cannot copy from MPS and convert to {kwargs['dtype']} at once.")
     args, kwargs = tree_map(lambda each: each.values if isinstance(each, MPSTensor) else each, (args, kwargs))
-    if given is not None:
+    if device is not None:
         kwargs["device"] = torch.device("cpu")
     if name == "copy_" and not isinstance(tensors[0], MPSTensor):
         func(*args, **kwargs)
@@ -113,11 +115,11 @@ def computed(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 class MPSPolicy(TorchDispatchMode):
-    """The context in which the stand-in exists."""
+    """The context in which the emulated device exists."""
 
     def __enter__(self) -> MPSPolicy:
-        self.before = torch._C._only_lift_cpu_tensors()
-        torch._C._set_only_lift_cpu_tensors(True)  # so that `torch.tensor(..., device="mps")` passes through here
+        self.previous = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)  # so that `torch.tensor(..., device="mps")` is dispatched here
         super().__enter__()
         return self
 
@@ -125,14 +127,16 @@ class MPSPolicy(TorchDispatchMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        torch._C._set_only_lift_cpu_tensors(self.before)
+        torch._C._set_only_lift_cpu_tensors(self.previous)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         generator = kwargs.get("generator")
         if generator is not None:
-            there = "mps" if generator._cdata in MPSGenerator.known else "cpu"
-            place = torch.device(kwargs.get("device") or "cpu").type.replace("meta", "mps")
-            if there != place:
-                raise RuntimeError(f"Expected a '{place}' device type for generator but found '{there}'.")
-        return computed(func, args, kwargs)
+            generator_type = "mps" if generator._cdata in MPSGenerator.known else "cpu"
+            device_type = torch.device(kwargs.get("device") or "cpu").type.replace("meta", "mps")
+            if generator_type != device_type:
+                raise RuntimeError(
+                    f"Expected a '{device_type}' device type for generator but found '{generator_type}'."
+                )
+        return compute(func, args, kwargs)

@@ -1,4 +1,4 @@
-"""Training noise is the Student-t kernel conditioned on its norm, and the flow of that noise still ends at the data."""
+"""Training noise is the Student t kernel conditioned on its norm, and its flow ends at the data."""
 
 import math
 from types import SimpleNamespace
@@ -21,12 +21,13 @@ def draws(aug_dim: float, count: int, dim: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dim", [1, 2, 64])
 @pytest.mark.parametrize("aug_dim", [0.01, 0.2, 1.0, 2.5, 64.0])
-def test_norms_are_those_of_the_conditioned_kernel(aug_dim: float, dim: int) -> None:
+def test_norms_follow_the_conditioned_kernel(aug_dim: float, dim: int) -> None:
     squares = draws(aug_dim, 4000, dim).double().square().sum(1).numpy()
-    # D / (‖n‖² + D) is Beta(D/2, N/2), above its value at the reach.
-    law, limit = stats.beta(aug_dim / 2, dim / 2), aug_dim / (reach(dim) ** 2 + aug_dim)
-    shares = law.sf(aug_dim / (squares + aug_dim)) / law.sf(limit)
-    assert shares.max() <= 1 + 1e-6 and stats.kstest(shares, "uniform").pvalue > 1e-3
+    # D / (‖n‖² + D) is distributed as Beta(D/2, N/2), restricted to values above the one at the reach.
+    law = stats.beta(aug_dim / 2, dim / 2)
+    limit = aug_dim / (reach(dim) ** 2 + aug_dim)
+    quantiles = law.sf(aug_dim / (squares + aug_dim)) / law.sf(limit)
+    assert quantiles.max() <= 1 + 1e-6 and stats.kstest(quantiles, "uniform").pvalue > 1e-3
 
 
 def test_directions_are_uniform() -> None:
@@ -36,13 +37,13 @@ def test_directions_are_uniform() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_what_is_within_reach_is_the_kernels_own(dtype: torch.dtype) -> None:
+def test_draws_within_the_reach_equal_those_of_the_kernel(dtype: torch.dtype) -> None:
     sigma, shape = torch.linspace(0.1, 8.0, 32), (32, 1, 4, 4)
     for aug_dim in (64.0, 1e6):
         kernel = PoissonKernel(aug_dim)
-        found = sample_bounded(kernel, shape, sigma, seeded(), CPU, dtype)
+        noise = sample_bounded(kernel, shape, sigma, seeded(), CPU, dtype)
         expected = kernel.sample(shape, sigma, seeded(), dtype=dtype)
-        assert found.dtype == dtype and torch.allclose(found, expected, rtol=2e-3 if dtype == torch.float16 else 1e-6)
+        assert noise.dtype == dtype and torch.allclose(noise, expected, rtol=2e-3 if dtype == torch.float16 else 1e-6)
 
 
 def test_each_generator_draws_its_own_row() -> None:
@@ -54,17 +55,17 @@ def test_each_generator_draws_its_own_row() -> None:
 
 @pytest.mark.parametrize("aug_dim", [0.2, 1.0])
 def test_the_flow_of_bounded_noise_ends_at_the_data(aug_dim: float) -> None:
-    """Two charges of weight 0.3 and 0.7 in two dimensions, and x̂ of the conditioned kernel."""
+    """Two charges with the weights 0.3 and 0.7 in two dimensions, and x̂ for the conditioned kernel."""
     charges, weights = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64), torch.tensor([0.3, 0.7])
 
     def network(x: torch.Tensor, sigma: torch.Tensor) -> Any:
-        radius = sigma.double().reshape(-1, 1)
+        sigma = sigma.double().reshape(-1, 1)
         distance = (x.double().unsqueeze(1) - charges).norm(dim=2)
-        density = torch.exp(-(2 + aug_dim) / 2 * torch.log(distance**2 + aug_dim * radius**2))
-        found = density * weights * (distance <= reach(2) * radius)
-        nearest = torch.nn.functional.one_hot(distance.argmin(1), 2)  # between the reach and a step's error
-        found = torch.where(found.sum(1, keepdim=True) > 0, found, nearest)
-        return SimpleNamespace(sample=(found / found.sum(1, keepdim=True)) @ charges)
+        density = torch.exp(-(2 + aug_dim) / 2 * torch.log(distance**2 + aug_dim * sigma**2))
+        posterior = density * weights * (distance <= reach(2) * sigma)
+        nearest = torch.nn.functional.one_hot(distance.argmin(1), 2)  # beyond the reach by the error of a step
+        posterior = torch.where(posterior.sum(1, keepdim=True) > 0, posterior, nearest)
+        return SimpleNamespace(sample=(posterior / posterior.sum(1, keepdim=True)) @ charges)
 
     limit = 400.0 * reach(2)
     scheduler = PoissonFlowScheduler(aug_dim, 1e-3, 400.0, "sample", max_norm=limit)
@@ -73,5 +74,5 @@ def test_the_flow_of_bounded_noise_ends_at_the_data(aug_dim: float) -> None:
     for timestep in scheduler.timesteps:
         x = scheduler.step(network(x, timestep).sample, timestep, x).prev_sample
     assert (x.unsqueeze(1) - charges).norm(dim=2).min(1).values.max() < 1e-2
-    # Five standard errors of a share of 20,000, and a little for 400 not being infinity.
+    # Five standard errors of a proportion of 20,000 draws, and a margin since σ_max = 400 is finite.
     assert (x[:, 0] < 0).double().mean().item() == pytest.approx(0.3, abs=0.02)

@@ -1,4 +1,4 @@
-"""The field of a class is that of its own charges."""
+"""The field of a class is the field of its charges."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def labels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("label", [0, 3, 6, 9])
-def test_a_class_has_the_field_of_its_own_charges(digits: torch.Tensor, labels: torch.Tensor, label: int) -> None:
+def test_a_class_has_the_field_of_its_charges(digits: torch.Tensor, labels: torch.Tensor, label: int) -> None:
     charges = ClassCharges(digits, labels)
     x, z = torch.randn(32, 1, 8, 8, generator=seeded(1), dtype=torch.float64), torch.logspace(-2, 2, 32)
     expected = normalized_field(x, z, digits[labels == label])
@@ -23,10 +23,10 @@ def test_a_class_has_the_field_of_its_own_charges(digits: torch.Tensor, labels: 
     )
 
 
-def test_a_label_that_no_charge_has_stands_for_all(digits: torch.Tensor, labels: torch.Tensor) -> None:
+def test_a_label_that_no_charge_has_selects_all_charges(digits: torch.Tensor, labels: torch.Tensor) -> None:
     x, z = torch.randn(8, 1, 8, 8, generator=seeded(1), dtype=torch.float64), torch.logspace(-2, 2, 8)
-    found = normalized_field(x, z, ClassCharges(digits, labels).of(12))
-    assert torch.allclose(found, normalized_field(x, z, digits), atol=1e-12)
+    field = normalized_field(x, z, ClassCharges(digits, labels).of(12))
+    assert torch.allclose(field, normalized_field(x, z, digits), atol=1e-12)
 
 
 def test_a_class_is_a_view(digits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -35,6 +35,6 @@ def test_a_class_is_a_view(digits: torch.Tensor, labels: torch.Tensor) -> None:
     assert sum(charges.of(label).shape[0] for label in (0, 3, 6, 9)) == charges.shape[0] == 1797
 
 
-def test_one_label_for_each_charge(digits: torch.Tensor) -> None:
+def test_every_charge_needs_a_label(digits: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="one label for each of the 1797 charges, but has the shape"):
         ClassCharges(digits, torch.zeros(5))

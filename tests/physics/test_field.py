@@ -1,4 +1,4 @@
-"""The field of charges against the authors' targets, naive formulas, limits and derivatives."""
+"""The field of charges compared with the authors' targets, direct formulas, limits and derivatives."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from diffusers_pfgm.physics import charges as charges_module
 from diffusers_pfgm.physics.charges import pull
 from tests.conftest import seeded
 
-MIDWAY = 1  # the row of the authors' targets that lies almost on the plane between two charges
+MIDWAY = 1  # the row of the authors' targets that is almost on the plane midway between two charges
 
 
 def naive_posterior_mean(x: torch.Tensor, sigma: float, charges: torch.Tensor, aug_dim: float) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_target_is_the_authors(
 
 @pytest.mark.parametrize("name", ["n2", "n64", "n768", "n3072"])
 @pytest.mark.parametrize("chunk_size", [None, 7])
-def test_float32_route_is_as_accurate_as_it_says(
+def test_float32_charges_are_as_accurate_as_documented(
     field_targets: dict[str, np.ndarray], name: str, chunk_size: int | None
 ) -> None:
     perturbed, points, target = (
@@ -53,10 +53,10 @@ def test_float32_route_is_as_accurate_as_it_says(
     error = (field - target).norm(dim=1) / target.norm(dim=1)
     error[MIDWAY] = 0
     assert error.max() < 5e-6
-    # Midway, x̂ jumps from one charge to the other: measured against the distance of the two.
+    # Midway, x̂ jumps from one charge to the other, so its error is compared with their distance.
     exact = posterior_mean(x.double(), z.double(), points.double())[MIDWAY]
-    found = posterior_mean(x, z, charges, chunk_size=chunk_size)[MIDWAY]
-    assert (found - exact).norm() < 1e-5 * torch.cdist(points, points).max()
+    denoised = posterior_mean(x, z, charges, chunk_size=chunk_size)[MIDWAY]
+    assert (denoised - exact).norm() < 1e-5 * torch.cdist(points, points).max()
 
 
 @pytest.mark.parametrize("aug_dim", [0.3, 1.0, 2.5, 64.0, math.inf])
@@ -65,8 +65,8 @@ def test_posterior_mean_is_the_naive_one(aug_dim: float, chunk_size: int | None)
     charges = torch.randn(12, 6, generator=seeded(0), dtype=torch.float64)
     x = 2 * torch.randn(9, 6, generator=seeded(1), dtype=torch.float64)
     for sigma in (0.05, 0.7, 30.0):
-        found = posterior_mean(x, sigma, charges, aug_dim, chunk_size)
-        assert torch.allclose(found, naive_posterior_mean(x, sigma, charges, aug_dim), rtol=0, atol=1e-12)
+        denoised = posterior_mean(x, sigma, charges, aug_dim, chunk_size)
+        assert torch.allclose(denoised, naive_posterior_mean(x, sigma, charges, aug_dim), rtol=0, atol=1e-12)
 
 
 def test_posterior_mean_is_the_score_of_the_mixture() -> None:
@@ -121,14 +121,14 @@ def test_derivatives_are_those_of_the_naive_formula(aug_dim: float, chunk_size: 
 
 @pytest.mark.parametrize("aug_dim", [1.0, 2.5, math.inf])
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
-def test_charge_field_says_what_the_parameterization_reads(prediction_type: str, aug_dim: float) -> None:
+def test_the_output_of_a_charge_field_gives_the_posterior_mean(prediction_type: str, aug_dim: float) -> None:
     charges = torch.rand(20, 2, 4, 3, generator=seeded(0), dtype=torch.float64)
     field = ChargeField(charges, aug_dim, prediction_type)
     x = charges[:6] + torch.randn(6, 2, 4, 3, generator=seeded(1), dtype=torch.float64)
-    for sigma in (0.01, 1.0, 4.99, 5.01, 40.0):  # near and far from the plane: γ = 5 divides them
+    for sigma in (0.01, 1.0, 4.99, 5.01, 40.0):  # below and above γ = 5
         output = field(x, torch.tensor(sigma, dtype=torch.float64)).sample
-        found = Parameterization(prediction_type).denoised(output, x, sigma)
-        assert torch.allclose(found, posterior_mean(x, sigma, charges, aug_dim), rtol=0, atol=1e-9)
+        denoised = Parameterization(prediction_type).denoised(output, x, sigma)
+        assert torch.allclose(denoised, posterior_mean(x, sigma, charges, aug_dim), rtol=0, atol=1e-9)
 
 
 def test_charge_field_keeps_its_precision() -> None:
@@ -180,38 +180,38 @@ def test_every_bad_index_is_named() -> None:
         posterior_mean(charges, 1.0, torch.zeros(2, 4))
 
 
-def test_smaller_charges_do_not_fit() -> None:
+def test_charges_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match="but a sample in `x` has 4 elements"):
         posterior_mean(torch.zeros(2, 4), 1.0, torch.zeros(5, 3))
 
 
-def test_chunk_size_reaches_the_field() -> None:
+def test_chunk_size_is_checked_by_the_field() -> None:
     with pytest.raises(ValueError, match="`chunk_size` must be at least 1, but is 0"):
         normalized_field(torch.zeros(2, 4), 1.0, torch.zeros(5, 4), chunk_size=0)
 
 
-def test_float32_route_redoes_sixteen_distances() -> None:
-    # Far from the origin float32 cannot tell the sixteen nearest from ‖x‖² + ‖y‖² − 2 x·y.
+def test_float32_recomputes_sixteen_distances() -> None:
+    # Far from the origin float32 cannot distinguish the sixteen nearest by ‖x‖² + ‖y‖² − 2 x·y.
     charges = torch.eye(16) + 30
     x = torch.full((1, 16), 30.0)
-    found = posterior_mean(x, 0.1, Charges(charges, dtype=torch.float32))
-    assert torch.allclose(found, charges.mean(0), atol=1e-5)
+    denoised = posterior_mean(x, 0.1, Charges(charges, dtype=torch.float32))
+    assert torch.allclose(denoised, charges.mean(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("aug_dim", [1.0, math.inf])
-def test_on_a_charge_at_height_zero_the_mean_is_the_charge(aug_dim: float) -> None:
+def test_on_a_charge_at_sigma_zero_the_mean_is_the_charge(aug_dim: float) -> None:
     charges = torch.randn(4, 6, generator=seeded(0))
     assert torch.equal(posterior_mean(charges[:2], 0.0, charges, aug_dim), charges[:2])
 
 
-def test_on_a_charge_at_height_zero_the_field_is_zero() -> None:
+def test_on_a_charge_at_sigma_zero_the_field_is_zero() -> None:
     charges = torch.randn(4, 6, generator=seeded(0))
     assert torch.allclose(normalized_field(charges[:2], 0.0, charges), torch.zeros(2, 7))
-    assert normalized_field(charges[:2], 0.0, charges, gamma=0.0).isfinite().all()  # of no direction, but no NaN
+    assert normalized_field(charges[:2], 0.0, charges, gamma=0.0).isfinite().all()  # without a direction, but not NaN
 
 
-def test_many_points_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charges_module, "MEMORY_BUDGET", 2 * 64 * 12)  # two points a block
+def test_many_points_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charges_module, "MEMORY_BUDGET", 2 * 64 * 12)  # two points per block
     charges = torch.randn(12, 6, generator=seeded(0), dtype=torch.float64)
     x = 2 * torch.randn(9, 6, generator=seeded(1), dtype=torch.float64)
     sigma = torch.linspace(0.1, 3, 9, dtype=torch.float64)
@@ -219,14 +219,14 @@ def test_many_points_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.allclose(posterior_mean(x, sigma, charges), torch.cat(expected), atol=1e-12)
 
 
-def test_charge_field_takes_its_gamma() -> None:
+def test_charge_field_uses_gamma() -> None:
     charges = torch.randn(20, 3, generator=seeded(0), dtype=torch.float64)
     x = torch.randn(6, 3, generator=seeded(1), dtype=torch.float64)
     assert torch.allclose(ChargeField(charges, gamma=0.5)(x, 0.7).sample, normalized_field(x, 0.7, charges, 0.5))
 
 
 @pytest.mark.parametrize(("prediction_type", "out_channels"), [("field", 3), ("sample", 2), ("epsilon", 2)])
-def test_charge_field_describes_itself(prediction_type: str, out_channels: int) -> None:
+def test_charge_field_has_the_config_of_a_network(prediction_type: str, out_channels: int) -> None:
     field = ChargeField(torch.rand(5, 2, 4, 3), prediction_type=prediction_type)
     assert (field.config.in_channels, field.config.out_channels, field.config.sample_size) == (2, out_channels, (4, 3))
     assert (field.config.prediction_type, field.config.aug_dim, field.config.gamma) == (prediction_type, 1.0, 5.0)
@@ -235,8 +235,8 @@ def test_charge_field_describes_itself(prediction_type: str, out_channels: int) 
     assert field(half, 1.0).sample.dtype == torch.float16
 
 
-class Readings(TorchDispatchMode):
-    """Counts how often a number is read from a tensor, which on an accelerator waits for all work before it."""
+class CountReads(TorchDispatchMode):
+    """Count how often a number is read from a tensor, which synchronizes with an accelerator."""
 
     count = 0
 
@@ -246,28 +246,28 @@ class Readings(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("function", [posterior_mean, normalized_field])
-def test_many_chunks_of_charges_are_read_from_once(function: Any) -> None:
+def test_many_chunks_of_charges_need_one_read(function: Any) -> None:
     charges, x = torch.randn(100, 4, generator=seeded(0)), torch.randn(5, 4, generator=seeded(1))
-    with Readings() as readings:
+    with CountReads() as reads:
         function(x, 0.5, charges, chunk_size=3)
-    assert readings.count == 1
+    assert reads.count == 1
 
 
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
-def test_a_charge_field_reads_nothing(prediction_type: str) -> None:
+def test_a_charge_field_needs_no_read(prediction_type: str) -> None:
     field, x = ChargeField(torch.rand(30, 4), prediction_type=prediction_type), torch.randn(5, 4)
-    with Readings() as readings:
+    with CountReads() as reads:
         field(x, torch.tensor(0.5))
-    assert readings.count == 0
+    assert reads.count == 0
 
 
 @pytest.mark.parametrize("function", [posterior_mean, normalized_field])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_every_input_that_is_not_finite_is_named(function: Any, value: float) -> None:
-    def broken(given: torch.Tensor, *index: int) -> torch.Tensor:
-        given = given.clone()
-        given[index] = value
-        return given
+    def broken(values: torch.Tensor, *index: int) -> torch.Tensor:
+        values = values.clone()
+        values[index] = value
+        return values
 
     x, sigma, charges = torch.randn(6, 4), torch.rand(6) + 0.1, torch.randn(9, 4)
     with pytest.raises(ValueError, match="`x` must be finite, but index 2 "):
@@ -281,13 +281,13 @@ def test_every_input_that_is_not_finite_is_named(function: Any, value: float) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distance", [1e6, 1e18, 1e30, 1e300])
-def test_the_mean_far_away_is_that_of_all_charges(dtype: torch.dtype, distance: float) -> None:
+def test_far_away_the_posterior_mean_is_the_mean_of_all_charges(dtype: torch.dtype, distance: float) -> None:
     charges = 3 + torch.randn(12, 6, generator=seeded(0), dtype=torch.float64)
     x = torch.randn(9, 6, generator=seeded(1), dtype=torch.float64)
     x = (x / x.norm(dim=1, keepdim=True) * min(distance, torch.finfo(dtype).max / 10)).to(dtype)
     for points in (charges, Charges(charges, dtype=torch.float32))[: 1 if distance > 1e38 else 2]:
-        found = posterior_mean(x, 0.5, points, 0.05)
-        assert torch.allclose(found.double(), charges.mean(0).expand(9, 6), atol=2e-4)
+        denoised = posterior_mean(x, 0.5, points, 0.05)
+        assert torch.allclose(denoised.double(), charges.mean(0).expand(9, 6), atol=2e-4)
         field = normalized_field(x, 0.5, points, 5.0)
-        # Towards the charges, that is towards 0, at its full length √N.
+        # The field points to the charges, that is to 0, and has its largest norm, √N.
         assert torch.allclose(field[:, :-1] / 6**0.5, -torch.nn.functional.normalize(x / x.abs().amax()), atol=3e-5)

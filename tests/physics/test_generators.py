@@ -1,4 +1,4 @@
-"""Everywhere a generator is taken, one of another library is refused by a line that names what to pass."""
+"""Every argument `generator` refuses a generator of another library, in one line that states what to pass."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ import torch
 
 from diffusers_pfgm import (
     Inpainting,
+    Parameterization,
     PerturbationObjective,
     PFGMInversePipeline,
     PFGMLikelihoodPipeline,
     PoissonFlow,
-    PoissonFlowScheduler,
     PoissonKernel,
     fit_sigmas,
     perturb,
@@ -29,9 +29,9 @@ from tests.conftest import make_tiny_pipeline, make_tiny_unet
 def test_a_generator_of_another_library_is_explained(generator: Any) -> None:
     pipe, image = make_tiny_pipeline(), torch.zeros(1, 1, 8, 8)
     flow = PoissonFlow(pipe.unet, pipe.scheduler)
-    perturbation = PerturbationObjective(PoissonFlowScheduler(4.0, prediction_type="epsilon", sigma_data=0.5))
+    perturbation = PerturbationObjective(Parameterization("epsilon", sigma_data=0.5), 4.0)
     restore = PFGMInversePipeline(**pipe.components)
-    for takes in (
+    for call in (
         lambda: PoissonKernel().sample((1, 3), generator=generator),
         lambda: pipe.scheduler.sample_prior((1, 3), generator),
         lambda: pipe(1, 2, generator),
@@ -46,5 +46,5 @@ def test_a_generator_of_another_library_is_explained(generator: Any) -> None:
         with pytest.raises(
             ValueError, match=r"`generator` must be a torch\.Generator, a list of one for each"
         ) as caught:
-            takes()
+            call()
         assert "\n" not in str(caught.value)

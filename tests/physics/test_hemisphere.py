@@ -1,4 +1,4 @@
-"""Latents as directions and radii: where they lie, the ways between them, and their spread."""
+"""Latents as directions and radii: their distribution, interpolation and temperature."""
 
 import math
 
@@ -35,96 +35,98 @@ def test_the_prior_is_uniform_on_the_hemisphere() -> None:
     # Archimedes: on a sphere in three dimensions each coordinate is uniform
     assert kstest(points[:, 2].numpy(), "uniform").pvalue > 0.01
     assert kstest(points[:, 0].numpy(), "uniform", (-1, 2)).pvalue > 0.01
-    assert kstest(hemisphere_points(prior(4000, (2,)), 80.0)[:, 2].numpy(), "uniform").pvalue < 1e-9  # another height
+    assert kstest(hemisphere_points(prior(4000, (2,)), 80.0)[:, 2].numpy(), "uniform").pvalue < 1e-9  # with another z
 
 
-def test_ways_follow_great_circles_at_constant_speed() -> None:
+def test_interpolation_follows_great_circles_at_constant_speed() -> None:
     first, second = prior(seed=1), prior(seed=2)
     shares = torch.linspace(0, 1, 5, dtype=torch.float64)
-    way = interpolate(first, second, shares)
-    assert way.direction.shape == (5, 5, 2, 3, 3) and way.radius.shape == (5, 5)
-    for end, given in ((0, first), (-1, second)):
-        assert torch.allclose(way.direction[end], given.direction) and torch.allclose(way.radius[end], given.radius)
-    whole = angles(first.direction, second.direction)
-    for share, direction, radius in zip(shares, way.direction, way.radius, strict=True):
+    path = interpolate(first, second, shares)
+    assert path.direction.shape == (5, 5, 2, 3, 3) and path.radius.shape == (5, 5)
+    for end, latents in ((0, first), (-1, second)):
+        assert torch.allclose(path.direction[end], latents.direction)
+        assert torch.allclose(path.radius[end], latents.radius)
+    angle = angles(first.direction, second.direction)
+    for share, direction, radius in zip(shares, path.direction, path.radius, strict=True):
         assert torch.allclose(direction.flatten(1).norm(dim=1), torch.ones(5, dtype=torch.float64))
-        assert torch.allclose(angles(first.direction, direction), share * whole, atol=1e-7)
-        assert torch.allclose(angles(direction, second.direction), (1 - share) * whole, atol=1e-7)
+        assert torch.allclose(angles(first.direction, direction), share * angle, atol=1e-7)
+        assert torch.allclose(angles(direction, second.direction), (1 - share) * angle, atol=1e-7)
         assert torch.allclose(radius, first.radius ** (1 - share) * second.radius**share)
     middle = interpolate(first, second)
-    assert torch.equal(middle.direction, way.direction[2]) and torch.equal(middle.radius, way.radius[2])
+    assert torch.equal(middle.direction, path.direction[2]) and torch.equal(middle.radius, path.radius[2])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_parallel_and_opposite_directions_have_a_way(sign: int) -> None:
+def test_parallel_and_opposite_directions_can_be_interpolated(sign: int) -> None:
     first = prior(3)
     second = HemisphereLatents(sign * first.direction, first.radius)
-    way = interpolate(first, second, torch.tensor([0.0, 0.5, 1.0]))
-    assert torch.allclose(way.direction[2], second.direction, atol=1e-12)
+    path = interpolate(first, second, torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.allclose(path.direction[2], second.direction, atol=1e-12)
     expected = torch.full((3,), 0.0 if sign > 0 else math.pi / 2, dtype=torch.float64)
-    assert torch.allclose(angles(first.direction, way.direction[1]), expected, atol=1e-7)
-    assert torch.equal(way.direction, interpolate(first, second, torch.tensor([0.0, 0.5, 1.0])).direction)
+    assert torch.allclose(angles(first.direction, path.direction[1]), expected, atol=1e-7)
+    assert torch.equal(path.direction, interpolate(first, second, torch.tensor([0.0, 0.5, 1.0])).direction)
 
 
-def test_temperature_scales_radii_or_the_spread_of_directions() -> None:
+def test_temperature_scales_radii_or_angles() -> None:
     latents = prior(6)
     cooled = with_temperature(latents, 0.5)
     assert torch.equal(cooled.direction, latents.direction) and torch.equal(cooled.radius, latents.radius * 0.5)
     centre = latents.direction[:3].mean(0)
     middle = (centre / centre.norm()).expand_as(latents.direction)
-    whole = angles(middle, latents.direction)
+    angle = angles(middle, latents.direction)
     for temperature in (0.0, 0.5, 1.0, 1.5, 100.0):
-        found = with_temperature(latents, temperature, centre)
-        expected = (temperature * whole).clamp(max=math.pi)
-        assert torch.allclose(angles(middle, found.direction), expected, atol=1e-7)
-        assert torch.equal(found.radius, latents.radius)
+        result = with_temperature(latents, temperature, centre)
+        expected = (temperature * angle).clamp(max=math.pi)
+        assert torch.allclose(angles(middle, result.direction), expected, atol=1e-7)
+        assert torch.equal(result.radius, latents.radius)
     assert torch.allclose(with_temperature(latents, 1.0, centre).direction, latents.direction)
-    own = with_temperature(latents, 0.0, latents.direction.roll(1, 0) * 7)  # a centre for each
+    own = with_temperature(latents, 0.0, latents.direction.roll(1, 0) * 7)  # one centre for each latent
     assert torch.allclose(own.direction, latents.direction.roll(1, 0))
 
 
-def rows_of(way: HemisphereLatents) -> list[HemisphereLatents]:
-    return [HemisphereLatents(*each) for each in zip(way.direction, way.radius, strict=True)]
+def rows_of(path: HemisphereLatents) -> list[HemisphereLatents]:
+    return [HemisphereLatents(*each) for each in zip(path.direction, path.radius, strict=True)]
 
 
-@pytest.mark.parametrize("kind", ["one for all", "one for each latent", "one for each on the way"])
-def test_a_way_is_cooled_as_each_of_its_batches(kind: str) -> None:
-    way = interpolate(prior(3, seed=1), prior(3, seed=2), torch.linspace(0, 1, 4, dtype=torch.float64))
-    centre = 5 * {"one for all": way.direction[0, 0], "one for each latent": way.direction[1]}.get(kind, way.direction)
-    found = with_temperature(way, 0.5, centre)
-    assert found.direction.shape == (4, 3, 2, 3, 3) and torch.equal(found.radius, way.radius)
-    norms = found.direction.flatten(2).norm(dim=2)
+@pytest.mark.parametrize("kind", ["one for all", "one for each latent", "one for each latent and share"])
+def test_temperature_of_an_interpolation_is_that_of_its_batches(kind: str) -> None:
+    path = interpolate(prior(3, seed=1), prior(3, seed=2), torch.linspace(0, 1, 4, dtype=torch.float64))
+    centres = {"one for all": path.direction[0, 0], "one for each latent": path.direction[1]}
+    centre = 5 * centres.get(kind, path.direction)
+    result = with_temperature(path, 0.5, centre)
+    assert result.direction.shape == (4, 3, 2, 3, 3) and torch.equal(result.radius, path.radius)
+    norms = result.direction.flatten(2).norm(dim=2)
     assert torch.allclose(norms, torch.ones_like(norms))
-    for step, (batch, expected) in enumerate(zip(rows_of(found), rows_of(way), strict=True)):
-        own = centre[step] if kind == "one for each on the way" else centre
+    for step, (batch, expected) in enumerate(zip(rows_of(result), rows_of(path), strict=True)):
+        own = centre[step] if kind == "one for each latent and share" else centre
         assert torch.allclose(batch.direction, with_temperature(expected, 0.5, own).direction)
-    assert torch.equal(with_temperature(way, 2.0).radius, 2 * way.radius)
+    assert torch.equal(with_temperature(path, 2.0).radius, 2 * path.radius)
 
 
-def test_points_and_ways_of_a_way_are_those_of_its_batches() -> None:
-    way = interpolate(prior(3, seed=1), prior(3, seed=2), torch.linspace(0, 1, 4, dtype=torch.float64))
+def test_points_and_interpolations_of_an_interpolation_are_those_of_its_batches() -> None:
+    path = interpolate(prior(3, seed=1), prior(3, seed=2), torch.linspace(0, 1, 4, dtype=torch.float64))
     other = interpolate(prior(3, seed=3), prior(3, seed=4), torch.linspace(0, 1, 4, dtype=torch.float64))
-    points = hemisphere_points(way, 40.0)
+    points = hemisphere_points(path, 40.0)
     assert points.shape == (4, 3, 19)
-    assert torch.allclose(points, torch.stack([hemisphere_points(batch, 40.0) for batch in rows_of(way)]))
+    assert torch.allclose(points, torch.stack([hemisphere_points(batch, 40.0) for batch in rows_of(path)]))
     shares = torch.tensor([0.0, 0.3], dtype=torch.float64)
-    both, middle = interpolate(way, other, shares), interpolate(way, other, 0.3)
+    both, middle = interpolate(path, other, shares), interpolate(path, other, 0.3)
     assert both.direction.shape == (2, 4, 3, 2, 3, 3) and both.radius.shape == (2, 4, 3)
-    assert torch.allclose(both.direction[0], way.direction) and torch.allclose(both.radius[0], way.radius)
+    assert torch.allclose(both.direction[0], path.direction) and torch.allclose(both.radius[0], path.radius)
     assert torch.equal(both.direction[1], middle.direction) and torch.equal(both.radius[1], middle.radius)
     for step, batch in enumerate(rows_of(middle)):
-        expected = interpolate(rows_of(way)[step], rows_of(other)[step], 0.3)
+        expected = interpolate(rows_of(path)[step], rows_of(other)[step], 0.3)
         assert torch.allclose(batch.direction, expected.direction) and torch.allclose(batch.radius, expected.radius)
-    assert torch.allclose(way.to_latents()[2], rows_of(way)[2].to_latents())
+    assert torch.allclose(path.to_latents()[2], rows_of(path)[2].to_latents())
 
 
-def test_latents_beyond_what_can_be_squared_keep_their_direction() -> None:
+def test_latents_whose_squares_overflow_keep_their_direction() -> None:
     x = torch.tensor([[3e200, 4e200], [3.0, 4.0]], dtype=torch.float64)
     latents = HemisphereLatents.from_latents(x)
     assert torch.allclose(latents.direction, torch.tensor([0.6, 0.8], dtype=torch.float64))
     assert torch.allclose(latents.radius, torch.tensor([5e200, 5.0], dtype=torch.float64))
     half = HemisphereLatents.from_latents(torch.full((1, 64), 6e4, dtype=torch.float16))
-    assert half.radius.item() == pytest.approx(8 * 6e4, rel=1e-3)  # beyond float16 itself
+    assert half.radius.item() == pytest.approx(8 * 6e4, rel=1e-3)  # beyond the range of float16
 
 
 def test_bad_arguments_are_explained() -> None:
@@ -152,9 +154,9 @@ def test_bad_arguments_are_explained() -> None:
         with_temperature(latents, 1.0, torch.ones(2))
     with pytest.raises(ValueError, match="`x` must have a direction, but index 0 is 0"):
         with_temperature(latents, 1.0, torch.zeros(2, 3, 3))
-    way = interpolate(latents, prior(3, seed=1), torch.tensor([0.0, 1.0]))
+    path = interpolate(latents, prior(3, seed=1), torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match=r"\(2, 3, 3\) or \(3, 2, 3, 3\) or \(2, 3, 2, 3, 3\), but has \(2, 2, 3, 3\)"):
-        with_temperature(way, 1.0, torch.ones(2, 2, 3, 3))
+        with_temperature(path, 1.0, torch.ones(2, 2, 3, 3))
     with pytest.raises(ValueError, match=r"`direction` must have the shape of `radius`.* \(3, 4\) and \(2,\)"):
         HemisphereLatents(torch.ones(3, 4), torch.ones(2))
     with pytest.raises(ValueError, match=r"must have the same shape, but have .* radii \(6,\) and \(6, 2\)"):

@@ -1,4 +1,4 @@
-"""The kernel is a density, its draws follow it, and at D = 1 they are the paper's prior."""
+"""The kernel is a normalized density, its draws follow it, and at D = 1 they are the prior of PFGM."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ def test_density_integrates_to_one_on_a_line(aug_dim: float, sigma: float) -> No
     t = torch.linspace(-math.pi / 2, math.pi / 2, 200_002, dtype=torch.float64)[1:-1]
     x, jacobian = t.tan(), 1 / t.cos().square()
     density = PoissonKernel(aug_dim).log_prob(x.unsqueeze(1), sigma).exp() * jacobian
-    # D < 1 leaves an integrable singularity at the ends of t, which the trapezoid rule sees to 1e-2 only.
+    # For D < 1 the integrand has a singularity at the ends of t, which the trapezoid rule integrates to 1e-2 only.
     assert torch.trapezoid(density, t).item() == pytest.approx(1, abs=1e-2 if aug_dim < 1 else 1e-4)
 
 
@@ -40,10 +40,10 @@ def test_large_aug_dim_is_gaussian(aug_dim: float) -> None:
     assert PoissonKernel(aug_dim).log_prob(x, 2.0).numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_log_prob_is_continuous_where_its_constant_changes_method() -> None:
+def test_log_prob_is_continuous_where_the_formula_of_its_constant_changes() -> None:
     x = torch.randn(4, 100, generator=seeded(), dtype=torch.float64)
     below, above = PoissonKernel(2e4 - 1e-6).log_prob(x), PoissonKernel(2e4 + 1e-6).log_prob(x)
-    assert torch.allclose(below, above, rtol=0, atol=1e-9)  # the series' last term is 4e-8 here
+    assert torch.allclose(below, above, rtol=0, atol=1e-9)  # the last term of the series is 4e-8 here
 
 
 @pytest.mark.parametrize("aug_dim", DIMS)
@@ -75,14 +75,14 @@ def test_prior_radius_has_the_authors_quantiles(statistics: dict[str, Any], dim:
         assert (radius < quantile).double().mean().item() == pytest.approx(float(probability), abs=0.01)
 
 
-def test_a_list_of_generators_makes_each_row_its_own() -> None:
+def test_each_row_is_drawn_from_its_own_generator() -> None:
     kernel = PoissonKernel(1.0)
     whole = kernel.sample((3, 2, 4), 2.0, [seeded(i) for i in range(3)])
     for i in range(3):
         assert torch.equal(whole[i : i + 1], kernel.sample((1, 2, 4), 2.0, seeded(i)))
 
 
-def test_draws_leave_the_global_generator_alone() -> None:
+def test_draws_do_not_change_the_global_generator() -> None:
     before = torch.get_rng_state()
     PoissonKernel(1.0).sample((3, 5), 1.0, seeded())
     assert torch.equal(before, torch.get_rng_state())
@@ -100,12 +100,12 @@ def test_aug_dim_must_be_positive(aug_dim: float) -> None:
         PoissonKernel(aug_dim)
 
 
-def test_a_list_of_generators_must_fit_the_batch() -> None:
+def test_a_list_of_generators_must_have_one_for_each_sample() -> None:
     with pytest.raises(ValueError, match="list of 2, but the batch has 3"):
         PoissonKernel(1.0).sample((3, 2), 1.0, [seeded(), seeded()])
 
 
-def test_sigma_must_fit_the_batch() -> None:
+def test_sigma_must_be_a_number_or_one_for_each_sample() -> None:
     assert PoissonKernel(1.0).sample((3, 2), torch.ones(3)).shape == (3, 2)
     assert PoissonKernel(1.0).sample((3, 2), torch.tensor(2.0)).shape == (3, 2)
     with pytest.raises(ValueError, match=r"`sigma` must be a number or have the shape \(1,\), but has \(5,\)"):
@@ -120,8 +120,8 @@ def test_each_row_has_its_own_scale() -> None:
 
 def test_log_prob_of_float32_is_that_of_float64() -> None:
     x, kernel = 3 * torch.randn(4, 3072, generator=seeded()), PoissonKernel(64.0)
-    found, expected = kernel.log_prob(x, 0.7), kernel.log_prob(x.double(), 0.7)
-    assert found.dtype == torch.float32 and torch.equal(found, expected.float())
+    log_prob, expected = kernel.log_prob(x, 0.7), kernel.log_prob(x.double(), 0.7)
+    assert log_prob.dtype == torch.float32 and torch.equal(log_prob, expected.float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -129,16 +129,16 @@ def test_log_prob_of_float32_is_that_of_float64() -> None:
 def test_draws_beyond_a_dtype_keep_their_direction(dtype: torch.dtype, aug_dim: float) -> None:
     x = PoissonKernel(aug_dim).sample((4000, 2), 40.0, seeded(3), dtype=dtype)
     assert x.dtype == dtype and x.isfinite().all()
-    x = x.double()[x.double().abs().amax(1) > torch.finfo(dtype).max ** 0.5]  # the radius may be limited here
+    x = x.double()[x.double().abs().amax(1) > torch.finfo(dtype).max ** 0.5]  # rows whose radius may be limited
     x = x / x.abs().amax(1, keepdim=True)
     assert len(x) > 50 or aug_dim == 1.0
     angle = torch.atan2(x[:, 1], x[:, 0]).numpy() / (2 * math.pi) + 0.5
     assert not len(x) or scipy.stats.kstest(angle, "uniform").pvalue > 0.01
 
 
-def test_log_prob_is_finite_wherever_a_draw_may_be() -> None:
+def test_log_prob_is_finite_for_every_possible_draw() -> None:
     for size in (1e150, 1e200, 1e300):
         x = torch.tensor([[0.6, -0.8]], dtype=torch.float64) * size
-        expected = -(2 + 0.01) * math.log(size)  # (N + D)/2 log(‖x‖² / D σ²), and what does not depend on x
-        near = PoissonKernel(0.01).log_prob(x / size * 1e100, 0.7).item() + (2 + 0.01) * math.log(1e100)
-        assert PoissonKernel(0.01).log_prob(x, 0.7).item() == pytest.approx(expected + near, rel=1e-12)
+        expected = -(2 + 0.01) * math.log(size)  # the part −(N + D) log ‖x‖, plus a constant
+        constant = PoissonKernel(0.01).log_prob(x / size * 1e100, 0.7).item() + (2 + 0.01) * math.log(1e100)
+        assert PoissonKernel(0.01).log_prob(x, 0.7).item() == pytest.approx(expected + constant, rel=1e-12)

@@ -1,4 +1,4 @@
-"""What runs on MPS, emulated: no float64 there, no function that it lacks, no generator of another device."""
+"""The package runs on an emulated MPS device: without float64, missing functions or generators of another device."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,13 +80,13 @@ def test_the_policy_refuses_what_mps_lacks() -> None:
 @pytest.mark.parametrize("aug_dim", [0.5, 1.0, None])
 def test_draws_are_those_of_the_cpu(aug_dim: float | None) -> None:
     kernel = PoissonKernel(aug_dim)
-    found, expected = (kernel.sample((3, 2, 4), torch.ones(3), seeded(), device) for device in (MPS, "cpu"))
-    assert found.device == MPS and torch.equal(found.cpu(), expected)
-    assert torch.allclose(kernel.log_prob(found, 2.0).cpu(), kernel.log_prob(expected, 2.0), rtol=1e-4)
+    noise, expected = (kernel.sample((3, 2, 4), torch.ones(3), seeded(), device) for device in (MPS, "cpu"))
+    assert noise.device == MPS and torch.equal(noise.cpu(), expected)
+    assert torch.allclose(kernel.log_prob(noise, 2.0).cpu(), kernel.log_prob(expected, 2.0), rtol=1e-4)
     assert kernel.sample((3, 4), 2.0, None, MPS, max_norm=1e6).device == MPS
 
 
-def test_a_generator_of_mps_seeds_the_cpu_and_moves_on() -> None:
+def test_a_generator_of_mps_seeds_the_cpu_and_advances() -> None:
     def draws() -> tuple[torch.Tensor, torch.Tensor]:
         generator, kernel = MPSGenerator().manual_seed(3), PoissonKernel(1.0)
         return tuple(kernel.sample((2, 5), 1.0, generator, MPS).cpu() for _ in range(2))
@@ -110,10 +110,9 @@ def test_scheduler(config: dict[str, Any]) -> None:
     scheduler.set_timesteps(5, device=MPS)
     x = scheduler.sample_prior((2, 1, 8, 8), None, MPS)
     for t in scheduler.timesteps:
-        seen = torch.tanh(scheduler.scale_model_input(x, t))
-        output = (
-            torch.cat([seen, -torch.ones_like(seen)], dim=1) if scheduler.config.prediction_type == "field" else seen
-        )
+        output = torch.tanh(scheduler.scale_model_input(x, t))
+        if scheduler.config.prediction_type == "field":
+            output = torch.cat([output, -torch.ones_like(output)], dim=1)
         x = scheduler.step(output, t, x).prev_sample
     assert x.device == MPS
     scheduler.add_noise(x, scheduler.sample_noise(x.shape, None, MPS), scheduler.timesteps[:2])
@@ -123,16 +122,14 @@ def test_scheduler(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
-def test_charge_field_moves_there_and_back(dtype: torch.dtype, prediction_type: str) -> None:
-    here, x = (
-        ChargeField(CHARGES.to(dtype), prediction_type=prediction_type),
-        torch.randn(2, 1, 8, 8, generator=seeded()),
-    )
-    there = ChargeField(CHARGES.to(dtype), prediction_type=prediction_type).to(MPS)
-    assert there.dtype == torch.float32 and there.device == MPS
+def test_charge_field_moves_to_mps_and_back(dtype: torch.dtype, prediction_type: str) -> None:
+    x = torch.randn(2, 1, 8, 8, generator=seeded())
+    on_cpu = ChargeField(CHARGES.to(dtype), prediction_type=prediction_type)
+    on_mps = ChargeField(CHARGES.to(dtype), prediction_type=prediction_type).to(MPS)
+    assert on_mps.dtype == torch.float32 and on_mps.device == MPS
     for sigma in (2.0, torch.tensor(2.0, dtype=torch.float64), torch.tensor(2.0).to(MPS)):
-        assert torch.allclose(there(x.to(MPS), sigma).sample.cpu(), here(x, 2.0).sample, atol=1e-4)
-    assert torch.allclose(there.to("cpu")(x, 2.0).sample, here(x, 2.0).sample, atol=1e-5)
+        assert torch.allclose(on_mps(x.to(MPS), sigma).sample.cpu(), on_cpu(x, 2.0).sample, atol=1e-4)
+    assert torch.allclose(on_mps.to("cpu")(x, 2.0).sample, on_cpu(x, 2.0).sample, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"generator": MPSGenerator()}, {"generator": seeded()}, {"tolerance": 0.1}])
@@ -165,13 +162,12 @@ def test_objectives() -> None:
 
 
 def test_field_of_charges() -> None:
-    x, charges, heights = mps(3, 64), CHARGES.flatten(1).float(), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    x, charges = mps(3, 64), CHARGES.flatten(1).float()
+    sigmas = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     for function in (posterior_mean, normalized_field):
-        assert torch.allclose(
-            function(x, heights, charges.to(MPS)).cpu(), function(x.cpu(), heights, charges), atol=1e-4
-        )
-    lifted, z = perturb(CHARGES.float().to(MPS), recommend_hyperparameters(3.0, 64), generator=MPSGenerator())
-    assert lifted.device == z.device == MPS
+        assert torch.allclose(function(x, sigmas, charges.to(MPS)).cpu(), function(x.cpu(), sigmas, charges), atol=1e-4)
+    perturbed, z = perturb(CHARGES.float().to(MPS), recommend_hyperparameters(3.0, 64), generator=MPSGenerator())
+    assert perturbed.device == z.device == MPS
 
 
 FLOWS: dict[str, Callable[[PoissonFlow, torch.Tensor], Any]] = {
@@ -208,14 +204,14 @@ def test_inverse_problems(name: str) -> None:
     y = measure(CHARGES[:2].float())
     generators = [MPSGenerator(), MPSGenerator()]
     for method in ("guidance", "latent") if name == "inpainting" else ("guidance",):
-        found = pipe(y, measure, 0.3, method, num_inference_steps=4, num_sweeps=1, generator=generators).samples
-        assert found.device == MPS
+        samples = pipe(y, measure, 0.3, method, num_inference_steps=4, num_sweeps=1, generator=generators).samples
+        assert samples.device == MPS
 
 
 def test_latents_on_the_hemisphere() -> None:
     first, second = (HemisphereLatents.from_latents(mps(3, 1, 4, 4) + shift) for shift in (1.0, 2.0))
-    way = interpolate(first, second, torch.linspace(0, 1, 3, dtype=torch.float64))
-    assert hemisphere_points(with_temperature(way, 0.5, first.direction[0]), 40.0).device == MPS
+    path = interpolate(first, second, torch.linspace(0, 1, 3, dtype=torch.float64))
+    assert hemisphere_points(with_temperature(path, 0.5, first.direction[0]), 40.0).device == MPS
 
 
 def test_figures() -> None:

@@ -1,4 +1,4 @@
-"""Hyper-parameters and perturbation against what the authors' code prints and draws."""
+"""Hyperparameters and perturbation compared with the output of the authors' code."""
 
 import math
 from typing import Any
@@ -18,9 +18,9 @@ def test_recommendations_are_the_authors(statistics: dict[str, Any]) -> None:
     cases = statistics["hyper_parameters"]
     assert len(cases) == 8
     for case in cases:
-        found = recommend_hyperparameters(case["data_norm"], case["data_dim"], case["sigma"], case["tau"])
+        recommended = recommend_hyperparameters(case["data_norm"], case["data_dim"], case["sigma"], case["tau"])
         for name in ("M", "z_max", "upper_norm"):
-            assert getattr(found, name) == pytest.approx(case[name], rel=1e-12)
+            assert getattr(recommended, name) == pytest.approx(case[name], rel=1e-12)
 
 
 @pytest.mark.parametrize("dim", [64, 3072])
@@ -37,19 +37,18 @@ def test_perturbation_has_the_authors_quantiles(statistics: dict[str, Any], dim:
     assert correlation == pytest.approx(expected["corr_log_radius_log_z"], abs=0.01)
 
 
-def test_without_restriction_small_heights_go_as_far_as_others() -> None:
+def test_without_restriction_points_of_small_z_are_perturbed_as_far_as_others() -> None:
     def largest_near_plane(restrict: bool) -> float:
         x, z = perturb(torch.zeros(400_000, 2), CIFAR, restrict_small_z=restrict, generator=seeded())
         return x.norm(dim=1)[z < 0.01].max().item()
 
-    limit = (
-        CIFAR.sigma * (1 + CIFAR.tau) ** math.floor(0.7 * CIFAR.M) * 5.6
-    )  # 6e-2 draws of 400,000 have a longer eps_x
+    # ‖ε_x‖ exceeds 5.6 σ in 6e-2 of 400,000 draws.
+    limit = CIFAR.sigma * (1 + CIFAR.tau) ** math.floor(0.7 * CIFAR.M) * 5.6
     assert largest_near_plane(True) < limit < largest_near_plane(False)
 
 
 class DrawnNumbers(TorchDispatchMode):
-    """Counts the random numbers that are drawn."""
+    """Count the random numbers that are drawn."""
 
     count = 0
 
@@ -60,8 +59,8 @@ class DrawnNumbers(TorchDispatchMode):
         return result
 
 
-def test_each_point_takes_three_numbers_more_than_it_has_dimensions() -> None:
-    # A direction, a height, the norm of eps_x and the exponent m: the norm's N components are not drawn.
+def test_each_point_needs_three_random_numbers_more_than_dimensions() -> None:
+    # A direction, ε_z, the norm of ε_x and the exponent m: the N components of ε_x are not drawn.
     with DrawnNumbers() as drawn:
         perturb(torch.zeros(5, 3072), CIFAR, generator=seeded())
     assert drawn.count == 5 * (3072 + 3)
@@ -74,12 +73,12 @@ def test_the_radius_is_the_norm_of_a_gaussian_in_every_dimension(dim: int) -> No
     assert scipy.stats.kstest((x.norm(dim=1) / 0.5).numpy(), scipy.stats.chi(dim).cdf).pvalue > 0.01
 
 
-def test_half_precision_data_get_the_points_of_float32() -> None:
+def test_points_of_float16_data_are_those_of_float32() -> None:
     far = PFGMHyperparameters(M=400, z_max=1.0, upper_norm=1.0)  # up to 65,504 and beyond
     x, z = perturb(torch.zeros(2000, 64, dtype=torch.float16), far, generator=seeded())
-    wide, height = perturb(torch.zeros(2000, 64), far, generator=seeded())
+    wide_x, wide_z = perturb(torch.zeros(2000, 64), far, generator=seeded())
     assert x.dtype == z.dtype == torch.float16 and x.isfinite().all() and z.isfinite().all()
-    assert torch.equal(x, wide.clamp(-65504, 65504).half()) and torch.equal(z, height.clamp(max=65504).half())
+    assert torch.equal(x, wide_x.clamp(-65504, 65504).half()) and torch.equal(z, wide_z.clamp(max=65504).half())
 
 
 def test_perturbation_is_centred_on_the_data_in_its_shape() -> None:
@@ -111,7 +110,7 @@ def test_data_just_smaller_than_sigma_are_refused() -> None:
 
 
 def test_smallest_perturbation_is_gaussian() -> None:
-    # With τ → 0 nothing is left of m: x ~ N(0, σ²), z ~ |N(0, σ²)|.
+    # With τ → 0 the perturbation does not depend on m: x ~ N(0, σ²), z ~ |N(0, σ²)|.
     still = PFGMHyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=0.5, tau=1e-9)
     x, z = perturb(torch.zeros(20_000, 2, dtype=torch.float64), still, generator=seeded())
     assert z.dtype == torch.float64
@@ -119,11 +118,11 @@ def test_smallest_perturbation_is_gaussian() -> None:
         assert scipy.stats.kstest((values / 0.5).numpy(), law).pvalue > 0.01
 
 
-def test_growth_is_the_given_tau_and_restricted_to_whole_m() -> None:
+def test_the_perturbation_grows_by_tau_and_is_restricted_to_whole_m() -> None:
     steep = PFGMHyperparameters(M=1, z_max=1.0, upper_norm=1.0, sigma=1.0, tau=99.0)
     x, z = perturb(torch.zeros(2000, 400), steep, generator=seeded())
     radius = x.norm(dim=1)
-    assert radius.max() > 1000 and radius[z < 0.5].max() < 25  # ⌊0.7 M⌋ = 0 near the plane
+    assert radius.max() > 1000 and radius[z < 0.5].max() < 25  # ⌊0.7 M⌋ = 0 close to the plane
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

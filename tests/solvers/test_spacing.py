@@ -69,14 +69,16 @@ def test_knots_do_not_hang_on_the_unit() -> None:
 
 
 def test_a_field_that_does_not_move_has_no_spacing() -> None:
-    for value, message in ((0.0, "the same data at every height"), (math.nan, "infinite data at some height")):
+    for value, message in ((0.0, "the same x̂ at every noise level"), (math.nan, "NaN or infinity at some noise level")):
         with pytest.raises(ValueError, match=message):
             fit_knots(lambda x, sigma, value=value: torch.full_like(x, value), torch.ones(2, 3), [2.0, 1.0, 0.5])
 
 
 @pytest.mark.parametrize("knots", [[], [1.0], [1.0, 2.0], [2.0, 2.0, 1.0], [1.0, 0.0], [math.inf, 1.0]])
 def test_bad_knots_are_explained(knots: list[float]) -> None:
-    with pytest.raises(ValueError, match="`sigma_knots` must be two or more heights that fall strictly"):
+    with pytest.raises(
+        ValueError, match="`sigma_knots` must be two or more positive noise levels that decrease strictly"
+    ):
         PoissonFlowScheduler(sigma_knots=knots)
 
 
@@ -88,9 +90,9 @@ def test_knots_that_are_no_numbers_are_explained() -> None:
 def test_knots_of_another_range_are_explained() -> None:
     knots = [40.0, 1.0, 0.01]
     assert PoissonFlowScheduler(sigma_knots=knots).config.sigma_knots == knots
-    with pytest.raises(ValueError, match=r"fitted from 40.0 to 0.01, but the network's heights run from 80.0 to 0.01"):
+    with pytest.raises(ValueError, match=r"from 40.0 to 0.01, but the network's noise levels range from 80.0 to 0.01"):
         PoissonFlowScheduler(sigma_knots=knots, sigma_max=80.0)
-    with pytest.raises(ValueError, match=r"fitted from 40.0 to 0.01, but the network's heights run from 157"):
+    with pytest.raises(ValueError, match=r"fitted from 40.0 to 0.01, but the network's noise levels range from 157"):
         PoissonFlowScheduler(prediction_type="epsilon", sigma_knots=knots, beta_schedule="linear")
 
 

@@ -1,12 +1,12 @@
-r"""Training objectives: what a Poisson flow network learns, as objects that take a model and a batch.
+r"""Training objectives of Poisson flow networks, as objects that are called with a model and a batch.
 
-- `FieldObjective`, PFGM (arXiv 2209.11178, Algorithm 1): perturbed points regress the normalised field of a larger
-  batch of charges. Its target is almost free of noise, but needs those charges, and D = 1.
-- `PerturbationObjective`, PFGM++ (arXiv 2302.04265, section 3.2): each point regresses its own origin, for any D, ∞
-  (denoising score matching) included. No charges, a noisier target.
+- `FieldObjective`, PFGM (arXiv 2209.11178, Algorithm 1): the network is trained on the normalized field of a larger
+  batch of charges, at D = 1. The target has little noise, but requires these charges.
+- `PerturbationObjective`, PFGM++ (arXiv 2302.04265, section 3.2): the network is trained to recover a clean sample from
+  its perturbation, at any D; at D = ∞ this is denoising score matching. The target needs no charges, but is noisier.
 
-With class labels a network learns one field for each class, of the charges that carry it, and for the null class the
-field of all. Dropping labels at random teaches it both, for classifier-free guidance (arXiv 2207.12598).
+With class labels the network learns a field for each class, from the charges of that class, and for the null class the
+field of all charges. Labels that are dropped at random train both, for classifier-free guidance (arXiv 2207.12598).
 """
 
 from .field import FieldObjective

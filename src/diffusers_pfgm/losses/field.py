@@ -1,4 +1,21 @@
-"""The field objective."""
+r"""The field objective of PFGM: regression of the normalized field of a batch of charges.
+
+A clean sample y is perturbed to a point (x, z) (`physics.perturbation`). The target is the normalized field of K
+charges y_i, the data points of a larger batch (PFGM, arXiv 2209.11178, section 3.2 and Algorithm 1),
+
+    v(x, z) = √N (x̂ − x, −z) / (‖(x̂ − x, z)‖ + γ),        x̂ = Σ w_i y_i / Σ w_i,
+    w_i = (‖x − y_i‖² + z²)^(−(N+1)/2),
+
+and the loss of a network F with N + 1 components is the mean squared error
+
+    L = E_{(x, z)} ‖F(x, z) − v(x, z)‖² / (N + 1).
+
+As K grows, v converges to the normalized field of the whole data distribution, which is the minimum of L. Unlike the
+target of denoising score matching, v does not depend on the y that x was perturbed from, except that y should be among
+the charges. It therefore has little noise.
+
+With class labels the charges are those of the sample's class, or all of them for the null class.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +37,17 @@ ChargesOfClass = Callable[[int], torch.Tensor | Charges]
 
 
 class FieldObjective:
-    """The paper's objective: mean squared error to the normalised field of the charges, at D = 1.
+    """The objective of PFGM: the mean squared error with respect to the normalized field of charges, at D = 1.
 
     Args:
-        hyperparameters: of the perturbation, from `recommend_hyperparameters`.
-        gamma: γ of the normalised field, in data units.
+        hyperparameters: hyperparameters of the perturbation, from `recommend_hyperparameters`.
+        gamma: γ of the normalized field, in data units. Defaults to 5.
 
     Example:
         >>> from diffusers_pfgm import ChargeField, recommend_hyperparameters
         >>> data = torch.rand(16, 1, 4, 4)
         >>> objective = FieldObjective(recommend_hyperparameters(data_norm=2.3, data_dim=16))
-        >>> model = ChargeField(data)  # the exact field, which the objective must find flawless
+        >>> model = ChargeField(data)  # the exact field has no loss
         >>> float(objective(model, data[:4], charges=data).loss) < 1e-10
         True
     """
@@ -49,21 +66,26 @@ class FieldObjective:
         charge_labels: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> LossOutput:
-        """Loss of `model` on a batch.
+        """Compute the loss of `model` on a batch.
 
         Args:
-            model: called as `model(x, z, **model_kwargs).sample`, returns C + 1 channels.
-            clean: (B, C, *), the points to perturb.
-            charges: (K, C, *) with K ≥ B as a rule, the larger batch whose field is learned; `clean` by default.
-                `Charges`, or with classes `ClassCharges`, where they stay the same between calls.
+            model: called as `model(x, z, **model_kwargs).sample`; returns C + 1 channels.
+            clean: clean samples y to perturb, (B, C, *), in data units.
+            charges: charges y_i whose field is learned, (K, C, *), in data units, usually K ≥ B and including `clean`;
+                by default `clean`. If they stay the same between calls, `Charges`, or `ClassCharges` with class labels.
             generator: one generator, or a list of B of them.
-            class_labels: (B,), the class that the network is told; one that no charge carries, such as the null class,
-                stands for all charges.
-            charge_labels: (K,), the classes of a tensor of charges; `class_labels` by default.
-            **model_kwargs: given to the model.
+            class_labels: class of each sample, (B,), which is also passed to the model. A label that no charge has,
+                such as the null class, selects all charges. None by default.
+            charge_labels: class of each charge of a tensor, (K,); by default `class_labels`.
+            **model_kwargs: further keyword arguments of the model.
+
+        Returns:
+            The loss and its parts. Its `sigma` is z.
 
         Raises:
-            ValueError: if `clean` or `charges` hold NaN or infinity (by index), or shapes do not fit.
+            ValueError: if `clean` or `charges` hold NaN or infinity (the error names the index), `charge_labels` are
+                given without `class_labels` or do not have one label for each charge, `charges` are `Charges` although
+                there are class labels, or the model's output has the wrong shape.
         """
         check_finite("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
@@ -71,30 +93,32 @@ class FieldObjective:
         if class_labels is None:
             if charge_labels is not None:
                 raise ValueError("`charge_labels` were given without `class_labels`. Pass both, or neither.")
-            everything = charges.all if isinstance(charges, ClassCharges) else charges
-            target = normalized_field(x, z, everything, self.parameterization.gamma)
+            all_charges = charges.all if isinstance(charges, ClassCharges) else charges
+            target = normalized_field(x, z, all_charges, self.parameterization.gamma)
         else:
             model_kwargs["class_labels"] = class_labels
             if isinstance(charges, torch.Tensor):
-                carried = class_labels if charge_labels is None else charge_labels
-                check_charge_labels(charges, carried)
-                pick: ChargesOfClass = functools.partial(charges_of_class, charges, carried.cpu())
+                labels = class_labels if charge_labels is None else charge_labels
+                check_charge_labels(charges, labels)
+                charges_of: ChargesOfClass = functools.partial(charges_of_class, charges, labels.cpu())
             elif isinstance(charges, ClassCharges):
-                pick = charges.of
+                charges_of = charges.of
             else:
                 raise ValueError(
                     "With `class_labels`, `charges` must be a tensor or ClassCharges, but are "
                     f"{type(charges).__name__}."
                 )
-            target = self._field_of_classes(x, z, pick, class_labels)
+            target = self._field_of_classes(x, z, charges_of, class_labels)
         output = model(x, z, **model_kwargs).sample
         self.parameterization.check_output(output, clean)
-        v_x, v_z = output[:, :-1].flatten(1), output[:, -1:].flatten(1).mean(1, keepdim=True)
+        v_x = output[:, :-1].flatten(1)
+        v_z = output[:, -1:].flatten(1).mean(1, keepdim=True)
         return mean_squares(torch.cat([v_x, v_z], dim=1).float() - target, z)
 
     def _field_of_classes(
         self, x: torch.Tensor, z: torch.Tensor, charges_of: ChargesOfClass, class_labels: torch.Tensor
     ) -> torch.Tensor:
+        """The field (B, N + 1) at each point, of the charges of its class."""
         target = x.new_empty(x.shape[0], x[0].numel() + 1)
         labels = class_labels.cpu()
         for label in labels.unique().tolist():

@@ -1,4 +1,4 @@
-"""What every objective returns, and the random dropping of class labels for classifier-free guidance."""
+"""The output of the training objectives, and random dropping of class labels for classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 from ..physics.tensors import Generators, draw
 
-BAND_EDGES = (0.01, 0.1, 1.0, 10.0)  # of σ, in data units: a factor of ten each
+BAND_EDGES = (0.01, 0.1, 1.0, 10.0)  # edges of the bands of σ, in data units
 
 
 @dataclass
 class LossOutput:
-    """A loss, and what there is to log about it.
+    """The loss of a batch and of each of its samples.
 
     Attributes:
-        loss: (), the batch's mean, to call `backward` on.
-        per_sample: (B,), detached.
-        sigma: (B,), the height of each sample, in data units.
+        loss: mean loss of the batch, (), with its graph for `backward`.
+        per_sample: loss of each sample, (B,), detached.
+        sigma: noise level σ of each sample, (B,), in data units.
     """
 
     loss: torch.Tensor
@@ -26,12 +26,13 @@ class LossOutput:
     sigma: torch.Tensor
 
     def bands(self) -> dict[str, float]:
-        """Mean loss by band of σ, such as {"loss/sigma_0.1_1": 0.02}; bands without a sample are left out.
+        """The mean loss in each band of σ, such as {"loss/sigma_0.1_1.0": 0.02}, without bands that have no sample.
 
-        Reads from the device, so call it only when you log.
+        This synchronizes with the device, so call it only for logging.
         """
         index = torch.bucketize(self.sigma.float().cpu(), torch.tensor(BAND_EDGES))
-        losses, edges = self.per_sample.float().cpu(), ("0", *map(str, BAND_EDGES), "inf")
+        losses = self.per_sample.float().cpu()
+        edges = ("0", *map(str, BAND_EDGES), "inf")
         return {
             f"loss/sigma_{edges[band]}_{edges[band + 1]}": losses[index == band].mean().item()
             for band in index.unique().tolist()
@@ -41,11 +42,22 @@ class LossOutput:
 def drop_labels(
     class_labels: torch.Tensor, probability: float, null_label: int, generator: Generators = None
 ) -> torch.Tensor:
-    """Labels (B,) of which each is the null class with this probability."""
+    """Replace labels by the null class at random.
+
+    Args:
+        class_labels: (B,).
+        probability: probability that a label is replaced.
+        null_label: label of the null class.
+        generator: one generator, or a list of B of them.
+
+    Returns:
+        A copy of the labels (B,).
+    """
     drops = draw(torch.rand, tuple(class_labels.shape), generator, class_labels.device) < probability
     return class_labels.masked_fill(drops, null_label)
 
 
 def mean_squares(error: torch.Tensor, sigma: torch.Tensor) -> LossOutput:
+    """The mean squares of an error (B, *) at noise levels σ (B,)."""
     per_sample = error.flatten(1).square().mean(1)
     return LossOutput(per_sample.mean(), per_sample.detach(), sigma)

@@ -1,4 +1,17 @@
-"""The perturbation objective."""
+r"""The perturbation objective of PFGM++: regression of a clean sample from its perturbation.
+
+A clean sample y is perturbed to x = y + σ n, with ln σ ~ N(p_mean, p_std²) as in EDM (arXiv 2206.00364, table 1) and n
+the unit noise of the Poisson kernel (PFGM++, arXiv 2302.04265, section 3.2). For a network F with the preconditioning
+x̂ = c_skip x + c_out F (`physics.preconditioning`) the loss is the mean squared error of its output,
+
+    L = E_{σ, y, n} ‖F(c_in x, c_noise) − (y − c_skip x)/c_out‖² / N.
+
+For fixed x and σ it is minimal where c_skip x + c_out F is the conditional mean E[y | x, σ] = x̂, whatever the
+distribution of n. In terms of x̂ it is the error ‖x̂ − y‖² weighted by 1/c_out², which for `sigma_data` is EDM's weight.
+At D = ∞ this is denoising score matching.
+
+For finite D the noise is heavy-tailed. By default it is conditioned on ‖n‖ ≤ 4 √N (`physics.bounded_noise`).
+"""
 
 from __future__ import annotations
 
@@ -18,25 +31,25 @@ from .loss_output import LossOutput, mean_squares
 
 
 class PerturbationObjective:
-    """The perturbation objective of PFGM++ for any D: regress the clean point from its perturbation.
+    """The objective of PFGM++ for any D: the mean squared error of the network's output for a perturbed sample.
 
-    σ is log-normal as in EDM (arXiv 2206.00364, table 1), whose hyper-parameters carry over by r = σ√D. The error is
-    taken in the network's own output, which with `sigma_data` is EDM's weighting.
+    σ is log-normal as in EDM (arXiv 2206.00364, table 1), whose hyperparameters are used at any D by r = σ√D.
 
-    By default the heavy tail of a finite D is cut where the noise exceeds four times its σ (`physics.bounded_noise`),
-    so that inputs, targets and gradients are bounded. Give the scheduler the same limit, `max_norm`, and samples follow
-    the data exactly.
+    By default the root mean square of a sample's noise is limited to 4 σ (`physics.bounded_noise`), so that inputs,
+    targets and gradients are bounded for finite D. With the same limit as the scheduler's `max_norm`, see `max_norm`,
+    the flow maps the prior exactly to the data.
 
     Args:
-        parameterization: any but "field", whose target one point alone does not make.
-        aug_dim: D, at least 0.01; None for ∞.
-        p_mean: mean of ln σ.
-        p_std: standard deviation of ln σ.
-        bounded: cut the tail. False for the whole kernel, whose prior `PoissonFlow` takes for densities; for small D
-            its losses overflow.
+        parameterization: the network's parameterization, with any prediction type but "field", whose target requires
+            more than one charge.
+        aug_dim: D, at least 0.01; None for ∞. Defaults to 1.
+        p_mean: mean of ln σ. Defaults to -1.2.
+        p_std: standard deviation of ln σ. Defaults to 1.2.
+        bounded: limit the noise, the default. False for the complete kernel, the prior of the densities of
+            `PoissonFlow`; for small D its losses overflow.
 
     Raises:
-        ValueError: for "field", or a D that is too small.
+        ValueError: if the prediction type is "field", or `aug_dim` is below 0.01.
 
     Example:
         >>> from diffusers_pfgm import PoissonFlowScheduler
@@ -61,32 +74,50 @@ class PerturbationObjective:
             raise ValueError(
                 "prediction_type 'field' needs the field of many charges: use `FieldObjective`, or another type here."
             )
-        self.parameterization, self.kernel = parameterization, PoissonKernel(aug_dim)
-        self.p_mean, self.p_std, self.bounded = p_mean, p_std, bounded and math.isfinite(self.kernel.aug_dim)
+        self.parameterization = parameterization
+        self.kernel = PoissonKernel(aug_dim)
+        self.p_mean = p_mean
+        self.p_std = p_std
+        self.bounded = bounded and math.isfinite(self.kernel.aug_dim)
         check_trainable(self.kernel.aug_dim)
 
     def max_norm(self, sigma_max: float, data_dim: int) -> float | None:
-        """Largest norm ‖x‖ that training has seen at `sigma_max`, in data units; None without a limit, as at D = ∞.
+        """The largest norm of the training noise at `sigma_max`: the `max_norm` of the trained network's scheduler.
 
-        It is the `max_norm` of a scheduler that draws `data_dim` numbers with the trained network.
+        Args:
+            sigma_max: the first noise level σ of sampling, in data units.
+            data_dim: N, the number of elements of a sample.
+
+        Returns:
+            The norm in data units; None if the noise is not limited, as at D = ∞.
         """
         return sigma_max * reach(data_dim) if self.bounded else None
 
     def __call__(
         self, model: Callable[..., Any], clean: torch.Tensor, generator: Generators = None, **model_kwargs: Any
     ) -> LossOutput:
-        """Loss of `model`, called as `model(c_in x, c_noise, **model_kwargs).sample`, on `clean` (B, C, *).
+        """Compute the loss of `model` on a batch.
+
+        Args:
+            model: called as `model(c_in x, c_noise, **model_kwargs).sample`.
+            clean: clean samples y, (B, C, *), in data units.
+            generator: one generator, or a list of B of them.
+            **model_kwargs: keyword arguments of the model.
+
+        Returns:
+            The loss and its parts.
 
         Raises:
-            ValueError: if `clean` holds NaN or infinity (by index), or the output has the wrong shape.
+            ValueError: if `clean` holds NaN or infinity (the error names the index), or the model's output has the
+                wrong shape.
         """
         check_finite("clean", clean)
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
-        height = append_dims(sigma, clean.ndim)
+        sigma_column = append_dims(sigma, clean.ndim)
         sample = functools.partial(sample_bounded, self.kernel) if self.bounded else self.kernel.sample
         x = clean + sample(tuple(clean.shape), sigma, generator, clean.device, clean.dtype)
         parameterization = self.parameterization
-        output = model(parameterization.c_in(height) * x, parameterization.c_noise(sigma), **model_kwargs).sample
+        output = model(parameterization.c_in(sigma_column) * x, parameterization.c_noise(sigma), **model_kwargs).sample
         parameterization.check_output(output, clean)
-        return mean_squares(output.float() - parameterization.target(clean, x, height), sigma)
+        return mean_squares(output.float() - parameterization.target(clean, x, sigma_column), sigma)

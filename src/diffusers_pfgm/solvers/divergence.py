@@ -1,20 +1,21 @@
-r"""The trace of a posterior mean's Jacobian, all that a density along the flow needs: exact, or from random probes.
+r"""The trace of the Jacobian of x̂, which determines the density along the flow: exact, or estimated from random probes.
 
-Along a field line, in t = log σ, dx/dt = x − x̂. A density that the flow carries along changes by its divergence
-(instantaneous change of variables, arXiv 1806.07366; for PFGM arXiv 2209.11178, section 3.3),
+Along a field line, with t = log σ, dx/dt = x − x̂. The log-density of the points changes by minus the divergence of this
+velocity (instantaneous change of variables, arXiv 1806.07366; for PFGM arXiv 2209.11178, section 3.3),
 
     d log p / dt = −(N − tr J),        J = ∂x̂/∂x.
 
-J comes in products vᵀJ, each one pass back through the network, whose pass forward they share. Of the ways to have them
-this is the one that every layer of every network knows. From them
+J is evaluated in vector-Jacobian products vᵀJ. Each is one backward pass through the network, and all of them share one
+forward pass. Reverse mode is used because every layer of every network supports it. From these products
 
 - **exact**: tr J = Σ_i e_iᵀJ e_i, N products;
 - **hutchinson**: tr J = E[vᵀJ v] for probes v of independent entries of variance 1 (arXiv 1810.01367), one each;
 - **hutch++**: with Q an orthonormal basis of Jᵀ S, tr J = tr QᵀJQ + E[wᵀJ w], w = (1 − QQᵀ) v (arXiv 2010.09649,
-  algorithm 1). A third of the products each go to S, Q and v. Far better where a few directions hold most of J.
+  algorithm 1). S, Q and v each use a third of the products. The variance is much smaller if J has a few dominant
+  directions.
 
-The probes stay the same along a line, so that the equation remains one that a solver can follow. Each probe's integral
-is unbiased on its own; their spread is the standard error.
+The probes are the same along a whole field line, so that the integrand is smooth for the solver. The integral of each
+probe is an unbiased estimate; the standard deviation over probes gives the standard error.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from ..utils.checks import check_whole_number
 METHODS = ("exact", "hutchinson", "hutch++")
 DISTRIBUTIONS = ("rademacher", "gaussian")
 
-Denoise = Callable[[torch.Tensor], torch.Tensor]  # x̂ from x at some height
+Denoise = Callable[[torch.Tensor], torch.Tensor]  # x̂ as a function of x at a fixed σ
 
 
 def check_divergence(method: str, num_probes: int, distribution: str) -> None:
-    """Raises ValueError unless there is such a method, with so many of such probes."""
+    """Raise a ValueError that names the argument unless all three have allowed values."""
     if method not in METHODS:
         raise ValueError(f"`divergence` must be one of {METHODS}, but is {method!r}.")
     if distribution not in DISTRIBUTIONS:
@@ -46,7 +47,18 @@ def check_divergence(method: str, num_probes: int, distribution: str) -> None:
 def draw_probes(
     shape: tuple[int, ...], num_probes: int, distribution: str, generator: Generators, like: torch.Tensor
 ) -> torch.Tensor:
-    """(B, num_probes, *) for points of `shape` (B, *), on the device and in the dtype of `like`."""
+    """Draw random probes with independent entries of mean 0 and variance 1.
+
+    Args:
+        shape: shape (B, *) of the points.
+        num_probes: P, the number of probes for each point.
+        distribution: "rademacher" or "gaussian".
+        generator: one generator, or a list of B of them.
+        like: tensor whose device and dtype the probes take.
+
+    Returns:
+        (B, P, *).
+    """
 
     def sampler(size: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
         normal = torch.randn(size, generator=generator, device=device)
@@ -58,16 +70,16 @@ def draw_probes(
 def estimate_trace(
     denoise: Denoise, x: torch.Tensor, method: str = "exact", probes: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x̂ and estimates of tr J at the same height, whose mean is the estimate.
+    """Compute x̂, and independent estimates of tr J at the same points.
 
     Args:
-        denoise: x̂ from x; each row of its own.
-        x: (B, *).
-        method: "exact", "hutchinson" or "hutch++".
-        probes: (B, P, *) from `draw_probes`; not for "exact".
+        denoise: x̂ as a function of x, independently for each row.
+        x: points, (B, *), in data units.
+        method: "exact", "hutchinson" or "hutch++". Defaults to "exact".
+        probes: probes from `draw_probes`, (B, P, *); None for "exact".
 
     Returns:
-        x̂ (B, *), and (B, P) for "hutchinson", (B, P / 3) for "hutch++", (B, 1) for "exact".
+        x̂ (B, *), and estimates of the trace: (B, P) for "hutchinson", (B, P / 3) for "hutch++", (B, 1) for "exact".
 
     Example:
         >>> points = torch.tensor([[3.0, 4.0]])
@@ -84,21 +96,23 @@ def estimate_trace(
 
     if method == "exact":
         trace = torch.zeros_like(x).flatten(1)
-        for i, direction in enumerate(_basis(x)):
+        for i, direction in enumerate(_basis_vectors(x)):
             trace[:, i] = products([direction])[0].flatten(1)[:, i]
         return denoised.detach(), trace.sum(1, keepdim=True)
     assert probes is not None  # drawn by the caller of every other method
-    rest, known = probes.flatten(2).mT, x.new_zeros(len(x), 1)
+    columns = probes.flatten(2).mT
+    known_trace = x.new_zeros(len(x), 1)
     if method == "hutch++":
-        sketch, rest = rest.chunk(3, dim=2)[:2]
-        image = products(sketch.mT.reshape(len(x), -1, *x.shape[1:]).unbind(1))
-        basis = linalg_with_cpu_fallback(torch.linalg.qr, torch.stack([column.flatten(1) for column in image], dim=2))
-        rest, known = rest - basis @ (basis.mT @ rest), _quadratic(basis, products, x).sum(1, keepdim=True)
-    return denoised.detach(), known + _quadratic(rest, products, x)
+        sketch, columns = columns.chunk(3, dim=2)[:2]
+        rows = products(sketch.mT.reshape(len(x), -1, *x.shape[1:]).unbind(1))
+        basis = linalg_with_cpu_fallback(torch.linalg.qr, torch.stack([row.flatten(1) for row in rows], dim=2))
+        columns = columns - basis @ (basis.mT @ columns)
+        known_trace = _quadratic_forms(basis, products, x).sum(1, keepdim=True)
+    return denoised.detach(), known_trace + _quadratic_forms(columns, products, x)
 
 
-def _basis(x: torch.Tensor) -> Iterable[torch.Tensor]:
-    """Each e_i of a sample, for all of them."""
+def _basis_vectors(x: torch.Tensor) -> Iterable[torch.Tensor]:
+    """The unit vectors e_i of a sample, each repeated for the batch, (B, *)."""
     direction = torch.zeros_like(x).flatten(1)
     for i in range(direction.shape[1]):
         direction[:, i] = 1
@@ -106,11 +120,11 @@ def _basis(x: torch.Tensor) -> Iterable[torch.Tensor]:
         direction[:, i] = 0
 
 
-def _quadratic(
+def _quadratic_forms(
     columns: torch.Tensor, products: Callable[[Iterable[torch.Tensor]], list[torch.Tensor]], x: torch.Tensor
 ) -> torch.Tensor:
-    """vᵀJ v (B, k) for each of the columns (B, N, k)."""
+    """The quadratic forms vᵀJ v (B, k) of k columns v (B, N, k)."""
     vectors = columns.unbind(2)
-    pulled = products(vector.reshape(x.shape) for vector in vectors)
-    values = [(vector * product.flatten(1)).sum(1) for vector, product in zip(vectors, pulled, strict=True)]
+    vector_jacobian = products(vector.reshape(x.shape) for vector in vectors)
+    values = [(vector * product.flatten(1)).sum(1) for vector, product in zip(vectors, vector_jacobian, strict=True)]
     return torch.stack(values, dim=1)

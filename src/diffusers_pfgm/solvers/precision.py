@@ -1,4 +1,4 @@
-"""Float32 as float32: Ampere and newer GPUs otherwise take convolutions in TF32, of 10 bits, by cuDNN's default."""
+"""Full float32 precision: by default, cuDNN computes convolutions on Ampere and newer GPUs in TF32, with 10 bits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _restore: list[Callable[[], None]] = []
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Switch TF32 off inside, and afterwards back to what it was.
+    """Context in which TF32 is disabled. On exit the previous setting is restored.
 
-    PyTorch has one switch for all threads of a process. Where several are inside at once, the last one to leave
-    switches it back; what other threads compute meanwhile is more precise and slower.
+    PyTorch has one setting for all threads of a process. If several threads are in the context at once, the last one to
+    leave restores the setting. What other threads compute in the meantime is more precise and slower.
     """
     global _users
     with _lock:
         if not _users:
-            _restore[:] = _switched_off()
+            _restore[:] = _disable_tf32()
         _users += 1
     try:
         yield
@@ -36,20 +36,21 @@ def without_tf32() -> Iterator[None]:
                     undo()
 
 
-def _switched_off() -> list[Callable[[], None]]:
-    """Switches TF32 off, and returns what undoes it."""
+def _disable_tf32() -> list[Callable[[], None]]:
+    """Disable TF32, and return functions that restore the previous settings."""
     backends: Any = torch.backends
     try:
-        matmul, _ = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    except RuntimeError:  # from torch 2.9: the caller has used the newer switches, which do not mix with these
-        switches = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
-        return [_set(switch, "fp32_precision", "ieee") for switch in switches]
+        matmul_precision, _ = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:  # from torch 2.9: the caller has used the newer settings, which exclude these
+        owners = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+        return [_set(owner, "fp32_precision", "ieee") for owner in owners]
     torch.set_float32_matmul_precision("highest")
     undo = _set(backends.cudnn, "allow_tf32", False)
-    return [undo, lambda: torch.set_float32_matmul_precision(matmul)]
+    return [undo, lambda: torch.set_float32_matmul_precision(matmul_precision)]
 
 
 def _set(owner: object, name: str, value: object) -> Callable[[], None]:
-    before = getattr(owner, name)
+    """Set an attribute, and return a function that restores its previous value."""
+    previous = getattr(owner, name)
     setattr(owner, name, value)
-    return lambda: setattr(owner, name, before)
+    return lambda: setattr(owner, name, previous)

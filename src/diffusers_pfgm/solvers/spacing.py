@@ -1,14 +1,14 @@
-r"""Where along σ the steps of a run lie.
+r"""The spacing of the noise levels of a run.
 
-Without more knowledge, in equal ratios: steps of equal length in λ = −log σ, whatever the data's scale. A field that is
-known, be it a network's, tells more. On a step an exponential method errs by what x̂ bends there, so that steps are
-best short where x̂ moves: with a density, in λ, of
+Without knowledge of the field the noise levels have equal ratios, which gives steps of equal length in λ = −log σ for
+data of any scale. With a field, exact or learned, the spacing can be fitted. The error of an exponential method in a
+step comes from the change of x̂ within it, so that steps should be short where x̂ changes fast: with a density in λ of
 
     d(λ) ∝ (‖dx̂/dλ‖ / max(1, σ/σ_data))^(1/3),
 
-the root mean square taken over a few dozen field lines. What happens far above the plane is forgiven, since all that
-follows contracts it: hence the denominator. A floor keeps the longest step in bounds. The density is kept as a few
-knots at equal shares of it, from which any number of heights is interpolated.
+where the norm is the root mean square over a few dozen field lines. Errors made at large σ are contracted by the later
+steps, hence the denominator. A lower limit of the density bounds the longest step. The density is stored as a few
+knots, at equal quantiles of it, from which any number of noise levels is interpolated.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from ..physics.tensors import piecewise_linear
 from .multistep import integration_steps
 
 EXPONENT = 1 / 3
-FLOOR = 0.02  # of the largest density
+FLOOR = 0.02  # added to the density, relative to its maximum
 KNOTS = 33
 
 
 def geometric_sigmas(sigma_max: float, sigma_min: float, count: int) -> list[float]:
-    """`count` heights from σ_max to σ_min in equal ratios."""
+    """Return `count` noise levels from σ_max to σ_min with equal ratios."""
     exponents = torch.linspace(math.log(sigma_max), math.log(sigma_min), count, dtype=torch.float64)
     return exponents.exp().tolist()
 
 
 def knotted_sigmas(knots: Sequence[float], count: int) -> list[float]:
-    """`count` heights from the first knot to the last, at equal shares of the density that the knots stand for."""
+    """Return `count` noise levels from the first knot to the last, at equal quantiles of the density of the knots."""
     values = torch.tensor(knots, dtype=torch.float64).log()
-    shares = torch.linspace(0, 1, len(knots), dtype=torch.float64)
-    return piecewise_linear(torch.linspace(0, 1, count, dtype=torch.float64), shares, values).exp().tolist()
+    quantiles = torch.linspace(0, 1, len(knots), dtype=torch.float64)
+    return piecewise_linear(torch.linspace(0, 1, count, dtype=torch.float64), quantiles, values).exp().tolist()
 
 
 def fit_knots(
     denoise: Callable[[torch.Tensor, float], torch.Tensor], x: torch.Tensor, sigmas: Sequence[float]
 ) -> list[float]:
-    """Knots of the step density of a field, from one run along its lines.
+    """Fit the knots of the step density of a field, from one run along its field lines.
 
     Args:
-        denoise: x̂ from x and σ.
-        x: (B, *), points of the prior at the first σ, in data units.
-        sigmas: the heights of the run, falling; the finer, the better the density.
+        denoise: x̂ as a function of x and σ.
+        x: points of the prior at the first σ, (B, *), in data units.
+        sigmas: noise levels of the run, decreasing, in data units. More of them give a more precise density.
 
     Returns:
-        33 heights from the first σ to the last.
+        33 noise levels from the first σ to the last, decreasing, in data units.
 
     Raises:
-        ValueError: if x̂ is not finite, or does not move.
+        ValueError: if x̂ is not finite, or is constant.
     """
     speeds: list[torch.Tensor] = []
     last: torch.Tensor | None = None
@@ -68,36 +68,36 @@ def fit_knots(
     speed = torch.stack(speeds).cpu().double() / lengths
     if not speed.isfinite().all():
         raise ValueError(
-            "`model` gives infinite data at some height, so there is no spacing to fit. Where a small D starts it "
-            "farther out than it can see, set the scheduler's `max_norm`, or take a float64 `ChargeField`."
+            "`model` returns NaN or infinity at some noise level, so there is no spacing to fit. If the latents of a "
+            "small D are too large for it, set the scheduler's `max_norm`, or use a float64 `ChargeField`."
         )
     if speed.max() == 0:
-        raise ValueError("`model` gives the same data at every height, so there is no spacing to fit.")
+        raise ValueError("`model` returns the same x̂ at every noise level, so there is no spacing to fit.")
     sigma_data = last.std().item()
-    middle = (-(lambdas[1:] + lambdas[:-1]) / 2).exp()
-    density = (speed / (middle / sigma_data).clamp(min=1)) ** EXPONENT
+    middle_sigmas = (-(lambdas[1:] + lambdas[:-1]) / 2).exp()
+    density = (speed / (middle_sigmas / sigma_data).clamp(min=1)) ** EXPONENT
     density = density / density.max() + FLOOR
-    shares = torch.cat([lambdas.new_zeros(1), (density * lengths).cumsum(0)])
-    wanted = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
-    knots = (-piecewise_linear(wanted, shares / shares[-1], lambdas)).exp().tolist()
+    integral = torch.cat([lambdas.new_zeros(1), (density * lengths).cumsum(0)])
+    quantiles = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
+    knots = (-piecewise_linear(quantiles, integral / integral[-1], lambdas)).exp().tolist()
     return [sigmas[0], *knots[1:-1], sigmas[-1]]
 
 
 def is_decreasing(sigmas: Sequence[float]) -> bool:
-    """Whether heights fall strictly, and are positive and finite."""
-    falling = all(a > b for a, b in itertools.pairwise(sigmas))
-    return falling and sigmas[-1] > 0 and math.isfinite(sigmas[0])
+    """Whether noise levels decrease strictly, and are positive and finite."""
+    decreasing = all(a > b for a, b in itertools.pairwise(sigmas))
+    return decreasing and sigmas[-1] > 0 and math.isfinite(sigmas[0])
 
 
 def check_knots(knots: Sequence[float], ends: tuple[float, float]) -> None:
-    """Raises ValueError unless `knots` are two or more heights that fall strictly from one of `ends` to the other."""
+    """Raise a ValueError unless `knots` are two or more noise levels that decrease strictly between the two `ends`."""
     if len(knots) < 2 or not is_decreasing(knots):
         raise ValueError(
-            f"`sigma_knots` must be two or more heights that fall strictly and stay positive, but are {list(knots)}. "
-            "Get them from `fit_sigmas`, or set None."
+            f"`sigma_knots` must be two or more positive noise levels that decrease strictly, but are {list(knots)}. "
+            "Compute them by `fit_sigmas`, or set `sigma_knots=None`."
         )
     if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(ends, (knots[0], knots[-1]), strict=True)):
         raise ValueError(
-            f"`sigma_knots` were fitted from {knots[0]} to {knots[-1]}, but the network's heights run from "
-            f"{ends[0]} to {ends[1]}. Fit again by `fit_sigmas`, or set `sigma_knots=None`."
+            f"`sigma_knots` were fitted from {knots[0]} to {knots[-1]}, but the network's noise levels range from "
+            f"{ends[0]} to {ends[1]}. Fit them again by `fit_sigmas`, or set `sigma_knots=None`."
         )

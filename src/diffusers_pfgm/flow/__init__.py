@@ -1,4 +1,4 @@
-"""The flow as an invertible map between data and the prior, with the densities that it carries."""
+"""The flow of a model as an invertible map between data and prior, with its log-densities."""
 
 from .poisson_flow import PoissonFlow
 from .results import FlowLatents, FlowLogProb, FlowSamples

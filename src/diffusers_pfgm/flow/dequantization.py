@@ -1,11 +1,12 @@
-r"""From the density of a flow to the likelihood of pictures in whole levels.
+r"""From the density of a flow to the likelihood of images with discrete pixel values.
 
-A pixel of L levels k = 0, ..., L − 1 stands in [−1, 1] at 2k/(L − 1) − 1, as networks are trained. Its probability is
-that of a bin of width w = 2/(L − 1) around it. Uniform dequantisation draws one point of it; by Jensen's inequality
+Networks are trained with pixels in [−1, 1]: level k = 0, ..., L − 1 of L levels has the value 2k/(L − 1) − 1. Its
+probability P(k) is that of a bin of width w = 2/(L − 1) around this value. Uniform dequantization replaces the value by
+a uniformly distributed point of the bin; by Jensen's inequality
 
     log P(k) ≥ E_u [log p(x(k + u))] + N log w,        u uniform on [−1/2, 1/2)^N,
 
-and −log₂ of it per dimension is the figure in bits/dim that papers compare (arXiv 1511.01844, section 3.1).
+and −log₂ of this bound, divided by N, is the value in bits/dim that papers compare (arXiv 1511.01844, section 3.1).
 """
 
 from __future__ import annotations
@@ -17,24 +18,27 @@ import torch
 from ..physics.tensors import Generators, draw
 from ..utils.checks import check_whole_number
 
-OFF_LEVEL = 0.02  # of a level: rounding of pictures that were kept as floats
+OFF_LEVEL = 0.02  # of the distance between two levels: tolerance for images that were rounded to floats
 
 
 def check_num_levels(num_levels: int) -> None:
-    """Raise a ValueError unless there are two levels or more."""
+    """Raise a ValueError unless `num_levels` is a whole number ≥ 2."""
     check_whole_number("num_levels", num_levels, 2, ", such as 256 for 8 bits")
 
 
 def dequantize(images: torch.Tensor, num_levels: int = 256, generator: Generators = None) -> torch.Tensor:
-    """One point of each pixel's bin.
+    """Replace each pixel by a random point of its bin.
 
     Args:
         images: (B, *), in [-1, 1], each pixel at one of the levels.
-        levels: L, 256 for pictures of 8 bits.
+        num_levels: L, 256 for images of 8 bits.
         generator: one generator, or a list of B of them.
 
+    Returns:
+        (B, *), in the dtype of `images`.
+
     Raises:
-        ValueError: if a pixel lies between two levels, or outside of them.
+        ValueError: if `num_levels` is not a whole number ≥ 2, or a pixel is not at one of the levels.
 
     Example:
         >>> x = dequantize(torch.tensor([[-1.0, 1.0]]), 3, torch.Generator().manual_seed(0))
@@ -43,28 +47,34 @@ def dequantize(images: torch.Tensor, num_levels: int = 256, generator: Generator
     """
     check_num_levels(num_levels)
     position = (images + 1) * ((num_levels - 1) / 2)
-    level = position.round()
-    off = (position - level).abs().max()
-    if off > OFF_LEVEL or level.min() < 0 or level.max() > num_levels - 1:
+    levels = position.round()
+    distance = (position - levels).abs().max()
+    if distance > OFF_LEVEL or levels.min() < 0 or levels.max() > num_levels - 1:
         raise ValueError(
             f"`images` must be in [-1, 1] with each pixel at one of `num_levels` = {num_levels} equal levels, but span "
-            f"{float(images.min()):.4g} to {float(images.max()):.4g}, and a pixel is {float(off):.2g} of a level away "
-            "from the nearest. Pass the number of levels that they have, or `num_levels=None` for densities."
+            f"{float(images.min()):.4g} to {float(images.max()):.4g}, and a pixel is {float(distance):.2g} of a "
+            "level away from the nearest. Pass their number of levels, or `num_levels=None` for densities."
         )
     uniform = draw(torch.rand, tuple(images.shape), generator, images.device).to(images.dtype)
-    return (level + uniform - 0.5) * (2 / (num_levels - 1)) - 1
+    return (levels + uniform - 0.5) * (2 / (num_levels - 1)) - 1
 
 
 def bits_per_dim(log_prob: torch.Tensor, dim: int, num_levels: int = 256) -> torch.Tensor:
-    """Bits per dimension of pictures in [-1, 1] from the log-density of a dequantised point, in nats.
+    """Return the bits per dimension of images in [-1, 1] from the log-densities of their dequantized points.
 
     Args:
-        log_prob: (B,), in nats, of points from `dequantize`.
-        dim: N.
-        levels: L.
+        log_prob: (B,), log-densities of points from `dequantize`, in nats.
+        dim: N, the number of dimensions of an image.
+        num_levels: L.
+
+    Returns:
+        (B,), in bits/dim.
+
+    Raises:
+        ValueError: if `num_levels` is not a whole number ≥ 2.
 
     Example:
-        >>> bits_per_dim(torch.tensor([-64 * math.log(2.0)]), 64)  # a uniform density on [-1, 1]: 8 bits, and the edges
+        >>> bits_per_dim(torch.tensor([-64 * math.log(2.0)]), 64)  # uniform on [-1, 1]: 8 bits, but for the outer bins
         tensor([7.9944])
     """
     check_num_levels(num_levels)

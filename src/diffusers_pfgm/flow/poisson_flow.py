@@ -1,4 +1,4 @@
-"""The flow itself, on data of any kind: down to samples, up to latents, and the density that it carries."""
+"""The flow of a model, on data of any shape: sampling, encoding to latents, decoding, and log-densities."""
 
 from __future__ import annotations
 
@@ -18,31 +18,38 @@ from ..schedulers.conversion import check_density, check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..schedulers.stepping import scheduler_steps
 from ..solvers.adaptive import check_tolerance, integrate_adaptive, integrate_density
-from ..solvers.divergence import check_divergence, draw_probes, estimate_trace
+from ..solvers.divergence import estimate_trace
 from ..solvers.precision import without_tf32
 from ..solvers.reversible import integrate_reversible, without_integrand
 from ..solvers.spacing import geometric_sigmas, knotted_sigmas
 from ..utils.checks import check_whole_number
+from .points import as_dtype_of, check_points, float_dtype, prepare_points_and_probes
 from .results import FlowLatents, FlowLogProb, FlowSamples
 
 NUM_STEPS = 50  # fixed steps of encode and decode
-STEP_TOLERANCE = 1e-6  # of their equations; encoding amplifies errors made near the data
+STEP_TOLERANCE = 1e-6  # of the equations of fixed steps; encoding amplifies errors made near the data
 DENSITY_TOLERANCE = 3e-4  # nats
-END_RATIO = 2.0  # of the two noise levels that tell how x̂ goes on beyond σ_max
-GRAPH_NUMBERS = 2**16  # of data whose passes back through the network are prepared at once: what memory is spent on
+END_RATIO = 2.0  # ratio of the two noise levels from which x̂ is extrapolated beyond σ_max
+GRAPH_NUMBERS = 2**16  # largest B · N of a batch with an autograd graph; bounds the memory
 
 
 class PoissonFlow:
-    """The invertible map between data at σ_min and the prior at σ_max that a model's field lines make.
+    """The invertible map between data at σ_min and the prior at σ_max along a model's field lines.
+
+    - `encode` follows the field lines from data to latents, the points of the prior at σ_max.
+    - `decode` is the inverse of `encode`: it follows the field lines from latents back to data at σ_min.
+    - `sample` draws latents from the prior and follows their field lines by the scheduler's solver, to samples at
+      σ = 0.
+    - `log_prob` computes the log-density of data at σ_min, by the change of variables formula.
 
     Args:
-        model: called like `UNet2DModel`, on data (B, *) with channels first, or points (B, N); a network or a
-            `ChargeField`. One that does not say its dtype, such as a lambda, is called in that of the data.
-        scheduler: says what the model predicts and between which heights; a scheduler of diffusers that fits it, too.
+        model: a network or a `ChargeField`, called like `UNet2DModel`, on data (B, *) with channels first, or on points
+            (B, N). A model without a known dtype, such as a lambda, is called in the dtype of the data.
+        scheduler: defines what the model predicts, and σ_min and σ_max; may be a diffusers scheduler of the network.
 
     Raises:
-        ValueError: for a scheduler that follows no Poisson flow, begins at infinite σ, or is of another field than the
-            `ChargeField`.
+        ValueError: if the scheduler does not solve the ODE of a Poisson flow, begins at infinite σ, or has other
+            options than the `ChargeField`.
 
     Example:
         >>> from diffusers_pfgm import ChargeField, PoissonFlowScheduler
@@ -57,8 +64,9 @@ class PoissonFlow:
     """
 
     def __init__(self, model: Callable[..., Any], scheduler: Any) -> None:
-        # "trailing" begins at the last trained timestep, σ_max; only a beta schedule's networks have another spacing.
-        self.model, self.sampler = model, scheduler
+        self.model = model
+        self.sampler = scheduler
+        # "trailing" begins at the last trained timestep, σ_max. Without a beta schedule the spacing has no effect.
         self.scheduler: PoissonFlowScheduler = PoissonFlowScheduler.from_config(
             PoissonFlowScheduler.from_scheduler(scheduler).config, timestep_spacing="trailing", timesteps_from=None
         )
@@ -66,8 +74,8 @@ class PoissonFlow:
         self.sigma_max, self.sigma_min = self.scheduler.sigma_range
         if self.sigma_max >= ZERO_SNR_SIGMA:
             raise ValueError(
-                "`scheduler` begins at infinite sigma (`rescale_betas_zero_snr`), from which no point is told from "
-                "another. Make one with `rescale_betas_zero_snr=False`."
+                "`scheduler` begins at infinite sigma (`rescale_betas_zero_snr`), where latents do not depend on the "
+                "data. Make one with `rescale_betas_zero_snr=False`."
             )
 
     @torch.no_grad()
@@ -79,19 +87,20 @@ class PoissonFlow:
         latents: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> FlowSamples:
-        """Draw from the prior at σ_max and follow the field lines by the scheduler's solver.
+        """Draw latents from the prior at σ_max and follow their field lines to the data, by the scheduler's solver.
 
-        They end at σ = 0, or at σ_min where the scheduler's `final_sigmas_type` says so.
+        The field lines end at σ = 0, or at σ_min if the scheduler's `final_sigmas_type` is "sigma_min".
 
         Args:
-            shape: (B, *); not needed with `latents`.
-            num_inference_steps: steps, one call each for "multistep" and "euler".
+            shape: (B, *), the shape of the samples; None with `latents`.
+            num_inference_steps: number of steps; one network call each for "multistep" and "euler".
             generator: one generator, or a list of B of them.
-            latents: (B, *), points at σ_max, of `encode` for instance, in place of draws.
-            **model_kwargs: given to the model, such as `class_labels` (B,).
+            latents: (B, *), points at σ_max to begin from, for instance from `encode`, in place of random ones.
+            **model_kwargs: passed to the model, such as `class_labels` (B,).
 
         Raises:
-            ValueError: unless one of `shape` and `latents` is given, or if an argument does not fit.
+            ValueError: if not exactly one of `shape` and `latents` is given, `latents` is empty, without a batch
+                dimension or not finite, or `num_inference_steps` is not allowed.
         """
         if (shape is None) == (latents is None):
             raise ValueError("Pass either the `shape` (B, *) of the samples, or `latents` to begin from.")
@@ -99,8 +108,9 @@ class PoissonFlow:
         model_dtype, device = dtype_and_device(self.model)
         dtype = torch.promote_types(model_dtype or torch.float32, torch.float32)
         if latents is not None:
-            _check_points("latents", latents)
-            device, dtype = latents.device, torch.promote_types(latents.dtype, dtype)
+            check_points("latents", latents)
+            device = latents.device
+            dtype = torch.promote_types(latents.dtype, dtype)
         scheduler.set_timesteps(num_inference_steps, device=device)
         if latents is None:
             x = scheduler.sample_prior(shape, generator, device, dtype)
@@ -119,20 +129,21 @@ class PoissonFlow:
         step_tolerance: float = STEP_TOLERANCE,
         **model_kwargs: Any,
     ) -> FlowLatents:
-        """Follow the field lines from data at σ_min up to the prior at σ_max.
+        """Follow the field lines from data at σ_min to the prior at σ_max.
 
         Args:
             x: (B, *), in data units.
             num_inference_steps: number of fixed steps, a few network calls each. The steps are reversible: `decode`
-                with as many returns to `x`.
-            tolerance: relative error of the adaptive solver (RK45), in place of `num_inference_steps`. It is closer to
-                the differential equation, but not reversible. None for fixed steps.
-            step_tolerance: how closely the equation of each fixed step is solved, relative. No more than the precision
-                of the network is reached.
-            **model_kwargs: given to the model, such as `class_labels` (B,).
+                with the same number returns `x`.
+            tolerance: relative tolerance of the adaptive solver (RK45), in place of `num_inference_steps`. The adaptive
+                solver is closer to the exact solution of the ODE, but not reversible. None for fixed steps.
+            step_tolerance: relative tolerance of the implicit equation of each fixed step; at least the precision of
+                the network.
+            **model_kwargs: passed to the model, such as `class_labels` (B,).
 
         Raises:
-            ValueError: if `x` holds NaN or infinity, the model returns them, or a fixed step is too long to be undone.
+            ValueError: if `x` is empty, has no batch dimension, or contains NaN or infinity, `num_inference_steps` or a
+                tolerance is not allowed, the model returns NaN or infinity, or a fixed step is too long to be inverted.
         """
         latents, nfe = self._transport(x, True, num_inference_steps, tolerance, step_tolerance, model_kwargs)
         return FlowLatents(latents, nfe)
@@ -145,7 +156,17 @@ class PoissonFlow:
         step_tolerance: float = STEP_TOLERANCE,
         **model_kwargs: Any,
     ) -> FlowSamples:
-        """The inverse of `encode`: from the prior at σ_max down to σ_min, without a last denoising. See there."""
+        """Follow the field lines from latents at σ_max to data at σ_min, the inverse of `encode`.
+
+        Unlike `sample`, it makes no last step from σ_min to 0.
+
+        Args:
+            latents: (B, *), points at σ_max, in data units.
+            num_inference_steps, tolerance, step_tolerance, **model_kwargs: see `encode`.
+
+        Raises:
+            ValueError: as `encode`.
+        """
         sample, nfe = self._transport(latents, False, num_inference_steps, tolerance, step_tolerance, model_kwargs)
         return FlowSamples(sample, nfe)
 
@@ -163,31 +184,34 @@ class PoissonFlow:
         tolerance: float | None = None,
         **model_kwargs: Any,
     ) -> FlowLogProb:
-        """Log-density of the flow at σ_min, by the change of variables along the way up and the prior's density.
+        """Compute log-densities at σ_min: the prior's log-density plus the integral of the divergence along the path.
 
-        The flow is followed to σ_max, and from there to infinity by the series of a field far from its data, where the
-        prior is the whole kernel around 0, also where the scheduler's `max_norm` limits what is drawn from it. Many
-        points are taken in parts, so that memory stays bounded. TF32 is switched off meanwhile.
+        The field lines are followed from the data to σ_max, and from there to infinity by the series expansion of a
+        field far from its data. At infinity the prior is the whole kernel around 0, also if the scheduler's `max_norm`
+        limits the samples that are drawn from it. Large batches are split, to bound the memory. TF32 is disabled
+        during the computation.
 
         Args:
             x: (B, *), in data units.
-            num_inference_steps: number of fixed steps as in `encode`, whose error is of second order and not estimated.
-                None for the adaptive solver.
-            divergence: "exact" (N products vᵀJ a call, each about a plain call), "hutchinson" or "hutch++".
-            num_probes: products a call of the other two; "hutch++" takes multiples of 3.
-            generator: of the probes, one, or a list of B of them.
+            num_inference_steps: number of fixed steps as in `encode`. Their error is of second order, and is not
+                estimated. None for the adaptive solver.
+            divergence: "exact" (N vector-Jacobian products per network call, each of about the cost of a network
+                call), or the estimators "hutchinson" or "hutch++".
+            num_probes: number of products per network call of an estimator; a multiple of 3 for "hutch++".
+            generator: generator of the probes, or a list of B of them.
             probe_distribution: "rademacher" or "gaussian".
-            tolerance: of the adaptive solver, 3e-4 nats by default: the largest error of a log-density, except for the
-                error of ending at σ_max, which `truncation` reports together with the solver's own estimate. Less than
-                the precision of the network is not reached, and `truncation` says so. Not with `num_inference_steps`.
-            **model_kwargs: given to the model; tensors (B, ...) are taken in the same parts.
+            tolerance: absolute tolerance of the adaptive solver, in nats, by default 3e-4. It bounds the error of a
+                log-density except for the end at σ_max, whose error `truncation` contains together with the solver's
+                error estimate. If the network is less precise, `truncation` is larger. None with `num_inference_steps`.
+            **model_kwargs: passed to the model; tensors (B, ...) are split with the batch.
 
         Raises:
-            ValueError: for a guided model or a stochastic scheduler, which have no such density, or if an argument does
-                not fit.
+            ValueError: if the model is guided or the scheduler stochastic, which have no such density; if both
+                `num_inference_steps` and `tolerance` are given; if an argument has a value that is not allowed; or if
+                the model returns NaN or infinity.
 
         Reference:
-            PFGM, arXiv 2209.11178, section 3.3; the prior's constant is that of R^N at height r, for any N and D.
+            PFGM, arXiv 2209.11178, section 3.3; here with the normalization of the kernel in R^N for any N and D.
         """
         check_density(self.model, self.sampler)
         if num_inference_steps is not None and tolerance is not None:
@@ -196,21 +220,26 @@ class PoissonFlow:
             )
         tolerance = DENSITY_TOLERANCE if tolerance is None else tolerance
         check_tolerance(tolerance)
-        points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
-        model, dtype = without_inference_mode(self.model), _dtype_of(x)
+        points, probes = prepare_points_and_probes(x, divergence, num_probes, generator, probe_distribution)
+        model = without_inference_mode(self.model)
         model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
-        size, found = max(1, GRAPH_NUMBERS // x[0].numel()), []
-        for first in range(0, len(x), size):
-            rows = slice(first, first + size)
-            options, part = slice_kwargs(model_kwargs, rows, len(x)), None if probes is None else probes[rows]
-            denoiser = Denoiser(model, self.scheduler.parameterization, dtype, **options)
-            found.append(self._log_prob(denoiser, points[rows], num_inference_steps, divergence, part, tolerance))
-        log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*found, strict=True))[:3])
-        count, error = log_probs.shape[1], None
+        batch_size = max(1, GRAPH_NUMBERS // x[0].numel())
+        results = []
+        for first in range(0, len(x), batch_size):
+            rows = slice(first, first + batch_size)
+            kwargs = slice_kwargs(model_kwargs, rows, len(x))
+            denoiser = Denoiser(model, self.scheduler.parameterization, float_dtype(x), **kwargs)
+            row_probes = None if probes is None else probes[rows]
+            results.append(
+                self._log_prob(denoiser, points[rows], num_inference_steps, divergence, row_probes, tolerance)
+            )
+        log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*results, strict=True))[:3])
+        count = log_probs.shape[1]
+        standard_error = None
         if divergence == "exact" or count > 1:
-            error = log_probs.new_zeros(len(x)) if count == 1 else log_probs.std(1) / count**0.5
-        nfe = max(calls for *_, calls in found)
-        return FlowLogProb(log_probs.mean(1), error, truncation, _returned(latents, x), nfe)
+            standard_error = log_probs.new_zeros(len(x)) if count == 1 else log_probs.std(1) / count**0.5
+        nfe = max(calls for *_, calls in results)
+        return FlowLogProb(log_probs.mean(1), standard_error, truncation, as_dtype_of(latents, x), nfe)
 
     def _log_prob(
         self,
@@ -221,34 +250,37 @@ class PoissonFlow:
         probes: torch.Tensor | None,
         tolerance: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """Estimates (B, P) of log p, the truncation (B,), latents (B, *), calls."""
+        """Estimates (B, P) of log p, their truncation (B,), latents (B, *), and the number of network calls."""
         size = x[0].numel()
 
-        def observe(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)
+        def integrand(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return estimate_trace(lambda y: denoiser(y, sigma), points, divergence, probes)
 
-        kernel, low, high = self.scheduler.kernel, self.sigma_min, self.sigma_max
+        kernel = self.scheduler.kernel
+        low = self.sigma_min
+        high = self.sigma_max
         if num_inference_steps is None:
             count = 1 if probes is None else probes.shape[1] // (3 if divergence == "hutch++" else 1)
             latents, traces, error = integrate_density(
-                observe, x, low, high, tolerance, count, kernel.aug_dim, denoiser.precision(x.device)
+                integrand, x, low, high, tolerance, count, kernel.aug_dim, denoiser.precision(x.device)
             )
         else:
             sigmas = self._step_sigmas(num_inference_steps)
             step_tolerance = max(DENSITY_TOLERANCE / size, denoiser.precision(x.device))
-            latents, traces = integrate_reversible(denoiser, observe, x, sigmas[::-1], step_tolerance)
+            latents, traces = integrate_reversible(denoiser, integrand, x, sigmas[::-1], step_tolerance)
             error = traces.new_zeros(len(x))
         check_finite("model", torch.cat([latents.flatten(1), traces], dim=1))
-        log_end, rest = self._log_prob_at_the_end(denoiser, latents, divergence, probes)
+        log_end, truncation = self._log_prob_at_sigma_max(denoiser, latents, divergence, probes)
         log_probs = log_end + size * math.log(high / low) - traces
         check_finite("model", log_probs)
-        return log_probs, error + rest, latents, denoiser.nfe
+        return log_probs, error + truncation, latents, denoiser.nfe
 
-    def _log_prob_at_the_end(
+    def _log_prob_at_sigma_max(
         self, denoiser: Denoiser, x: torch.Tensor, divergence: str, probes: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Estimates (B, P) of log p at σ_max, and what the way from there to infinity may still add (B,)."""
-        sigma, kernel = self.sigma_max, self.scheduler.kernel
+        """Estimates (B, P) of log p at σ_max, and a bound (B,) of the error of the path from σ_max to infinity."""
+        sigma = self.sigma_max
+        kernel = self.scheduler.kernel
         ratio = min(END_RATIO, sigma / self.sigma_min)
         shift, traces = estimate_trace(lambda x: shift_beyond(denoiser, x, sigma, ratio), x, divergence, probes)
         log_end = kernel.log_prob(x - shift, sigma)
@@ -267,30 +299,31 @@ class PoissonFlow:
         probe_distribution: str = "rademacher",
         **model_kwargs: Any,
     ) -> torch.Tensor:
-        """Estimates of the divergence of dx/dσ = (x − x̂)/σ at one height, whose mean is the estimate.
+        """Compute the divergence of the velocity dx/dσ = (x − x̂)/σ at one noise level.
 
         Args:
             x: (B, *), in data units.
-            sigma: the height, from σ_min to σ_max.
-            divergence, num_probes, generator, probe_distribution, **model_kwargs: as in `log_prob`.
+            sigma: the noise level σ, from σ_min to σ_max.
+            divergence, num_probes, generator, probe_distribution, **model_kwargs: see `log_prob`.
 
         Returns:
-            (B, P), one for each probe; P = 1 for "exact", a third of the probes for "hutch++".
+            (B, P), independent estimates, whose mean is the estimate. P is 1 for "exact", the number of probes for
+            "hutchinson", and a third of it for "hutch++".
 
         Raises:
-            ValueError: for what `log_prob` refuses, or if `sigma` is beyond the heights of the model.
+            ValueError: as `log_prob`, or if `sigma` is not between σ_min and σ_max.
         """
         check_density(self.model, self.sampler)
-        points, probes = _prepared(x, divergence, num_probes, generator, probe_distribution)
+        points, probes = prepare_points_and_probes(x, divergence, num_probes, generator, probe_distribution)
         if not self.sigma_min <= sigma <= self.sigma_max:
             raise ValueError(
-                f"`sigma` must be a height of the model, from {self.sigma_min:.6g} to {self.sigma_max:.6g}, but is "
-                f"{sigma}."
+                f"`sigma` must be a noise level of the model, from {self.sigma_min:.6g} to {self.sigma_max:.6g}, but "
+                f"is {sigma}."
             )
         model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
-        model, parameterization = without_inference_mode(self.model), self.scheduler.parameterization
-        denoiser = Denoiser(model, parameterization, _dtype_of(x), **model_kwargs)
-        traces = estimate_trace(lambda given: denoiser(given, sigma), points, divergence, probes)[1]
+        model = without_inference_mode(self.model)
+        denoiser = Denoiser(model, self.scheduler.parameterization, float_dtype(x), **model_kwargs)
+        traces = estimate_trace(lambda y: denoiser(y, sigma), points, divergence, probes)[1]
         return (x[0].numel() - traces) / sigma
 
     @without_tf32()
@@ -298,63 +331,33 @@ class PoissonFlow:
     def _transport(
         self,
         x: torch.Tensor,
-        up: bool,
+        is_encoding: bool,
         num_inference_steps: int,
         tolerance: float | None,
         step_tolerance: float,
         model_kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, int]:
-        """Points (B, *) at the other end of the flow, and the network calls."""
-        _check_points("x" if up else "latents", x)
+        """Points (B, *) at the other end of the flow, and the number of network calls."""
+        check_points("x" if is_encoding else "latents", x)
         check_tolerance(step_tolerance, "step_tolerance")
-        denoiser = Denoiser(self.model, self.scheduler.parameterization, _dtype_of(x), **model_kwargs)
+        denoiser = Denoiser(self.model, self.scheduler.parameterization, float_dtype(x), **model_kwargs)
         points = x.to(working_dtype(x.device))
         precision = denoiser.precision(x.device)
         if tolerance is not None:
             check_tolerance(tolerance)
-            start, stop = (self.sigma_min, self.sigma_max) if up else (self.sigma_max, self.sigma_min)
+            start, stop = self.sigma_min, self.sigma_max
+            if not is_encoding:
+                start, stop = stop, start
             end = integrate_adaptive(denoiser, points, start, stop, max(tolerance, precision))
         else:
-            sigmas = self._step_sigmas(num_inference_steps)[:: -1 if up else 1]
+            sigmas = self._step_sigmas(num_inference_steps)[:: -1 if is_encoding else 1]
             step_tolerance = max(step_tolerance, precision)
             end, _ = integrate_reversible(denoiser, without_integrand(denoiser), points, sigmas, step_tolerance)
         check_finite("model", end)
-        return _returned(end, x), denoiser.nfe
+        return as_dtype_of(end, x), denoiser.nfe
 
     def _step_sigmas(self, num_inference_steps: int) -> list[float]:
-        """One σ more than steps, from σ_max to σ_min: by the scheduler's knots, else in equal ratios."""
+        """The n + 1 σ's of n fixed steps, from σ_max to σ_min: by the scheduler's knots, or in equal ratios."""
         count = check_whole_number("num_inference_steps", num_inference_steps, 1) + 1
         knots = self.scheduler.config.sigma_knots
         return knotted_sigmas(knots, count) if knots else geometric_sigmas(self.sigma_max, self.sigma_min, count)
-
-
-def _check_points(name: str, x: torch.Tensor) -> None:
-    """Raises ValueError unless x is a batch (B, *) of finite points."""
-    if x.ndim < 2 or not x.numel():
-        raise ValueError(
-            f"`{name}` must have the shape (B, *) of one point or more, but has {tuple(x.shape)}. A single point "
-            "(N,) is `x.unsqueeze(0)`."
-        )
-    check_finite(name, x)
-
-
-def _dtype_of(x: torch.Tensor) -> torch.dtype | None:
-    """Of a model that does not tell its own, if the data has one for it."""
-    return x.dtype if x.is_floating_point() else None
-
-
-def _returned(points: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    """Points in the dtype that the caller gave, but in no narrower one than float32: the prior is heavy-tailed."""
-    return points.to(torch.promote_types(given.dtype, torch.float32))
-
-
-def _prepared(
-    x: torch.Tensor, divergence: str, num_probes: int, generator: Generators, distribution: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """x in the working dtype, and the probes of a divergence that takes any."""
-    _check_points("x", x)
-    check_divergence(divergence, num_probes, distribution)
-    points = x.to(working_dtype(x.device), copy=True)  # one that autograd may follow, also under inference mode
-    if divergence == "exact":
-        return points, None
-    return points, draw_probes(tuple(points.shape), num_probes, distribution, generator, points)

@@ -1,4 +1,4 @@
-"""What a flow returns: points at either of its ends and densities, each with its network calls."""
+"""Results of a flow: samples, latents and log-densities, each with its number of network calls."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 @dataclass
 class FlowSamples:
-    """Points near or on the data.
+    """Samples at the data end of the flow.
 
     Attributes:
         sample: (B, *), in data units.
-        nfe: network calls.
+        nfe: number of network calls.
     """
 
     sample: torch.Tensor
@@ -22,11 +22,11 @@ class FlowSamples:
 
 @dataclass
 class FlowLatents:
-    """Points of the prior.
+    """Latents at the prior end of the flow.
 
     Attributes:
-        latents: (B, *), in data units at σ_max.
-        nfe: network calls.
+        latents: (B, *), points at σ_max, in data units.
+        nfe: number of network calls.
     """
 
     latents: torch.Tensor
@@ -38,14 +38,14 @@ class FlowLogProb:
     """Log-densities of a flow.
 
     Attributes:
-        log_prob: (B,), in nats, of the flow's density at σ_min.
-        standard_error: (B,), of the random divergence, in nats; 0 for the exact one, None for a single estimate, which
-            has no spread.
-        truncation: (B,), in nats: the most by which the density should differ from that of a flow followed to infinity,
-            where the prior is exact, rather than to σ_max; with the tolerance of an adaptive solver, but not with the
-            error of fixed steps.
-        latents: (B, *), where the points come from.
-        nfe: network calls, each of them followed by the products of the divergence.
+        log_prob: (B,), log-density at σ_min, in nats.
+        standard_error: (B,), standard error of `log_prob` from the random divergence, in nats. 0 for the exact
+            divergence; None for a single estimate, which has no sample variance.
+        truncation: (B,), estimated bound of the error of `log_prob`, in nats. It has two parts: the flow is followed to
+            σ_max rather than to infinity, where the prior is exact; and the error estimate of the adaptive solver. The
+            error of fixed steps is not included.
+        latents: (B, *), the latents of the points at σ_max.
+        nfe: number of network calls. The vector-Jacobian products of the divergence, at each call, are not counted.
     """
 
     log_prob: torch.Tensor

@@ -1,0 +1,41 @@
+"""Points that a flow is given and returns: checks, dtypes, and the probes of a random divergence."""
+
+from __future__ import annotations
+
+import torch
+
+from ..physics.charges import check_finite
+from ..physics.tensors import Generators, working_dtype
+from ..solvers.divergence import check_divergence, draw_probes
+
+
+def check_points(name: str, x: torch.Tensor) -> None:
+    """Raise a ValueError unless x is a non-empty batch (B, *) of finite points."""
+    if x.ndim < 2 or not x.numel():
+        raise ValueError(
+            f"`{name}` must have the shape (B, *) of one point or more, but has {tuple(x.shape)}. A single point "
+            "(N,) is `x.unsqueeze(0)`."
+        )
+    check_finite(name, x)
+
+
+def float_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """The dtype of the data if it is floating-point, for models without a known dtype."""
+    return x.dtype if x.is_floating_point() else None
+
+
+def as_dtype_of(points: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Points in the dtype of x, but at least in float32, as the prior is heavy-tailed."""
+    return points.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def prepare_points_and_probes(
+    x: torch.Tensor, divergence: str, num_probes: int, generator: Generators, distribution: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x in the working dtype, and the probes of the divergence, None if it is exact."""
+    check_points("x", x)
+    check_divergence(divergence, num_probes, distribution)
+    points = x.to(working_dtype(x.device), copy=True)  # a copy outside of inference mode, for autograd
+    if divergence == "exact":
+        return points, None
+    return points, draw_probes(tuple(points.shape), num_probes, distribution, generator, points)

@@ -119,7 +119,7 @@ def test_a_finite_aug_dim_has_one_warning_and_the_same_steps(aug_dim: float, cap
     ids=lambda value: type(value).__name__,
 )
 def test_schedulers_of_other_networks_are_refused(theirs: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"`config` is that of .*{message}"):
+    with pytest.raises(ValueError, match=f"`config` belongs to .*{message}"):
         PoissonFlowScheduler.from_config(theirs.config)
     theirs.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):

@@ -49,7 +49,7 @@ CONSISTENCY = (
 def incompatibility(config: Mapping[str, Any]) -> str | None:
     """Return why the network of a diffusers scheduler with these options defines no Poisson flow; None if it does.
 
-    The reason completes a sentence such as "`config` is that of ...".
+    The reason completes a sentence such as "`config` belongs to ...".
     """
     prediction_type = config.get("prediction_type")
     if "shift" in config or config.get("use_flow_sigmas") or prediction_type == "flow_prediction":
@@ -175,7 +175,7 @@ def convert_config(config: Mapping[str, Any], overrides: Mapping[str, Any], name
     own.update({name: value for name, value in overrides.items() if name in own})
     reason = incompatibility(own)
     if reason is not None:
-        raise ValueError(f"`config` is that of {reason}.")
+        raise ValueError(f"`config` belongs to {reason}.")
     passed_on = {name: value for name, value in config.items() if name not in own and name not in names}
     passed_on.pop("_use_default_values", None)
     converted = {**passed_on, "prediction_type": "epsilon", **own}

@@ -233,8 +233,7 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
             device: the device of `timesteps`.
             sigmas: custom σ's in place of `num_inference_steps`, positive and strictly decreasing. A final 0 is
                 optional.
-            timesteps: custom timesteps in place of `num_inference_steps`, as the network is given them, one for each
-                step.
+            timesteps: custom timesteps of the network in place of `num_inference_steps`, one for each step.
 
         Raises:
             ValueError: if not exactly one of `num_inference_steps`, `sigmas` and `timesteps` is given, if the number is

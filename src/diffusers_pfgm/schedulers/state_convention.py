@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 
 
 class StateConvention:
-    """A record of what a pipeline has asked of its scheduler in a run, and checks that it is enough for the convention.
+    """A record of the scheduler methods that a pipeline has called in a run, and checks that it follows the convention.
 
     Args:
         sigma_data: the network's `sigma_data` with EDM's preconditioning, or None.

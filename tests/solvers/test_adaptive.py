@@ -1,4 +1,4 @@
-"""RK45 follows the same lines as the fixed steps, and counts its calls."""
+"""RK45 gives the same samples as the fixed steps, and counts its network calls."""
 
 import math
 from typing import Any
@@ -19,13 +19,13 @@ def quiet(network: Any, scheduler: Any) -> PFGMPipeline:
     return pipe
 
 
-def test_a_gaussians_lines_are_known() -> None:
-    # Data N(0, s²) at D = ∞: x̂ = x s²/(s² + σ²), so that x is proportional to √(s² + σ²), down and up again.
+def test_field_lines_of_a_gaussian_are_exact() -> None:
+    # Data N(0, s²) at D = ∞: x̂ = x s²/(s² + σ²), so that x is proportional to √(s² + σ²).
     x = torch.randn(5, 3, generator=seeded(), dtype=torch.float64)
     denoise = lambda x, sigma: x * 0.25 / (0.25 + sigma**2)  # noqa: E731
-    down = integrate_adaptive(denoise, x, 40.0, 0.01, 1e-8)
-    assert torch.allclose(down, x * math.sqrt((0.25 + 1e-4) / (0.25 + 1600)), rtol=1e-6)
-    assert torch.allclose(integrate_adaptive(denoise, down, 0.01, 40.0, 1e-10), x, rtol=1e-5)
+    decoded = integrate_adaptive(denoise, x, 40.0, 0.01, 1e-8)
+    assert torch.allclose(decoded, x * math.sqrt((0.25 + 1e-4) / (0.25 + 1600)), rtol=1e-6)
+    assert torch.allclose(integrate_adaptive(denoise, decoded, 0.01, 40.0, 1e-10), x, rtol=1e-5)
 
 
 def test_end_points_are_the_authors(endpoints: dict[str, torch.Tensor]) -> None:
@@ -37,7 +37,7 @@ def test_end_points_are_the_authors(endpoints: dict[str, torch.Tensor]) -> None:
     assert denoiser.nfe == pytest.approx(endpoints["rk45_nfe"].item(), abs=20)
 
 
-def test_calls_are_counted_and_near_the_papers(digits: torch.Tensor) -> None:
+def test_calls_are_counted_and_close_to_the_papers(digits: torch.Tensor) -> None:
     field, calls = ChargeField(digits), []
     field.register_forward_hook(lambda *_: calls.append(1))
     output = quiet(field, PoissonFlowScheduler())(64, tolerance=1e-3, generator=seeded(), output_type="pt")
@@ -53,7 +53,7 @@ def test_calls_are_counted_and_near_the_papers(digits: torch.Tensor) -> None:
     ],
     ids=lambda scheduler: f"{type(scheduler).__name__} {scheduler.config.prediction_type}",
 )
-def test_every_kind_of_network_is_solved(scheduler: Any) -> None:
+def test_every_kind_of_network_is_integrated(scheduler: Any) -> None:
     parameterization = Parameterization("epsilon", sigma_data=0.5)
     if isinstance(scheduler, PoissonFlowScheduler):
         parameterization = scheduler.parameterization
@@ -64,21 +64,21 @@ def test_every_kind_of_network_is_solved(scheduler: Any) -> None:
         for options in ({"tolerance": 1e-4}, {"num_inference_steps": 300})
     )
     assert len(adaptive.flatten(1).mean(1).mul(10).round().unique()) == 3
-    # Which charge a line ends at depends on its start alone, which EDM's own scheduler draws 0.01 % farther out.
+    # A field line is determined by its initial point, which EDM's own scheduler draws with a norm 0.01 % larger.
     assert (adaptive - fixed).abs().max() < 0.02
 
 
 def test_no_model_is_called_beyond_the_last_sigma() -> None:
-    seen = []
+    sigmas = []
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        seen.append(sigma.item())
+        sigmas.append(sigma.item())
         return x / (1 + sigma**2)
 
     x = torch.ones(1, 2, dtype=torch.float64)
     for ends in ((0.01, 40.0), (40.0, 0.01)):
         integrate_adaptive(denoise, x, *ends, 1e-3)
-    assert min(seen) > 0.01 * (1 - 1e-9) and max(seen) < 40 * (1 + 1e-9)
+    assert min(sigmas) > 0.01 * (1 - 1e-9) and max(sigmas) < 40 * (1 + 1e-9)
 
 
 def test_the_calls_of_a_rough_model_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Traces of Jacobians, against the Jacobians themselves."""
+"""Traces of Jacobians, compared with the Jacobians themselves."""
 
 import pytest
 import torch
@@ -31,9 +31,9 @@ def test_exact_trace_of_a_field_is_autograds() -> None:
 
     denoised, trace = estimate_trace(denoise, x)
     assert torch.equal(denoised, denoise(x)) and not trace.requires_grad and trace.shape == (4, 1)
-    for row, found in zip(x, trace[:, 0], strict=True):
+    for row, value in zip(x, trace[:, 0], strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda row: denoise(row[None])[0].flatten(), row)
-        assert found == pytest.approx(jacobian.view(6, 6).trace().item(), rel=1e-10)
+        assert value == pytest.approx(jacobian.view(6, 6).trace().item(), rel=1e-10)
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
@@ -42,31 +42,31 @@ def test_hutchinson_is_unbiased(distribution: str) -> None:
     estimates = estimate_trace(linear, x, "hutchinson", probes(x, 2000, distribution))[1][0]
     error = estimates.std() / 2000**0.5
     assert abs(estimates.mean() - MATRIX.trace()) < 3 * error
-    # Var vᵀJv, with S the symmetric part: 2 Σ S_ij² off the diagonal for ±1, everywhere for a Gaussian
+    # Var vᵀJv, with S the symmetric part: 2 Σ S_ij² without the diagonal for ±1, with it for a Gaussian
     squares = (2 * ((MATRIX + MATRIX.T) / 2).square()).fill_diagonal_(0 if distribution == "rademacher" else torch.nan)
     if distribution == "gaussian":
         squares = 2 * ((MATRIX + MATRIX.T) / 2).square()
     assert estimates.var() == pytest.approx(squares.sum().item(), rel=0.15)
 
 
-def test_hutch_plus_plus_is_exact_where_its_sketch_holds_all() -> None:
+def test_hutch_plus_plus_is_exact_for_a_low_rank() -> None:
     x = points(2)
     low_rank = MATRIX[:, :2] @ MATRIX[:2]
 
     def denoise(x: torch.Tensor) -> torch.Tensor:
         return (x.flatten(1) @ low_rank.T).view_as(x)
 
-    found = estimate_trace(denoise, x, "hutch++", probes(x, 6))[1]  # a sketch of two columns
-    assert found.shape == (2, 2) and torch.allclose(found, low_rank.trace().expand(2, 2), rtol=1e-9)
+    estimates = estimate_trace(denoise, x, "hutch++", probes(x, 6))[1]  # a sketch of two columns
+    assert estimates.shape == (2, 2) and torch.allclose(estimates, low_rank.trace().expand(2, 2), rtol=1e-9)
 
 
 def test_hutch_plus_plus_is_unbiased() -> None:
     x = points(3000)
-    found = estimate_trace(linear, x, "hutch++", probes(x, 6))[1].mean(1)
-    assert abs(found.mean() - MATRIX.trace()) < 3 * found.std() / 3000**0.5
+    estimates = estimate_trace(linear, x, "hutch++", probes(x, 6))[1].mean(1)
+    assert abs(estimates.mean() - MATRIX.trace()) < 3 * estimates.std() / 3000**0.5
 
 
-def test_probes_belong_to_their_generators() -> None:
+def test_probes_of_a_sample_are_drawn_from_its_generator() -> None:
     x = points(3)
     state = torch.get_rng_state()
     whole = draw_probes((3, 2, 3), 4, "rademacher", [seeded(i) for i in range(3)], x)

@@ -1,4 +1,4 @@
-"""Equations x = G(x): as precisely as asked, in few rounds, each sample for itself."""
+"""Equations x = G(x) are solved to the tolerance, in few iterations, independently for each sample."""
 
 import pytest
 import torch
@@ -7,21 +7,21 @@ from diffusers_pfgm.solvers.fixed_point import MEMORY, solve_fixed_point
 from tests.conftest import seeded
 
 
-def test_a_linear_equation_of_few_directions_takes_little_more_rounds_than_these() -> None:
-    # Every direction beyond contracts to nothing at once, so that mixing is a solver by as few Krylov vectors.
+def test_a_linear_equation_of_low_rank_is_solved_in_little_more_iterations_than_its_rank() -> None:
+    # All other directions converge in one iteration, so that mixing works in a small Krylov space.
     directions = torch.linalg.qr(torch.randn(20, MEMORY - 1, generator=seeded(), dtype=torch.float64))[0]
     strengths = torch.tensor([-9.0, -2.0, 1.7, 4.0], dtype=torch.float64)
     matrix = directions * strengths @ directions.mT
     shift = torch.randn(3, 20, generator=seeded(1), dtype=torch.float64)
-    rounds = []
+    iterates = []
 
     def update(x: torch.Tensor) -> torch.Tensor:
-        rounds.append(x)
+        iterates.append(x)
         return shift + x @ matrix
 
     x, change = solve_fixed_point(update, torch.zeros(3, 20, dtype=torch.float64), 1e-9, 50)
     exact = torch.linalg.solve(torch.eye(20, dtype=torch.float64) - matrix, shift, left=False)
-    assert torch.allclose(x, exact, atol=1e-7) and (change <= 1e-9).all() and len(rounds) <= MEMORY + 2
+    assert torch.allclose(x, exact, atol=1e-7) and (change <= 1e-9).all() and len(iterates) <= MEMORY + 2
 
 
 def test_a_sample_does_not_depend_on_the_others() -> None:
@@ -35,7 +35,7 @@ def test_a_sample_does_not_depend_on_the_others() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 1, 4, 4)])
-def test_what_does_not_converge_is_told(shape: tuple[int, ...]) -> None:
+def test_a_failure_to_converge_is_reported(shape: tuple[int, ...]) -> None:
     x, change = solve_fixed_point(lambda x: x + 1 + x.square(), torch.zeros(shape, dtype=torch.float64), 1e-6, 7)
     assert x.shape == shape and change.shape == (2,) and not (change <= 1e-6).any()
     calls = []
@@ -43,7 +43,7 @@ def test_what_does_not_converge_is_told(shape: tuple[int, ...]) -> None:
     assert not (change <= 1e-6).any() and len(calls) == 1
 
 
-def test_changes_within_the_noise_end_the_search() -> None:
+def test_changes_within_the_noise_end_the_iteration() -> None:
     calls = []
 
     def update(x: torch.Tensor) -> torch.Tensor:

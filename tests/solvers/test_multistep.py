@@ -1,4 +1,4 @@
-"""Solvers as laws: order of convergence, diffusers' own results at D = ∞, the authors' end points, the theorem."""
+"""Laws of the solvers: order of convergence, the last step, the authors' end points, and PFGM's theorem."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ def exact_mean(charges: torch.Tensor, aug_dim: float, scale: float = 1.0) -> Cal
 def integrate(
     x: torch.Tensor, mean: Callable[..., torch.Tensor], sigmas: Sequence[float], *solver: object
 ) -> torch.Tensor:
-    seen: list[torch.Tensor] = []
+    history: list[torch.Tensor] = []
     for step in plan_steps(sigmas, *solver):  # type: ignore[arg-type]
-        seen.insert(0, mean(x, step.sigma))
-        x = step(x, seen)
+        history.insert(0, mean(x, step.sigma))
+        x = step(x, history)
     return x
 
 
@@ -60,11 +60,11 @@ def test_order_of_convergence(aug_dim: float, solver: str, order: int, use_corre
     assert fitted == pytest.approx(slope, abs=0.25)
 
 
-def test_steps_go_both_ways() -> None:
+def test_sigma_may_decrease_or_increase() -> None:
     mean = exact_mean(torch.randn(20, 6, generator=seeded(0), dtype=torch.float64), 1.0)
     start = PoissonKernel(1.0).sample((16, 6), 10.0, seeded(1), dtype=torch.float64)
-    down = integrate(start, mean, spaced(10, 0.5, 400))
-    assert torch.allclose(integrate(down, mean, spaced(0.5, 10, 400)), start, rtol=1e-4, atol=1e-4)
+    decoded = integrate(start, mean, spaced(10, 0.5, 400))
+    assert torch.allclose(integrate(decoded, mean, spaced(0.5, 10, 400)), start, rtol=1e-4, atol=1e-4)
 
 
 def test_the_last_step_is_the_posterior_mean() -> None:
@@ -93,10 +93,10 @@ def test_end_points_are_the_authors(
 
 
 def uniformity(charges: torch.Tensor, aug_dim: float, scale: float) -> list[float]:
-    """p-values of 'on the far hemisphere directions are uniform', for points that flow up from the charges."""
+    """p-values of the hypothesis that encoded points have uniform directions on the hemisphere."""
     dim = charges.shape[1]
     chosen = torch.randint(len(charges), (20_000,), generator=seeded(0))
-    # Close to a charge its own field is all there is, so the flux leaves it as its kernel.
+    # Close to a charge its own field dominates, so that its flux has the distribution of its kernel.
     start = charges[chosen] + PoissonKernel(1.0).sample((len(chosen), dim), 0.01, seeded(1), dtype=torch.float64)
     mean = exact_mean(charges, aug_dim, scale)
     top = 1000.0
@@ -113,21 +113,21 @@ def uniformity(charges: torch.Tensor, aug_dim: float, scale: float) -> list[floa
 
 
 def lopsided_charges(dim: int) -> torch.Tensor:
-    """Four close together and one apart: their shares of the hemisphere hang on the field's exponent."""
+    """Four charges close together and a distant one: their parts of the hemisphere depend on the field's exponent."""
     charges = torch.randn(5, dim, generator=seeded(3), dtype=torch.float64)
     charges[4] += 4
     return charges
 
 
 @pytest.mark.parametrize("dim", [2, 16])
-def test_charges_arrive_uniform_on_the_hemisphere(dim: int) -> None:
+def test_encoded_points_are_uniform_on_the_hemisphere(dim: int) -> None:
     """Theorem 1 of PFGM (arXiv 2209.11178)."""
     assert min(uniformity(lopsided_charges(dim), 1.0, 1.0)) > 0.01
 
 
 @pytest.mark.parametrize("dim", [2, 16])
-def test_with_a_wrong_exponent_they_do_not(dim: int) -> None:
-    # D = 2 at the same height r = σ√2 has the exponent N + 2 in place of N + 1.
+def test_with_a_wrong_exponent_they_are_not(dim: int) -> None:
+    # D = 2 at the same radius r = σ√2 has the exponent N + 2 in place of N + 1.
     assert min(uniformity(lopsided_charges(dim), 2.0, math.sqrt(2))) < 1e-6
 
 
@@ -137,8 +137,8 @@ def test_heun_is_the_trapezoid_rule_in_sigma() -> None:
 
     x = torch.randn(5, generator=seeded(), dtype=torch.float64)
     slope = (x - mean(x, 2.0)) / 2
-    there = x - slope
-    expected = x - (slope + there - mean(there, 1.0)) / 2
+    euler = x - slope
+    expected = x - (slope + euler - mean(euler, 1.0)) / 2
     assert torch.allclose(integrate(x, mean, [2.0, 1.0], "heun"), expected)
 
 
@@ -148,15 +148,15 @@ def test_variance_preserving_steps_are_the_same_steps(solver: str, final: float)
     x = 10 * torch.randn(4, 6, generator=seeded(1), dtype=torch.float64)
     sigmas = [10.0, 6.0, 2.5, 1.0, 0.4, final]
     steps = variance_preserving(plan_steps(sigmas, solver), final)
-    state, seen = x / math.sqrt(101), []
+    state, history = x / math.sqrt(101), []
     for step in steps:
-        seen.insert(0, mean(state * math.sqrt(1 + step.sigma**2), step.sigma))
-        state = step(state, seen)
+        history.insert(0, mean(state * math.sqrt(1 + step.sigma**2), step.sigma))
+        state = step(state, history)
     assert torch.allclose(state * math.sqrt(1 + final**2), integrate(x, mean, sigmas, solver))
 
 
 @pytest.mark.parametrize(("growth", "nodes"), [(0.5, 3), (1.2, 3), (1.3, 2), (1.9, 2), (2.1, 1), (10.0, 1)])
-def test_a_step_far_beyond_the_last_ones_extrapolates_less(growth: float, nodes: int) -> None:
+def test_a_step_much_longer_than_the_last_has_a_lower_order(growth: float, nodes: int) -> None:
     lengths = [0.1, 0.1, 0.1, 0.1 * growth]
     sigmas = [math.exp(-sum(lengths[:i])) for i in range(5)]
     weights = plan_steps(sigmas, "multistep", 3, False)[-1].weights
@@ -166,7 +166,7 @@ def test_a_step_far_beyond_the_last_ones_extrapolates_less(growth: float, nodes:
 
 
 def test_a_long_step_does_no_harm() -> None:
-    # Steps as a fitted spacing has them at D = ∞: dense where the digits part, one long step to the plane.
+    # A spacing as it is fitted at D = ∞: short steps where field lines separate, one long step to the plane.
     charges = torch.randn(30, 16, generator=seeded(0), dtype=torch.float64)
     mean = exact_mean(charges, math.inf)
     x = 40 * torch.randn(200, 16, generator=seeded(1), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""TF32 is off inside, and afterwards what it was."""
+"""TF32 is disabled in the context, and its settings are restored afterwards."""
 
 import threading
 from collections.abc import Iterator
@@ -10,40 +10,40 @@ from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
 from diffusers_pfgm.solvers.precision import without_tf32
 
 
-def switches() -> tuple[str, bool]:
+def tf32_settings() -> tuple[str, bool]:
     return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    before = switches()
+    previous = tf32_settings()
     yield
-    torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.allow_tf32 = before[1]
+    torch.set_float32_matmul_precision(previous[0])
+    torch.backends.cudnn.allow_tf32 = previous[1]
 
 
 @pytest.mark.parametrize("matmul", ["highest", "high", "medium"])
 @pytest.mark.parametrize("convolution", [True, False])
-def test_switches_come_back(matmul: str, convolution: bool) -> None:
+def test_settings_are_restored(matmul: str, convolution: bool) -> None:
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = convolution
     with pytest.raises(KeyError), without_tf32(), without_tf32():
-        assert switches() == ("highest", False)
+        assert tf32_settings() == ("highest", False)
         raise KeyError
-    assert switches() == (matmul, convolution)
+    assert tf32_settings() == (matmul, convolution)
 
 
-def test_threads_that_overlap_leave_them_as_they_were() -> None:
+def test_overlapping_threads_restore_the_settings() -> None:
     torch.backends.cudnn.allow_tf32 = True
     inside, leave = threading.Event(), threading.Event()
 
-    def stay() -> None:
+    def hold() -> None:
         with without_tf32():
             inside.set()
             leave.wait(10)
 
     with without_tf32():
-        other = threading.Thread(target=stay)
+        other = threading.Thread(target=hold)
         other.start()
         inside.wait(10)
     assert not torch.backends.cudnn.allow_tf32
@@ -52,11 +52,11 @@ def test_threads_that_overlap_leave_them_as_they_were() -> None:
     assert torch.backends.cudnn.allow_tf32
 
 
-def test_a_flows_networks_run_without() -> None:
-    torch.backends.cudnn.allow_tf32, seen = True, []
+def test_a_flow_calls_its_network_without_tf32() -> None:
+    torch.backends.cudnn.allow_tf32, settings = True, []
 
     def model(sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
-        seen.append(torch.backends.cudnn.allow_tf32)
+        settings.append(torch.backends.cudnn.allow_tf32)
         return (sample / 2,)
 
     flow = PoissonFlow(model, PoissonFlowScheduler(prediction_type="sample"))
@@ -64,4 +64,4 @@ def test_a_flows_networks_run_without() -> None:
     for call in (flow.encode, flow.decode, flow.log_prob):
         call(x, 3)
     flow.divergence(x, 1.0)
-    assert not any(seen) and torch.backends.cudnn.allow_tf32
+    assert not any(settings) and torch.backends.cudnn.allow_tf32

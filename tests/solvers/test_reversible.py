@@ -1,4 +1,4 @@
-"""Steps that undo themselves."""
+"""Steps that can be reversed."""
 
 import math
 
@@ -15,7 +15,7 @@ VARIANCE = 0.25
 
 
 def gaussian(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """x̂ of data N(0, s²) at D = ∞, whose lines are x ∝ √(s² + σ²)."""
+    """x̂ of data N(0, s²) at D = ∞, whose field lines are x ∝ √(s² + σ²)."""
     return x * VARIANCE / (VARIANCE + sigma**2)
 
 
@@ -23,11 +23,11 @@ def with_trace(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tenso
     return gaussian(x, sigma), x.new_full((len(x), 1), 3 * VARIANCE / (VARIANCE + sigma**2))
 
 
-def nothing(denoise: object) -> Integrand:
+def without_quantities(denoise: object) -> Integrand:
     return lambda x, sigma: (denoise(x, sigma), x.new_zeros(len(x), 0))  # type: ignore[operator]
 
 
-def test_a_step_solved_for_its_start_is_the_step_back() -> None:
+def test_a_step_solved_for_its_start_is_the_reverse_step() -> None:
     x_coefficient, (start_weight, end_weight) = trapezoid_weights(3.0, 0.7)
     inverse, (inverse_start, inverse_end) = trapezoid_weights(0.7, 3.0)
     assert inverse == pytest.approx(1 / x_coefficient)
@@ -41,28 +41,30 @@ def test_second_order() -> None:
     exact = x * math.sqrt((VARIANCE + 1600) / (VARIANCE + 1e-4))
     errors, integrals = [], []
     for steps in (40, 80):
-        heights = geometric_sigmas(40.0, 0.01, steps + 1)[::-1]
-        end, total = integrate_reversible(gaussian, with_trace, x, heights, 1e-12)
+        sigmas = geometric_sigmas(40.0, 0.01, steps + 1)[::-1]
+        end, integral = integrate_reversible(gaussian, with_trace, x, sigmas, 1e-12)
         errors.append((end - exact).norm().item())
-        wanted = 1.5 * math.log((VARIANCE / 1e-4 + 1) / (VARIANCE / 1600 + 1))  # ∫ 3 s²/(s² + σ²) d log σ
-        integrals.append(abs(total[0, 0].item() - wanted))
+        exact_integral = 1.5 * math.log((VARIANCE / 1e-4 + 1) / (VARIANCE / 1600 + 1))  # ∫ 3 s²/(s² + σ²) d log σ
+        integrals.append(abs(integral[0, 0].item() - exact_integral))
     for coarse, fine in (errors, integrals):
         assert math.log2(coarse / fine) == pytest.approx(2, abs=0.1)
 
 
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
-def test_few_long_steps_return_all_the_same(aug_dim: float | None) -> None:
+def test_few_long_steps_are_reversible(aug_dim: float | None) -> None:
     charges = torch.randn(3, 4, generator=seeded(1), dtype=torch.float64)
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         return posterior_mean(x, sigma, charges, aug_dim)
 
     x = charges[[0, 1, 2, 0]] + torch.randn(4, 4, generator=seeded(), dtype=torch.float64)
-    heights = geometric_sigmas(40.0, 1.0, 11)
-    up, _ = integrate_reversible(denoise, nothing(denoise), x, heights[::-1], 1e-12)
-    down, _ = integrate_reversible(denoise, nothing(denoise), up, heights, 1e-12)
-    finer, _ = integrate_reversible(denoise, nothing(denoise), x, geometric_sigmas(40.0, 1.0, 401)[::-1], 1e-12)
-    assert (down - x).norm() / x.norm() < 1e-9 < 1e-4 < (up - finer).norm() / finer.norm()
+    sigmas = geometric_sigmas(40.0, 1.0, 11)
+    encoded, _ = integrate_reversible(denoise, without_quantities(denoise), x, sigmas[::-1], 1e-12)
+    decoded, _ = integrate_reversible(denoise, without_quantities(denoise), encoded, sigmas, 1e-12)
+    finer, _ = integrate_reversible(
+        denoise, without_quantities(denoise), x, geometric_sigmas(40.0, 1.0, 401)[::-1], 1e-12
+    )
+    assert (decoded - x).norm() / x.norm() < 1e-9 < 1e-4 < (encoded - finer).norm() / finer.norm()
 
 
 def test_a_step_without_a_solution_is_refused() -> None:
@@ -70,41 +72,43 @@ def test_a_step_without_a_solution_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"from sigma 1 to 0.1 cannot be reversed.* 1 of 1 .*larger `num_inference_steps`"
     ):
-        integrate_reversible(steep, nothing(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)
+        integrate_reversible(steep, without_quantities(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)
 
 
-def test_a_steep_mean_is_solved_for_all_the_same() -> None:
+def test_a_steep_mean_is_solved() -> None:
     steep = lambda x, sigma: 50 * x  # noqa: E731
-    heights = [1.0, 0.1, 0.01]
+    sigmas = [1.0, 0.1, 0.01]
     x = torch.ones(1, 2, dtype=torch.float64)
-    down, _ = integrate_reversible(steep, nothing(steep), x, heights, 1e-12)
-    up, _ = integrate_reversible(steep, nothing(steep), down, heights[::-1], 1e-12)
-    assert torch.allclose(up, x, atol=1e-10) and (down - x).norm() > 0.1
+    decoded, _ = integrate_reversible(steep, without_quantities(steep), x, sigmas, 1e-12)
+    encoded, _ = integrate_reversible(steep, without_quantities(steep), decoded, sigmas[::-1], 1e-12)
+    assert torch.allclose(encoded, x, atol=1e-10) and (decoded - x).norm() > 0.1
 
 
 def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """x with so many bits of mantissa, as TF32 (10) and bfloat16 (7) have."""
+    """x rounded to `bits` bits of mantissa, as TF32 (10) and bfloat16 (7) have."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp((mantissa * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent)
 
 
 @pytest.mark.parametrize(("bits", "bound"), [(10, 2e-3), (7, 2e-2)])
-def test_a_model_that_rounds_is_followed_as_closely_as_it_can_tell(bits: int, bound: float) -> None:
+def test_a_model_that_rounds_is_reversed_to_its_precision(bits: int, bound: float) -> None:
     matrix = torch.randn(6, 6, generator=seeded(2), dtype=torch.float64) / 3
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         return rounded(rounded((rounded(x, bits) @ matrix).tanh(), bits) @ matrix, bits)
 
     x = torch.randn(4, 6, generator=seeded(), dtype=torch.float64)
-    heights = geometric_sigmas(40.0, 0.05, 31)
+    sigmas = geometric_sigmas(40.0, 0.05, 31)
     with pytest.warns(UserWarning, match=r"less precise than `step_tolerance` = 1e-08: .* or pass `step_tolerance="):
-        up, _ = integrate_reversible(denoise, nothing(denoise), x, heights[::-1], 1e-8)
-        down, _ = integrate_reversible(denoise, nothing(denoise), up, heights, 1e-8)
-    assert (down - x).norm() / x.norm() < bound
+        encoded, _ = integrate_reversible(denoise, without_quantities(denoise), x, sigmas[::-1], 1e-8)
+        decoded, _ = integrate_reversible(denoise, without_quantities(denoise), encoded, sigmas, 1e-8)
+    assert (decoded - x).norm() / x.norm() < bound
 
 
-def test_a_mean_that_jumps_has_no_step_back() -> None:
-    # x̂ is far from x on either side of 0, always the other one, so that x' of neither is right.
+def test_a_discontinuous_mean_is_refused() -> None:
+    # x̂ has the opposite sign of x and jumps at x = 0, so that no x' solves the equation of the step.
     jumping = lambda x, sigma: -x.sign() * x.new_tensor([1.0, 0.5])  # noqa: E731
     with pytest.raises(ValueError, match=r"cannot be reversed.* 1 of 1 samples"):
-        integrate_reversible(jumping, nothing(jumping), torch.full((1, 2), 0.01, dtype=torch.float64), [1.0, 0.5], 1e-6)
+        integrate_reversible(
+            jumping, without_quantities(jumping), torch.full((1, 2), 0.01, dtype=torch.float64), [1.0, 0.5], 1e-6
+        )

@@ -129,9 +129,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     prior = PoissonFlowScheduler().sample_prior((2000, *digits.shape[1:]), generator)
     print(f"   prior at σ = 40:           {format_p_values(prior, 40.0)}")
-    for name, data in (("plane", plane), ("digits", digits[:600])):
-        count = 100 * len(plane) if name == "plane" else len(data)
-        for sigma, x in encode_to_sigmas(data, count, generator).items():
+    for name, charges in (("plane", plane), ("digits", digits[:600])):
+        count = 100 * len(plane) if name == "plane" else len(charges)
+        for sigma, x in encode_to_sigmas(charges, count, generator).items():
             print(f"   {len(x)} latents, N = {x.shape[1]:>2}, at σ = {sigma:<4g}: {format_p_values(x, sigma)}")
         plot_hemisphere(x, sigma).savefig(folder / f"hemisphere-{name}.png", dpi=110)
         print(f"   {folder / f'hemisphere-{name}.png'}")

@@ -51,13 +51,13 @@ def test_each_image_is_of_its_class(
     charges: torch.Tensor, labels: torch.Tensor, prediction_type: str, guidance_scale: float
 ) -> None:
     pipe = pipeline(charges, labels, prediction_type)
-    wanted = [0, 1, 2, 2, 1, 0]
-    image_means = means(pipe, class_labels=wanted, guidance_scale=guidance_scale, num_inference_steps=12)
-    assert torch.allclose(image_means, torch.tensor(CENTRES)[wanted], atol=0.2)
+    labels_requested = [0, 1, 2, 2, 1, 0]
+    image_means = means(pipe, class_labels=labels_requested, guidance_scale=guidance_scale, num_inference_steps=12)
+    assert torch.allclose(image_means, torch.tensor(CENTRES)[labels_requested], atol=0.2)
     # One call a step, of twice the batch under guidance.
     assert [shape[0] for shape, _ in pipe.unet.calls] == [6 * (1 + (guidance_scale != 1))] * 12
     by_name = means(
-        pipe, class_labels=[NAMES[i] for i in wanted], guidance_scale=guidance_scale, num_inference_steps=12
+        pipe, class_labels=[NAMES[i] for i in labels_requested], guidance_scale=guidance_scale, num_inference_steps=12
     )
     assert torch.equal(image_means, by_name)
 

@@ -101,7 +101,7 @@ def test_a_folder_of_the_generating_pipeline_loads(tmp_path: Path) -> None:
     decoded, nfe = pipe.decode(encoded.latents, num_inference_steps=20, return_dict=False)
     assert torch.equal(torch.random.get_rng_state(), state) and nfe > 20
     assert [image.size for image in decoded] == [(8, 8)] * 2
-    again = pipe.encode(decoded, num_inference_steps=20).latents  # of 256 levels
+    again = pipe.encode(decoded, num_inference_steps=20).latents  # images of 256 pixel values
     angle = HemisphereLatents.from_latents(again).direction * HemisphereLatents.from_latents(encoded.latents).direction
     assert (angle.flatten(1).sum(1) > 0.9).all()
     pipe.save_pretrained(tmp_path / "again")

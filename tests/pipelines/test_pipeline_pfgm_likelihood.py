@@ -64,7 +64,7 @@ def test_images_are_accepted_in_every_form() -> None:
     ]
     assert torch.allclose(log_probs[0], log_probs[1], atol=1e-3) and torch.allclose(log_probs[0], log_probs[2])
     whole = pipe(images, num_probes=4, return_dict=False, generator=seeded(), num_levels=None)
-    assert len(whole) == 5 and whole[1].shape == (2,)  # no bits without levels
+    assert len(whole) == 5 and whole[1].shape == (2,)  # no bits per dimension without `num_levels`
 
 
 def test_likelihood_under_a_class() -> None:

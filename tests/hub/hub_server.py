@@ -1,7 +1,7 @@
 """A small server of the Hub's HTTP API on the loopback address, for tests with the real `huggingface_hub` client.
 
-No kept package does this: the mirrors on PyPI only read. It knows accounts with tokens that write or read, public and
-private model repositories, commits of regular and LFS files, revisions, and faults on demand.
+No package on PyPI does this: the mirrors there are read-only. The server has accounts with write or read tokens, public
+and private model repositories, commits of regular and LFS files, revisions, and faults on demand.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-LFS_SUFFIXES = (".safetensors", ".png")  # what the Hub's .gitattributes sends to its large files
+LFS_SUFFIXES = (".safetensors", ".png")  # LFS files according to the Hub's .gitattributes
 
 
 @dataclass
 class Repository:
-    """Its commits in order, each with all files by path; a file is (contents, whether LFS)."""
+    """A repository: its commits in order, each with all files by path. A file is (contents, whether LFS)."""
 
     private: bool
     commits: list[tuple[str, dict[str, tuple[bytes, bool]]]] = field(default_factory=list)
@@ -41,13 +41,14 @@ class Repository:
 
 @dataclass
 class Hub:
-    """Its state, and what shall go wrong.
+    """The state of the Hub, and the faults to produce.
 
     Attributes:
         accounts: (name, role) by token.
-        failures: requests to answer by 503 before the next is served, by a pattern of method and path.
-        cuts: responses to cut off in the middle, by such a pattern.
-        seen: method and path of each request.
+        repositories: the repositories by name.
+        large: contents of LFS files by SHA-256.
+        failures: number of requests to answer with 503, by a pattern of method and path.
+        cuts: number of responses to cut off in the middle, by a pattern of method and path.
     """
 
     accounts: dict[str, tuple[str, str]]
@@ -55,9 +56,8 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     cuts: dict[str, int] = field(default_factory=dict)
-    seen: list[str] = field(default_factory=list)
 
-    def due(self, faults: dict[str, int], request: str) -> bool:
+    def consume(self, faults: dict[str, int], request: str) -> bool:
         for pattern, left in faults.items():
             if left and re.search(pattern, request):
                 faults[pattern] -= 1
@@ -67,7 +67,7 @@ class Hub:
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[str]:
-    """The address of a server of this hub."""
+    """Run a server of this Hub; gives its address."""
     handler = type("Handler", (HubHandler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -79,13 +79,13 @@ def serve(hub: Hub) -> Iterator[str]:
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """One request."""
+    """Handler of one request."""
 
     protocol_version = "HTTP/1.1"
     hub: Hub
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the screen."""
+        """Print nothing."""
 
     def do_GET(self) -> None:
         self.route()
@@ -95,10 +95,9 @@ class HubHandler(BaseHTTPRequestHandler):
     def route(self) -> None:
         path = self.path.split("?")[0]
         request = f"{self.command} {path}"
-        self.hub.seen.append(request)
         length = int(self.headers.get("Content-Length") or 0)
-        self.body = self.rfile.read(length) if length else self.chunks()
-        if self.hub.due(self.hub.failures, request):
+        self.body = self.rfile.read(length) if length else self.read_chunks()
+        if self.hub.consume(self.hub.failures, request):
             return self.reply(503, {"error": "busy"})
         routes: list[tuple[str, Callable[..., None]]] = [
             (r"GET /api/whoami-v2", self.whoami),
@@ -115,32 +114,32 @@ class HubHandler(BaseHTTPRequestHandler):
             (r"(GET|HEAD) /(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)", self.resolve),
         ]
         for pattern, handle in routes:
-            found = re.fullmatch(pattern, request)
-            if found:
-                return handle(**found.groupdict())
+            match = re.fullmatch(pattern, request)
+            if match:
+                return handle(**match.groupdict())
         self.reply(404, {"error": f"no such route: {request}"})
 
-    def chunks(self) -> bytes:
+    def read_chunks(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
             return b""
-        found = b""
+        body = b""
         while size := int(self.rfile.readline(), 16):
-            found += self.rfile.read(size)
+            body += self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()
-        return found
+        return body
 
     def account(self) -> tuple[str, str] | None:
         return self.hub.accounts.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
 
     def repository(self, repo: str) -> Repository | None:
-        """One that the caller may see; the Hub does not tell a hidden one from none."""
-        found, account = self.hub.repositories.get(repo), self.account()
-        if found is None or (found.private and (account is None or account[0] != repo.split("/")[0])):
+        """A repository that the caller may read. The Hub replies in the same way for a private one and for none."""
+        repository, account = self.hub.repositories.get(repo), self.account()
+        if repository is None or (repository.private and (account is None or account[0] != repo.split("/")[0])):
             headers = {"X-Error-Code": "RepoNotFound"}
             self.reply(401 if account is None else 404, {"error": "Repository not found"}, headers)
             return None
-        return found
+        return repository
 
     def may_write(self, repo: str) -> bool:
         if self.account() == (repo.split("/")[0], "write"):
@@ -156,17 +155,17 @@ class HubHandler(BaseHTTPRequestHandler):
         self.reply(200, {"name": name, "type": "user", "auth": {"accessToken": {"role": role}}, "orgs": []})
 
     def create(self) -> None:
-        wanted, account = json.loads(self.body), self.account()
-        name = f"{wanted.get('organization') or (account or ('',))[0]}/{wanted['name']}"
+        options, account = json.loads(self.body), self.account()
+        name = f"{options.get('organization') or (account or ('',))[0]}/{options['name']}"
         if not self.may_write(name):
             return
-        known = name in self.hub.repositories
-        if not known:
+        exists = name in self.hub.repositories
+        if not exists:
             self.hub.repositories[name] = Repository(
-                wanted.get("visibility") == "private" or bool(wanted.get("private"))
+                options.get("visibility") == "private" or bool(options.get("private"))
             )
             self.hub.repositories[name].commit({})
-        self.reply(409 if known else 200, {"url": f"http://{self.headers['Host']}/{name}", "id": name, "name": name})
+        self.reply(409 if exists else 200, {"url": f"http://{self.headers['Host']}/{name}", "id": name, "name": name})
 
     def preupload(self, repo: str, revision: str) -> None:
         if not self.may_write(repo):
@@ -186,10 +185,10 @@ class HubHandler(BaseHTTPRequestHandler):
         if not self.may_write(repo):
             return
         host, objects = self.headers["Host"], []
-        for wanted in json.loads(self.body)["objects"]:
-            upload = {"href": f"http://{host}/large/{wanted['oid']}"}
+        for file in json.loads(self.body)["objects"]:
+            upload = {"href": f"http://{host}/large/{file['oid']}"}
             actions = {"upload": upload, "verify": {"href": f"http://{host}/verify"}}
-            objects.append(wanted if wanted["oid"] in self.hub.large else wanted | {"actions": actions})
+            objects.append(file if file["oid"] in self.hub.large else file | {"actions": actions})
         self.reply(200, {"transfer": "basic", "objects": objects})
 
     def store(self, oid: str) -> None:
@@ -199,11 +198,11 @@ class HubHandler(BaseHTTPRequestHandler):
         self.reply(200, {})
 
     def commit(self, repo: str, revision: str) -> None:
-        found = self.repository(repo)
-        if found is None or not self.may_write(repo):
+        repository = self.repository(repo)
+        if repository is None or not self.may_write(repo):
             return
-        before = found.at(revision)
-        files = dict(before[1]) if before else {}
+        parent = repository.at(revision)
+        files = dict(parent[1]) if parent else {}
         for line in self.body.splitlines():
             operation = json.loads(line)
             value = operation["value"]
@@ -213,26 +212,26 @@ class HubHandler(BaseHTTPRequestHandler):
                 files[value["path"]] = (self.hub.large[value["oid"]], True)
             elif operation["key"] == "deletedFile":
                 del files[value["path"]]
-        sha = found.commit(files, revision)
+        sha = repository.commit(files, revision)
         url = f"http://{self.headers['Host']}/{repo}/commit/{sha}"
         self.reply(200, {"commitUrl": url, "commitOid": sha, "hookOutput": "", "success": True})
 
     def info(self, repo: str, revision: str = "main") -> None:
-        found = self.repository(repo)
-        if found is None:
+        repository = self.repository(repo)
+        if repository is None:
             return
-        commit = found.at(revision)
+        commit = repository.at(revision)
         if commit is None:
             return self.reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
         sha, files = commit
         siblings = [{"rfilename": name} for name in files]
-        self.reply(200, {"id": repo, "sha": sha, "private": found.private, "siblings": siblings, "tags": []})
+        self.reply(200, {"id": repo, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []})
 
     def tree(self, repo: str, revision: str) -> None:
-        found = self.repository(repo)
-        if found is None:
+        repository = self.repository(repo)
+        if repository is None:
             return
-        commit = found.at(revision)
+        commit = repository.at(revision)
         if commit is None:
             return self.reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
         entries = []
@@ -245,10 +244,10 @@ class HubHandler(BaseHTTPRequestHandler):
         self.reply(200, entries)
 
     def resolve(self, repo: str, revision: str, file: str) -> None:
-        found = self.repository(repo)
-        if found is None:
+        repository = self.repository(repo)
+        if repository is None:
             return
-        commit = found.at(revision)
+        commit = repository.at(revision)
         if commit is None:
             return self.reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
         sha, files = commit
@@ -273,7 +272,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.hub.due(self.hub.cuts, f"{self.command} {self.path.split('?')[0]}"):
+        if self.hub.consume(self.hub.cuts, f"{self.command} {self.path.split('?')[0]}"):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
             self.close_connection = True

@@ -1,4 +1,4 @@
-"""A card tells what is known, nothing private, and spares somebody's own words."""
+"""A model card has all public information and nothing private, and does not overwrite a card of the user."""
 
 import ast
 import html
@@ -19,7 +19,7 @@ def pipe() -> PFGMPipeline:
     return make_tiny_pipeline()
 
 
-def test_it_tells_what_is_known(pipe: PFGMPipeline) -> None:
+def test_a_card_has_all_public_information(pipe: PFGMPipeline) -> None:
     pipe.register_to_config(id2label={0: "cat", 1: "owl"})
     card = make_model_card(
         pipe,
@@ -34,27 +34,27 @@ def test_it_tells_what_is_known(pipe: PFGMPipeline) -> None:
     assert (data["library_name"], data["license"], data["datasets"]) == ("diffusers", "cc-by-4.0", ["ylecun/mnist"])
     assert {"pfgm", "diffusers"} <= set(data["tags"])
     text = card.text
-    for known in ("# pfgm-digits", "41,682", "1 x 8 x 8", "`field`", "| learning_rate | `0.0001` |", "0: cat, 1: owl"):
-        assert known in text
+    for fact in ("# pfgm-digits", "41,682", "1 x 8 x 8", "`field`", "| learning_rate | `0.0001` |", "0: cat, 1: owl"):
+        assert fact in text
     assert "| distance | 0.07 | `make demo` |" in text and "![Samples](samples/step-000012.png)" in text
     assert 'PFGMPipeline.from_pretrained("ada/pfgm-digits")' in text and "trust_remote_code=True" in text
     assert not [word for word in ("hf_secret", "/home/ada", "gamma") if word in str(card)]
 
 
-def test_a_path_is_told_by_its_last_part_alone(pipe: PFGMPipeline, tmp_path: Path) -> None:
+def test_a_card_only_has_the_last_part_of_a_path(pipe: PFGMPipeline, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     card = str(make_model_card(pipe, dataset=str(tmp_path / "photos")))
     assert "trained on photos" in card and str(tmp_path) not in card and "datasets" not in card
 
 
-def test_what_is_unknown_is_left_out(pipe: PFGMPipeline) -> None:
+def test_sections_without_information_are_left_out(pipe: PFGMPipeline) -> None:
     card = str(make_model_card(pipe))
-    assert not [word for word in ("license", "trained on", "## Training", "## Figures", "Samples") if word in card]
+    assert not [word for word in ("license", "trained on", "## Training", "## Results", "Samples") if word in card]
 
 
-def test_somebodys_own_card_stays(pipe: PFGMPipeline, tmp_path: Path) -> None:
+def test_a_card_of_the_user_is_not_overwritten(pipe: PFGMPipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
-    assert save_model_card(make_model_card(pipe, license="mit"), tmp_path)  # ours is renewed
+    assert save_model_card(make_model_card(pipe, license="mit"), tmp_path)  # a generated card is overwritten
     assert "mit" in (tmp_path / "README.md").read_text()
     (tmp_path / "README.md").write_text("mine")
     assert not save_model_card(make_model_card(pipe), tmp_path)
@@ -97,7 +97,7 @@ def test_names_never_become_code_or_markup(pipe: PFGMPipeline) -> None:
     calls = [ast.unparse(node.func) for node in ast.walk(first) if isinstance(node, ast.Call)]
     assert len(calls) == 3 and {"PFGMPipeline.from_pretrained", "pipe"} <= set(calls)
     assert not [node for node in ast.walk(first) if isinstance(node, ast.Name) and node.id.startswith("__")]
-    assert strings(first, "class_labels") == [HOSTILE]  # the class that a reader gets is the one that was named
+    assert strings(first, "class_labels") == [HOSTILE]  # the code names exactly this class
     for code in (first, second):
         assert 'ada/a"); print("b' in [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
     assert card.content.count("```") == 4 and "<script>" not in "".join(card.content.split("```")[::2])
@@ -108,7 +108,7 @@ def test_names_never_become_code_or_markup(pipe: PFGMPipeline) -> None:
     card.text.encode("utf-8", "strict")
 
 
-def test_the_rendered_card_shows_names_as_they_are(pipe: PFGMPipeline) -> None:
+def test_the_rendered_card_shows_names_literally(pipe: PFGMPipeline) -> None:
     markdown = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False})
     name = '<b>a</b> `b|c` *d* _e_ [f](g) \\| & "h"'
     pipe.register_to_config(id2label={0: name})
@@ -133,12 +133,12 @@ def test_a_network_of_any_size_or_kind_has_a_card(tmp_path: Path) -> None:
     assert "| parameters | 6 |" in str(make_model_card(plain))
 
 
-def test_places_are_told_by_their_last_part(
+def test_a_card_only_has_the_last_part_of_any_location(
     pipe: PFGMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "private" / "photos").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    for place, shown in (
+    for location, shown in (
         ("private/photos", "photos"),
         ("private/photos/", "photos"),
         ("../ada/photos", "photos"),
@@ -146,17 +146,17 @@ def test_places_are_told_by_their_last_part(
         ("C:\\Users\\ada\\photos", "photos"),
         ("https://ada:hf_secret@example.org/ada/photos.parquet?token=hf_secret", "photos.parquet"),
     ):
-        card = str(make_model_card(pipe, dataset=place, training={"place": place}))
+        card = str(make_model_card(pipe, dataset=location, training={"location": location}))
         assert f"trained on {shown}" in card and "datasets:" not in card
-        assert not [word for word in ("ada", "hf_secret", "private", "place") if word in card], place
+        assert not [word for word in ("ada", "hf_secret", "private", "location") if word in card], location
 
 
-def test_cards_name_an_installation_that_exists(pipe: PFGMPipeline) -> None:
+def test_a_card_has_an_install_command_that_works(pipe: PFGMPipeline) -> None:
     assert "pip install diffusers-pfgm" not in str(make_model_card(pipe))
     assert "pip install ." in str(make_model_card(pipe))
 
 
-def test_a_card_that_is_no_text_stays(pipe: PFGMPipeline, tmp_path: Path) -> None:
+def test_a_card_that_is_not_utf8_is_not_overwritten(pipe: PFGMPipeline, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes("Modèle".encode("latin-1"))
     (tmp_path / "README.partial").write_text("mine")
     assert not save_model_card(make_model_card(pipe), tmp_path)

@@ -1,4 +1,4 @@
-"""Models travel through the Hub: the real client, in processes of its own, against a local server of the Hub's API."""
+"""Upload and download of models by the real client, in separate processes, with a local server of the Hub's API."""
 
 import os
 import shlex
@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class Client:
-    """A user of the hub with a home of their own."""
+    """A user of the Hub with a separate home folder."""
 
     def __init__(self, address: str, home: Path) -> None:
         self.address, self.home = address, home
-        self.said = ""
+        self.output = ""
 
     def run(self, script: str, token: str | None = WRITES, code: int = 0) -> str:
-        """Run Python with this token; what it printed, if it ended by this code."""
+        """Run a Python script with this token. Checks the exit code and returns the output."""
         done = self.call([sys.executable, "-c", script], token)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -38,7 +38,7 @@ class Client:
         names |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"} | ({"HF_TOKEN": token} if token else {})
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         done = subprocess.run(command, capture_output=True, text=True, env=kept | names, cwd=self.home.parent)
-        self.said += done.stdout + done.stderr
+        self.output += done.stdout + done.stderr
         return done
 
 
@@ -74,7 +74,7 @@ torch.save(pipe(2, 3, torch.Generator().manual_seed(0), output_type="pt").images
 """
 
 
-def test_there_and_back(hub: Hub, client: Client, model: Path, tmp_path: Path) -> None:
+def test_a_model_survives_upload_and_download(hub: Hub, client: Client, model: Path, tmp_path: Path) -> None:
     client.run(
         f"""
 from diffusers_pfgm import PFGMPipeline
@@ -91,7 +91,7 @@ pipe.push_to_hub("ada/digits", variant="fp16")
     assert large == {f"unet/diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16")}
     assert b'PFGMPipeline.from_pretrained("ada/digits")' in files["README.md"][0]
 
-    # The connection breaks half-way, and the client goes on.
+    # The connection breaks in the middle of a file, and the client resumes the download.
     hub.cuts = {r"GET .*diffusion_pytorch_model.safetensors": 1}
     client.run(LOAD.format(arguments='"ada/digits"'))
     assert torch.equal(torch.load(tmp_path / "images.pt", weights_only=True), draw(PFGMPipeline.from_pretrained(model)))
@@ -108,12 +108,12 @@ pipe.push_to_hub("ada/digits", variant="fp16")
         assert "RepositoryNotFound" in elsewhere.run(LOAD.format(arguments=f'"{name}"'), token, code=1)
     assert "RevisionNotFound" in client.run(LOAD.format(arguments='"ada/digits", revision="later"'), code=1)
 
-    assert WRITES not in client.said + elsewhere.said
+    assert WRITES not in client.output + elsewhere.output
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and WRITES.encode() in path.read_bytes()]
     assert not [name for _, files in repository.commits for name, (data, _) in files.items() if WRITES.encode() in data]
 
 
-def test_a_push_leaves_no_weights_of_an_earlier_one(hub: Hub, client: Client, model: Path) -> None:
+def test_a_push_removes_weights_of_an_earlier_push(hub: Hub, client: Client, model: Path) -> None:
     client.run(
         f"""
 from diffusers_pfgm import PFGMPipeline
@@ -133,9 +133,9 @@ pipe.push_to_hub("ada/digits", safe_serialization=False)
 CHECK = "from diffusers_pfgm.hub.publishing import check_hub\nprint(check_hub({}, 'folder/my-model', private=True))"
 
 
-def test_names_and_tokens_are_tried_before_training(hub: Hub, client: Client) -> None:
+def test_names_and_tokens_are_checked_before_training(hub: Hub, client: Client) -> None:
     assert client.run(CHECK.format("None")).strip() == "ada/my-model" and hub.repositories["ada/my-model"].private
-    assert client.run(CHECK.format("'ada/my-model'")).strip() == "ada/my-model"  # it is there already
+    assert client.run(CHECK.format("'ada/my-model'")).strip() == "ada/my-model"  # it exists already
     for name, token, message in (
         ("'a b'", WRITES, "`--hub_model_id` 'a b' is not allowed: "),
         ("'bob/model'", WRITES, "does not let the token of 'ada' write there (403)"),
@@ -147,17 +147,17 @@ def test_names_and_tokens_are_tried_before_training(hub: Hub, client: Client) ->
         ("None", "hf_unknown", "the Hub does not accept the token (401)"),
         ("None", None, "`--push_to_hub` needs a token. Log in by `hf auth login`"),
     ):
-        said = client.run(CHECK.format(name), token, code=1)
-        assert message in said and (token is None or token not in said)
-    hub.failures = {"GET /api/whoami-v2": 99}  # its fault, not the token's
+        output = client.run(CHECK.format(name), token, code=1)
+        assert message in output and (token is None or token not in output)
+    hub.failures = {"GET /api/whoami-v2": 99}  # an error of the server, not of the token
     assert "cannot be reached (" in client.run(CHECK.format("None"), code=1)
 
 
 class ConnectError(Exception):
-    """Of no class that huggingface_hub documents, as its HTTP library raises it."""
+    """An exception as of the HTTP library, of no class that huggingface_hub documents."""
 
 
-def test_a_hub_out_of_reach_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_raises_a_message_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "get_token", lambda: WRITES)
 
     def fail(*args: object, **kwargs: object) -> None:
@@ -168,10 +168,10 @@ def test_a_hub_out_of_reach_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(hub_module, name, fail)
         with pytest.raises(ValueError, match="cannot be reached") as caught:
             check_hub("my-model", "folder/run")
-        said = str(caught.value)
-        assert "`--push_to_hub`: the Hub (https://huggingface.co)" in said and "\n" not in said
-        assert "ConnectError: [Errno -2] Name or service not known" in said and WRITES not in said
-        assert "`PFGMPipeline.from_pretrained('folder/run').push_to_hub('my-model')`" in said
+        message = str(caught.value)
+        assert "`--push_to_hub`: the Hub (https://huggingface.co)" in message and "\n" not in message
+        assert "ConnectError: [Errno -2] Name or service not known" in message and WRITES not in message
+        assert "`PFGMPipeline.from_pretrained('folder/run').push_to_hub('my-model')`" in message
 
 
 PUSH = "from diffusers_pfgm.hub.publishing import push\npush({!r}, 'ada/digits', 'a step', last={})"
@@ -181,7 +181,7 @@ OURS = {f"scheduler/{name}" for name in ("scheduler_config.json", "diffusers_pfg
 OURS |= {"model_index.json", "pipeline.py", "README.md", "unet/diffusion_pytorch_model.safetensors"}
 
 
-def test_a_busy_hub_is_asked_again_and_a_broken_one_ends_no_training(hub: Hub, client: Client, model: Path) -> None:
+def test_uploads_are_repeated_and_do_not_end_the_training(hub: Hub, client: Client, model: Path) -> None:
     client.run("from huggingface_hub import create_repo\ncreate_repo('ada/digits')\ncreate_repo('ada/again')")
     for name in ("checkpoint-3/optimizer.bin", "me.png", "photos/me.png", "unet/notes.txt", "logs/events.host.1"):
         (model / name).parent.mkdir(exist_ok=True)
@@ -192,11 +192,11 @@ def test_a_busy_hub_is_asked_again_and_a_broken_one_ends_no_training(hub: Hub, c
     assert set(hub.failures.values()) == {0}
     assert set(hub.repositories["ada/digits"].commits[-1][1]) == OURS
 
-    said = client.run(PUSH.format(str(model), False), token=READS)
-    assert "ada/digits was not updated" in said and "Training goes on" in said
-    said = client.run(PUSH.format(str(model), True), token=READS, code=1)
-    assert "is whole in" in said and "hf upload ada/digits" in said and READS not in said
-    command = shlex.split(said.split("Do so by `")[1].split("`")[0].replace("ada/digits", "ada/again"))
+    output = client.run(PUSH.format(str(model), False), token=READS)
+    assert "ada/digits was not updated" in output and "Training goes on" in output
+    output = client.run(PUSH.format(str(model), True), token=READS, code=1)
+    assert "is complete, but was not uploaded" in output and "hf upload ada/digits" in output and READS not in output
+    command = shlex.split(output.split("Upload it by `")[1].split("`")[0].replace("ada/digits", "ada/again"))
     done = client.call([str(Path(sys.executable).with_name("hf")), *command[1:]])
     assert done.returncode == 0, done.stderr
-    assert set(hub.repositories["ada/again"].commits[-1][1]) == OURS  # it publishes no more than the push would have
+    assert set(hub.repositories["ada/again"].commits[-1][1]) == OURS  # the command uploads the same files as the push

@@ -1,4 +1,4 @@
-"""A saved folder is whole at any moment, and loads with and without this package's own class."""
+"""A saved folder is never incomplete, and loads with and without this package's own class."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
 
 
-def test_plain_diffusers_loads_it_where_the_code_is_trusted(tmp_path: Path) -> None:
+def test_plain_diffusers_loads_a_folder_with_trusted_code(tmp_path: Path) -> None:
     make_tiny_pipeline().save_pretrained(tmp_path)
     script = """
 import sys
@@ -24,10 +24,10 @@ pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=sys.argv
 print(type(pipe).__module__, type(pipe).__name__, type(pipe.scheduler).__name__)
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run([*command, "True"], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["diffusers_pfgm", "PFGMPipeline", "PoissonFlowScheduler"]
-    done = subprocess.run([*command, "False"], capture_output=True, text=True)
-    assert done.returncode != 0 and "trust_remote_code" in done.stderr
+    process = subprocess.run([*command, "True"], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["diffusers_pfgm", "PFGMPipeline", "PoissonFlowScheduler"]
+    process = subprocess.run([*command, "False"], capture_output=True, text=True)
+    assert process.returncode != 0 and "trust_remote_code" in process.stderr
 
 
 def test_folders_of_earlier_versions_load(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_a_pipeline_of_diffusers_with_this_scheduler_loads_in_a_new_process(tmp_
     make("StableDiffusion", scheduler, tmp_path / "tokenizer").save_pretrained(tmp_path / "model")
     for how in ("trusted", "imported"):
         command = [sys.executable, "-c", STABLE_DIFFUSION, str(tmp_path / "model"), how]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.stdout.split() == ["diffusers_pfgm", "PoissonFlowScheduler"], done.stderr
+        process = subprocess.run(command, capture_output=True, text=True)
+        assert process.stdout.split() == ["diffusers_pfgm", "PoissonFlowScheduler"], process.stderr
 
 
 def test_half_precision_is_a_variant(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_last_weights_are_loaded(
 ) -> None:
     pipe, fresh = make_tiny_pipeline(), tmp_path / "fresh"
     unet, folder = pipe.unet, tmp_path / "folder"
-    other = "ema" if variant is None else None  # another variant, and what the user has, stay
+    other = "ema" if variant is None else None  # another variant and the user's files stay
     pipe.save_pretrained(folder, variant=other, **first)
     kept = {path.name: path.read_bytes() for path in (folder / "unet").iterdir()}
     for name in ("notes.txt", "diffusion_pytorch_model.safetensors.bak", "my_model.bin"):
@@ -110,11 +110,11 @@ def test_the_last_weights_are_loaded(
     assert all((folder / "unet" / name).read_bytes() == data for name, data in kept.items() if name != "config.json")
 
 
-def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_folder_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = make_tiny_pipeline()
     pipe.save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    here = pipe(2, 3, seeded(), output_type="pt").images
+    images = pipe(2, 3, seeded(), output_type="pt").images
     with torch.no_grad():
         pipe.unet.conv_in.weight.zero_()
 
@@ -124,45 +124,45 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
         raise OSError("No space left on device")
 
     monkeypatch.setattr(UNet2DModel, "save_pretrained", full)
-    with pytest.raises(OSError, match=r"could not be saved to, and is as it was: .*No space left"):
+    with pytest.raises(OSError, match=r"could not be saved to, and is unchanged: .*No space left"):
         pipe.save_pretrained(tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     loaded = PFGMPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(loaded(2, 3, seeded(), output_type="pt").images, here)
+    assert torch.equal(loaded(2, 3, seeded(), output_type="pt").images, images)
 
 
-def test_what_a_kill_left_is_swept_up(tmp_path: Path) -> None:
+def test_files_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".saving" / "unet").mkdir(parents=True)
     (tmp_path / ".saving" / "unet" / "old.safetensors").write_text("half")
     make_tiny_pipeline().save_pretrained(tmp_path)
     assert not (tmp_path / ".saving").exists() and not (tmp_path / "unet" / "old.safetensors").exists()
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_as_save_directory_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"`save_directory` .* is a file. Name a folder"):
         make_tiny_pipeline().save_pretrained(tmp_path / "file")
 
 
-def test_class_names_go_with_the_components(tmp_path: Path) -> None:
+def test_class_names_are_a_component(tmp_path: Path) -> None:
     names = {0: "left", 1: "right"}
     unet, scheduler = make_tiny_unet(num_class_embeds=3), PoissonFlowScheduler(max_norm=300.0)
     PFGMPipeline(unet, scheduler, names).save_pretrained(tmp_path)
     pipe = PFGMPipeline.from_pretrained(tmp_path)
     for other in (PFGMEditingPipeline(**pipe.components), PFGMEditingPipeline.from_pipe(pipe)):
         assert other.config.id2label == names and other.unet is pipe.unet
-    assert set(make_tiny_pipeline().components) == {"unet", "scheduler"}  # what has no classes
+    assert set(make_tiny_pipeline().components) == {"unet", "scheduler"}  # a network without classes
     assert set(pipe.components) == {"unet", "scheduler", "id2label"}
 
 
-def test_a_saved_folder_does_not_tell_where_it_was_loaded_from(tmp_path: Path) -> None:
+def test_a_saved_folder_does_not_contain_the_path_it_was_loaded_from(tmp_path: Path) -> None:
     first, second = tmp_path / "home-of-ada" / "model", tmp_path / "again"
     make_tiny_pipeline().save_pretrained(first)
     pipe = PFGMPipeline.from_pretrained(first)
     pipe.save_pretrained(second)
     assert not [path for path in second.rglob("*") if path.is_file() and b"home-of-ada" in path.read_bytes()]
-    pipe.unet.register_to_config(_name_or_path="ada/digits")  # an id on the Hub is no secret
+    pipe.unet.register_to_config(_name_or_path="ada/digits")  # a Hub id may be saved
     pipe.save_pretrained(second)
     assert json.loads((second / "unet" / "config.json").read_text())["_name_or_path"] == "ada/digits"
     assert type(PFGMPipeline.from_pretrained(second)) is PFGMPipeline

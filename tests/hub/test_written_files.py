@@ -1,4 +1,4 @@
-"""Of a folder that holds the user's own files too, those that the run itself wrote are published, and no others."""
+"""Only files that the run has written are published, also if the folder contains files of the user."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def write(folder: Path, *names: str) -> None:
         (folder / name).write_text("mine")
 
 
-def test_nothing_of_the_user_is_published(tmp_path: Path) -> None:
+def test_files_of_the_user_are_not_published(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     make_tiny_pipeline().save_pretrained(folder)
     write(folder, "me.png", "photos/1.png", "unet/notes.txt", "unet/deep/config.json", "logs/old", "log.jsonl.bak")
@@ -34,11 +34,11 @@ def test_nothing_of_the_user_is_published(tmp_path: Path) -> None:
     write(folder, "samples/step-000007.png", "log.jsonl")
     for name in ("samples/step-000007.png", "log.jsonl", "log.jsonl", "training.png"):
         written.add(name)  # the last one does not exist
-    again = WrittenFiles(folder)  # a run that goes on
+    again = WrittenFiles(folder)  # a resumed run
     assert set(again.published()) == PIPELINE | {"samples/step-000007.png", "log.jsonl"}
 
 
-def test_no_symbolic_link_is_followed(tmp_path: Path) -> None:
+def test_symbolic_links_are_not_followed(tmp_path: Path) -> None:
     folder, outside = tmp_path / "run", tmp_path / "outside"
     make_tiny_pipeline().save_pretrained(folder)
     write(outside, "key.png", "step-000007.png")
@@ -58,15 +58,15 @@ def test_no_symbolic_link_is_followed(tmp_path: Path) -> None:
         assert set(WrittenFiles(tmp_path / "link").published()) == PIPELINE
 
 
-def test_somebodys_own_card_is_published_only_in_place_of_the_runs(tmp_path: Path) -> None:
+def test_a_card_of_the_user_is_only_published_if_the_run_has_written_one(tmp_path: Path) -> None:
     make_tiny_pipeline().save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("of another project")
     assert set(WrittenFiles(tmp_path).published()) == PIPELINE - {"README.md"}
-    WrittenFiles(tmp_path).add("README.md")  # it was the run's, and the user has put it in their own words
+    WrittenFiles(tmp_path).add("README.md")  # the run has written a card, and the user has edited it
     assert set(WrittenFiles(tmp_path).published()) == PIPELINE
 
 
-def test_weights_in_shards_are_published_by_their_index(tmp_path: Path) -> None:
+def test_shards_are_published_by_their_index(tmp_path: Path) -> None:
     make_tiny_pipeline().save_pretrained(tmp_path, max_shard_size="20KB")
     shards = {f"unet/{path.name}" for path in (tmp_path / "unet").glob("*.safetensors*")}
     write(tmp_path, "unet/diffusion_pytorch_model-00009-of-00009.safetensors")
@@ -75,7 +75,7 @@ def test_weights_in_shards_are_published_by_their_index(tmp_path: Path) -> None:
     assert set(WrittenFiles(tmp_path).published()) == PIPELINE - {whole} | shards
 
 
-def test_a_list_that_cannot_be_read_is_an_empty_one(tmp_path: Path) -> None:
+def test_an_invalid_list_is_read_as_empty(tmp_path: Path) -> None:
     for content in (b"\xff", b"[", b"3", b'{"a": 1}', b"[1, null]"):
         (tmp_path / ".written.json").write_bytes(content)
         assert WrittenFiles(tmp_path).names() == []

@@ -1,1 +1,1 @@
-"""Saved models: their folders, their cards, and how they are published on the Hub."""
+"""Saved models: their folders, their model cards, and their publication on the Hugging Face Hub."""

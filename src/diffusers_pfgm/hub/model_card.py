@@ -1,4 +1,4 @@
-"""The card of a saved model: what it is, what it learned from, how to draw from it."""
+"""The model card of a saved model: a description, its training, and code that draws samples."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from huggingface_hub.utils import validate_repo_id
 from ..utils.atomic_file import atomic_file
 
 CARD = "README.md"
+# Marks cards that this package may overwrite. The text is in published cards, so it must not change.
 MARK = "<!-- Written by diffusers-pfgm, which renews this card. Remove this line to keep your own words. -->"
 INSTALL = "its package diffusers-pfgm is installed from its source, by: pip install ."
-# What Markdown, HTML or mathematics in it may act on; underscores do so at the edges of words only.
+# Characters with a meaning in Markdown, HTML or mathematics; underscores have one only at the edges of words.
 SPECIAL = re.compile(r"""[\\`*\[\]<>|&~$#!"']|(?<![^\W_])_|_(?![^\W_])""")
 PAPERS = {"PFGM": "2209.11178", "PFGM++": "2302.04265"}
 
@@ -34,48 +35,52 @@ def make_model_card(
     license: str | None = None,
     repo_id: str | None = None,
 ) -> ModelCard:
-    """A card of what is known; the rest is left out.
+    """Make a model card. Sections without information are left out.
 
-    Names from outside, of classes, data sets or options, appear as they are and never act as Markdown, HTML, YAML or
-    Python.
+    Names of classes, data sets and options are escaped, so that they are shown literally and never act as Markdown,
+    HTML, YAML or Python.
 
     Args:
         pipeline: a `PFGMPipeline`.
-        dataset: what it was trained on, a Hub id, a path or an address, of which only the last part is shown.
-        training: options of the training by name; those that name a token or a place on this machine are left out.
-        figures: what was measured, the figure, and the command that prints it.
-        sample_grid: path of a picture in the model's folder.
-        license: of the model, as the Hub names it.
-        repo_id: of the model on the Hub.
+        dataset: the training data: a Hub id, or a path or URL, of which only the last part is shown.
+        training: values of the training options by name. Tokens and paths on this machine are left out.
+        figures: results, each as (name, value, the command that prints it).
+        sample_grid: path of an image of samples in the model's folder.
+        license: the Hub's identifier of the model's license.
+        repo_id: the model's repository on the Hub.
     """
     classes = pipeline.config.get("id2label")
-    on_hub = dataset is not None and _is_hub_id(dataset)
+    is_on_hub = dataset is not None and _is_hub_id(dataset)
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["diffusers", "pfgm", "poisson-flow", "diffusers-pfgm"],
         license=license,
-        datasets=[str(dataset)] if on_hub else None,
+        datasets=[str(dataset)] if is_on_hub else None,
     )
     name = (repo_id or "").split("/")[-1] or "A Poisson flow model"
-    parts = [f"# {_text(name)}", _what_it_is(pipeline, None if dataset is None else strip_location(dataset))]
+    parts = [f"# {_text(name)}", _description(pipeline, None if dataset is None else strip_location(dataset))]
     if sample_grid is not None:
         parts.append(f"![Samples]({quote(sample_grid)})")
-    parts.append(_how_to_draw(repo_id or "this-folder", classes))
+    parts.append(_usage(repo_id or "this-folder", classes))
     if classes:
         names = ", ".join(f"{number}: {_text(label)}" for number, label in classes.items())
         parts.append(f"## Classes\n\n{names}")
     if training:
-        rows = [(_text(name), _code(value)) for name, value in training.items() if _may_be_told(name, value)]
+        rows = [(_text(name), _code(value)) for name, value in training.items() if _is_public(name, value)]
         parts.append("## Training\n\n" + _table(("option", "value"), rows))
     if figures:
-        rows_of_figures = [(_text(what), _text(figure), _code(command)) for what, figure, command in figures]
-        parts.append("## Figures\n\n" + _table(("what", "figure", "command"), rows_of_figures))
+        result_rows = [(_text(label), _text(value), _code(command)) for label, value, command in figures]
+        parts.append("## Results\n\n" + _table(("result", "value", "command"), result_rows))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{MARK}\n\n" + "\n\n".join(parts) + "\n")
 
 
 def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> bool:
-    """Write a card into a model's folder, unless somebody's own is there; whether it was written."""
+    """Write a card into a model's folder, unless the folder has a card that is not generated.
+
+    Returns:
+        Whether the card was written.
+    """
     path = Path(folder) / CARD
     if path.exists() and not is_generated_card(path):
         return False
@@ -85,17 +90,18 @@ def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> bool:
 
 
 def is_generated_card(card: Path) -> bool:
-    """Whether a card exists that this package has written and nobody has claimed since."""
+    """Whether a card exists, was written by this package, and still has the mark that says so."""
     return card.is_file() and MARK.encode() in card.read_bytes()
 
 
-def strip_location(place: str) -> str:
-    """A place without what it tells of a machine or an account: the last part of a path or address, a Hub id whole."""
-    place = str(place)
-    if "://" in place:
-        return PurePath(urlsplit(place).path).name
-    is_path = Path(place).is_absolute() or place.startswith(("~", ".")) or place.count("/") > 1 or "\\" in place
-    return place.replace("\\", "/").rstrip("/").split("/")[-1] if is_path or Path(place).exists() else place
+def strip_location(location: str) -> str:
+    """Return the last part of a path or URL, without names of a machine or an account; a Hub id is unchanged."""
+    location = str(location)
+    if "://" in location:
+        return PurePath(urlsplit(location).path).name
+    is_path = Path(location).is_absolute() or location.startswith(("~", ".")) or location.count("/") > 1
+    is_path = is_path or "\\" in location or Path(location).exists()
+    return location.replace("\\", "/").rstrip("/").split("/")[-1] if is_path else location
 
 
 def _is_hub_id(dataset: str) -> bool:
@@ -108,7 +114,7 @@ def _is_hub_id(dataset: str) -> bool:
     return True
 
 
-def _what_it_is(pipeline: DiffusionPipeline, dataset: str | None) -> str:
+def _description(pipeline: DiffusionPipeline, dataset: str | None) -> str:
     config = pipeline.scheduler.config
     aug_dim = config.get("aug_dim")
     kind = "PFGM" if aug_dim == 1 else "PFGM++"
@@ -123,14 +129,17 @@ def _what_it_is(pipeline: DiffusionPipeline, dataset: str | None) -> str:
     trained = f", trained on {_text(dataset)}" if dataset else ""
     return (
         f"A Poisson flow generative model ({paper}){trained}, for "
-        "[diffusers](https://github.com/huggingface/diffusers) and diffusers-pfgm.\n\n" + _table(("what", ""), facts)
+        "[diffusers](https://github.com/huggingface/diffusers) and diffusers-pfgm.\n\n"
+        + _table(("property", "value"), facts)
     )
 
 
 def _network_facts(network: Any) -> list[tuple[str, str]]:
-    """What a network tells of its images and its size; one may be of any size, or no `UNet2DModel` at all."""
-    config, facts = getattr(network, "config", None), []
-    channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
+    """The shape of a network's images and its number of parameters, as far as the network has them."""
+    config = getattr(network, "config", None)
+    channels = getattr(config, "in_channels", None)
+    size = getattr(config, "sample_size", None)
+    facts: list[tuple[str, str]] = []
     if channels is not None:
         sizes = ["any size"] if size is None else [size, size] if isinstance(size, int) else size
         facts.append(("images", " x ".join(map(str, [channels, *sizes]))))
@@ -140,48 +149,48 @@ def _network_facts(network: Any) -> list[tuple[str, str]]:
     return facts
 
 
-def _how_to_draw(place: str, classes: Mapping[int, str] | None) -> str:
+def _usage(location: str, classes: Mapping[int, str] | None) -> str:
     label = next(iter(classes.values()), None) if classes else None
     options = "num_inference_steps=20" + ("" if label is None else f", class_labels={_python(str(label))}")
-    return f"""## How to draw
+    return f"""## Usage
 
 ```python
 from diffusers_pfgm import PFGMPipeline  # {INSTALL}
 
-pipe = PFGMPipeline.from_pretrained({_python(place)})
+pipe = PFGMPipeline.from_pretrained({_python(location)})
 pipe(batch_size=4, {options}).images[0].save("sample.png")
 ```
 
-Where diffusers-pfgm is installed, plain diffusers loads it too:
+If diffusers-pfgm is installed, plain diffusers loads it too:
 
 ```python
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained({_python(place)}, trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained({_python(location)}, trust_remote_code=True)
 ```"""
 
 
-def _may_be_told(name: str, value: Any) -> bool:
-    a_place = isinstance(value, str | Path) and strip_location(str(value)) != str(value)
-    return value is not None and "token" not in name and not a_place
+def _is_public(name: str, value: Any) -> bool:
+    is_location = isinstance(value, str | Path) and strip_location(str(value)) != str(value)
+    return value is not None and "token" not in name and not is_location
 
 
 def _python(value: str) -> str:
-    """A string as a Python literal in one line, with double quotes where nothing in it needs escaping."""
-    literal = repr(value).replace("`", "\\x60")  # three of them would close the block of code
+    """Return a string as a Python literal in one line, in double quotes if nothing in it needs escaping."""
+    literal = repr(value).replace("`", "\\x60")  # three backticks would close the code block
     return f'"{value}"' if literal == f"'{value}'" and '"' not in value else literal
 
 
 def _text(value: Any) -> str:
-    """Markdown that shows a value as it is: a character reference is never taken for markup."""
+    """Return Markdown that shows a value literally: special characters become character references."""
     shown = "".join(each if each.isprintable() else " " for each in str(value))
-    return SPECIAL.sub(lambda found: f"&#{ord(found[0])};", shown)
+    return SPECIAL.sub(lambda match: f"&#{ord(match[0])};", shown)
 
 
 def _code(value: Any) -> str:
-    """Markdown that shows a value as code, in a table too."""
-    plain = str(value).isprintable() and str(value).strip() and not set("`|\\") & set(str(value))
-    return f"`{value}`" if plain else f"<code>{_text(value)}</code>"
+    """Return Markdown that shows a value as code, also in a table."""
+    is_plain = str(value).isprintable() and str(value).strip() and not set("`|\\") & set(str(value))
+    return f"`{value}`" if is_plain else f"<code>{_text(value)}</code>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,6 @@
-"""Publishing a run: its repository is made before training, so that a name or token that will not do is known at once.
+"""Publication of a training run on the Hub. The repository is created before training, to find invalid names or tokens.
 
-Tokens are huggingface_hub's own matter: `hf auth login`, or the variable HF_TOKEN.
+huggingface_hub reads the token: from `hf auth login`, or the environment variable HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from ..utils.messages import one_line
 from .written_files import WrittenFiles
 
 PAUSES = (2.0, 8.0)  # seconds before the second and the third attempt
-TEMPORARY = (408, 429)  # refusals that another attempt may overcome: too slow, too many requests
+TEMPORARY = (408, 429)  # client errors after which another attempt may succeed: timeout, too many requests
 LOGIN = "Log in by `hf auth login`, or set HF_TOKEN, with a token of the role 'write'."
 
 
 def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False) -> str:
-    """Make the model's repository, or find it, and tell its whole name.
+    """Create the model's repository if it does not exist.
 
     Args:
-        repo_id: `name` or `user/name`; the output folder's name by default.
-        output_dir: of the run.
-        private: make a private one.
+        repo_id: `name` or `user/name`; by default the name of the output folder.
+        output_dir: the output folder of the run.
+        private: whether a new repository is private.
+
+    Returns:
+        The full name of the repository, `user/name`.
 
     Raises:
-        ValueError: if the name is not allowed, there is no token that may write there, or the Hub cannot be reached.
+        ValueError: if the name is not allowed, there is no token with permission to write there, or the Hub cannot be
+            reached.
     """
     name = repo_id or Path(output_dir).resolve().name
     try:
@@ -42,75 +46,76 @@ def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False
         raise ValueError(f"`--hub_model_id` {name!r} is not allowed: {error}") from error
     if get_token() is None:
         raise ValueError(f"`--push_to_hub` needs a token. {LOGIN}")
-    later = f"PFGMPipeline.from_pretrained({str(output_dir)!r}).push_to_hub({name!r})"
+    push_command = f"PFGMPipeline.from_pretrained({str(output_dir)!r}).push_to_hub({name!r})"
 
-    def ask(call: Callable[..., Any], refusal: str, *args: Any, **options: Any) -> Any:
+    def request(call: Callable[..., Any], refusal: str, *args: Any, **options: Any) -> Any:
         try:
             return call(*args, **options)
-        except Exception as error:  # each version of huggingface_hub has other ones for a broken connection
+        except Exception as error:  # each version of huggingface_hub has other exceptions for a broken connection
             status = _status(error)
             if 400 <= status < 500 and status not in TEMPORARY:
                 raise ValueError(f"{refusal} ({status}). {LOGIN}") from error
             raise ValueError(
                 f"`--push_to_hub`: the Hub ({constants.ENDPOINT}) cannot be reached ({one_line(error)}). Train without "
-                f"`--push_to_hub`, and publish the model later by `{later}`."
+                f"`--push_to_hub`, and publish the model later by `{push_command}`."
             ) from error
 
-    user = ask(whoami, "`--push_to_hub`: the Hub does not accept the token")
+    user = request(whoami, "`--push_to_hub`: the Hub does not accept the token")
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ValueError(f"`--push_to_hub`: the token may only read. {LOGIN}")
-    full = name if "/" in name else f"{user['name']}/{name}"
+    full_name = name if "/" in name else f"{user['name']}/{name}"
     refusal = (
-        f"`--hub_model_id` {full!r}: choose a name under your own or your organisation's, for the Hub does not let the "
+        f"`--hub_model_id` {full_name!r}: use your own user name or your organization's, as the Hub does not let the "
         f"token of {user['name']!r} write there"
     )
-    ask(create_repo, refusal, full, private=private or None, exist_ok=True)
-    return full
+    request(create_repo, refusal, full_name, private=private or None, exist_ok=True)
+    return full_name
 
 
 def push(output_dir: str | Path, repo_id: str, message: str, last: bool = False) -> None:
-    """Upload the pipeline, its card and what else the run itself has written: samples, curves and the log.
+    """Upload the pipeline, its model card and the other files that the run has written: samples, curves and the log.
 
-    Nothing else in the folder is published, nor what a symbolic link leads to. In the middle of a run a failure is a
-    warning: the next push takes everything along.
+    Other files in the folder, and targets of symbolic links, are not published. If an upload during the run fails,
+    there is only a warning, as the next one uploads all files.
 
     Args:
-        output_dir: of the run.
-        repo_id: the repository's whole name.
-        message: of the commit.
-        last: whether no other push follows.
+        output_dir: the output folder of the run.
+        repo_id: the full name of the repository.
+        message: the commit message.
+        last: whether this is the last upload of the run.
 
     Raises:
-        RuntimeError: if the last push fails, with the command that makes up for it.
+        RuntimeError: if the last upload fails; the message has a command that uploads the files.
     """
-    folder, names = Path(output_dir), list[str]()
+    folder = Path(output_dir)
+    names: list[str] = []
     for pause in (*PAUSES, None):
         try:
             names = WrittenFiles(folder).published()
             additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
             create_commit(repo_id, additions, commit_message=message)
             return
-        except Exception as error:  # of the network below it, too, which huggingface_hub hands on
-            refused = 400 <= _status(error) < 500 and _status(error) not in TEMPORARY
-            if pause is not None and not refused:
+        except Exception as error:  # also exceptions of the HTTP library, which huggingface_hub does not convert
+            is_refused = 400 <= _status(error) < 500 and _status(error) not in TEMPORARY
+            if pause is not None and not is_refused:
                 time.sleep(pause)
                 continue
             if not last:
                 warnings.warn(f"{repo_id} was not updated ({one_line(error)}). Training goes on.", stacklevel=2)
                 return
             raise RuntimeError(
-                f"The model is whole in {output_dir}, but was not uploaded ({one_line(error)}). Do so by "
-                f"`{_command(folder, repo_id, names)}`."
+                f"The model in {output_dir} is complete, but was not uploaded ({one_line(error)}). Upload it by "
+                f"`{_upload_command(folder, repo_id, names)}`."
             ) from error
 
 
-def _command(folder: Path, repo_id: str, names: list[str]) -> str:
-    """What uploads these files and no others."""
-    included = [word for name in names for word in ("--include", name)]
-    return shlex.join(["hf", "upload", repo_id, str(folder), ".", *included])
+def _upload_command(folder: Path, repo_id: str, names: list[str]) -> str:
+    """Return the command that uploads these files and no others."""
+    include_options = [argument for name in names for argument in ("--include", name)]
+    return shlex.join(["hf", "upload", repo_id, str(folder), ".", *include_options])
 
 
 def _status(error: Exception) -> int:
-    """Of the Hub's answer; 0 if there was none."""
+    """Return the HTTP status of the Hub's response; 0 if there was none."""
     response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
     return 0 if response is None else int(response.status_code)

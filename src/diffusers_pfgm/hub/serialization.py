@@ -1,12 +1,13 @@
-"""Folders of saved pipelines: each file whole at any moment, and enough in them for plain diffusers to load them.
+"""Folders of saved pipelines: saving without incomplete files, and the code with which plain diffusers loads them.
 
-diffusers loads a pipeline class of another package only if the folder holds its code and the caller trusts it
-(`trust_remote_code=True`). So the index names the class as ["pipeline", "PFGMPipeline"], and `pipeline.py` beside it
-imports it. `PFGMPipeline.from_pretrained` reads its own name instead and asks for no trust.
+diffusers loads a pipeline class of another package only if the folder contains its code and the caller trusts the code
+(`trust_remote_code=True`). Therefore `model_index.json` names the class as ["pipeline", "PFGMPipeline"], and the file
+`pipeline.py` in the folder imports it. `PFGMPipeline.from_pretrained` replaces this name by its own, without trust.
 
-A component of another package, such as the scheduler, it downloads from the Hub only if the component's folder holds
-code too, or if the package is one of its own pipelines. The first serves plain diffusers, which has not imported this
-package yet, and the second, by `register`, everybody who has, without trust.
+diffusers downloads a component of another package, such as the scheduler, from the Hub only if the component's folder
+contains code too, or if the package is one of diffusers' own pipelines. The code is for processes that have not
+imported this package, and need `trust_remote_code=True`. `register` makes this package one of diffusers' pipelines, for
+processes that have imported it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ import diffusers
 
 from .model_card import strip_location
 
-# diffusers' names of weights: whole ones, shards and their index, each of a variant or of none.
+# diffusers' file names of weights: one file, or shards and their index, each with or without a variant.
 WEIGHTS = re.compile(r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 WEIGHTS_INDEX = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(.+))?\.json")
-PACKAGE = "diffusers_pfgm"  # as saved folders name it, wherever this module is
-INDEX, CODE = "model_index.json", "pipeline.py"
+PACKAGE = "diffusers_pfgm"  # the name in saved folders; `__package__` would change with this module's location
+INDEX = "model_index.json"
+CODE = "pipeline.py"
 CLASS_IN_FOLDER = ["pipeline", "PFGMPipeline"]
 PARTIAL = ".saving"
 PURPOSE = "# Lets DiffusionPipeline.from_pretrained(..., trust_remote_code=True) load this folder."
@@ -37,13 +39,14 @@ PURPOSE = "# Lets DiffusionPipeline.from_pretrained(..., trust_remote_code=True)
 
 @contextlib.contextmanager
 def atomic_directory(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A hidden folder whose files take their places in `folder` one by one when all of them are written.
+    """Give a hidden folder to write to, and move its files to `folder` one by one when all of them are written.
 
-    Whenever a process is killed, each file in `folder` is an old one or a new one, and whole. Files of an earlier save
-    that would be loaded in the place of the new ones are removed at the end, see `outdated`.
+    If the process is killed at any time, each file in `folder` is a complete old or new one. Files of an earlier save
+    that diffusers would load in place of the new ones are removed at the end, see `outdated`.
 
     Raises:
-        OSError: if they cannot be written, a full disk for instance; then `folder` is as it was.
+        ValueError: if `folder` is a file.
+        OSError: if the files cannot be written, for instance on a full disk; then `folder` is unchanged.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -57,9 +60,9 @@ def atomic_directory(folder: str | os.PathLike[str]) -> Iterator[Path]:
         for path in files:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-    except Exception as error:  # torch, safetensors and PIL each have their own for a full disk
+    except Exception as error:  # torch, safetensors and PIL each have another exception for a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"{folder} could not be saved to, and is as it was: {error}") from error
+        raise OSError(f"{folder} could not be saved to, and is unchanged: {error}") from error
     for path in files:
         target = folder / path.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,35 +75,35 @@ def atomic_directory(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def outdated(present: Iterable[str], written: Iterable[str]) -> list[str]:
-    """Files of an earlier save that diffusers would load in the place of what was written, in the order to remove them.
+    """Return the files of an earlier save that diffusers would load in place of the new ones, in order of removal.
 
-    These are weights of the same component and variant in another format or other shards. An index goes before its
-    shards, so that no index ever names shards that are gone.
+    These are weights of the same component and variant in another format or with other shards. An index is removed
+    before its shards, so that no index ever names shards that do not exist.
 
     Args:
-        present: paths in the saved folder, with "/".
-        written: those that the save has just written.
+        present: paths of all files in the saved folder, relative to it and with "/".
+        written: paths of the new files.
     """
     written = set(written)
     renewed = {_weights_of(name) for name in written} - {None}
-    found = [name for name in present if name not in written and _weights_of(name) in renewed]
-    return sorted(found, key=lambda name: not name.endswith(".json"))
+    old_weights = [name for name in present if name not in written and _weights_of(name) in renewed]
+    return sorted(old_weights, key=lambda name: not name.endswith(".json"))
 
 
 def _weights_of(name: str) -> tuple[str, str | None] | None:
-    """The component and the variant of a weight file; None for any other file."""
+    """Return the component and the variant of a weight file, or None for another file."""
     component, _, file = name.rpartition("/")
     match = WEIGHTS.fullmatch(file) or WEIGHTS_INDEX.fullmatch(file)
     return None if match is None else (component, match[1])
 
 
 def register() -> None:
-    """Make diffusers know this package by name, as it knows its own pipelines."""
+    """Register this package among diffusers' own pipeline packages."""
     diffusers.pipelines.diffusers_pfgm = sys.modules[PACKAGE]
 
 
 def add_loader_code(folder: Path) -> None:
-    """Make plain diffusers find the pipeline's class by the folder alone."""
+    """Add the code to a saved folder with which plain diffusers loads the pipeline and its components."""
     index = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps(index | {"_class_name": CLASS_IN_FOLDER}, indent=2) + "\n")
     (folder / CODE).write_text(f"{PURPOSE}\nfrom diffusers_pfgm import PFGMPipeline  # noqa: F401\n")
@@ -108,11 +111,11 @@ def add_loader_code(folder: Path) -> None:
         if isinstance(value, list) and value[0] == PACKAGE:
             add_component_code(folder / name, value[1], "SchedulerMixin" if name == "scheduler" else "ModelMixin")
     for path in (folder / INDEX, *folder.glob("*/*config.json")):
-        _forget_origin(path)
+        _remove_origin(path)
 
 
-def _forget_origin(path: Path) -> None:
-    """Remove from a configuration the place on this machine where diffusers has loaded it; a Hub id stays."""
+def _remove_origin(path: Path) -> None:
+    """Remove the local path from which diffusers has loaded a configuration; a Hub id stays."""
     config = json.loads(path.read_text())
     origin = config.get("_name_or_path")
     if origin is not None and (strip_location(origin) != origin or Path(origin).exists()):
@@ -121,12 +124,12 @@ def _forget_origin(path: Path) -> None:
 
 
 def add_component_code(folder: str | os.PathLike[str], class_name: str, mixin: str) -> None:
-    """Make diffusers find a component of this package by the folder of any pipeline that it is saved in.
+    """Add the code to a component's folder with which diffusers imports the component's class from this package.
 
     Args:
-        folder: of the component.
-        class_name: a public name of this package.
-        mixin: the class of diffusers, public here too, by which it knows how to load the component.
+        folder: the folder of the component, in that of any pipeline.
+        class_name: the class, a public name of this package.
+        mixin: the diffusers base class that determines how the component is loaded, a public name of this package too.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,7 @@ def add_component_code(folder: str | os.PathLike[str], class_name: str, mixin: s
 
 
 def restore_class_name(index: dict[str, Any]) -> dict[str, Any]:
-    """An index in which the pipeline goes by its name alone."""
+    """Return a `model_index.json` in which the pipeline's class has its plain name."""
     if list(index.get("_class_name", [])) == CLASS_IN_FOLDER:
         return index | {"_class_name": CLASS_IN_FOLDER[-1]}
     return index

@@ -1,7 +1,6 @@
-"""The list of files that a run has written into its output folder; nothing else is published.
+"""The list of files that a training run has written into its output folder. No other files are published.
 
-The folder may hold the user's own files as well, even of the same kinds, so that no pattern of names can tell them
-apart.
+The folder may also contain the user's own files, even of the same types, so file names cannot distinguish them.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ SHARD = re.compile(r"diffusion_pytorch_model-\d{5}-of-\d{5}\.safetensors")
 
 
 class WrittenFiles:
-    """Names of the files that a run has written beside its pipeline, kept in the output folder from start to start.
+    """Names of the files, other than the pipeline's, that a run has written. They are saved in the output folder.
 
     Args:
-        folder: of the run.
+        folder: the output folder of the run.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -33,36 +32,37 @@ class WrittenFiles:
         self._list = self.folder / LIST
 
     def names(self) -> list[str]:
-        """The names that were added, relative to the folder and with forward slashes."""
+        """Return the names that were added, relative to the folder and with "/"."""
         try:
-            found = json.loads(self._list.read_bytes())
+            names = json.loads(self._list.read_bytes())
         except (FileNotFoundError, ValueError):
             return []
-        return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     def add(self, name: str) -> None:
-        """Put a name on the list.
+        """Add a name to the list.
 
         Raises:
-            OSError: if the list cannot be written, a full disk for instance; it is then as it was.
+            OSError: if the list cannot be written, for instance on a full disk; then it is unchanged.
         """
         names = self.names()
         if name not in names:
             self._write([*names, name])
 
     def published(self) -> list[str]:
-        """The pipeline's files, its card, and those on the list, as far as they exist.
+        """Return the files to publish: those of the pipeline, its model card, and those on the list, if they exist.
 
-        A card that somebody else has written is left out, and so is, with a warning, what a symbolic link leads to.
+        A model card that the user has written is left out, unless it is on the list. Targets of symbolic links are
+        left out with a warning.
         """
         names = [*_pipeline_files(self.folder), *self.names()]
         if is_generated_card(self.folder / CARD):
             names.append(CARD)
-        found = [name for name in dict.fromkeys(names) if (self.folder / name).exists()]
-        linked = [name for name in found if not _is_inside(self.folder, name)]
+        existing = [name for name in dict.fromkeys(names) if (self.folder / name).exists()]
+        linked = [name for name in existing if not _is_inside(self.folder, name)]
         if linked:
             warnings.warn(f"Not published, because a symbolic link leads to it: {', '.join(linked)}.", stacklevel=2)
-        return [name for name in found if name not in linked]
+        return [name for name in existing if name not in linked]
 
     def _write(self, names: list[str]) -> None:
         with atomic_file(self._list) as partial:
@@ -70,7 +70,7 @@ class WrittenFiles:
 
 
 def _pipeline_files(folder: Path) -> list[str]:
-    """The files that `PFGMPipeline.save_pretrained` writes, by the names that diffusers gives them."""
+    """Return the names of the files that `PFGMPipeline.save_pretrained` writes."""
     names = [INDEX, CODE, f"unet/{CONFIG_NAME}", "scheduler/scheduler_config.json", "scheduler/diffusers_pfgm.py"]
     if (folder / "unet" / SAFETENSORS_WEIGHTS_NAME).exists():
         return [*names, f"unet/{SAFETENSORS_WEIGHTS_NAME}"]
@@ -84,9 +84,9 @@ def _pipeline_files(folder: Path) -> list[str]:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    """Whether a name is that of a regular file which is in the folder without a symbolic link on the way."""
+    """Whether a name is a regular file in the folder, and no part of its path is a symbolic link."""
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or PurePosixPath(name).is_absolute():
         return False
-    way = [folder.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
-    return way[-1].is_file() and not any(path.is_symlink() for path in way)
+    paths = [folder.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+    return paths[-1].is_file() and not any(path.is_symlink() for path in paths)

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers_pfgm.examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import datasets
 import numpy as np
 from PIL import Image

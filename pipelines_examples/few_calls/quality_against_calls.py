@@ -15,6 +15,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import diffusers_pfgm.examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import torch
 from matplotlib.figure import Figure
 

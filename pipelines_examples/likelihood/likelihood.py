@@ -13,6 +13,9 @@ import argparse
 import math
 from pathlib import Path
 
+import diffusers_pfgm.examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import numpy as np
 import torch
 from matplotlib.figure import Figure

@@ -14,6 +14,9 @@ import math
 import time
 from pathlib import Path
 
+import diffusers_pfgm.examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
 import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import make_moons

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 TIMEOUT = 300  # seconds, after which a run that hangs is ended
@@ -25,6 +26,8 @@ def torchrun(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
         finally:
             process.terminate()  # torchrun then ends its processes; after a kill they would continue
             process.wait()
+        if process.returncode != 0:
+            time.sleep(2)  # a failed script prints its message again after torchrun has ended
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, process.returncode, out.read(), err.read())

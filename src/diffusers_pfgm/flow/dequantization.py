@@ -40,7 +40,7 @@ def dequantize(images: torch.Tensor, num_levels: int = 256, generator: Generator
     Raises:
         ValueError: if `num_levels` is not a whole number ≥ 2, or a pixel is not at one of the levels.
 
-    Example:
+    Examples:
         >>> x = dequantize(torch.tensor([[-1.0, 1.0]]), 3, torch.Generator().manual_seed(0))
         >>> bool(((x - torch.tensor([[-1.0, 1.0]])).abs() <= 0.5).all())
         True
@@ -73,7 +73,7 @@ def bits_per_dim(log_prob: torch.Tensor, dim: int, num_levels: int = 256) -> tor
     Raises:
         ValueError: if `num_levels` is not a whole number ≥ 2.
 
-    Example:
+    Examples:
         >>> bits_per_dim(torch.tensor([-64 * math.log(2.0)]), 64)  # uniform on [-1, 1]: 8 bits, but for the outer bins
         tensor([7.9944])
     """

@@ -51,7 +51,7 @@ class PoissonFlow:
         ValueError: if the scheduler does not solve the ODE of a Poisson flow, begins at infinite σ, or has other
             options than the `ChargeField`.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField, PoissonFlowScheduler
         >>> charges = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
         >>> flow = PoissonFlow(ChargeField(charges), PoissonFlowScheduler(sigma_min=0.5, sigma_max=5000.0))

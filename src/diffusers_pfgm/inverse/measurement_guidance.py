@@ -69,7 +69,7 @@ class GuidedByMeasurement:
         ValueError: if `method`, `noise_std`, `aug_dim` or `data_std` has a value that is not allowed, or the method is
             "replacement" and `operator` is not a `LinearOperator`.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField, Parameterization
         >>> field = ChargeField(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
         >>> parameterization = Parameterization()

@@ -47,7 +47,7 @@ class LinearOperator:
         gram: the diagonal of A Aᵀ if A Aᵀ is diagonal, as a number or a tensor that broadcasts against y; else None.
             For complex measurements it is rarely diagonal, as Aᵀ y is a real part.
 
-    Example:
+    Examples:
         >>> reversal = LinearOperator(lambda x: x.flip(1), lambda y: y.flip(1))
         >>> reversal(torch.tensor([[1.0, 2.0]])), reversal.pseudo_inverse(torch.tensor([[1.0, 2.0]])).round()
         (tensor([[2., 1.]]), tensor([[2., 1.]]))

@@ -43,7 +43,7 @@ class FieldObjective:
         hyperparameters: hyperparameters of the perturbation, from `recommend_hyperparameters`.
         gamma: γ of the normalized field, in data units. Defaults to 5.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField, recommend_hyperparameters
         >>> data = torch.rand(16, 1, 4, 4)
         >>> objective = FieldObjective(recommend_hyperparameters(data_norm=2.3, data_dim=16))

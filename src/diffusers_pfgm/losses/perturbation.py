@@ -51,7 +51,7 @@ class PerturbationObjective:
     Raises:
         ValueError: if the prediction type is "field", or `aug_dim` is below 0.01.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import PoissonFlowScheduler
         >>> objective = PerturbationObjective(Parameterization("epsilon", sigma_data=0.5), aug_dim=1.0)
         >>> limit = objective.max_norm(sigma_max=80.0, data_dim=64)

@@ -21,7 +21,7 @@ class ClassCharges:
     Raises:
         ValueError: if `labels` does not have one label for each charge, or `charges` holds NaN or infinity.
 
-    Example:
+    Examples:
         >>> charges = ClassCharges(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1, 0, 1]))
         >>> charges.of(1).points.flatten().tolist(), charges.of(7).shape
         ([0.0, 2.0], torch.Size([3, 1]))

@@ -78,7 +78,7 @@ class Denoiser:
         dtype: dtype of the model, or None if it is unknown.
         nfe: number of network calls so far.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField
         >>> field = ChargeField(torch.zeros(1, 1, 4, 4), prediction_type="epsilon")
         >>> denoiser = Denoiser(field, Parameterization("epsilon"))

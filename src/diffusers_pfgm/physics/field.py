@@ -49,7 +49,7 @@ def posterior_mean(
         ValueError: if the shapes of `x`, `sigma` and `charges` do not match, `aug_dim` is not positive, `chunk_size`
             is below 1, or `x`, `sigma` or `charges` hold NaN or infinity (the error names the index).
 
-    Example:
+    Examples:
         >>> charges = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
         >>> posterior_mean(torch.tensor([[0.0, 7.0]]), 0.5, charges)
         tensor([[0., 0.]])
@@ -137,7 +137,7 @@ class ChargeField(torch.nn.Module):
         ValueError: if `charges` is empty or holds NaN or infinity, `aug_dim` is not positive, or `prediction_type` is
             another word.
 
-    Example:
+    Examples:
         >>> field = ChargeField(torch.rand(5, 1, 8, 8), prediction_type="sample")
         >>> field(torch.randn(2, 1, 8, 8), timestep=0.5).sample.shape
         torch.Size([2, 1, 8, 8])

@@ -39,7 +39,7 @@ class HemisphereLatents:
     Raises:
         ValueError: if the shape of `direction` is not that of `radius` followed by the shape of one latent.
 
-    Example:
+    Examples:
         >>> latents = HemisphereLatents.from_latents(torch.tensor([[3.0, 4.0]]))
         >>> latents.direction, latents.radius
         (tensor([[0.6000, 0.8000]]), tensor([5.]))

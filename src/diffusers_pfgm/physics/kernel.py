@@ -50,7 +50,7 @@ class PoissonKernel:
     Reference:
         Xu et al., PFGM++: Unlocking the Potential of Physics-Inspired Generative Models, arXiv 2302.04265, section 3.
 
-    Example:
+    Examples:
         >>> kernel = PoissonKernel(aug_dim=1.0)
         >>> noise = kernel.sample((4, 3, 8, 8), sigma=40.0, generator=torch.Generator().manual_seed(0))
         >>> noise.shape, kernel.log_prob(noise, 40.0).shape

@@ -55,7 +55,7 @@ def recommend_hyperparameters(
     Raises:
         ValueError: if an argument is not a finite number > 0, or the data are smaller than the smallest perturbation.
 
-    Example:
+    Examples:
         >>> recommend_hyperparameters(data_norm=30, data_dim=3072).M
         287
     """

@@ -49,7 +49,7 @@ class PFGMPipeline(PoissonFlowPipeline):
             `from_config`, so that it keeps the network's settings.
         id2label: the names of the classes by number, from 0, for a network that was trained with class labels.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
         >>> charges = torch.rand(10, 1, 8, 8) * 2 - 1  # your own images in [-1, 1]; no training
         >>> pipe = PFGMPipeline(unet=ChargeField(charges), scheduler=PoissonFlowScheduler())

@@ -30,7 +30,7 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
     Args:
         unet, scheduler, id2label: as in `PFGMPipeline`, whose saved folders this pipeline loads.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField, PoissonFlowScheduler
         >>> charges = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
         >>> pipe = PFGMEditingPipeline(unet=ChargeField(charges), scheduler=PoissonFlowScheduler())

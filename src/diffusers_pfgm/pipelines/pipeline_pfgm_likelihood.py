@@ -45,7 +45,7 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
     Args:
         unet, scheduler, id2label: as in `PFGMPipeline`, whose saved folders this pipeline loads.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField, PoissonFlowScheduler
         >>> charges = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
         >>> pipe = PFGMLikelihoodPipeline(ChargeField(charges), PoissonFlowScheduler())

@@ -36,7 +36,7 @@ class AngleLaw:
         sine: the power of the sine, ≥ 0.
         cosine: the power of the cosine, ≥ 0.
 
-    Example:
+    Examples:
         >>> round(AngleLaw(0.0, sine=1.0, cosine=0.0).distribution(torch.tensor([math.pi / 3])).item(), 6)
         0.5
     """
@@ -127,7 +127,7 @@ def uniformity(x: torch.Tensor, sigma: float, aug_dim: float = 1.0) -> dict[str,
     Raises:
         ValueError: if `sigma` or `aug_dim` is out of its range, or `x` is empty or has no batch dimension.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import PoissonFlowScheduler
         >>> prior = PoissonFlowScheduler().sample_prior((2000, 1, 8, 8), torch.Generator().manual_seed(0))
         >>> uniformity(prior, 40.0)["polar"].p_value > 0.01, uniformity(prior + 30, 40.0)["polar"].p_value > 0.01

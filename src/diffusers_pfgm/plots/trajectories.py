@@ -90,7 +90,7 @@ def record_trajectory(
     Raises:
         ValueError: if the model's output has not the shape that the scheduler's prediction type needs.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField
         >>> scheduler, field = PoissonFlowScheduler(), ChargeField(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
         >>> latents = scheduler.sample_prior((3, 2), torch.Generator().manual_seed(0))

@@ -44,7 +44,7 @@ def fit_sigmas(
         ValueError: if `num_samples` or `batch_size` is not a whole number ≥ 1, `shape` is a number, the scheduler
             starts at infinite σ, the model's output has the wrong shape or is not finite, or x̂ is constant.
 
-    Example:
+    Examples:
         >>> from diffusers_pfgm import ChargeField
         >>> field = ChargeField(torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
         >>> scheduler = fit_sigmas(field, PoissonFlowScheduler(), (1, 4, 4), torch.Generator().manual_seed(0))

@@ -93,7 +93,7 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
     Raises:
         ValueError: if an argument has another type or value than listed here, or two arguments contradict each other.
 
-    Example:
+    Examples:
         >>> scheduler = PoissonFlowScheduler()
         >>> scheduler.set_timesteps(10)
         >>> len(scheduler.timesteps), scheduler.timesteps[0].item()

@@ -81,7 +81,7 @@ def estimate_trace(
     Returns:
         x̂ (B, *), and estimates of the trace: (B, P) for "hutchinson", (B, P / 3) for "hutch++", (B, 1) for "exact".
 
-    Example:
+    Examples:
         >>> points = torch.tensor([[3.0, 4.0]])
         >>> estimate_trace(lambda x: x * torch.tensor([0.5, 2.0]), points)[1]
         tensor([[2.5000]])

@@ -44,7 +44,7 @@ def solve_fixed_point(
         The solution x (B, *), and the last change of each sample relative to its norm (B,). The change is larger than
         `tolerance`, or infinite, for a sample that has not converged; x is then the iterate with the smallest change.
 
-    Example:
+    Examples:
         >>> matrix = torch.tensor([[0.0, 3.0], [-3.0, 0.0]])  # not a contraction
         >>> x, change = solve_fixed_point(lambda x: 1 + x @ matrix, torch.ones(1, 2), 1e-6, 20)
         >>> torch.allclose(x, 1 + x @ matrix, atol=1e-5), bool(change <= 1e-6)

@@ -137,7 +137,7 @@ def integrate(
     Returns:
         x (B, *) at the last σ, in data units.
 
-    Example:
+    Examples:
         >>> at_origin = lambda x, sigma: torch.zeros_like(x)  # one charge at 0: field lines are rays
         >>> integrate(at_origin, torch.tensor([[8.0]]), [4.0, 2.0, 1.0])
         tensor([[2.]])

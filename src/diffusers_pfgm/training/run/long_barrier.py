@@ -26,7 +26,7 @@ class LongBarrier:
     Args:
         accelerator: accelerate's `Accelerator` of the run.
 
-    Example:
+    Examples:
         >>> barrier = LongBarrier(Accelerator(cpu=True))
         >>> with barrier:
         ...     print("work of the main process")

@@ -74,7 +74,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 class ExactNetwork(torch.nn.Module):
-    """A network with the exact output of a parameterisation for these charges, called like `UNet2DModel`.
+    """A network with the exact output of a parameterization for these charges, called like `UNet2DModel`.
 
     With `labels`, a class label selects the charges of this class, and the null class selects all charges. The shape of
     the input and the labels of each call are recorded in `calls`.

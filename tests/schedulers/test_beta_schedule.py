@@ -150,7 +150,7 @@ def test_first_step_from_zero_terminal_snr_equals_ddim(solver: str, prediction_t
         ({"trained_betas": []}, "The length of `trained_betas` must be at least 1 and at most 1000000, but is 0"),
         ({"num_train_timesteps": 0}, "`num_train_timesteps` must be at least 1 and at most 1000000, but is 0"),
         ({"beta_end": 0.9, "num_train_timesteps": 10_000}, "make sigma infinite"),
-        ({"rescale_betas_zero_snr": True}, "'epsilon' says nothing about the data where sigma is infinite"),
+        ({"rescale_betas_zero_snr": True}, "'epsilon' cannot determine x̂ where sigma is infinite"),
         (
             {"rescale_betas_zero_snr": True, "prediction_type": "sample", "solver": "heun"},
             "`solver` 'heun' cannot start at infinite sigma",

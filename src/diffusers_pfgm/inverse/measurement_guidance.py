@@ -43,7 +43,7 @@ from ..physics.kernel import check_aug_dim
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import append_dims
 from .linearization import linearized
-from .operators import RIDGE, LinearOperator, Measurement, beside
+from .operators import RIDGE, LinearOperator, Measurement, measurement_like
 
 GUIDANCE_METHODS = ("guidance", "replacement")
 MAX_MOVE = 1.0
@@ -126,7 +126,7 @@ class GuidedByMeasurement:
         sigma = parameterization.sigma(timestep)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / parameterization.c_in(sigma)
         denoised = self.denoiser(x, sigma)
-        residual = beside(self.measurement, x) - self.operator(denoised)
+        residual = measurement_like(self.measurement, x) - self.operator(denoised)
         operator = linearized(self.operator, denoised)
         if self.method == "replacement":
             guided = denoised + operator.pseudo_inverse(residual)

@@ -269,7 +269,7 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return products.sum(tuple(range(1, a.ndim)), keepdim=True) if a.ndim > 1 else products
 
 
-def beside(measurement: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def measurement_like(measurement: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return a measurement on the device of x, in the dtype of x or the complex dtype of the same precision."""
     return measurement.to(x.device, x.dtype.to_complex() if measurement.is_complex() else x.dtype)
 

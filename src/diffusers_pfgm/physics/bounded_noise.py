@@ -53,7 +53,7 @@ def sample_bounded(
     device: torch.device,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Draw x − y = σ n with ‖n‖ ≤ reach, from the exact conditional distribution and without synchronising the device.
+    """Draw x − y = σ n with ‖n‖ ≤ reach, from the exact conditional distribution and without synchronizing the device.
 
     A draw of the kernel within the reach is kept. Any other keeps its direction, which is independent of its norm, and
     takes the first norm within the reach among a fixed number of further draws (see `FAILURE`).

@@ -77,7 +77,7 @@ class Parameterization:
                 )
             if self.train_sigmas[-1] >= ZERO_SNR_SIGMA and self.prediction_type not in PREDICTIONS_AT_ZERO_SNR:
                 raise ValueError(
-                    f"`prediction_type` {self.prediction_type!r} says nothing about the data where sigma is infinite, "
+                    f"`prediction_type` {self.prediction_type!r} cannot determine x̂ where sigma is infinite, "
                     "as with zero terminal SNR. Use a network for 'v_prediction' or 'sample'."
                 )
         preconditioning = Preconditioning() if self.sigma_data is None else EDMPreconditioning(self.sigma_data)

@@ -114,7 +114,7 @@ class GuidedModel:
 
     Args:
         model: the network, with `num_class_embeds`.
-        parameterization: the parameterisation of its output.
+        parameterization: the parameterization of its output.
         class_labels: the class numbers (B,).
         null_class: the number of the null class.
         scale: the guidance scale; 1 for the condition without guidance.

@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from ..flow.poisson_flow import PoissonFlow
 from ..inverse.latent_sampling import LatentSampler, LatentSamples
 from ..inverse.measurement_guidance import GUIDANCE_METHODS, GuidedByMeasurement
-from ..inverse.operators import Inpainting, LinearOperator, Measurement, beside, check_adjoint
+from ..inverse.operators import Inpainting, LinearOperator, Measurement, check_adjoint, measurement_like
 from ..physics.charges import check_finite
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
@@ -141,7 +141,7 @@ class PFGMInversePipeline(PoissonFlowPipeline):
         device = self._execution_device
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
         blank_images = torch.zeros(shape, device=device, dtype=dtype)
-        measurement = _check_measurement(beside(measurement, blank_images), operator, noise_std, blank_images)
+        measurement = _check_measurement(measurement_like(measurement, blank_images), operator, noise_std, blank_images)
         model_kwargs = self.prepare_class_labels(as_list(class_labels), shape[0], device)
 
         guided = GuidedByMeasurement(

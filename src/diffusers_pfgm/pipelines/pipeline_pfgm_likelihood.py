@@ -23,7 +23,7 @@ class PFGMLikelihoodOutput(BaseOutput):
     Attributes:
         log_prob: (B,), in nats, the log-density at σ_min of the dequantised images in [-1, 1].
         bits_per_dim: (B,), the negative log-likelihood of the quantised images in bits per dimension; None without
-            dequantisation.
+            dequantization.
         standard_error: (B,), in nats, the standard error of `log_prob` from a random divergence; 0 for an exact
             divergence, None for a single probe.
         truncation: (B,), in nats, an estimate of the largest error of `log_prob`, see `FlowLogProb`.
@@ -77,10 +77,10 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
             divergence: "hutchinson", "hutch++", or "exact", which takes N vector-Jacobian products for each network
                 call.
             num_probes: the number of vector-Jacobian products of the first two for each network call.
-            generator: the source of the dequantisation noise and the probes: one generator, or a list of B generators,
+            generator: the source of the dequantization noise and the probes: one generator, or a list of B generators,
                 one for each image.
             num_levels: the number of values of a pixel, 256 for 8 bits; None for the density of the images as they are,
-                without dequantisation.
+                without dequantization.
             batch_size: the number of images that are evaluated at once.
             tolerance: the tolerance of the adaptive solver in nats, by default 3e-4; see `PoissonFlow.log_prob`.
             guidance_scale: must be 1, because a guided sampler has no likelihood.

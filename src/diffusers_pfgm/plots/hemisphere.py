@@ -9,7 +9,7 @@ charge at 0 this direction is uniform on the sphere of R^(N+D), of whose last D 
     elevation  ψ above the plane normal to a unit vector e of R^N,
                sin ψ = e · x / √(‖x‖² + r²)                    density ∝ cos^(N+D−2) ψ on [−π/2, π/2]
 
-with e = (1, ..., 1)/√N, the brightness of an image, in which data differ most from noise. The densities are normalised
+with e = (1, ..., 1)/√N, the brightness of an image, in which data differ most from noise. The densities are normalized
 by ∫₀^(π/2) sin^a cos^b = ½ B((a+1)/2, (b+1)/2).
 """
 

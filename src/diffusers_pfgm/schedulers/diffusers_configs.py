@@ -96,7 +96,7 @@ def final_sigmas_type(config: Mapping[str, Any], name: str | None) -> str:
     return str(config.get("final_sigmas_type", by_alpha))
 
 
-def timesteps_rule(config: Mapping[str, Any]) -> str | None:
+def guess_timesteps_class(config: Mapping[str, Any]) -> str | None:
     """Guess, from its options, the diffusers scheduler whose timesteps a configuration without a class name uses."""
     if "lower_order_final" in config:
         return "DPMSolverMultistepScheduler"
@@ -167,7 +167,7 @@ def convert_config(config: Mapping[str, Any], overrides: Mapping[str, Any], name
     scheduler_class = class_of_config(config)
     if scheduler_class is None:
         own = {name: value for name, value in config.items() if name != "_use_default_values"}
-        rule = timesteps_rule(own)
+        rule = guess_timesteps_class(own)
     else:
         own = options_of(config, scheduler_class)
         rule = SPACED_AS.get(scheduler_class.__name__, scheduler_class.__name__)
@@ -213,5 +213,5 @@ def complete_config(config: Mapping[str, Any], overrides: Mapping[str, Any], nam
     foreign = {name: value for name, value in overrides.items() if name in config and name not in names}
     # Configurations saved by versions without `timesteps_from` still have the options of the diffusers scheduler.
     has_betas = config.get("beta_schedule") is not None or config.get("trained_betas") is not None
-    rule = config.get("timesteps_from", timesteps_rule(config) if has_betas else None)
+    rule = config.get("timesteps_from", guess_timesteps_class(config) if has_betas else None)
     return {**config, **foreign, "timesteps_from": spaced_by_options(rule, overrides)}

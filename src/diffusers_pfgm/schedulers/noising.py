@@ -78,16 +78,16 @@ class NoisingMixin:
             dtype: the dtype of the result. A heavy-tailed prior can overflow float16, so keep the state in float32.
 
         Returns:
-            Tensor of `shape`. With `max_norm` each row, in data units, has a norm ≤ `max_norm`. If the run begins at a
-            smaller σ than σ_max, the limit is smaller in proportion, except for a network that predicts the field or
-            has a beta schedule; see `sample_noise`.
+            Tensor of `shape`. With `max_norm` each row, in data units, has a norm ≤ `max_norm` · σ_first/σ_max, where
+            σ_first is the σ at which the run begins. For a network that predicts the field or has a beta schedule the
+            limit is `max_norm` itself; see `sample_noise`.
 
         Raises:
             ValueError: if a list of generators has another length than B, or practically no prior sample has a norm
                 ≤ `max_norm`.
 
         Reference:
-            PFGM, arXiv 2209.11178, section 3.3. Radii beyond `max_norm` are drawn again, not clipped onto one shell.
+            PFGM, arXiv 2209.11178, section 3.3. Radii beyond `max_norm` are drawn again, not scaled back to the norm `max_norm`.
         """
         max_norm = self.config.max_norm
         if max_norm is not None:

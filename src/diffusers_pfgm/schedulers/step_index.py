@@ -75,7 +75,7 @@ class StepIndexMixin:
         return [i for i, value in enumerate(self._timestep_values) if value == timestep]
 
     def _current_index(self, timestep: float | torch.Tensor) -> int:
-        """The index of the step to make now; `timestep` is only read at the first step of a run."""
+        """The index of the current step. `timestep` is read only at the first step of a run and after its last."""
         ended = self._step_index == len(self._plan)
         if ended and self._indices_of(timestep):
             raise ValueError(

@@ -14,7 +14,7 @@ from diffusers_pfgm import FieldObjective, LossOutput
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
-from diffusers_pfgm.training.run.divergence import DivergenceError
+from diffusers_pfgm.training.run.divergence_guard import DivergenceError
 from diffusers_pfgm.training.run.records import read_records
 from tests.training.launch import torchrun
 from tests.training.test_train_pfgm import TINY

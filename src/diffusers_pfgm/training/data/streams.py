@@ -101,6 +101,7 @@ class StreamedImages:
         """Mean Euclidean norm of the first 1,000 images.
 
         Raises:
+            BrokenImageError: at the first broken image, unless `skip_broken`.
             ValueError: if none of them can be read.
         """
         norms: list[float] = []

@@ -115,7 +115,11 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
 
     train = parser.add_argument_group("training").add_argument
     train("--output_dir", default="pfgm-model", help="where the pipeline, checkpoints, samples and logs are written")
-    train("--overwrite_output_dir", action="store_true", help="write into a folder that is not empty")
+    train(
+        "--overwrite_output_dir",
+        action="store_true",
+        help="start a new run in a folder that is not empty; an earlier run's files are moved to set-aside-<n>",
+    )
     train("--seed", type=integer(0, 2**31 - 1), help="seed that makes a run reproducible; random by default")
     train("--train_batch_size", type=positive, default=16, help="perturbed images per process and accumulated part")
     train("--num_epochs", type=positive, default=100, help="an epoch perturbs as many images as the data set has")

@@ -24,7 +24,7 @@ from ..data.order import BatchPlan, position_generators
 from ..data.training_data import TrainingData
 from .checkpoint_contents import checkpoint_step, read_settings
 from .checkpoints import register_ema_hooks, restore_checkpoint, save_checkpoint
-from .divergence import DivergenceGuard
+from .divergence_guard import DivergenceGuard
 from .long_barrier import LongBarrier
 from .optimization import make_ema, make_lr_scheduler, make_optimizer
 from .outputs import Outputs, due

@@ -43,7 +43,7 @@ class DivergenceGuard:
         self._losses: list[torch.Tensor] = []
 
     def note(self, loss: torch.Tensor) -> None:
-        """Remember the loss () of an accumulated part, without synchronising with the device."""
+        """Remember the loss () of an accumulated part, without synchronizing with the device."""
         self._losses.append(loss.detach())
 
     def check_gradients(self, step: int, norm: torch.Tensor) -> None:

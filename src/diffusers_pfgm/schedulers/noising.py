@@ -87,7 +87,7 @@ class NoisingMixin:
                 ≤ `max_norm`.
 
         Reference:
-            PFGM, arXiv 2209.11178, section 3.3. Radii beyond `max_norm` are drawn again, not scaled back to the norm `max_norm`.
+            PFGM, arXiv 2209.11178, section 3.3. Radii beyond `max_norm` are drawn again, not scaled back.
         """
         max_norm = self.config.max_norm
         if max_norm is not None:

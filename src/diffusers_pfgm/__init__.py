@@ -75,8 +75,9 @@ __all__ = [
     "recommend_hyperparameters",
 ]
 
-# A saved model names the module of each class. It names this package, so that saved models load after a file is moved.
+# A saved pipeline names the module of each component. It names this package, so that it loads after a file is moved.
 for _name in __all__:
     _value = globals()[_name]
-    if isinstance(_value, type) and _value.__module__.startswith(f"{__name__}."):
+    _is_component = isinstance(_value, type) and issubclass(_value, SchedulerMixin | ModelMixin)
+    if _is_component and _value.__module__.startswith(f"{__name__}."):
         _value.__module__ = __name__

@@ -25,7 +25,7 @@ print(type(pipe).__module__, type(pipe).__name__, type(pipe.scheduler).__name__)
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
     process = subprocess.run([*command, "True"], capture_output=True, text=True, check=True)
-    assert process.stdout.split() == ["diffusers_pfgm", "PFGMPipeline", "PoissonFlowScheduler"]
+    assert process.stdout.split() == ["diffusers_pfgm.pipelines.pipeline_pfgm", "PFGMPipeline", "PoissonFlowScheduler"]
     process = subprocess.run([*command, "False"], capture_output=True, text=True)
     assert process.returncode != 0 and "trust_remote_code" in process.stderr
 

@@ -1,6 +1,8 @@
 """x̂ from the output of every prediction type: the inverse of the target, equal to diffusers', exact for the field."""
 
+import dataclasses
 import math
+import pickle
 
 import pytest
 import torch
@@ -183,3 +185,11 @@ def test_where_x_has_too_few_digits_the_mean_remains_among_the_data(prediction_t
         assert output.isfinite().all() and denoised.isfinite().all()
         # A mean that is below the rounding error of x is replaced by 0.
         assert (denoised.abs().amax() < 5) or (dtype == torch.float64 and distance < 1e16)
+
+
+def test_pickled_objects_without_parts_load() -> None:
+    """As version 0.1.0 pickled them, with their five options alone."""
+    loaded = object.__new__(Parameterization)
+    loaded.__setstate__(dataclasses.asdict(Parameterization("epsilon", sigma_data=0.5)))
+    assert loaded == Parameterization("epsilon", sigma_data=0.5) and loaded.c_in(0.0) == 2.0
+    assert pickle.loads(pickle.dumps(loaded)).prediction.output_channels(3) == 3

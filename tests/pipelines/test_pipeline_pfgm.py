@@ -136,7 +136,7 @@ def test_saved_folder_names_the_package_and_holds_safetensors(tmp_path: Path) ->
     [
         ({"batch_size": 0}, "`batch_size` must be a whole number >= 1, but is 0"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number >= 1, but is 0"),
-        ({"num_inference_steps": None}, "Pass exactly one of"),
+        ({"num_inference_steps": None}, "`num_inference_steps` must be a whole number >= 1, but is None"),
         ({"output_type": "png"}, "`output_type` must be 'pil', 'np', 'pt' or 'latent', but is 'png'"),
         ({"generator": [seeded()], "batch_size": 2}, "list of 1, but the batch has 2"),
         (

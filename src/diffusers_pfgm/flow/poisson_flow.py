@@ -182,6 +182,7 @@ class PoissonFlow:
         generator: Generators = None,
         probe_distribution: str = "rademacher",
         tolerance: float | None = None,
+        step_tolerance: float | None = None,
         **model_kwargs: Any,
     ) -> FlowLogProb:
         """Compute log-densities at σ_min: the prior's log-density plus the integral of the divergence along the path.
@@ -203,6 +204,8 @@ class PoissonFlow:
             tolerance: absolute tolerance of the adaptive solver, in nats, by default 3e-4. It bounds the error of a
                 log-density except for the end at σ_max, whose error `truncation` contains together with the solver's
                 error estimate. If the network is less precise, `truncation` is larger. None with `num_inference_steps`.
+            step_tolerance: relative tolerance of the equation of each fixed step, by default 3e-4/N. It is at least the
+                precision of the network.
             **model_kwargs: passed to the model; tensors (B, ...) are split with the batch.
 
         Raises:
@@ -221,6 +224,8 @@ class PoissonFlow:
         tolerance = DENSITY_TOLERANCE if tolerance is None else tolerance
         check_tolerance(tolerance)
         points, probes = prepare_points_and_probes(x, divergence, num_probes, generator, probe_distribution)
+        step_tolerance = DENSITY_TOLERANCE / x[0].numel() if step_tolerance is None else step_tolerance
+        check_tolerance(step_tolerance, "step_tolerance")
         model = without_inference_mode(self.model)
         model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
         batch_size = max(1, GRAPH_NUMBERS // x[0].numel())
@@ -231,7 +236,9 @@ class PoissonFlow:
             denoiser = Denoiser(model, self.scheduler.parameterization, float_dtype(x), **kwargs)
             row_probes = None if probes is None else probes[rows]
             results.append(
-                self._log_prob(denoiser, points[rows], num_inference_steps, divergence, row_probes, tolerance)
+                self._log_prob(
+                    denoiser, points[rows], num_inference_steps, divergence, row_probes, tolerance, step_tolerance
+                )
             )
         log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*results, strict=True))[:3])
         count = log_probs.shape[1]
@@ -249,6 +256,7 @@ class PoissonFlow:
         divergence: str,
         probes: torch.Tensor | None,
         tolerance: float,
+        step_tolerance: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Estimates (B, P) of log p, their truncation (B,), latents (B, *), and the number of network calls."""
         size = x[0].numel()
@@ -266,7 +274,7 @@ class PoissonFlow:
             )
         else:
             sigmas = self._step_sigmas(num_inference_steps)
-            step_tolerance = max(DENSITY_TOLERANCE / size, denoiser.precision(x.device))
+            step_tolerance = max(step_tolerance, denoiser.precision(x.device))
             latents, traces = integrate_reversible(denoiser, integrand, x, sigmas[::-1], step_tolerance)
             error = traces.new_zeros(len(x))
         check_finite("model", torch.cat([latents.flatten(1), traces], dim=1))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
@@ -54,11 +55,10 @@ class Parameterization:
     sigma_data: float | None = None
     train_sigmas: tuple[float, ...] | None = None
     learns_variance: bool = False
-    preconditioning: Preconditioning = field(init=False, repr=False, compare=False)
-    prediction: Prediction = field(init=False, repr=False, compare=False)
+    _parts: ClassVar[tuple[Preconditioning, Prediction]]  # set on each instance; ClassVar, so that it is not a field
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in PREDICTIONS:
+        if self.prediction_type not in (*PREDICTIONS,):  # a tuple, since the value may not be hashable
             raise ValueError(f"`prediction_type` must be one of {(*PREDICTIONS,)}, but is {self.prediction_type!r}.")
         if not 0 <= self.gamma < math.inf:
             raise ValueError(f"`gamma` must be a finite number >= 0, but is {self.gamma}.")
@@ -84,8 +84,24 @@ class Parameterization:
         if self.train_sigmas is not None:
             preconditioning = DDPMPreconditioning(self.train_sigmas)
         prediction = PREDICTIONS[self.prediction_type](preconditioning, self.gamma)
-        object.__setattr__(self, "preconditioning", preconditioning)  # a frozen dataclass allows no other assignment
-        object.__setattr__(self, "prediction", prediction)
+        object.__setattr__(
+            self, "_parts", (preconditioning, prediction)
+        )  # a frozen dataclass allows no other assignment
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Objects that version 0.1.0 pickled have no parts yet.
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    @property
+    def preconditioning(self) -> Preconditioning:
+        """The preconditioning of the network's input and output."""
+        return self._parts[0]
+
+    @property
+    def prediction(self) -> Prediction:
+        """The meaning of the network's output."""
+        return self._parts[1]
 
     def output_channels(self, channels: int) -> int:
         """The number of output channels for data with `channels` channels: one more for the normalized field."""

@@ -34,7 +34,14 @@ ZERO_SNR_SIGMA = 2.0**40  # replaces σ = ∞: x̂ is then below the rounding er
 
 
 class Preconditioning:
-    """The plain convention: the network's input is x and σ, without scaling."""
+    """The plain convention: the network's input is x and σ, without scaling.
+
+    Attributes:
+        allows_distant_x: whether x may be so far from the data that x̂ = x − σ F is lost in the rounding of x, as at
+            small D.
+    """
+
+    allows_distant_x = True
 
     def c_in(self, sigma: Scalar) -> Scalar:
         """The factor of x in the network's input."""
@@ -68,6 +75,8 @@ class EDMPreconditioning(Preconditioning):
         sigma_data: σ_d > 0, the standard deviation of the data.
     """
 
+    allows_distant_x = False
+
     def __init__(self, sigma_data: float) -> None:
         self.sigma_data = sigma_data
 
@@ -95,6 +104,8 @@ class DDPMPreconditioning(Preconditioning):
     Args:
         train_sigmas: noise level σ of each training timestep, increasing.
     """
+
+    allows_distant_x = False
 
     def __init__(self, train_sigmas: tuple[float, ...]) -> None:
         self.train_sigmas = train_sigmas

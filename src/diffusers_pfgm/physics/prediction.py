@@ -73,8 +73,7 @@ class EpsilonPrediction(Prediction):
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
         denoised = super().denoised(output, x, sigma)
-        is_plain = type(self.preconditioning) is Preconditioning
-        return zero_where_rounded(denoised, x) if is_plain else denoised
+        return zero_where_rounded(denoised, x) if self.preconditioning.allows_distant_x else denoised
 
 
 class VPrediction(Prediction):

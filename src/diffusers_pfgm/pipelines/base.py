@@ -18,6 +18,7 @@ from ..hub.serialization import add_loader_code, atomic_directory, outdated, res
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..schedulers.stepping import SchedulerStep
+from ..utils.checks import check_whole_number
 from .calls import Callback, PipelineCalls
 from .class_conditioning import ClassLabels, GuidedModel, Label
 
@@ -85,7 +86,8 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
                 scheduler rejects the values.
         """
         if sigmas is None:
-            scheduler.set_timesteps(num_inference_steps, device=device)
+            steps = check_whole_number("num_inference_steps", num_inference_steps, 1)
+            scheduler.set_timesteps(steps, device=device)
         elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(device=device, sigmas=sigmas)
         else:

@@ -81,9 +81,9 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         num_inference_steps: int = NUM_STEPS,
         output_type: str = "pil",
         tolerance: float | None = None,
-        step_tolerance: float = STEP_TOLERANCE,
         guidance_scale: float = 1.0,
         return_dict: bool = True,
+        step_tolerance: float = STEP_TOLERANCE,
     ) -> PFGMPipelineOutput:
         """Decode latents: follow the flow from the prior to images. The inverse of `encode` for equal arguments.
 
@@ -122,8 +122,8 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         num_inference_steps: int = NUM_STEPS,
         output_type: str = "pil",
         tolerance: float | None = None,
-        step_tolerance: float = STEP_TOLERANCE,
         return_dict: bool = True,
+        step_tolerance: float = STEP_TOLERANCE,
     ) -> PFGMPipelineOutput:
         """Interpolate between the latents of pairs of images: B paths of `num` images, both ends included.
 

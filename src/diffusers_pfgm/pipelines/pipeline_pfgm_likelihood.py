@@ -67,6 +67,7 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
         tolerance: float | None = None,
         guidance_scale: float = 1.0,
         return_dict: bool = True,
+        step_tolerance: float | None = None,
     ) -> PFGMLikelihoodOutput:
         """Compute log-densities and bits per dimension of images.
 
@@ -85,6 +86,7 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
             tolerance: the tolerance of the adaptive solver in nats, by default 3e-4; see `PoissonFlow.log_prob`.
             guidance_scale: must be 1, because a guided sampler has no likelihood.
             return_dict: whether to return an output object instead of a tuple of its values that are not None.
+            step_tolerance: relative tolerance of the equation of each fixed step; see `PoissonFlow.log_prob`.
 
         Returns:
             `PFGMLikelihoodOutput`, or the tuple of its values that are not None.
@@ -113,7 +115,14 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
             batch_kwargs: dict[str, Any] = {name: value[rows] for name, value in model_kwargs.items()}
             batches.append(
                 flow.log_prob(
-                    x, num_inference_steps, divergence, num_probes, generators, tolerance=tolerance, **batch_kwargs
+                    x,
+                    num_inference_steps,
+                    divergence,
+                    num_probes,
+                    generators,
+                    tolerance=tolerance,
+                    step_tolerance=step_tolerance,
+                    **batch_kwargs,
                 )
             )
         self.maybe_free_model_hooks()

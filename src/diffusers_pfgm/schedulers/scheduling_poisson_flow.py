@@ -153,6 +153,7 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
             train_sigmas,
             learns_variance=config.variance_type in LEARNED,
         )
+        SigmaSchedule(config, self.parameterization)  # raises for a range or spacing that is not allowed
         if config.sigma_knots is not None:
             check_knots(config.sigma_knots, self.sigma_range)
         if "_use_default_values" in self.config:

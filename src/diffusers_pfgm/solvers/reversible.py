@@ -105,6 +105,6 @@ def _solve_step(
     raise ValueError(
         f"The step from sigma {sigma:.4g} to {target:.4g} cannot be reversed: after {MAX_ITERATIONS} iterations "
         f"{int(failed.sum())} of {len(x)} samples still change by more than `step_tolerance` = {tolerance} relative to "
-        "their norms. Use a larger `num_inference_steps`, or the adaptive solver with `tolerance=1e-4`. If `model` is "
-        "less precise than `step_tolerance`, use a larger `step_tolerance`."
+        "their norms. Use a larger `num_inference_steps`, or `tolerance` in its place for the adaptive solver. If "
+        "`model` is less precise than `step_tolerance`, use a larger `step_tolerance`."
     )

@@ -19,7 +19,9 @@ def check_whole_number(name: str, value: Any, minimum: int, hint: str = "") -> i
     Raises:
         ValueError: if `value` is not a whole number ≥ `minimum`.
     """
-    is_number = isinstance(value, numbers.Real) or hasattr(value, "item")  # also tensors and arrays of one element
-    if isinstance(value, bool) or not is_number or not minimum <= value < math.inf or int(value) != value:
+    # Tensors and arrays of one element are numbers too.
+    number = value.item() if hasattr(value, "item") and math.prod(getattr(value, "shape", ())) == 1 else value
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not is_number or not minimum <= number < math.inf or int(number) != number:
         raise ValueError(f"`{name}` must be a whole number >= {minimum}{hint}, but is {value!r}.")
-    return int(value)
+    return int(number)

@@ -87,6 +87,10 @@ FIRST_RECORDS = [
     "logs/train_pfgm/events.1",
     "samples/step-000001.png",
     ".checkpoint-4.partial/x",
+    "samples/step-000002.partial",  # as version 0.1.0 named it
+    "samples/.step-000002.png.partial",
+    ".written.json.partial",
+    "..written.json.partial",
 ]
 
 

@@ -143,7 +143,11 @@ def count_results(path: Path, settings: dict[str, object]) -> int:
     saved = read_records(path, "settings")
     if not saved:
         raise ValueError(f"`--output` {str(path)!r} exists and is not a file of this script. Name another file.")
-    differing = differences(saved[0]["settings"], settings)
+    known = saved[0]["settings"]
+    if "levels" in known:  # as version 0.1.0 wrote it, with a tolerance also for fixed steps, which did not use it
+        known["num_levels"] = known.pop("levels")
+        known["tolerance"] = settings["tolerance"] if known["num_inference_steps"] else known["tolerance"]
+    differing = differences(known, settings)
     if differing:
         raise ValueError(
             f"`--output` {str(path)!r} holds results of other settings: {'; '.join(differing)}. Pass these again, or "

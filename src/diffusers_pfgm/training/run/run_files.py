@@ -22,7 +22,7 @@ BEST = "best"
 BEST_NOTE = "validation.json"  # in the folder `best`
 PIPELINE = ("model_index.json", "pipeline.py", "unet", "scheduler")
 CURVES = ("training.png", "sigma-density.png")
-SAMPLES = re.compile(r"step-\d+\.png|\.step-\d+\.png\.partial")
+SAMPLES = re.compile(r"step-\d+\.(?:png|partial)|\.step-\d+\.png\.partial")  # the second as version 0.1.0 named it
 
 
 def files_of_a_run(folder: Path, logging_dir: str) -> list[Path]:
@@ -77,7 +77,7 @@ def has_saved_nothing(folder: Path, logging_dir: str) -> bool:
 
     def is_record(path: Path) -> bool:
         first = path.relative_to(folder).parts[0]
-        hidden = first in (LOCK, SAVING, LIST, partial_path(Path(LIST)).name) or (
+        hidden = first in (LOCK, SAVING, LIST, partial_path(Path(LIST)).name, f"{LIST}{PARTIAL}") or (
             first.startswith(f".{CHECKPOINT_PREFIX}") and first.endswith(PARTIAL)
         )
         return hidden or first.startswith(SET_ASIDE) or _is_log(path) or path in samples or logs in path.parents

@@ -41,7 +41,7 @@ $(VENV)/ready-test: $(VENV)/ready-demo
 $(VENV)-oldest/ready: pyproject.toml .ci/constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint .ci/constraints-oldest.txt --editable '.[examples,test]' pandas pyarrow
+		--constraint .ci/constraints-oldest.txt --editable '.[examples,test]' pandas pyarrow pyparsing
 	touch $@
 
 clean:

@@ -49,7 +49,7 @@ $(VENV)/ready-docs: $(VENV)/ready-test
 $(VENV)-oldest/ready: pyproject.toml .ci/constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint .ci/constraints-oldest.txt --editable '.[examples,test]' pandas pyarrow
+		--constraint .ci/constraints-oldest.txt --editable '.[examples,test]' pandas pyarrow pyparsing
 	touch $@
 
 clean:

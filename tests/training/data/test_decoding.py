@@ -130,7 +130,8 @@ def test_a_damaged_file_raises_nothing_but_a_broken_image_error(kind: str) -> No
     exif[0x112], exif[0x11A], exif[0x10E] = 6, 72.0, "text"
     info.add_text("a", "b" * 99, zip=True)
     options: dict[str, Any] = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
-    data = encoded(kind, **options, **({"pnginfo": info} if kind == "PNG" else {}))
+    options |= {"PNG": {"pnginfo": info}, "ICO": {"sizes": [PIXELS.shape[1::-1]]}}.get(kind, {})
+    data = encoded(kind, **options)
     reader = ImageReader(8, "RGB", center_crop=True, only_gray=False)
     read = 0
     for _ in range(400):

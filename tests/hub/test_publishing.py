@@ -15,29 +15,38 @@ from diffusers_pfgm.hub import publishing as hub_module
 from diffusers_pfgm.hub.publishing import check_hub
 from tests.conftest import make_tiny_pipeline, seeded
 from tests.hub.hub_server import Hub, serve
+from tests.warm_python import warm_python
 
 WRITES, READS = "hf_secretThatWrites", "hf_secretThatReads"
 ROOT = Path(__file__).parents[2]
 
 
 class Client:
-    """A user of the Hub with a separate home folder."""
+    """A user of the Hub with a separate home folder, whose scripts run in separate processes."""
 
     def __init__(self, address: str, home: Path) -> None:
+        names = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        names |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | names
         self.address, self.home = address, home
         self.output = ""
+        self._server = warm_python("diffusers_pfgm.hub.publishing", env=self.environment)
+        self._python = self._server.__enter__()
+
+    def close(self) -> None:
+        self._server.__exit__(None, None, None)
 
     def run(self, script: str, token: str | None = WRITES, code: int = 0) -> str:
         """Run a Python script with this token. Checks the exit code and returns the output."""
-        done = self.call([sys.executable, "-c", script], token)
+        done = self._python.run(script, {"HF_TOKEN": token} if token else {}, self.home.parent)
+        self.output += done.stdout + done.stderr
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def call(self, command: list[str], token: str | None = WRITES) -> subprocess.CompletedProcess[str]:
-        names = {"HF_ENDPOINT": self.address, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
-        names |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"} | ({"HF_TOKEN": token} if token else {})
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        done = subprocess.run(command, capture_output=True, text=True, env=kept | names, cwd=self.home.parent)
+    def call(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command of the system with the token that may write."""
+        environment = self.environment | {"HF_TOKEN": WRITES}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.home.parent)
         self.output += done.stdout + done.stderr
         return done
 
@@ -50,7 +59,9 @@ def hub() -> Hub:
 @pytest.fixture
 def client(hub: Hub, tmp_path: Path) -> Iterator[Client]:
     with serve(hub) as address:
-        yield Client(address, tmp_path / "home")
+        client = Client(address, tmp_path / "home")
+        yield client
+        client.close()
 
 
 @pytest.fixture
@@ -101,11 +112,14 @@ pipe.push_to_hub("ada/digits", variant="fp16")
     client.run(LOAD.format(arguments=f'"ada/digits", revision="{first}"'))
     client.run(LOAD.format(arguments='"ada/digits", variant="fp16"'))
     plain = "from diffusers import DiffusionPipeline\nprint(type(DiffusionPipeline.from_pretrained({}).scheduler))"
-    assert "PoissonFlowScheduler" in client.run(plain.format('"ada/digits", trust_remote_code=True'))
+    # In a process that has not imported this package
+    done = client.call([sys.executable, "-c", plain.format('"ada/digits", trust_remote_code=True')])
+    assert "PoissonFlowScheduler" in done.stdout, done.stderr
 
     elsewhere = Client(client.address, tmp_path / "elsewhere")
     for token, name in ((None, "ada/digits"), ("hf_other", "ada/digits"), (WRITES, "ada/nothing")):
         assert "RepositoryNotFound" in elsewhere.run(LOAD.format(arguments=f'"{name}"'), token, code=1)
+    elsewhere.close()
     assert "RevisionNotFound" in client.run(LOAD.format(arguments='"ada/digits", revision="later"'), code=1)
 
     assert WRITES not in client.output + elsewhere.output

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.setup import make_objective
 from tests.conftest import seeded
+from tests.warm_python import WarmPython, warm_python
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train_pfgm.py"
 TINY = {
@@ -46,17 +48,39 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(data: Path, output: Path, *options: str, config: str = "config.json") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", str(SCRIPT)]
-    command += [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
-    command += [f"--model_config_name_or_path={data / config}", "--train_batch_size=32", "--lr_warmup_steps=1"]
-    return subprocess.run([*command, *options], capture_output=True, text=True)
+def options_of(data: Path, output: Path, config: str = "config.json") -> list[str]:
+    options = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
+    return [*options, f"--model_config_name_or_path={data / config}", "--train_batch_size=32", "--lr_warmup_steps=1"]
+
+
+class Launcher:
+    """Runs the script in new processes, without the launcher of accelerate."""
+
+    def __init__(self, python: WarmPython) -> None:
+        self.python = python
+
+    def __call__(
+        self, data: Path, output: Path, *options: str, config: str = "config.json"
+    ) -> subprocess.CompletedProcess[str]:
+        words = [str(SCRIPT), *options_of(data, output, config), *options]
+        return self.python.run(
+            f"import runpy, sys\nsys.argv = {words}\nrunpy.run_path({words[0]!r}, run_name='__main__')"
+        )
+
+
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Launcher]:
+    with warm_python("diffusers_pfgm.training.run.loop") as python:
+        yield Launcher(python)
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output folder of a run by accelerate's launcher, and what it has printed."""
     output = tmp_path_factory.mktemp("run") / "model"
-    done = launch(data, output, "--max_train_steps=12", "--checkpointing_steps=4", "--checkpoints_total_limit=2")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", str(SCRIPT)]
+    command += [*options_of(data, output), "--max_train_steps=12", "--checkpointing_steps=4"]
+    done = subprocess.run([*command, "--checkpoints_total_limit=2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return output, done.stdout + done.stderr
 
@@ -89,7 +113,9 @@ def test_the_spacing_is_fitted_and_plotted(trained: tuple[Path, str]) -> None:
     assert scheduler.config.sigma_knots[0] == pytest.approx(scheduler.config.sigma_max)
 
 
-def test_a_folder_that_is_not_empty_is_refused_and_not_changed(data: Path, trained: tuple[Path, str]) -> None:
+def test_a_folder_that_is_not_empty_is_refused_and_not_changed(
+    launch: Launcher, data: Path, trained: tuple[Path, str]
+) -> None:
     output, _ = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     done = launch(data, output, "--max_train_steps=2")
@@ -97,7 +123,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_not_changed(data: Path, train
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
 
 
-def test_perturbation_objective_trains_any_aug_dim(data: Path, tmp_path: Path) -> None:
+def test_perturbation_objective_trains_any_aug_dim(launch: Launcher, data: Path, tmp_path: Path) -> None:
     options = ["--objective=perturbation", "--aug_dim=64", "--max_train_steps=3", "--mixed_precision=bf16"]
     options += ["--gradient_accumulation_steps=2", "--logger=none", "--random_flip"]
     done = launch(data, tmp_path / "model", *options, config="epsilon.json")
@@ -109,7 +135,7 @@ def test_perturbation_objective_trains_any_aug_dim(data: Path, tmp_path: Path) -
     assert pipe(2, 4, seeded(), output_type="pt").images.isfinite().all()
 
 
-def test_a_missing_checkpoint_is_an_error(data: Path, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_an_error(launch: Launcher, data: Path, tmp_path: Path) -> None:
     done = launch(data, tmp_path / "model", "--max_train_steps=2", "--resume_from_checkpoint=nowhere")
     assert done.returncode != 0 and "'nowhere' is not a folder" in done.stderr
 
@@ -162,7 +188,7 @@ def test_the_pipeline_has_the_ema_weights(trained: tuple[Path, str]) -> None:
 
 
 def test_saving_during_training_does_not_change_the_weights(
-    data: Path, trained: tuple[Path, str], tmp_path: Path
+    launch: Launcher, data: Path, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     # The other run saved checkpoints after steps 4 and 8, this one does not.
@@ -175,7 +201,9 @@ def test_saving_during_training_does_not_change_the_weights(
         assert largest_difference(tmp_path / "checkpoint-12" / part, trained[0] / "checkpoint-12" / part) == 0
 
 
-def test_a_resumed_run_ends_with_the_same_weights(data: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(
+    launch: Launcher, data: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
     output, _ = trained
     # With another seed, weights, order and noise can be the same only if they come from the checkpoint.
     shutil.copytree(output / "checkpoint-8", tmp_path / "checkpoint-8")

@@ -27,19 +27,9 @@ from diffusers_pfgm import PFGMPipeline
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step, find_corruption
 from diffusers_pfgm.training.run.checkpoints import find_checkpoint, list_checkpoints
+from tests.training.test_train_pfgm import SCRIPT, TINY
 
-SCRIPT = Path(__file__).parents[2] / "training" / "train_pfgm.py"
-NETWORK = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 2,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "dropout": 0.1,  # so that the run depends on the global random state
-}
+NETWORK = TINY | {"dropout": 0.1}  # so that the run depends on the global random state
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from huggingface_hub import create_repo, file_exists, list_repo_files, upload_folder
 
-from ..hub.model_card import make_model_card, save_model_card
+from ..hub.model_card import CARD, make_model_card, save_model_card
 from ..hub.serialization import add_loader_code, atomic_directory, outdated, restore_class_name
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
@@ -188,7 +188,7 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         with atomic_directory(save_directory) as partial:
             super().save_pretrained(partial, **kwargs)
             add_loader_code(partial)
-        if not (Path(save_directory) / "README.md").exists():
+        if not (Path(save_directory) / CARD).exists():
             save_model_card(make_model_card(self), save_directory)
         if push_to_hub:
             repo_id = options.pop("repo_id", Path(save_directory).resolve().name)
@@ -221,7 +221,7 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            card = Path(folder) / "README.md"
+            card = Path(folder) / CARD
             if file_exists(repo_id, card.name, token=token):
                 card.unlink()
             else:

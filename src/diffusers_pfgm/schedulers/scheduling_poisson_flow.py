@@ -135,7 +135,7 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         self.kernel = PoissonKernel(config.aug_dim)
         train_sigmas: tuple[float, ...] | None = None
         if has_betas:
-            schedule = BetaSchedule(
+            betas = BetaSchedule(
                 config.beta_schedule,
                 config.trained_betas,
                 config.num_train_timesteps,
@@ -143,9 +143,9 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
                 config.beta_end,
                 config.rescale_betas_zero_snr,
             )
-            self.betas = schedule.betas
-            self.alphas_cumprod = schedule.alphas_cumprod
-            train_sigmas = schedule.sigmas
+            self.betas = betas.betas
+            self.alphas_cumprod = betas.alphas_cumprod
+            train_sigmas = betas.sigmas
         self.parameterization = Parameterization(
             config.prediction_type,
             config.gamma,
@@ -153,7 +153,9 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
             train_sigmas,
             learns_variance=config.variance_type in LEARNED,
         )
-        SigmaSchedule(config, self.parameterization)  # raises for a range or spacing that is not allowed
+        # Before `set_timesteps` there is a run of one step, which some schedulers of `timesteps_from` cannot make. The
+        # schedule raises for a range or spacing that is not allowed, before knots are compared with the range.
+        schedule = SigmaSchedule(FrozenDict({**config, "timesteps_from": None}), self.parameterization)
         if config.sigma_knots is not None:
             check_knots(config.sigma_knots, self.sigma_range)
         if "_use_default_values" in self.config:
@@ -164,9 +166,7 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         self._step_index: int | None = None
         self._denoised: list[torch.Tensor] = []  # x̂ of the latest network calls, newest first
         self._convention = StateConvention(config.sigma_data, has_betas, config.prediction_type)
-        # Before `set_timesteps` there is a run of one step, which some schedulers of `timesteps_from` cannot make.
-        one_step = FrozenDict({**self.config, "timesteps_from": None})
-        self._set_sigmas(SigmaSchedule(one_step, self.parameterization).choose(1))
+        self._set_sigmas(schedule, schedule.choose(1))
 
     @classmethod
     def from_config(
@@ -240,12 +240,12 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
             ValueError: if not exactly one of `num_inference_steps`, `sigmas` and `timesteps` is given, if the number is
                 not a whole number ≥ 1, or the list is not strictly decreasing or outside of the trained timesteps.
         """
-        run = SigmaSchedule(self.config, self.parameterization).choose(num_inference_steps, sigmas, timesteps)
-        self.num_inference_steps = len(run.sigmas)
-        self._set_sigmas(run, device)
-
-    def _set_sigmas(self, run: RunSigmas, device: torch.device | str | None = None) -> None:
         schedule = SigmaSchedule(self.config, self.parameterization)
+        run = schedule.choose(num_inference_steps, sigmas, timesteps)
+        self.num_inference_steps = len(run.sigmas)
+        self._set_sigmas(schedule, run, device)
+
+    def _set_sigmas(self, schedule: SigmaSchedule, run: RunSigmas, device: torch.device | str | None = None) -> None:
         self._run = run
         self._plan = self._make_plan([*run.sigmas, run.final])
         call_sigmas = [step.sigma for step in self._plan]

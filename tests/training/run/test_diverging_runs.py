@@ -19,8 +19,6 @@ from diffusers_pfgm.training.run.records import read_records
 from tests.training.launch import torchrun
 from tests.training.test_train_pfgm import TINY
 
-ROOT = Path(__file__).parents[3]
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -9,7 +9,6 @@ from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step
 from diffusers_pfgm.training.run.long_barrier import LongBarrier
 from tests.training.launch import torchrun
 
-ROOT = Path(__file__).parents[3]
 RUN = """
 import sys, time
 from datetime import timedelta

@@ -18,7 +18,6 @@ from tests.training.launch import torchrun
 from tests.training.run.layouts import run_all
 from tests.training.test_train_pfgm import TINY, largest_difference
 
-ROOT = Path(__file__).parents[3]
 MAX_STEPS, RESUME_STEP = 6, 3
 
 

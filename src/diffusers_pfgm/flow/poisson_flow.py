@@ -87,7 +87,7 @@ class PoissonFlow:
         latents: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> FlowSamples:
-        """Draw latents from the prior at σ_max and follow their field lines to the data, by the scheduler's solver.
+        """Draw latents from the prior of pipelines and follow their field lines to the data, by the scheduler's solver.
 
         The field lines end at σ = 0, or at σ_min if the scheduler's `final_sigmas_type` is "sigma_min".
 
@@ -95,7 +95,8 @@ class PoissonFlow:
             shape: (B, *), the shape of the samples; None with `latents`.
             num_inference_steps: number of steps; one network call each for "multistep" and "euler".
             generator: one generator, or a list of B of them.
-            latents: (B, *), points at σ_max to begin from, for instance from `encode`, in place of random ones.
+            latents: (B, *), points at σ_max to begin from, for instance from `encode`, in place of random ones. They
+                are not moved to the scheduler's `prior`.
             **model_kwargs: passed to the model, such as `class_labels` (B,).
 
         Raises:
@@ -113,7 +114,7 @@ class PoissonFlow:
             dtype = torch.promote_types(latents.dtype, dtype)
         scheduler.set_timesteps(num_inference_steps, device=device)
         if latents is None:
-            x = scheduler.sample_prior(shape, generator, device, dtype)
+            x = scheduler.move_to_prior(scheduler.sample_prior(shape, generator, device, dtype))
         else:
             x = latents.to(dtype) / scheduler.data_scale(self.sigma_max)
         model = functools.partial(self.model, **model_kwargs)

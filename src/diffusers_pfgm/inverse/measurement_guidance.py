@@ -63,6 +63,8 @@ class GuidedByMeasurement:
         aug_dim: D; None for ∞.
         data_std: s_data, in data units.
         method: "guidance", with two network calls at each step, or "replacement", with one.
+        sigma_of_call: σ of a call, a number or (B, 1, ...), as a function of its timestep, such as the scheduler's
+            `sigma_of_call`. It is needed where the timestep is not that of σ, as with the Student-t preconditioning.
         **model_kwargs: passed to the model, such as `class_labels` (B,).
 
     Raises:
@@ -92,6 +94,7 @@ class GuidedByMeasurement:
         aug_dim: float | None = 1.0,
         data_std: float = 0.5,
         method: str = "guidance",
+        sigma_of_call: Callable[[Any], Any] | None = None,
         **model_kwargs: Any,
     ) -> None:
         if method not in GUIDANCE_METHODS:
@@ -115,16 +118,20 @@ class GuidedByMeasurement:
         self.method = method
         self.measurement_variance = max(noise_std**2, RIDGE)
         self.data_std = data_std
+        self.sigma_of_call = sigma_of_call or parameterization.sigma
 
     @torch.inference_mode(False)  # in inference mode a measurement has no gradient
     @torch.no_grad()
     def __call__(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = False
     ) -> tuple[torch.Tensor]:
-        """Return the guided output (B, C', *) at c_in x = `sample` (B, C, *) and `timestep`, a number or ()."""
+        """Return the guided output (B, C', *) at c_in x = `sample` (B, C, *) and `timestep`, a number, () or (B,)."""
         parameterization = self.parameterization
-        sigma = parameterization.sigma(timestep)
-        x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / parameterization.c_in(sigma)
+        noise_level = parameterization.sigma(timestep)
+        if isinstance(noise_level, torch.Tensor) and noise_level.ndim:
+            noise_level = append_dims(noise_level, sample.ndim)
+        sigma = self.sigma_of_call(timestep)
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / parameterization.c_in(noise_level)
         denoised = self.denoiser(x, sigma)
         residual = measurement_like(self.measurement, x) - self.operator(denoised)
         operator = linearized(self.operator, denoised)
@@ -132,7 +139,7 @@ class GuidedByMeasurement:
             guided = denoised + operator.pseudo_inverse(residual)
         else:
             guided = self._guided(x, sigma, denoised, residual, operator)
-        return (parameterization.target(guided, x, sigma),)
+        return (parameterization.target(guided, x, noise_level),)
 
     def _guided(
         self,
@@ -145,7 +152,8 @@ class GuidedByMeasurement:
         """x̂_y (B, C, *) from x̂ = `denoised` and y − A x̂ = `residual`."""
         size = x[0].numel()
         squares = (x - denoised).flatten(1).square().sum(1)
-        noise_variance = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square().expand_as(squares)  # s²
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        noise_variance = sigma.flatten().square().expand_as(squares)  # s²
         if math.isfinite(self.aug_dim):
             noise_variance = (squares + self.aug_dim * noise_variance) / (size + self.aug_dim)
         covariance = self.data_std**2 * noise_variance / (noise_variance + self.data_std**2)  # ρ²

@@ -19,21 +19,19 @@ With class labels the charges are those of the sample's class, or all of them fo
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..physics.charges import Charges, check_finite
-from ..physics.class_charges import ClassCharges, charges_of_class, check_charge_labels
+from ..physics.class_charges import ClassCharges
 from ..physics.field import normalized_field
 from ..physics.parameterization import Parameterization
 from ..physics.perturbation import PFGMHyperparameters, perturb
 from ..physics.tensors import Generators
+from .charge_targets import of_charges
 from .loss_output import LossOutput, mean_squares
-
-ChargesOfClass = Callable[[int], torch.Tensor | Charges]
 
 
 class FieldObjective:
@@ -90,38 +88,14 @@ class FieldObjective:
         check_finite("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
         charges = clean if charges is None else charges
-        if class_labels is None:
-            if charge_labels is not None:
-                raise ValueError("`charge_labels` were given without `class_labels`. Pass both, or neither.")
-            all_charges = charges.all if isinstance(charges, ClassCharges) else charges
-            target = normalized_field(x, z, all_charges, self.parameterization.gamma)
-        else:
+        if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
-            if isinstance(charges, torch.Tensor):
-                labels = class_labels if charge_labels is None else charge_labels
-                check_charge_labels(charges, labels)
-                charges_of: ChargesOfClass = functools.partial(charges_of_class, charges, labels.cpu())
-            elif isinstance(charges, ClassCharges):
-                charges_of = charges.of
-            else:
-                raise ValueError(
-                    "With `class_labels`, `charges` must be a tensor or ClassCharges, but are "
-                    f"{type(charges).__name__}."
-                )
-            target = self._field_of_classes(x, z, charges_of, class_labels)
+        gamma = self.parameterization.gamma
+        target = of_charges(
+            lambda x, z, charges: normalized_field(x, z, charges, gamma), x, z, charges, class_labels, charge_labels
+        )
         output = model(x, z, **model_kwargs).sample
         self.parameterization.check_output(output, clean)
         v_x = output[:, :-1].flatten(1)
         v_z = output[:, -1:].flatten(1).mean(1, keepdim=True)
         return mean_squares(torch.cat([v_x, v_z], dim=1).float() - target, z)
-
-    def _field_of_classes(
-        self, x: torch.Tensor, z: torch.Tensor, charges_of: ChargesOfClass, class_labels: torch.Tensor
-    ) -> torch.Tensor:
-        """The field (B, N + 1) at each point, of the charges of its class."""
-        target = x.new_empty(x.shape[0], x[0].numel() + 1)
-        labels = class_labels.cpu()
-        for label in labels.unique().tolist():
-            rows = (labels == label).nonzero().flatten().to(x.device)
-            target[rows] = normalized_field(x[rows], z[rows], charges_of(label), self.parameterization.gamma)
-        return target

@@ -10,7 +10,13 @@ For fixed x and σ it is minimal where c_skip x + c_out F is the conditional mea
 distribution of n. In terms of x̂ it is the error ‖x̂ − y‖² weighted by 1/c_out², which for `sigma_data` is EDM's weight.
 At D = ∞ this is denoising score matching.
 
-For finite D the noise is heavy-tailed. By default it is conditioned on ‖n‖ ≤ 4 √N (`physics.bounded_noise`).
+For finite D the noise is heavy-tailed. By default it is conditioned on ‖n‖ ≤ 4 √N (`physics.bounded_noise`), which the
+samplers that start on the shell never leave. With the Student-t preconditioning the coefficients, and so the weights,
+are those of an estimate ŝ(x, σ). As functions of x and σ they do not move the minimum either. A weight that depended on
+the noise level s of a sample would: a factor 1/s² ≈ N/‖x − y‖² acts like D + 2 in the place of D.
+
+Given charges, x̂ over them replaces y in the target (arXiv 2302.00670, "stable target field", here for any D). Its mean
+is the same, and it has no noise, but it costs a distance to each charge.
 """
 
 from __future__ import annotations
@@ -24,9 +30,11 @@ import torch
 
 from ..physics.bounded_noise import check_trainable, reach, sample_bounded
 from ..physics.charges import check_finite
+from ..physics.field import posterior_mean
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, draw
+from .charge_targets import AnyCharges, of_charges
 from .loss_output import LossOutput, mean_squares
 
 
@@ -94,7 +102,14 @@ class PerturbationObjective:
         return sigma_max * reach(data_dim) if self.bounded else None
 
     def __call__(
-        self, model: Callable[..., Any], clean: torch.Tensor, generator: Generators = None, **model_kwargs: Any
+        self,
+        model: Callable[..., Any],
+        clean: torch.Tensor,
+        generator: Generators = None,
+        charges: AnyCharges | None = None,
+        class_labels: torch.Tensor | None = None,
+        charge_labels: torch.Tensor | None = None,
+        **model_kwargs: Any,
     ) -> LossOutput:
         """Compute the loss of `model` on a batch.
 
@@ -102,14 +117,17 @@ class PerturbationObjective:
             model: called as `model(c_in x, c_noise, **model_kwargs).sample`.
             clean: clean samples y, (B, C, *), in data units.
             generator: one generator, or a list of B of them.
-            **model_kwargs: keyword arguments of the model.
+            charges: charges whose x̂ is the target, (K, C, *), in data units, including `clean`. None, the default, for
+                y itself as the target.
+            class_labels, charge_labels: as for `FieldObjective`; `class_labels` are passed to the model.
+            **model_kwargs: further keyword arguments of the model.
 
         Returns:
             The loss and its parts.
 
         Raises:
-            ValueError: if `clean` holds NaN or infinity (the error names the index), or the model's output has the
-                wrong shape.
+            ValueError: if `clean` or `charges` hold NaN or infinity (the error names the index), the labels do not fit
+                the charges, or the model's output has the wrong shape.
         """
         check_finite("clean", clean)
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
@@ -118,6 +136,20 @@ class PerturbationObjective:
         sample = functools.partial(sample_bounded, self.kernel) if self.bounded else self.kernel.sample
         x = clean + sample(tuple(clean.shape), sigma, generator, clean.device, clean.dtype)
         parameterization = self.parameterization
-        output = model(parameterization.c_in(sigma_column) * x, parameterization.c_noise(sigma), **model_kwargs).sample
+        model_input, timestep, noise_level = parameterization.model_input(x, sigma_column)
+        if class_labels is not None:
+            model_kwargs["class_labels"] = class_labels
+        denoised = clean
+        if charges is not None:
+            aug_dim = self.kernel.aug_dim
+            denoised = of_charges(
+                lambda x, sigma, charges: posterior_mean(x, sigma, charges, aug_dim),
+                x,
+                sigma,
+                charges,
+                class_labels,
+                charge_labels,
+            )
+        output = model(model_input, timestep, **model_kwargs).sample
         parameterization.check_output(output, clean)
-        return mean_squares(output.float() - parameterization.target(clean, x, sigma_column), sigma)
+        return mean_squares(output.float() - parameterization.target(denoised, x, noise_level), sigma)

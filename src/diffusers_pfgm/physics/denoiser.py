@@ -111,10 +111,8 @@ class Denoiser:
         """
         parameterization = self.parameterization
         dtype = self.dtype or x.dtype
-        timestep = torch.as_tensor(
-            parameterization.c_noise(sigma), dtype=torch.promote_types(dtype, torch.float32), device=x.device
-        )
-        model_input = parameterization.c_in(sigma) * x
+        model_input, timestep, noise_level = parameterization.model_input(x, sigma)
+        timestep = torch.as_tensor(timestep, dtype=torch.promote_types(dtype, torch.float32), device=x.device)
         is_half = dtype == torch.float16
         scales: list[torch.Tensor] = []
         model_input = _ToFloat16.apply(model_input, dtype, scales) if is_half else model_input.to(dtype)
@@ -122,7 +120,7 @@ class Denoiser:
         parameterization.check_output(output, x)
         self.nfe += 1
         output = _FromFloat16.apply(output, x.dtype, scales) if is_half else output.to(x.dtype)
-        return parameterization.denoised(output, x, sigma)
+        return parameterization.denoised(output, x, noise_level)
 
 
 class _ToFloat16(torch.autograd.Function):

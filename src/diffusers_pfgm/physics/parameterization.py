@@ -15,7 +15,15 @@ from typing import Any, ClassVar
 import torch
 
 from .field_prediction import FieldPrediction
-from .preconditioning import ZERO_SNR_SIGMA, DDPMPreconditioning, EDMPreconditioning, Preconditioning, Scalar
+from .noise_estimate import NoiseEstimate
+from .preconditioning import (
+    ZERO_SNR_SIGMA,
+    DDPMPreconditioning,
+    EDMPreconditioning,
+    Preconditioning,
+    Scalar,
+    StudentTPreconditioning,
+)
 from .prediction import EpsilonPrediction, Prediction, SamplePrediction, VPrediction
 
 PREDICTIONS: dict[str, Callable[[Preconditioning, float], Prediction]] = {
@@ -39,6 +47,8 @@ class Parameterization:
             default, for other networks.
         learns_variance: whether the network also predicts a variance, in C further channels, which are not used here
             (arXiv 2102.09672). Defaults to False.
+        noise_estimate: estimate of a sample's noise level, for the Student-t preconditioning of a network at finite D;
+            None, the default, for other networks. It needs `sigma_data`.
 
     Attributes:
         preconditioning: the `Preconditioning` of the network's input.
@@ -46,8 +56,8 @@ class Parameterization:
 
     Raises:
         ValueError: if `prediction_type` is unknown, `gamma` is negative or not finite, `sigma_data` is not positive,
-            both `sigma_data` and `train_sigmas` are set, or `prediction_type` does not support `learns_variance` or the
-            infinite noise level of `train_sigmas`.
+            both `sigma_data` and `train_sigmas` are set, `noise_estimate` is set without `sigma_data`, or
+            `prediction_type` does not support `learns_variance` or the infinite noise level of `train_sigmas`.
     """
 
     prediction_type: str = "field"
@@ -55,6 +65,7 @@ class Parameterization:
     sigma_data: float | None = None
     train_sigmas: tuple[float, ...] | None = None
     learns_variance: bool = False
+    noise_estimate: NoiseEstimate | None = None
     _parts: ClassVar[tuple[Preconditioning, Prediction]]  # set on each instance; ClassVar, so that it is not a field
 
     def __post_init__(self) -> None:
@@ -69,6 +80,8 @@ class Parameterization:
                 "`variance_type` 'learned' and 'learned_range' are for networks of diffusion models, but "
                 "`prediction_type` is 'field', which has no variance. Set `variance_type=None`."
             )
+        if self.noise_estimate is not None and self.sigma_data is None:
+            raise ValueError("`noise_estimate` needs `sigma_data`, the standard deviation of the data. Set it too.")
         if self.train_sigmas is not None:
             if self.sigma_data is not None:
                 raise ValueError(
@@ -80,9 +93,13 @@ class Parameterization:
                     f"`prediction_type` {self.prediction_type!r} cannot determine x̂ where sigma is infinite, "
                     "as with zero terminal SNR. Use a network for 'v_prediction' or 'sample'."
                 )
-        preconditioning = Preconditioning() if self.sigma_data is None else EDMPreconditioning(self.sigma_data)
+        preconditioning = Preconditioning()
         if self.train_sigmas is not None:
             preconditioning = DDPMPreconditioning(self.train_sigmas)
+        elif self.sigma_data is not None and self.noise_estimate is not None:
+            preconditioning = StudentTPreconditioning(self.sigma_data, self.noise_estimate)
+        elif self.sigma_data is not None:
+            preconditioning = EDMPreconditioning(self.sigma_data)
         prediction = PREDICTIONS[self.prediction_type](preconditioning, self.gamma)
         object.__setattr__(
             self, "_parts", (preconditioning, prediction)
@@ -126,36 +143,61 @@ class Parameterization:
                 "number: set `out_channels` of the network, or `prediction_type` or `variance_type` of the scheduler."
             )
 
-    def c_in(self, sigma: Scalar) -> Scalar:
-        """The factor of x in the network's input."""
-        return self.preconditioning.c_in(sigma)
+    def noise_level(self, x: torch.Tensor, sigma: Scalar) -> Scalar:
+        """The noise level of `c_in`, `c_noise` and of the scaling of the output: σ, or (B, 1, ...) an estimate from x.
 
-    def c_noise(self, sigma: Scalar) -> Scalar:
-        """The timestep passed to the network at σ."""
-        return self.preconditioning.c_noise(sigma)
+        Args:
+            x: (B, *), in data units.
+            sigma: noise level σ, a number, () or (B, 1, ...).
+        """
+        return self.preconditioning.noise_level(x, sigma)
+
+    def c_in(self, noise_level: Scalar) -> Scalar:
+        """The factor of x in the network's input."""
+        return self.preconditioning.c_in(noise_level)
+
+    def c_noise(self, noise_level: Scalar) -> Scalar:
+        """The timestep passed to the network."""
+        return self.preconditioning.c_noise(noise_level)
 
     def sigma(self, c_noise: Scalar) -> Scalar:
         """The inverse of `c_noise`: σ at a timestep."""
         return self.preconditioning.sigma(c_noise)
 
-    def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+    def model_input(self, x: torch.Tensor, sigma: Scalar) -> tuple[torch.Tensor, Scalar, Scalar]:
+        """The network's input c_in x, its timestep c_noise, and the noise level for both.
+
+        Args:
+            x: (B, C, *), in data units.
+            sigma: noise level σ, a number, () or (B, 1, ...).
+
+        Returns:
+            c_in x, (B, C, *); the timestep, a number, () or (B,); and the noise level, a number, () or (B, 1, ...).
+        """
+        noise_level = self.noise_level(x, sigma)
+        timestep = self.c_noise(noise_level)
+        if isinstance(timestep, torch.Tensor) and timestep.ndim:
+            timestep = timestep.flatten()
+        return self.c_in(noise_level) * x, timestep, noise_level
+
+    def denoised(self, output: torch.Tensor, x: torch.Tensor, noise_level: Scalar) -> torch.Tensor:
         """x̂ from a network's output.
 
         Args:
             output: the network's output, (B, C', *), see `output_channels`.
             x: (B, C, *), in data units, not multiplied by `c_in`.
-            sigma: noise level σ, a number or (B, 1, ...), broadcast against x.
+            noise_level: the noise level of the network's input, see `noise_level`: a number, () or (B, 1, ...).
 
         Returns:
             x̂ (B, C, *), in data units.
         """
         if self.learns_variance:
             output = output[:, : x.shape[1]]
-        return self.prediction.denoised(output, x, sigma)
+        return self.prediction.denoised(output, x, noise_level)
 
-    def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+    def target(self, denoised: torch.Tensor, x: torch.Tensor, noise_level: Scalar) -> torch.Tensor:
         """The output F for x̂ = `denoised`: (B, C, *), or (B, C + 1, *) for the normalized field."""
-        return self.prediction.target(denoised, x, sigma)
+        return self.prediction.target(denoised, x, noise_level)
 
     def guided_field(
         self, output: torch.Tensor, unconditional: torch.Tensor, scale: float, x: torch.Tensor, sigma: Scalar

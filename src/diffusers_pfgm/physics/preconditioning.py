@@ -4,14 +4,20 @@ A network F is called as F(c_in x, c_noise). For the linear prediction types the
 
     x̂ = c_skip x + c_out F(c_in x, c_noise).
 
-Three conventions are in use, each a class here:
+Three conventions are in common use, each a class here:
 
     plain   c_in = 1                c_noise = σ         epsilon: c_skip = 1, c_out = −σ
     EDM     c_in = 1/√(σ² + σ_d²)   c_noise = ln(σ)/4   epsilon: c_skip = σ_d²/(σ² + σ_d²), c_out = σ σ_d/√(σ² + σ_d²)
     DDPM    c_in = 1/√(1 + σ²)      c_noise = t         epsilon: as plain
 
 EDM is arXiv 2206.00364, table 1, with σ_d the standard deviation of the data; PFGM++ (arXiv 2302.04265, section 4)
-extends it to any D by r = σ√D. DDPM (arXiv 2006.11239) includes every network that was trained with a beta schedule.
+extends it to any D by r = σ√D. At small D, however, a sample carries another noise level s than σ, so that this scales
+neither inputs nor outputs to unit variance. A fourth convention, the Student-t one, is that of EDM with an estimate
+ŝ(x, σ) of s (`noise_estimate.py`) in the place of σ in all four coefficients:
+
+    Student-t   c_in = 1/√(ŝ² + σ_d²)   c_noise = ln(ŝ)/4
+                epsilon: c_skip = σ_d²/(ŝ² + σ_d²), c_out = ŝ σ_d/√(ŝ² + σ_d²)
+DDPM (arXiv 2006.11239) includes every network that was trained with a beta schedule.
 Such a network was trained at finitely many noise levels, each identified by its index t, with √ᾱ = 1/√(1 + σ²). Between
 two of them ln σ is interpolated linearly in t, as in diffusers.
 
@@ -26,6 +32,7 @@ import math
 
 import torch
 
+from .noise_estimate import NoiseEstimate
 from .tensors import piecewise_linear
 
 Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
@@ -42,6 +49,10 @@ class Preconditioning:
     """
 
     allows_distant_x = True
+
+    def noise_level(self, x: torch.Tensor, sigma: Scalar) -> Scalar:
+        """The noise level for which the coefficients at x (B, *) and σ are computed: σ, or an estimate from x."""
+        return sigma
 
     def c_in(self, sigma: Scalar) -> Scalar:
         """The factor of x in the network's input."""
@@ -96,6 +107,22 @@ class EDMPreconditioning(Preconditioning):
     def v_coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
         c_skip, c_out = self.epsilon_coefficients(sigma)
         return c_skip, -c_out
+
+
+class StudentTPreconditioning(EDMPreconditioning):
+    """The preconditioning of EDM at the noise level that is estimated from a sample, for finite D.
+
+    Args:
+        sigma_data: σ_d > 0, the standard deviation of the data.
+        estimate: the estimate ŝ(x, σ) of the noise level.
+    """
+
+    def __init__(self, sigma_data: float, estimate: NoiseEstimate) -> None:
+        super().__init__(sigma_data)
+        self.estimate = estimate
+
+    def noise_level(self, x: torch.Tensor, sigma: Scalar) -> Scalar:
+        return self.estimate(x, sigma)
 
 
 class DDPMPreconditioning(Preconditioning):

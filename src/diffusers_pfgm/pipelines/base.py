@@ -73,7 +73,7 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
             dtype: the dtype of the latents.
         """
         if scheduler is flow:
-            return flow.sample_prior(shape, generator, device, dtype)
+            return flow.move_to_prior(flow.sample_prior(shape, generator, device, dtype))
         return flow.sample_noise(shape, generator, device, dtype) * float(scheduler.init_noise_sigma)
 
     def set_timesteps(

@@ -134,10 +134,12 @@ class GuidedModel:
     def __call__(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = False
     ) -> tuple[torch.Tensor]:
-        """Return the guided output for `sample` = c_in x (B, C, *) at `timestep`, a number or a tensor ()."""
-        outputs = self.model(torch.cat([sample, sample]), timestep, class_labels=self.class_labels, return_dict=False)[
-            0
-        ]
+        """Return the guided output for `sample` = c_in x (B, C, *) at `timestep`, a number, () or (B,)."""
+        timesteps = timestep
+        if isinstance(timestep, torch.Tensor) and timestep.ndim:
+            timesteps = torch.cat([timestep, timestep])
+        batch = torch.cat([sample, sample])
+        outputs = self.model(batch, timesteps, class_labels=self.class_labels, return_dict=False)[0]
         conditional, unconditional = outputs.chunk(2)
         if self.parameterization.prediction_type != "field":  # linear in x̂, so the outputs are combined as x̂ is
             # A variance that the network also predicts is taken from the conditional output, as in diffusers.

@@ -83,8 +83,9 @@ class PFGMPipeline(PoissonFlowPipeline):
                 "euler".
             generator: one generator, or a list of B generators, one for each image. With a list an image does not
                 depend on the rest of the batch.
-            latents: (B, C, H, W), latents at the first noise level, as `scheduler.sample_prior` draws them. By default
-                they are drawn with `generator`.
+            latents: (B, C, H, W), latents at the first noise level, as `scheduler.sample_prior` draws them, or any
+                Gaussian noise times that σ. As all samples, they are moved along their rays to the scheduler's `prior`.
+                By default they are drawn with `generator`.
             output_type: "pil", "np", "pt", or "latent" for the final state itself.
             return_dict: whether to return an output object instead of a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step. If it returns
@@ -138,7 +139,10 @@ class PFGMPipeline(PoissonFlowPipeline):
         self.set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
             latents = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)
-        latents = latents.to(device, dtype)
+        else:
+            latents = latents.to(device, dtype)
+            if scheduler is flow:
+                latents = flow.move_to_prior(latents)
         nfe = 0
 
         # 3. Denoising loop
@@ -173,7 +177,11 @@ class PFGMPipeline(PoissonFlowPipeline):
         sigma_max, sigma_min = flow.sigma_range
         with self.progress_bar(itertools.count()) as progress_bar:
             denoiser = Denoiser(CountedModel(model, progress_bar, self.unet.dtype), flow.parameterization)
-            x = integrate_adaptive(denoiser, latents * flow.data_scale(sigma_max), sigma_max, sigma_min, tolerance)
+
+            def denoise(x: torch.Tensor, sigma: Any) -> torch.Tensor:
+                return denoiser(x, flow.sigma_of_samples(sigma))
+
+            x = integrate_adaptive(denoise, latents * flow.data_scale(sigma_max), sigma_max, sigma_min, tolerance)
             if flow.config.final_sigmas_type == "zero":
-                x = denoiser(x, sigma_min)
+                x = denoise(x, sigma_min)
         return x, denoiser.nfe

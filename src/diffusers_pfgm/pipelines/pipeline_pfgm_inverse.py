@@ -153,6 +153,7 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             flow.kernel.aug_dim,
             data_std,
             "replacement" if method == "replacement" else "guidance",
+            flow.sigma_of_call if scheduler is flow and flow.parameterization.train_sigmas is None else None,
             **model_kwargs,
         )
         self.set_timesteps(scheduler, num_inference_steps, None, device)

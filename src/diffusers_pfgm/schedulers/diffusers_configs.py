@@ -214,4 +214,6 @@ def complete_config(config: Mapping[str, Any], overrides: Mapping[str, Any], nam
     # Configurations saved by versions without `timesteps_from` still have the options of the diffusers scheduler.
     has_betas = config.get("beta_schedule") is not None or config.get("trained_betas") is not None
     rule = config.get("timesteps_from", guess_timesteps_class(config) if has_betas else None)
-    return {**config, **foreign, "timesteps_from": spaced_by_options(rule, overrides)}
+    # Configurations saved by versions without `prior` started on the plane.
+    prior = config.get("prior") if "prior" in config else "plane"
+    return {**config, **foreign, "timesteps_from": spaced_by_options(rule, overrides), "prior": prior}

@@ -57,7 +57,7 @@ def fit_sigmas(
         check_whole_number("batch_size", batch_size, 1)
     if isinstance(shape, int):
         raise ValueError(f"`shape` must be the shape of one sample, such as (1, 8, 8), but is {shape}.")
-    scheduler = PoissonFlowScheduler.from_scheduler(scheduler)
+    scheduler = PoissonFlowScheduler.from_config(PoissonFlowScheduler.from_scheduler(scheduler).config)
     high, low = scheduler.sigma_range
     if high >= ZERO_SNR_SIGMA:
         raise ValueError(
@@ -67,6 +67,7 @@ def fit_sigmas(
     dtype, device = dtype_and_device(model)
     dtype = torch.promote_types(dtype or torch.float32, torch.float32)
     x = scheduler.kernel.sample((num_samples, *shape), high, generator, device, dtype, scheduler.config.max_norm)
+    x = scheduler.move_to_prior(x)
     size = num_samples if batch_size is None else min(batch_size, num_samples)
     parts = [slice(first, first + size) for first in range(0, num_samples, size)]
     if size == num_samples:
@@ -76,7 +77,13 @@ def fit_sigmas(
     denoisers = [Denoiser(model, scheduler.parameterization, **kwargs) for kwargs in kwargs_of_parts]
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        return torch.cat([denoiser(x[rows], sigma) for denoiser, rows in zip(denoisers, parts, strict=True)])
+        sigmas = torch.as_tensor(scheduler.sigma_of_samples(sigma))
+        return torch.cat(
+            [
+                denoiser(x[rows], sigmas[rows] if sigmas.ndim else sigma)
+                for denoiser, rows in zip(denoisers, parts, strict=True)
+            ]
+        )
 
     knots = fit_knots(denoise, x, geometric_sigmas(high, low, FINE_STEPS))
     return PoissonFlowScheduler.from_config(scheduler.config, sigma_knots=knots)

@@ -15,9 +15,20 @@ VARIANCE_TYPES = (*LEARNED, "fixed_small", "fixed_small_log", "fixed_large", "fi
 MAX_TRAIN_TIMESTEPS = 1_000_000  # diffusers makes several tensors of this length
 
 OPTIONAL = {"aug_dim", "sigma_min", "sigma_max", "sigma_data", "max_norm", "M", "beta_schedule", "sigma_knots"}
-OPTIONAL |= {"trained_betas", "timesteps_from", "variance_type"}
+OPTIONAL |= {"trained_betas", "timesteps_from", "variance_type", "data_mean", "mean_square_std", "prior"}
 KINDS = {
-    "a number": ("aug_dim", "sigma_min", "sigma_max", "gamma", "sigma_data", "max_norm", "beta_start", "beta_end"),
+    "a number": (
+        "aug_dim",
+        "sigma_min",
+        "sigma_max",
+        "gamma",
+        "sigma_data",
+        "data_mean",
+        "mean_square_std",
+        "max_norm",
+        "beta_start",
+        "beta_end",
+    ),
     "a whole number": ("solver_order", "M", "num_train_timesteps", "steps_offset"),
     "True or False": ("use_corrector", "rescale_betas_zero_snr"),
     "a list of numbers": ("sigma_knots", "trained_betas"),
@@ -29,8 +40,11 @@ KINDS = {
         "timestep_spacing",
         "timesteps_from",
         "variance_type",
+        "prior",
     ),
 }
+PRIORS = ("plane", "shell", "hemisphere", None)
+STATISTICS = ("data_mean", "mean_square_std")  # of the data, for the Student-t preconditioning
 
 
 def checked_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +66,19 @@ def checked_options(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("max_norm", "sigma_data"):
         if options[name] is not None and not 0 < options[name] < math.inf:
             raise ValueError(f"`{name}` must be a finite number > 0 or None, but is {options[name]}.")
+    if options["prior"] not in PRIORS:
+        raise ValueError(f"`prior` must be one of {PRIORS}, but is {options['prior']!r}.")
+    missing = [name for name in STATISTICS if options[name] is None]
+    if len(missing) == 1 or (not missing and options["sigma_data"] is None):
+        raise ValueError(
+            f"The Student-t preconditioning needs `sigma_data`, `data_mean` and `mean_square_std`, but `"
+            f"{(*missing, 'sigma_data')[0]}` is None. Set all of them, or `data_mean` and `mean_square_std` to None."
+        )
+    if not missing and not (math.isfinite(options["data_mean"]) and 0 <= options["mean_square_std"] < math.inf):
+        raise ValueError(
+            "`data_mean` must be a finite number and `mean_square_std` a finite number >= 0, but they are "
+            f"{options['data_mean']} and {options['mean_square_std']}."
+        )
     if options["variance_type"] not in VARIANCE_TYPES:
         raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, but is {options['variance_type']!r}.")
     if options["timesteps_from"] is not None and class_of_name(options["timesteps_from"]) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from diffusers.utils import BaseOutput
 
 from ..hub.serialization import PACKAGE, add_component_code
 from ..physics.kernel import PoissonKernel
+from ..physics.noise_estimate import NoiseEstimate
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, cast_clamped
 from ..solvers.spacing import check_knots
@@ -67,6 +69,9 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
             "v_prediction".
         gamma: γ of the normalized field, in data units.
         sigma_data: standard deviation of the data for a network with EDM's preconditioning; None for a network without.
+        data_mean, mean_square_std: μ and √V of the data for a network with the Student-t preconditioning, which is
+            EDM's at the noise level estimated from each sample (`physics.noise_estimate`). They have no effect at
+            D = ∞. None for other networks.
         solver: "multistep" (one network call per step), "heun" (two calls) or "euler" (one call).
         solver_order: order of the multistep solver, 1 to 3.
         use_corrector: whether the multistep solver corrects each step with the x̂ that is computed after it, which needs
@@ -76,6 +81,9 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         final_sigmas_type: "zero" to end at σ = 0, "sigma_min" to end at σ_min.
         max_norm: largest norm ‖x‖ of a prior sample, in data units; the `upper_norm` of the training. A radius beyond
             it is drawn again. None for the whole, heavy-tailed prior of an exact field.
+        prior: where pipelines start, see `move_to_prior`: "plane", the whole heavy-tailed prior on the plane σ_max;
+            "shell", one norm on that plane, with which every D needs as few steps as D = ∞; or "hemisphere", one norm
+            with another σ for each sample. None for "shell" from 64 dimensions on and "plane" below.
         M: exponent of the training perturbation from which `sigma_max` and `max_norm` were computed. It is only saved.
         beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2" for a network of the DDPM family. The noise
             levels are those of its training, and `sigma_min` and `sigma_max` are None.
@@ -111,12 +119,15 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         prediction_type: Literal["field", "sample", "epsilon", "v_prediction"] = "field",
         gamma: float = 5.0,
         sigma_data: float | None = None,
+        data_mean: float | None = None,
+        mean_square_std: float | None = None,
         solver: Literal["multistep", "heun", "euler"] = "multistep",
         solver_order: int = 3,
         use_corrector: bool = True,
         sigma_knots: list[float] | None = None,
         final_sigmas_type: Literal["zero", "sigma_min"] = "zero",
         max_norm: float | None = None,
+        prior: Literal["plane", "shell", "hemisphere"] | None = None,
         M: int | None = None,
         num_train_timesteps: int = 1000,
         beta_start: float = 0.0001,
@@ -152,6 +163,7 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
             config.sigma_data,
             train_sigmas,
             learns_variance=config.variance_type in LEARNED,
+            noise_estimate=self._noise_estimate(),
         )
         # Before `set_timesteps` there is a run of one step, which some schedulers of `timesteps_from` cannot make. The
         # schedule raises for a range or spacing that is not allowed, before knots are compared with the range.
@@ -165,8 +177,16 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._denoised: list[torch.Tensor] = []  # x̂ of the latest network calls, newest first
-        self._convention = StateConvention(config.sigma_data, has_betas, config.prediction_type)
+        self._convention = StateConvention(
+            config.sigma_data, has_betas, config.prediction_type, self.parameterization.noise_estimate is not None
+        )
         self._set_sigmas(schedule, schedule.choose(1))
+
+    def _noise_estimate(self) -> NoiseEstimate | None:
+        config = self.config
+        if config.mean_square_std is None or math.isinf(self.kernel.aug_dim):
+            return None
+        return NoiseEstimate(self.kernel.aug_dim, config.data_mean, config.sigma_data, config.mean_square_std)
 
     @classmethod
     def from_config(
@@ -257,6 +277,15 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         self._begin_index = None
         self._step_index = None
         self._denoised = []
+        self._sigma_factors = None
+
+    def sigma_of_call(self, timestep: float | torch.Tensor) -> float | torch.Tensor:
+        """The noise level σ at which the network is called: a number, or (B, 1, ...) on the hemisphere.
+
+        Args:
+            timestep: the element of `timesteps`. Only read at the first step.
+        """
+        return self.sigma_of_samples(self._plan[self._current_index(timestep)].sigma)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
         """Return the network's input for the state `sample` (B, C, *): c_in x with `sigma_data`, else the state itself.
@@ -267,7 +296,26 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         self._convention.scaled(sample)
         if self.config.sigma_data is None:
             return sample
-        return sample * self.parameterization.c_in(self._plan[self._current_index(timestep)].sigma)
+        noise_level = self.parameterization.noise_level(sample, self.sigma_of_call(timestep))
+        return sample * self.parameterization.c_in(noise_level)
+
+    def network_timestep(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
+        """Return the timestep that the network is called with: `timestep` itself, or one for each sample.
+
+        Each sample has its own with the Student-t preconditioning (`mean_square_std`), for which the noise level is
+        estimated from the sample, and with the prior "hemisphere".
+
+        Args:
+            sample: (B, C, *), the state, not multiplied by `c_in`.
+            timestep: an element of `timesteps`.
+
+        Returns:
+            () or (B,).
+        """
+        self._convention.timestep_was_read = True
+        if self.parameterization.noise_estimate is None and self._sigma_factors is None:
+            return torch.as_tensor(timestep)
+        return torch.as_tensor(self.parameterization.model_input(sample, self.sigma_of_call(timestep))[1])
 
     def step(
         self,
@@ -301,7 +349,8 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         Raises:
             ValueError: if `step` is called before `set_timesteps` or after the last step, `model_output` has the wrong
                 shape, `eta` or `s_churn` is not 0, `prev_timestep` is another timestep than the next one, or the
-                scheduler has `sigma_data` and `scale_model_input` was not called in this run.
+                pipeline did not call `scale_model_input` with `sigma_data`, or `network_timestep` for samples on the
+                hemisphere.
 
         Reference:
             PFGM, arXiv 2209.11178, section 3.3; PFGM++, arXiv 2302.04265, section 3.
@@ -310,7 +359,7 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
             raise ValueError("The scheduler was used before `set_timesteps`. Call `scheduler.set_timesteps(20)` first.")
         refuse_noise(eta=eta, s_churn=s_churn)
         index = self._current_index(timestep)
-        self._convention.check_step(index)
+        self._convention.check_step(index, self._sigma_factors is not None)
         if prev_timestep is not None and index + 1 not in self._indices_of(prev_timestep):
             raise ValueError(
                 f"`prev_timestep` must be the element of `timesteps` after this one, or None after the last, but is "
@@ -321,7 +370,8 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
         in_data_units = x if self.parameterization.train_sigmas is None else x * self.data_scale(step.sigma)
-        denoised = self.parameterization.denoised(model_output.to(dtype), in_data_units, step.sigma)
+        noise_level = self.parameterization.noise_level(in_data_units, self.sigma_of_samples(step.sigma))
+        denoised = self.parameterization.denoised(model_output.to(dtype), in_data_units, noise_level)
         self._denoised.insert(0, denoised)
         prev_sample = step(x, self._denoised)
         self._step_index = index + 1

@@ -28,12 +28,18 @@ class StateConvention:
         sigma_data: the network's `sigma_data` with EDM's preconditioning, or None.
         has_betas: whether the scheduler has a beta schedule, so that the state begins at unit noise.
         prediction_type: what the network predicts.
+        has_own_timesteps: whether the network needs another timestep for each sample, `network_timestep`.
 
     Attributes:
         start_was_read: whether the pipeline has read at which scale the state begins.
+        timestep_was_read: whether the pipeline has read the network's timesteps by `network_timestep`.
     """
 
-    def __init__(self, sigma_data: float | None, has_betas: bool, prediction_type: str) -> None:
+    def __init__(
+        self, sigma_data: float | None, has_betas: bool, prediction_type: str, has_own_timesteps: bool = False
+    ) -> None:
+        self._has_own_timesteps = has_own_timesteps
+        self.timestep_was_read = False
         self._sigma_data = sigma_data
         self._has_betas = has_betas
         self._prediction_type = prediction_type
@@ -57,14 +63,28 @@ class StateConvention:
         self.start_was_read = True
         self._input_was_scaled = True
 
-    def check_step(self, index: int) -> None:
+    def check_step(self, index: int, is_on_hemisphere: bool) -> None:
         """Check, at the step of this index, that the pipeline follows the convention.
 
-        Warns at the first step of a variance-exploding run if the pipeline has not read where the state begins.
+        Warns at the first step of a variance-exploding run if the pipeline has not read where the state begins, or has
+        not read the timestep of each sample.
 
         Raises:
-            ValueError: if the network needs c_in x, but `scale_model_input` was not called in this run.
+            ValueError: if the network needs c_in x, but `scale_model_input` was not called in this run, or if each
+                sample has its own σ (`is_on_hemisphere`), but `network_timestep` was not called.
         """
+        if is_on_hemisphere and not self.timestep_was_read:
+            raise ValueError(
+                "The samples are on the hemisphere, where each has its own noise level, but the network was not called "
+                "with `scheduler.network_timestep(sample, timestep)`. Call it as PFGMPipeline does, or set `prior` of "
+                "the scheduler to 'shell'."
+            )
+        if index == 0 and self._has_own_timesteps and not self.timestep_was_read:
+            logger.warning(
+                "This network was trained with the noise level that is estimated from each sample, but is called with "
+                "that of the scheduler, so its images may be worse. Call it with `scheduler.network_timestep(sample, "
+                "timestep)`, as PFGMPipeline does."
+            )
         if self._sigma_data is not None and not self._input_was_scaled:
             raise ValueError(
                 "`scale_model_input` was not called before `step`, so the network was not given c_in x, which "
@@ -81,4 +101,5 @@ class StateConvention:
     def end_run(self) -> None:
         """Forget what was recorded, so that the next run is checked again."""
         self.start_was_read = False
+        self.timestep_was_read = False
         self._input_was_scaled = False

@@ -41,7 +41,8 @@ def scheduler_steps(
 
     Args:
         scheduler: a `PoissonFlowScheduler` or a diffusers scheduler, after `set_timesteps`.
-        model: called as `model(c_in x, timestep)`; returns an object with `.sample`, or a tuple.
+        model: called as `model(c_in x, timestep)`, with the scheduler's `network_timestep` if it has one; returns an
+            object with `.sample`, or a tuple.
         sample: (B, *), the state at the first timestep.
         dtype: dtype of the model's input, by default the dtype of the state.
         generator: generator of the noise, for schedulers that add noise.
@@ -52,7 +53,10 @@ def scheduler_steps(
     noise_options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for index, timestep in enumerate(scheduler.timesteps):
         model_input = cast_clamped(scheduler.scale_model_input(sample, timestep), dtype or sample.dtype)
-        output = scheduler.step(output_tensor(model(model_input, timestep)), timestep, sample, **noise_options)
+        network_timestep = timestep
+        if hasattr(scheduler, "network_timestep"):
+            network_timestep = scheduler.network_timestep(sample, timestep)
+        output = scheduler.step(output_tensor(model(model_input, network_timestep)), timestep, sample, **noise_options)
         step = SchedulerStep(index, timestep, output.prev_sample, output.get("pred_original_sample"))
         yield step
         sample = step.sample

@@ -33,7 +33,7 @@ def data_settings(
         images: The training images.
         labels: Class labels (count,) of the images; None without classes or for a stream.
         id2label: Names of the classes by label; None without classes.
-        scheduler: The scheduler of the run. With the field objective its `sigma_max` and `M` follow from the images.
+        scheduler: The scheduler of the run, some of whose options follow from the images.
     """
     if isinstance(images, StreamedImages):
         entries = (row[images.column] for row in itertools.islice(images.rows, STREAM_FINGERPRINT_IMAGES))
@@ -41,7 +41,8 @@ def data_settings(
         count = min(len(images), MAX_FINGERPRINT_IMAGES)
         indices = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long().tolist()
         entries = (images.files[index][images.column] for index in indices)
-    settings = {"images": fingerprint(entries), "sigma_max": scheduler.config.sigma_max, "M": scheduler.config.M}
+    settings = {"images": fingerprint(entries), "M": scheduler.config.M}
+    settings |= {name: scheduler.config[name] for name in ("sigma_max", "sigma_data", "data_mean", "mean_square_std")}
     if id2label is not None:
         numbers = [] if labels is None else labels.tolist()
         settings["classes"] = _digest([json.dumps([*id2label.values()]).encode(), json.dumps(numbers).encode()])

@@ -11,9 +11,10 @@ import torch
 from .columns import with_image_files
 from .decoding import SKIP_HINT, BrokenImageError, Entry, ImageReader
 from .order import splitmix64
+from .statistics import DataStatistics
 
 CACHE_BYTES = 2**30  # decoded images of at most this total size are kept in memory
-MAX_NORM_IMAGES = 10_000  # the mean norm is computed from at most this many images
+MAX_STATISTICS_IMAGES = 10_000  # the statistics are computed from at most this many images
 
 
 class RandomCropError(ValueError):
@@ -122,12 +123,11 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
                 reasons[index] = str(error)
         return reasons
 
-    def mean_norm(self) -> float:
-        """Mean Euclidean norm of the images, computed from at most 10,000 of them, evenly spaced."""
-        count = min(len(self), MAX_NORM_IMAGES)
+    def statistics(self) -> DataStatistics:
+        """Statistics of the images, computed from at most 10,000 of them, evenly spaced."""
+        count = min(len(self), MAX_STATISTICS_IMAGES)
         indices = torch.linspace(0, len(self) - 1, count).round().long().tolist()
-        norms = [self.__getitems__(indices[i : i + 16]).flatten(1).norm(dim=1) for i in range(0, count, 16)]
-        return torch.cat(norms).double().mean().item()
+        return DataStatistics.of_images(self.__getitems__(indices[i : i + 16]) for i in range(0, count, 16))
 
     def _generator(self, key: int, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(splitmix64(self.seed, 2 * key + purpose))

@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 from .columns import with_image_files
 from .decoding import SKIP_HINT, BrokenImageError, Entry, ImageReader
 from .order import BatchPlan, splitmix64
+from .statistics import DataStatistics
 
 SHUFFLE_BUFFER = 1000  # images from which the next one is drawn
-STREAM_NORM_IMAGES = 1000  # the mean norm is computed from this many images at the beginning of the stream
+STREAM_STATISTICS_IMAGES = 1000  # the statistics are computed from this many images at the beginning of the stream
 
 
 @dataclass
@@ -97,22 +98,22 @@ class StreamedImages:
         self.mode = self.reader.mode
         self.channels = self.reader.channels
 
-    def mean_norm(self) -> float:
-        """Mean Euclidean norm of the first 1,000 images.
+    def statistics(self) -> DataStatistics:
+        """Statistics of the first 1,000 images.
 
         Raises:
             BrokenImageError: at the first broken image, unless `skip_broken`.
             ValueError: if none of them can be read.
         """
-        norms: list[float] = []
-        for position, values in enumerate(itertools.islice(self.rows, STREAM_NORM_IMAGES)):
-            image = self._image(position, Row(position, values))
-            norms += [] if image is None else [image.norm().item()]
-        if not norms:
+        rows = enumerate(itertools.islice(self.rows, STREAM_STATISTICS_IMAGES))
+        images = (self._image(position, Row(position, values)) for position, values in rows)
+        readable = (image.unsqueeze(0) for image in images if image is not None)
+        first = next(readable, None)
+        if first is None:
             raise ValueError(
-                f"None of the first {STREAM_NORM_IMAGES:,} images of the stream can be read, or it is empty."
+                f"None of the first {STREAM_STATISTICS_IMAGES:,} images of the stream can be read, or it is empty."
             )
-        return sum(norms) / len(norms)
+        return DataStatistics.of_images(itertools.chain([first], readable))
 
     def batches(
         self, plan: BatchPlan, first_step: int, stopped: Callable[[], bool] = lambda: False

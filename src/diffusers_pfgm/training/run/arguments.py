@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 
 from ...physics.bounded_noise import LEAST_AUG_DIM
 from .option_types import integer, number, positive, share
 from .script_errors import ScriptParser
 
-OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str]] = {
+# The options of each objective, with their defaults. None for sigma_data means that it follows from the data.
+OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str | None]] = {
     "field": {"charges": "auto", "field_batch_size": 2048, "gamma": 5.0},
-    "perturbation": {"aug_dim": 1.0, "prediction_type": "epsilon", "sigma_data": 0.5},
+    "perturbation": {
+        "charges": "none",
+        "field_batch_size": 2048,
+        "aug_dim": 1.0,
+        "prediction_type": "epsilon",
+        "preconditioning": "student_t",
+        "sigma_data": None,
+    },
 }
 
+EDM_SIGMA_DATA = 0.5  # arXiv 2206.00364, table 1
 POLYNOMIAL_LR_END = 1e-7  # the learning rate at the end of diffusers' polynomial schedule
 # The schedules of diffusers.optimization.get_scheduler, except piecewise_constant, which needs further arguments
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
@@ -76,19 +86,20 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     model(
         "--objective",
         choices=["field", "perturbation"],
-        default="field",
-        help="the field objective of PFGM, or the perturbation objective of PFGM++ for any D",
+        default="perturbation",
+        help="the perturbation objective of PFGM++ for any D, or the field objective of PFGM with the paper's network",
     )
     model(
         "--charges",
-        choices=["auto", "local", "gathered", "dataset"],
-        help="field objective: images that generate the field of a step: a larger batch of each process (local) or of "
-        "all processes (gathered), or all images (dataset); auto, the default, decides by the free memory",
+        choices=["auto", "local", "gathered", "dataset", "none"],
+        help="images that generate the field of a step: a larger batch of each process (local) or of all processes "
+        "(gathered), or all images (dataset); auto decides by the free memory. The default is auto for the field "
+        "objective, and none for the perturbation objective, whose target is then the image itself",
     )
     model(
         "--field_batch_size",
         type=positive,
-        help="field objective: number of images in the larger batch, per process if local; 2048 by default",
+        help="number of images in the larger batch of --charges, per process if local; 2048 by default",
     )
     model("--gamma", type=number(0, 1e6), help="field objective: gamma of the normalized field; 5 by default")
     aug_dim = number(LEAST_AUG_DIM, or_infinity=True)
@@ -101,9 +112,16 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         help="perturbation objective: what the network predicts; epsilon by default",
     )
     model(
+        "--preconditioning",
+        choices=["student_t", "edm"],
+        help="perturbation objective: scale inputs and outputs by the noise level that is estimated from each image "
+        "(student_t, the default), or by sigma as in EDM. With D = inf both are EDM's",
+    )
+    model(
         "--sigma_data",
         type=number(0.01, 100),
-        help="perturbation objective: standard deviation of the data; 0.5 by default",
+        help="perturbation objective: standard deviation of the data; by default that of the images, or with EDM's "
+        "preconditioning 0.5",
     )
     model("--class_conditional", action="store_true", help="train a network that is conditioned on class labels")
     model(
@@ -188,10 +206,17 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         parser.error("--streaming needs --max_train_steps, since the length of a stream is unknown")
     if args.streaming and args.validation_split:
         parser.error("--validation_split needs the whole data set, not a stream. Leave out --streaming")
-    for objective, defaults in OBJECTIVE_DEFAULTS.items():
-        for name, default in defaults.items():
-            if getattr(args, name) is None:
-                setattr(args, name, default)
-            elif args.objective != objective:
-                parser.error(f"--{name} belongs to --objective {objective}, but --objective is {args.objective}")
+    defaults = OBJECTIVE_DEFAULTS[args.objective]
+    for other, names in OBJECTIVE_DEFAULTS.items():
+        for name in names:
+            if getattr(args, name) is not None and name not in defaults:
+                parser.error(f"--{name} belongs to --objective {other}, but --objective is {args.objective}")
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    is_edm = args.preconditioning == "edm" or args.aug_dim == math.inf
+    if args.objective == "perturbation" and is_edm and args.sigma_data is None:
+        args.sigma_data = EDM_SIGMA_DATA
+    if args.objective == "field" and args.charges == "none":
+        parser.error("--charges none has no field to learn: leave it out, or use --objective perturbation")
     return args

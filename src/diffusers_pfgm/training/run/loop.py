@@ -14,7 +14,6 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from ...hub.publishing import check_hub
-from ...losses.field import FieldObjective
 from ...losses.loss_output import drop_labels
 from ...models.default_unet import make_unet
 from ...physics import Charges, ClassCharges
@@ -34,6 +33,7 @@ from .settings import check_settings, check_steps, run_settings
 from .setup import (
     agree_on_seed,
     clear_output_dir,
+    describe_hyperparameters,
     find_resume_point,
     locked_output_dir,
     make_accelerator,
@@ -76,13 +76,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         data = TrainingData(args, seed, accelerator)  # datasets lets one process prepare it, while the others wait
     objective, scheduler = make_objective(args, data.images)
     charges_kind, all_charges = None, None
-    if args.objective == "field":
+    if args.charges != "none":
         charges_kind, all_charges = data.charges(saved_settings.get("charges", args.charges))
-    if isinstance(objective, FieldObjective):
-        values = objective.hyperparameters
-        accelerator.print(
-            f"From the data: M = {values.M}, z_max = {values.z_max:.5g}, upper_norm = {values.upper_norm:.5g}."
-        )
+    accelerator.print(describe_hyperparameters(objective, scheduler))
 
     # Network and EMA
     out_channels = objective.parameterization.output_channels(data.images.channels)
@@ -191,9 +187,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             due_outputs = set() if is_last or stops else due(args, step, steps_per_epoch)
             if saves_checkpoint or due_outputs:
                 parameterization = objective.parameterization
-                x = parameterization.c_in(result.sigma.view(-1, 1, 1, 1)) * clean
-                c_noise = parameterization.c_noise(result.sigma)
-                forward = functools.partial(model, x, c_noise, options.get("class_labels"))
+                model_input, timestep, _ = parameterization.model_input(clean, result.sigma.view(-1, 1, 1, 1))
+                forward = functools.partial(model, model_input, timestep, options.get("class_labels"))
                 guard.check_weights(step, unet, ema, optimizer, forward)
             if outputs is not None and (step % args.logging_steps == 0 or is_last or stops):
                 summary = meter.summary(step)
@@ -252,7 +247,7 @@ def objective_options(
     options: dict[str, Any] = {}
     if data.id2label is not None:
         options["class_labels"] = drop_labels(labels, args.label_dropout, len(data.id2label), generators)
-    if args.objective == "field":
+    if args.charges != "none":
         options["charges"] = images.charges if all_charges is None else all_charges
         if data.id2label is not None:
             options["charge_labels"] = images.charge_labels

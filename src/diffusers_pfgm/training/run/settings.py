@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .arguments import OBJECTIVE_DEFAULTS
+
 # Options that do not change a step, and options whose effect is compared instead of their value: the number of images
 # of a step instead of the batch size, a fingerprint of the images instead of their path.
 IGNORED_OPTIONS = {
@@ -78,7 +80,11 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     Raises:
         ValueError: if a setting differs. The message lists each with its saved and its current value.
     """
-    differing = differences(saved, current)
+    objective = saved.get("objective")
+    if objective == "perturbation":  # version 0.1.0 had EDM's preconditioning only, and did not save its name
+        saved = {"preconditioning": "edm", **saved}
+    unused = set().union(*OBJECTIVE_DEFAULTS.values()) - set(OBJECTIVE_DEFAULTS.get(str(objective), ()))
+    differing = differences(*({k: v for k, v in each.items() if k not in unused} for each in (saved, current)))
     if "images_per_step" in saved and saved["images_per_step"] != current["images_per_step"]:
         differing.append(
             "images_per_step is --train_batch_size times --gradient_accumulation_steps times the number of processes, "

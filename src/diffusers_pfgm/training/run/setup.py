@@ -17,17 +17,23 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from filelock import FileLock
 
 from ...losses import FieldObjective, PerturbationObjective
-from ...physics import Parameterization, PFGMHyperparameters, recommend_hyperparameters
+from ...physics import PFGMHyperparameters, recommend_hyperparameters
 from ...schedulers import PoissonFlowScheduler
 from ..data.images import ImageTensors
 from ..data.streams import StreamedImages
 from .agreement import broadcast_from_main
+from .arguments import EDM_SIGMA_DATA
 from .checkpoints import LATEST, find_checkpoint, list_checkpoints, remove_incomplete_checkpoints
 from .folders import set_aside
 from .output_folder import check_output_dir, is_inside, lock_output_dir
 from .run_files import files_after, files_of_a_run, is_run_without_checkpoint
 
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # noise levels of the perturbation objective, as in EDM
+EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0  # of EDM (arXiv 2206.00364, table 1), for its sigma_data of 0.5
+EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
+# With the Student-t preconditioning σ is measured in standard deviations of the data. For finite D the noise levels of
+# the samples spread around σ, so that a smaller p_std is enough; the best of a sweep on MNIST, see docs/training.md.
+P_MEAN, P_STD = 0.2, 1.0
+LEAST_STD = 0.01  # data without spread, such as one black image, are treated as data with this standard deviation
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")  # accelerate's backends that split the weights
 Result = TypeVar("Result")
 
@@ -83,23 +89,54 @@ def make_objective(
     """
     if args.objective == "field":
         # The main process's value is used on all processes: another device may round it to another M.
-        mean_norm = broadcast_from_main(images.mean_norm())
+        mean_norm = broadcast_from_main(images.statistics()).mean_norm
         values = _hyperparameters(mean_norm, images.channels * args.resolution**2)
         scheduler = PoissonFlowScheduler(
             sigma_max=values.z_max, max_norm=values.upper_norm, gamma=args.gamma, M=values.M
         )
         return FieldObjective(values, args.gamma), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
-    objective = PerturbationObjective(Parameterization(args.prediction_type, sigma_data=args.sigma_data), aug_dim)
-    scheduler = PoissonFlowScheduler(
-        aug_dim=aug_dim,
-        sigma_min=SIGMA_MIN,
-        sigma_max=SIGMA_MAX,
-        prediction_type=args.prediction_type,
-        sigma_data=args.sigma_data,
-        max_norm=objective.max_norm(SIGMA_MAX, images.channels * args.resolution**2),
+    options: dict[str, Any] = {"aug_dim": aug_dim, "prediction_type": args.prediction_type}
+    p_mean, p_std = EDM_P_MEAN, EDM_P_STD
+    if aug_dim is None or args.preconditioning == "edm":
+        options |= {"sigma_data": args.sigma_data, "sigma_min": EDM_SIGMA_MIN, "sigma_max": EDM_SIGMA_MAX}
+    else:
+        statistics = broadcast_from_main(images.statistics())
+        std = args.sigma_data or max(_rounded(statistics.std), LEAST_STD)
+        p_mean, p_std = math.log(std) + P_MEAN, P_STD
+        options |= {"sigma_data": std, "data_mean": _rounded(statistics.mean)}
+        options |= {"mean_square_std": _rounded(statistics.mean_square_std)}
+        options |= {
+            name: _rounded(value * std / EDM_SIGMA_DATA)
+            for name, value in (("sigma_min", EDM_SIGMA_MIN), ("sigma_max", EDM_SIGMA_MAX))
+        }
+    parameterization = PoissonFlowScheduler(**options).parameterization
+    objective = PerturbationObjective(parameterization, aug_dim, p_mean, p_std)
+    limit = objective.max_norm(options["sigma_max"], images.channels * args.resolution**2)
+    return objective, PoissonFlowScheduler(**options, max_norm=limit)
+
+
+def describe_hyperparameters(objective: FieldObjective | PerturbationObjective, scheduler: PoissonFlowScheduler) -> str:
+    """Return a line with the hyperparameters that a run has found in its data."""
+    if isinstance(objective, FieldObjective):
+        values = objective.hyperparameters
+        return f"From the data: M = {values.M}, z_max = {values.z_max:.5g}, upper_norm = {values.upper_norm:.5g}."
+    config = scheduler.config
+    levels = (
+        f"sigma from {config.sigma_max:g} to {config.sigma_min:g}, in training exp(N({objective.p_mean:.3g}, "
+        f"{objective.p_std:.3g}^2))"
     )
-    return objective, scheduler
+    if objective.parameterization.noise_estimate is None:
+        return f"EDM's preconditioning: sigma_data = {config.sigma_data:g}, {levels}."
+    return (
+        f"From the data: mean = {config.data_mean:g}, sigma_data = {config.sigma_data:g}, mean_square_std = "
+        f"{config.mean_square_std:g}, {levels}."
+    )
+
+
+def _rounded(value: float) -> float:
+    """Three digits of a statistic, so that machines which differ in the order of their sums find the same."""
+    return float(f"{value:.3g}")
 
 
 def _hyperparameters(mean_norm: float, dim: int) -> PFGMHyperparameters:

@@ -94,11 +94,14 @@ class NoiseEstimate:
         spread = (self.mean_square_std / square).square() + (2 + 4 * self.data_std**2 / square) / size
         likelihood_std = spread.sqrt() / 2
         log_sigma, log_peak = sigma.log(), square.log() / 2
+        log_end = torch.maximum(log_sigma, (square + 3 * self.mean_square_std).log() / 2)  # where the likelihood ends
         share = prior_std**2 / (prior_std**2 + likelihood_std.square())
         centre = torch.lerp(log_sigma, log_peak, share)
         width = likelihood_std * share.sqrt()
         margin = min(RANGE * prior_std, MAX_RANGE)
-        reach = torch.maximum(centre - log_sigma, torch.maximum(log_sigma, log_peak) - centre) + margin
+        reach = torch.maximum(centre - log_sigma, log_end - centre) + margin
         scale = torch.asinh(reach / width).unsqueeze(1)
         t = scale * torch.linspace(-1, 1, NUM_NODES, dtype=scale.dtype, device=scale.device)
-        return centre.unsqueeze(1) + width.unsqueeze(1) * t.sinh(), t.cosh().log()
+        log_s = centre.unsqueeze(1) + width.unsqueeze(1) * t.sinh()
+        # Below this the prior is 0, but 1/s⁴ could overflow.
+        return torch.maximum(log_s, log_sigma.unsqueeze(1) - MAX_RANGE), t.cosh().log()

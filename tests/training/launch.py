@@ -1,4 +1,4 @@
-"""Runs scripts on two processes by torchrun."""
+"""How tests start scripts in new processes: the arguments of `python`, and torchrun as a user starts it."""
 
 import os
 import subprocess
@@ -8,15 +8,28 @@ import time
 from pathlib import Path
 
 TIMEOUT = 300  # seconds, after which a run that hangs is ended
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")  # arguments of `python`
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes=1")
+# `-c` with this code and the words of a command line runs a script that trains, but fits the spacing of the noise
+# levels with few network calls and draws no figures.
+CHEAP_OUTPUTS = """
+import runpy, sys
+from diffusers_pfgm.schedulers import fit_sigmas
+from diffusers_pfgm.training.run.outputs import Outputs
+fit_sigmas.FINE_STEPS = 10
+Outputs._save_figure = lambda *arguments: None
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def torchrun(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a script on two processes with one thread each.
+    """Run a script on two processes with one thread each, all of them started as by a user.
 
     Raises:
         subprocess.TimeoutExpired: if the processes hang. They are ended.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    command = [sys.executable, *TORCHRUN, str(script)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(
             [*command, *options], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=err

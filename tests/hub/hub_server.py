@@ -73,7 +73,7 @@ def serve(hub: Hub, reserved: socket.socket) -> Iterator[None]:
     server = ThreadingHTTPServer(reserved.getsockname(), handler, bind_and_activate=False)
     server.socket = reserved.dup()
     server.server_activate()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield
     finally:

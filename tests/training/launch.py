@@ -10,17 +10,7 @@ from pathlib import Path
 TIMEOUT = 300  # seconds, after which a run that hangs is ended
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")  # arguments of `python`
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes=1")
-# `-c` with this code and the words of a command line runs a script that trains, but fits the spacing of the noise
-# levels with few network calls and draws no figures.
-CHEAP_OUTPUTS = """
-import runpy, sys
-from diffusers_pfgm.schedulers import fit_sigmas
-from diffusers_pfgm.training.run.outputs import Outputs
-fit_sigmas.FINE_STEPS = 10
-Outputs._save_figure = lambda *arguments: None
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+CHEAP_OUTPUTS = str(Path(__file__).parent / "run" / "cheap_outputs.py")
 
 
 def torchrun(script: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -63,7 +63,7 @@ class Launcher:
     def __call__(
         self, data: Path, output: Path, *options: str, config: str = "config.json"
     ) -> subprocess.CompletedProcess[str]:
-        return self.python.run("-c", CHEAP_OUTPUTS, SCRIPT, *options_of(data, output, config), *options)
+        return self.python.run(CHEAP_OUTPUTS, SCRIPT, *options_of(data, output, config), *options)
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def test_a_signal_saves_a_checkpoint_and_prints_a_message(
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(python: WarmPython, tmp_path: Path) -> None:
     def start(*command: str) -> WarmProcess:
-        return python.start("-c", CHEAP_OUTPUTS, *command)
+        return python.start(CHEAP_OUTPUTS, *command)
 
     report = soak(tmp_path, kills=2, steps=24, mean_seconds=0.4, start=start)
     assert len(report.steps) == 2 and not differences(tmp_path, 24)

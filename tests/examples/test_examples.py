@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DModel
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -16,7 +15,7 @@ from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.classifier import load_labelled_images
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.data.source import load_image_dataset
-from tests.conftest import make_tiny_pipeline, make_tiny_unet
+from tests.examples.networks import make_smallest_unet
 from tests.scripts import load_script
 from tests.training.data.test_images import write_images
 from tests.training.launch import CHEAP_OUTPUTS
@@ -29,7 +28,7 @@ EXAMPLES = sorted(path.stem for path in FOLDER.glob("*/*.py") if "def main(" in 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    make_tiny_pipeline().save_pretrained(folder)
+    PFGMPipeline(make_smallest_unet(2), PoissonFlowScheduler(max_norm=300.0)).save_pretrained(folder)
     return str(folder)
 
 
@@ -98,12 +97,7 @@ def test_quality_against_calls(model: str, tmp_path: Path, capsys: pytest.Captur
 def test_swap_schedulers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     example = load_script("swap_schedulers")
     assert example.make_network()(torch.zeros(4, 1, 16, 16), 1.0).sample.shape == (4, 1, 16, 16)
-    # A network of few layers is called 500 times in a third of the time.
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "add_attention": False}
-    options = {"block_out_channels": (16,), "layers_per_block": 1, "norm_num_groups": 8}
-    torch.manual_seed(0)
-    network = UNet2DModel(16, in_channels=1, out_channels=1, **blocks, **options).eval()
-    monkeypatch.setattr(example, "make_network", lambda: network)
+    monkeypatch.setattr(example, "make_network", lambda: make_smallest_unet(sample_size=16))
     example.main([])
     numbers = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     same, ddim, default, edm = numbers
@@ -169,7 +163,7 @@ def test_mnist_to_parquet(labelled: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unet = make_tiny_unet(num_class_embeds=10)
+    unet = make_smallest_unet(2, num_class_embeds=10)
     names = {digit: str(digit) for digit in range(10)}
     PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0), names).save_pretrained(labelled / "model")
     options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train.parquet"), "--per_class", "3"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.datasets import load_digits
 
 from diffusers_pfgm import Parameterization, PFGMPipeline, PoissonFlowScheduler, posterior_mean
@@ -39,6 +40,12 @@ def field_targets() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def endpoints() -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in np.load(FIXTURES / "sampler_endpoints.npz").items()}
+
+
+@pytest.fixture
+def quick_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Place the axes of figures without a search for the best place, which takes as long as drawing them."""
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda self, figure: None)
 
 
 @pytest.fixture(scope="session")

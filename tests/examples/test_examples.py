@@ -15,7 +15,7 @@ from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.classifier import load_labelled_images
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.data.source import load_image_dataset
-from tests.examples.networks import make_smallest_unet
+from tests.networks import make_smallest_unet
 from tests.scripts import load_script
 from tests.training.data.test_images import write_images
 from tests.training.launch import CHEAP_OUTPUTS

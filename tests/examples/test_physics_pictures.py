@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from diffusers_pfgm import PoissonKernel
 from tests.conftest import make_tiny_pipeline, seeded
 from tests.scripts import load_script
 
+pytestmark = pytest.mark.usefixtures("quick_layout")
 FIGURES = ("field-lines", "hemisphere-plane", "hemisphere-digits", "trajectories", "denoised")
-
-
-@pytest.fixture(autouse=True)
-def quick_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Place the axes of figures without a search for the best place, which takes as long as drawing them."""
-    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda self, figure: None)
 
 
 def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The smallest network that the examples run with, since they call it hundreds of times."""
+"""The smallest network, for tests that call or save it hundreds of times."""
 
 import torch
 from diffusers import UNet2DModel

@@ -1,6 +1,9 @@
 """Shared data: scikit-learn's digits, and reference numbers of the papers' authors."""
 
 import json
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.datasets import load_digits
 
 from diffusers_pfgm import Parameterization, PFGMPipeline, PoissonFlowScheduler, posterior_mean
+from tests.warm_python import WarmPython, warm_python
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -35,6 +40,46 @@ def field_targets() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def endpoints() -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in np.load(FIXTURES / "sampler_endpoints.npz").items()}
+
+
+@pytest.fixture
+def quick_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Place the axes of figures without a search for the best place, which takes as long as drawing them."""
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda self, figure: None)
+
+
+@pytest.fixture(scope="session")
+def hub_socket() -> Iterator[socket.socket]:
+    """A reserved port of this machine, at which new processes look for the Hub. Tests of the Hub serve it there."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved
+
+
+@pytest.fixture(scope="session")
+def hub_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A link to the folder in which new processes keep what they download. Tests of the Hub let it point elsewhere."""
+    folder = tmp_path_factory.mktemp("huggingface")
+    (folder / "shared").mkdir()
+    (folder / "home").symlink_to(folder / "shared")
+    return folder / "home"
+
+
+@pytest.fixture(scope="session")
+def plain_python(hub_socket: socket.socket, hub_home: Path) -> Iterator[WarmPython]:
+    """Starts new processes in which diffusers is imported, but not this package."""
+    names = {"HF_ENDPOINT": "http://127.0.0.1:{1}".format(*hub_socket.getsockname()), "HF_HOME": str(hub_home)}
+    names |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | names
+    with warm_python("diffusers.pipelines.pipeline_utils", env=environment) as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def python(plain_python: WarmPython) -> Iterator[WarmPython]:
+    """Starts new processes in which this package is imported, with its training."""
+    with plain_python.with_modules("diffusers_pfgm.training.run.loop") as python:
+        yield python
 
 
 def make_tiny_unet(

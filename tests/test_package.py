@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import diffusers_pfgm
+from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,15 +18,18 @@ def test_all_names_exist() -> None:
     assert all(hasattr(diffusers_pfgm, name) for name in diffusers_pfgm.__all__)
 
 
-def test_core_and_physics_import_without_the_extras() -> None:
+def test_core_and_physics_import_without_the_extras(plain_python: WarmPython) -> None:
     # diffusers checks for optional packages and works without them. Our own files must not import them either.
     script = """
 import sys
-for name in ("datasets", "ot", "matplotlib", "sklearn", "torchvision"):
+assert not [name for name in sys.modules if name.startswith("diffusers_pfgm")]
+extras = {"datasets", "ot", "matplotlib", "sklearn", "torchvision"}
+for name in extras | {name for name in sys.modules if name.split(".")[0] in extras}:
     sys.modules[name] = None  # importing it raises
 import diffusers_pfgm
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = plain_python.run("-c", script)
+    assert done.returncode == 0, done.stderr
 
 
 def test_physics_needs_torch_only() -> None:

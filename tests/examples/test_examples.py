@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.classifier import load_labelled_images
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.data.source import load_image_dataset
-from tests.conftest import make_tiny_pipeline, make_tiny_unet
+from tests.networks import make_smallest_unet
 from tests.scripts import load_script
 from tests.training.data.test_images import write_images
+from tests.training.launch import CHEAP_OUTPUTS
+from tests.warm_python import WarmPython
 
 FOLDER = Path(__file__).parents[2] / "pipelines_examples"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*/*.py") if "def main(" in path.read_text())
@@ -25,7 +28,7 @@ EXAMPLES = sorted(path.stem for path in FOLDER.glob("*/*.py") if "def main(" in 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    make_tiny_pipeline().save_pretrained(folder)
+    PFGMPipeline(make_smallest_unet(2), PoissonFlowScheduler(max_norm=300.0)).save_pretrained(folder)
     return str(folder)
 
 
@@ -91,17 +94,34 @@ def test_quality_against_calls(model: str, tmp_path: Path, capsys: pytest.Captur
     assert errors["RK45"] < errors["euler"] and Image.open(output).width > 900
 
 
-def test_swap_schedulers(capsys: pytest.CaptureFixture[str]) -> None:
-    load_script("swap_schedulers").main([])
+def test_swap_schedulers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load_script("swap_schedulers")
+    assert example.make_network()(torch.zeros(4, 1, 16, 16), 1.0).sample.shape == (4, 1, 16, 16)
+    monkeypatch.setattr(example, "make_network", lambda: make_smallest_unet(sample_size=16))
+    example.main([])
     numbers = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     same, ddim, default, edm = numbers
     assert same < 1e-5 and edm < 1e-4 and default < ddim
 
 
-def test_demo_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_end_to_end(
+    python: WarmPython, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = load_script("demo")
+
+    def run(command: list[str], check: bool) -> None:
+        """Run accelerate's launcher with the training script in a new process, which draws no figures."""
+        assert command[0] == sys.executable and check
+        script = next(number for number, word in enumerate(command) if word.endswith("train_pfgm.py"))
+        done = python.run(*command[1:script], CHEAP_OUTPUTS, *command[script:])
+        assert done.returncode == 0, done.stderr
+        print(done.stdout)
+
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(demo, "NUM_HELD_OUT", 64)  # the number of digits that it generates each time
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # threads that wait for those of other tests are slow
-    load_script("demo").main(["--output_dir", str(tmp_path), "--max_train_steps", "3"])
-    printed = capfd.readouterr().out
+    demo.main(["--output_dir", str(tmp_path), "--max_train_steps", "3"])
+    printed = capsys.readouterr().out
     assert printed.count("network calls") == 3 and "M = 261" in printed
     assert (tmp_path / "held-out.parquet").exists()
     for name in ("training-free.png", "field-lines.png", "trained-20-calls.png", "trained-10-calls.png"):
@@ -143,7 +163,7 @@ def test_mnist_to_parquet(labelled: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unet = make_tiny_unet(num_class_embeds=10)
+    unet = make_smallest_unet(2, num_class_embeds=10)
     names = {digit: str(digit) for digit in range(10)}
     PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0), names).save_pretrained(labelled / "model")
     options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train.parquet"), "--per_class", "3"]

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits, load_wine
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
-from tests.conftest import make_tiny_unet, seeded
+from tests.conftest import seeded
+from tests.networks import make_smallest_unet
 from tests.scripts import load_script
 from tests.training.data.test_images import write_images
 
@@ -33,7 +34,7 @@ def spread(path: Path) -> float:
 
 def save_model(folder: Path, unet: UNet2DModel | None = None, names: dict[int, str] | None = None) -> str:
     """Save a model with random weights. Its x̂ is small and smooth, so that each step can be inverted."""
-    unet = make_tiny_unet(1, 1) if unet is None else unet.eval()
+    unet = make_smallest_unet() if unet is None else unet.eval()
     unet.conv_out.weight.data.mul_(0.1)
     scheduler = PoissonFlowScheduler(max_norm=300.0, sigma_min=0.1, prediction_type="sample")
     PFGMPipeline(unet, scheduler, names).save_pretrained(folder)
@@ -84,7 +85,7 @@ def write_digits(folder: Path, rows: slice) -> str:
 
 
 def test_editing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unet = make_tiny_unet(1, 1, num_class_embeds=10)
+    unet = make_smallest_unet(num_class_embeds=10)
     names = {digit: str(digit) for digit in range(10)}
     options = ["--model", save_model(tmp_path / "model", unet, names), "--num_inference_steps", "10"]
     options += ["--data", write_digits(tmp_path / "test", slice(400, 440))]
@@ -109,7 +110,7 @@ def test_editing_needs_classes(tmp_path: Path) -> None:
 
 
 def test_point_cloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--max_train_steps", "300", "--samples", "300", "--grid", "32", "--sigma_min", "0.2"]
+    options = ["--max_train_steps", "100", "--samples", "300", "--grid", "32", "--sigma_min", "0.2"]
     run("point_cloud", *options, "--output", str(tmp_path / "points.png"))
     lines = capsys.readouterr().out.splitlines()
     distance, floor = figures(lines[2])
@@ -129,7 +130,7 @@ def test_the_moons_density_is_that_of_their_points() -> None:
 
 
 def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--table", "wine", "--max_train_steps", "300", "--samples", "200", "--sigma_min", "0.3"]
+    options = ["--table", "wine", "--max_train_steps", "100", "--samples", "200", "--sigma_min", "0.3"]
     run("table", *options, "--output", str(tmp_path / "table.png"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "wine: 125 rows of 13 columns to train on, 53 held out, D = 64"

@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.conftest import make_tiny_pipeline
+from diffusers_pfgm import PoissonKernel
+from tests.conftest import make_tiny_pipeline, seeded
 from tests.scripts import load_script
 
+pytestmark = pytest.mark.usefixtures("quick_layout")
 FIGURES = ("field-lines", "hemisphere-plane", "hemisphere-digits", "trajectories", "denoised")
 
 
@@ -35,10 +38,17 @@ def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert float(re.search(r"from that expected for the data: ([\d.]+) %", printed)[1]) < 5
 
 
-def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load_script("physics_pictures")
+    # The first pictures are the same with and without a model.
+    latents = {1000.0: PoissonKernel().sample((100, 2), 1000.0, seeded())}
+    monkeypatch.setattr(example, "encode_to_sigmas", lambda *arguments: latents)
+    monkeypatch.setattr(example, "plot_field_lines", lambda *arguments: Figure())
+    monkeypatch.setattr(example, "plot_hemisphere", lambda *arguments: Figure())
+    monkeypatch.setattr(example, "animate_points", lambda *arguments: [Image.new("RGB", (8, 8))])
     make_tiny_pipeline(3, (8, 16)).save_pretrained(tmp_path / "model")
     options = ["--model", str(tmp_path / "model"), "--batch_size", "6", "--num_inference_steps", "3"]
-    load_script("physics_pictures").main([*options, "--num_frames", "2", "--output_dir", str(tmp_path / "figures")])
+    example.main([*options, "--num_frames", "2", "--output_dir", str(tmp_path / "figures")])
     printed = capsys.readouterr().out
     assert "3. Trajectories of " + str(tmp_path / "model") in printed and "expected for the data" not in printed
     assert Image.open(tmp_path / "figures" / "images.gif").n_frames == 4

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,13 +67,15 @@ class Hub:
 
 
 @contextmanager
-def serve(hub: Hub) -> Iterator[str]:
-    """Run a server of this Hub; gives its address."""
+def serve(hub: Hub, reserved: socket.socket) -> Iterator[None]:
+    """Run a server of this Hub at the address of a socket that is not listening yet."""
     handler = type("Handler", (HubHandler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(reserved.getsockname(), handler, bind_and_activate=False)
+    server.socket = reserved.dup()
+    server.server_activate()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield
     finally:
         server.shutdown()
         server.server_close()

@@ -1,7 +1,7 @@
 """Upload and download of models by the real client, in separate processes, with a local server of the Hub's API."""
 
-import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,38 +15,46 @@ from diffusers_pfgm.hub import publishing as hub_module
 from diffusers_pfgm.hub.publishing import check_hub
 from tests.conftest import make_tiny_pipeline, seeded
 from tests.hub.hub_server import Hub, serve
-from tests.warm_python import warm_python
+from tests.warm_python import WarmPython
 
 WRITES, READS = "hf_secretThatWrites", "hf_secretThatReads"
 ROOT = Path(__file__).parents[2]
 
 
 class Client:
-    """A user of the Hub with a separate home folder, whose scripts run in separate processes."""
+    """A user of the Hub with a separate home folder, whose commands run in separate processes.
 
-    def __init__(self, address: str, home: Path) -> None:
-        names = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        names |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | names
-        self.address, self.home = address, home
+    Args:
+        python: starts processes that look for their home folder at `link`.
+        link: a link, which points to this home folder until the client is closed.
+        home: the home folder.
+    """
+
+    def __init__(self, python: WarmPython, link: Path, home: Path) -> None:
+        self.python, self.link, self.home = python, link, home
         self.output = ""
-        self._server = warm_python("diffusers_pfgm.hub.publishing", env=self.environment)
-        self._python = self._server.__enter__()
+        home.mkdir()
+        self._before = link.readlink()
+        self._point_to(home)
+
+    def _point_to(self, home: Path) -> None:
+        self.link.unlink()
+        self.link.symlink_to(home)
 
     def close(self) -> None:
-        self._server.__exit__(None, None, None)
+        self._point_to(self._before)
 
     def run(self, script: str, token: str | None = WRITES, code: int = 0) -> str:
         """Run a Python script with this token. Checks the exit code and returns the output."""
-        done = self._python.run(script, {"HF_TOKEN": token} if token else {}, self.home.parent)
-        self.output += done.stdout + done.stderr
+        done = self.call(self.python, "-c", script, token=token)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def call(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command of the system with the token that may write."""
-        environment = self.environment | {"HF_TOKEN": WRITES}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.home.parent)
+    def call(
+        self, python: WarmPython, *arguments: object, token: str | None = WRITES
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a `python` command with this token."""
+        done = python.run(*arguments, env={"HF_TOKEN": token} if token else {}, cwd=self.home.parent)
         self.output += done.stdout + done.stderr
         return done
 
@@ -57,9 +65,9 @@ def hub() -> Hub:
 
 
 @pytest.fixture
-def client(hub: Hub, tmp_path: Path) -> Iterator[Client]:
-    with serve(hub) as address:
-        client = Client(address, tmp_path / "home")
+def client(hub: Hub, hub_socket: socket.socket, python: WarmPython, hub_home: Path, tmp_path: Path) -> Iterator[Client]:
+    with serve(hub, hub_socket):
+        client = Client(python, hub_home, tmp_path / "home")
         yield client
         client.close()
 
@@ -85,7 +93,9 @@ torch.save(pipe(2, 3, torch.Generator().manual_seed(0), output_type="pt").images
 """
 
 
-def test_a_model_survives_upload_and_download(hub: Hub, client: Client, model: Path, tmp_path: Path) -> None:
+def test_a_model_survives_upload_and_download(
+    hub: Hub, client: Client, plain_python: WarmPython, model: Path, tmp_path: Path
+) -> None:
     client.run(
         f"""
 from diffusers_pfgm import PFGMPipeline
@@ -113,10 +123,10 @@ pipe.push_to_hub("ada/digits", variant="fp16")
     client.run(LOAD.format(arguments='"ada/digits", variant="fp16"'))
     plain = "from diffusers import DiffusionPipeline\nprint(type(DiffusionPipeline.from_pretrained({}).scheduler))"
     # In a process that has not imported this package
-    done = client.call([sys.executable, "-c", plain.format('"ada/digits", trust_remote_code=True')])
+    done = client.call(plain_python, "-c", plain.format('"ada/digits", trust_remote_code=True'))
     assert "PoissonFlowScheduler" in done.stdout, done.stderr
 
-    elsewhere = Client(client.address, tmp_path / "elsewhere")
+    elsewhere = Client(client.python, client.link, tmp_path / "elsewhere")
     for token, name in ((None, "ada/digits"), ("hf_other", "ada/digits"), (WRITES, "ada/nothing")):
         assert "RepositoryNotFound" in elsewhere.run(LOAD.format(arguments=f'"{name}"'), token, code=1)
     elsewhere.close()
@@ -188,7 +198,14 @@ def test_an_unreachable_hub_raises_a_message_in_one_line(monkeypatch: pytest.Mon
         assert "`PFGMPipeline.from_pretrained('folder/run').push_to_hub('my-model')`" in message
 
 
-PUSH = "from diffusers_pfgm.hub.publishing import push\npush({!r}, 'ada/digits', 'a step', last={})"
+# It and the client of the Hub wait shorter than usually before they try again.
+PUSH = """
+import time
+from diffusers_pfgm.hub.publishing import push
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 50)
+push({!r}, 'ada/digits', 'a step', last={})
+"""
 
 
 OURS = {f"scheduler/{name}" for name in ("scheduler_config.json", "diffusers_pfgm.py")} | {"unet/config.json"}
@@ -211,6 +228,6 @@ def test_uploads_are_repeated_and_do_not_end_the_training(hub: Hub, client: Clie
     output = client.run(PUSH.format(str(model), True), token=READS, code=1)
     assert "is complete, but was not uploaded" in output and "hf upload ada/digits" in output and READS not in output
     command = shlex.split(output.split("Upload it by `")[1].split("`")[0].replace("ada/digits", "ada/again"))
-    done = client.call([str(Path(sys.executable).with_name("hf")), *command[1:]])
+    done = client.call(client.python, Path(sys.executable).with_name("hf"), *command[1:])
     assert done.returncode == 0, done.stderr
     assert set(hub.repositories["ada/again"].commits[-1][1]) == OURS  # the command uploads the same files as the push

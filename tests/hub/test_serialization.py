@@ -1,8 +1,6 @@
 """A saved folder is never incomplete, and loads with and without this package's own class."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,10 @@ from diffusers import EDMEulerScheduler, UNet2DModel
 from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
 from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
+from tests.warm_python import WarmPython
 
 
-def test_plain_diffusers_loads_a_folder_with_trusted_code(tmp_path: Path) -> None:
+def test_plain_diffusers_loads_a_folder_with_trusted_code(plain_python: WarmPython, tmp_path: Path) -> None:
     make_tiny_pipeline().save_pretrained(tmp_path)
     script = """
 import sys
@@ -23,10 +22,10 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "True")
 print(type(pipe).__module__, type(pipe).__name__, type(pipe.scheduler).__name__)
 """
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    process = subprocess.run([*command, "True"], capture_output=True, text=True, check=True)
+    process = plain_python.run("-c", script, tmp_path, True)
+    assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ["diffusers_pfgm.pipelines.pipeline_pfgm", "PFGMPipeline", "PoissonFlowScheduler"]
-    process = subprocess.run([*command, "False"], capture_output=True, text=True)
+    process = plain_python.run("-c", script, tmp_path, False)
     assert process.returncode != 0 and "trust_remote_code" in process.stderr
 
 
@@ -57,13 +56,14 @@ print(type(pipe.scheduler).__module__, type(pipe.scheduler).__name__)
 """
 
 
-def test_a_pipeline_of_diffusers_with_this_scheduler_loads_in_a_new_process(tmp_path: Path) -> None:
+def test_a_pipeline_of_diffusers_with_this_scheduler_loads_in_a_new_process(
+    plain_python: WarmPython, tmp_path: Path
+) -> None:
     scheduler = PoissonFlowScheduler(aug_dim=None, prediction_type="epsilon", **SCALED_LINEAR)
     (tmp_path / "tokenizer").mkdir()
     make("StableDiffusion", scheduler, tmp_path / "tokenizer").save_pretrained(tmp_path / "model")
     for how in ("trusted", "imported"):
-        command = [sys.executable, "-c", STABLE_DIFFUSION, str(tmp_path / "model"), how]
-        process = subprocess.run(command, capture_output=True, text=True)
+        process = plain_python.run("-c", STABLE_DIFFUSION, tmp_path / "model", how)
         assert process.stdout.split() == ["diffusers_pfgm", "PoissonFlowScheduler"], process.stderr
 
 

@@ -1,8 +1,6 @@
 """The pipeline behaves as a diffusers pipeline, is saved and loaded, and explains wrong arguments."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from diffusers import DDPMScheduler
 
 from diffusers_pfgm import ChargeField, Inpainting, PFGMInversePipeline, PFGMPipeline, PoissonFlowScheduler
 from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
+from tests.warm_python import WarmPython
 
 
 def test_exact_field_draws_its_charges(digits: torch.Tensor) -> None:
@@ -106,7 +105,7 @@ def test_half_precision_from_a_folder(tmp_path: Path, dtype: torch.dtype) -> Non
     assert images.dtype == torch.float32 and (images - full).abs().mean() < 0.05
 
 
-def test_fresh_process_draws_the_same_bits(tmp_path: Path) -> None:
+def test_fresh_process_draws_the_same_bits(python: WarmPython, tmp_path: Path) -> None:
     pipe = make_tiny_pipeline()
     pipe.save_pretrained(tmp_path / "model")
     here = pipe(3, 6, seeded(11), output_type="pt").images
@@ -117,7 +116,8 @@ pipe = PFGMPipeline.from_pretrained({str(tmp_path / "model")!r})
 images = pipe(3, 6, torch.Generator().manual_seed(11), output_type="pt").images
 torch.save(images, {str(tmp_path / "images.pt")!r})
 """
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    done = python.run("-c", script)
+    assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "images.pt", weights_only=True), here)
 
 

@@ -13,12 +13,13 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -47,47 +48,64 @@ class Report:
     logged: int
 
 
+class Process(Protocol):
+    """A process that was started, as of `subprocess.Popen`."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+def start_python(*arguments: str) -> Process:
+    """Start a `python` command, whose output is not read."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, *arguments], **quiet)
+
+
 def command(folder: Path, output: Path, steps: int) -> list[str]:
     options = [f"--dataset_name={folder / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
     options += [f"--model_config_name_or_path={folder / 'config.json'}", "--train_batch_size=16", "--random_flip"]
     options += [f"--max_train_steps={steps}", "--checkpointing_steps=1", "--checkpoints_total_limit=3"]
     options += ["--charges=local", "--field_batch_size=64", "--logging_steps=1", "--logger=none", "--lr_warmup_steps=1"]
-    return [sys.executable, str(SCRIPT), *options, "--save_images_epochs=1000", "--num_inference_steps=3"]
+    return [str(SCRIPT), *options, "--save_images_epochs=1000", "--num_inference_steps=3"]
 
 
-def run_to_the_end(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def run_and_kill(process: Process, log: Path, seconds: float) -> bool:
+    """Kill a run some time after its training has begun, and return whether it was still running.
 
+    Args:
+        process: The run, which was just started.
+        log: Its file of records.
+        seconds: The time from its "start" record to the kill.
+    """
+    started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
-def run_and_kill(command: list[str], seconds: float) -> bool:
-    """Start a run, kill it some time after training has begun, and return whether it was still running."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
-    assert process.stdout is not None
-    lines: list[str] = []
-    started = threading.Event()
+    def has_begun() -> bool:
+        return log.exists() and any(r["event"] == "start" and r["time"] >= started for r in records(log))
 
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if "steps of" in line:  # the last line before training
-                started.set()
-        started.set()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    started.wait()
+    while process.poll() is None and not has_begun():
+        time.sleep(0.02)
     time.sleep(seconds)
     running = process.poll() is None
     process.kill()
     process.wait()
-    reader.join()
     if not running and process.returncode != 0:
-        raise RuntimeError("".join(lines[-30:]))
+        raise RuntimeError(f"The run has ended with the exit code {process.returncode}")
     return running
 
 
-def soak(folder: Path, kills: int, steps: int, mean_seconds: float, seed: int = 0) -> Report:
+def soak(
+    folder: Path,
+    kills: int,
+    steps: int,
+    mean_seconds: float,
+    seed: int = 0,
+    start: Callable[..., Process] = start_python,
+) -> Report:
     """Make two runs in `folder`: `uninterrupted` and `killed`.
 
     Args:
@@ -96,19 +114,21 @@ def soak(folder: Path, kills: int, steps: int, mean_seconds: float, seed: int = 
         steps: Number of steps of a run.
         mean_seconds: Mean time from the beginning of training to a kill.
         seed: The seed of the times.
+        start: A function that starts a process, given the arguments of a `python` command.
 
     Raises:
-        AssertionError: if a kill leaves a damaged checkpoint, or loses one.
+        AssertionError: if a run fails, or if a kill leaves a damaged checkpoint, or loses one.
     """
     write_parquet(split_digits()[0][:200], folder / "digits.parquet")
     (folder / "config.json").write_text(json.dumps(NETWORK))
-    run_to_the_end(command(folder, folder / "uninterrupted", steps))
+    assert start(*command(folder, folder / "uninterrupted", steps)).wait() == 0
     output = folder / "killed"
     times = random.Random(seed)
     newest_steps, writing, logged = [], 0, 0
     resume = ["--resume_from_checkpoint=latest"]  # the same command for every start, as in a job queue
     while len(newest_steps) < kills:
-        if not run_and_kill([*command(folder, output, steps), *resume], 2 * mean_seconds * times.random()):
+        process = start(*command(folder, output, steps), *resume)
+        if not run_and_kill(process, output / "log.jsonl", 2 * mean_seconds * times.random()):
             break
         checkpoints = list_checkpoints(output)
         damages = [find_corruption(path) for path in checkpoints]
@@ -123,11 +143,11 @@ def soak(folder: Path, kills: int, steps: int, mean_seconds: float, seed: int = 
         writing += bool(list(output.glob(".checkpoint-*")))
         logged = max(logged, last_logged - newest)
         newest_steps.append(newest)
-    run_to_the_end([*command(folder, output, steps), *resume])
+    assert start(*command(folder, output, steps), *resume).wait() == 0
     return Report(newest_steps, writing, logged)
 
 
-def records(path: Path) -> Iterator[dict[str, float]]:
+def records(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text().splitlines():
         try:
             yield json.loads(line)

@@ -3,8 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +14,17 @@ from safetensors.torch import load_file
 
 from diffusers_pfgm import Charges, FieldObjective, LossOutput, PerturbationObjective, PFGMPipeline
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
+from diffusers_pfgm.schedulers import fit_sigmas
 from diffusers_pfgm.training.data import training_data
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import load_image_dataset
 from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
+from diffusers_pfgm.training.run.outputs import Outputs
 from diffusers_pfgm.training.run.setup import make_objective
 from tests.conftest import seeded
-from tests.warm_python import WarmPython, warm_python
+from tests.training.launch import ACCELERATE, CHEAP_OUTPUTS
+from tests.warm_python import WarmPython
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train_pfgm.py"
 TINY = {
@@ -54,7 +55,7 @@ def options_of(data: Path, output: Path, config: str = "config.json") -> list[st
 
 
 class Launcher:
-    """Runs the script in new processes, without the launcher of accelerate."""
+    """Runs the script in new processes, without the launcher of accelerate and with cheap outputs."""
 
     def __init__(self, python: WarmPython) -> None:
         self.python = python
@@ -62,27 +63,35 @@ class Launcher:
     def __call__(
         self, data: Path, output: Path, *options: str, config: str = "config.json"
     ) -> subprocess.CompletedProcess[str]:
-        words = [str(SCRIPT), *options_of(data, output, config), *options]
-        return self.python.run(
-            f"import runpy, sys\nsys.argv = {words}\nrunpy.run_path({words[0]!r}, run_name='__main__')"
-        )
+        return self.python.run(CHEAP_OUTPUTS, SCRIPT, *options_of(data, output, config), *options)
 
 
 @pytest.fixture(scope="module")
-def launch() -> Iterator[Launcher]:
-    with warm_python("diffusers_pfgm.training.run.loop") as python:
-        yield Launcher(python)
+def launch(python: WarmPython) -> Launcher:
+    return Launcher(python)
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def trained(python: WarmPython, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The output folder of a run by accelerate's launcher, and what it has printed."""
     output = tmp_path_factory.mktemp("run") / "model"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", str(SCRIPT)]
-    command += [*options_of(data, output), "--max_train_steps=12", "--checkpointing_steps=4"]
-    done = subprocess.run([*command, "--checkpoints_total_limit=2"], capture_output=True, text=True)
+    options = [*options_of(data, output), "--max_train_steps=12", "--checkpointing_steps=4"]
+    done = python.run(*ACCELERATE, SCRIPT, *options, "--checkpoints_total_limit=2")
     assert done.returncode == 0, done.stderr
     return output, done.stdout + done.stderr
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs of this process fit the spacing of the noise levels with few network calls and draw no figures."""
+    monkeypatch.setattr(fit_sigmas, "FINE_STEPS", 10)
+    monkeypatch.setattr(Outputs, "_save_figure", lambda self, figure, name: None)
+
+
+@pytest.fixture
+def without_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs of this process write nothing but checkpoints and records."""
+    monkeypatch.setattr(Outputs, "at_the_end", lambda self, step: None)
 
 
 def test_output_is_a_pipeline_with_hyperparameters_from_the_data(trained: tuple[Path, str]) -> None:
@@ -216,7 +225,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
 
 def test_a_step_perturbs_its_part_of_the_field_batch(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    without_outputs: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
     call = FieldObjective.__call__
@@ -233,7 +242,9 @@ def test_a_step_perturbs_its_part_of_the_field_batch(
     assert sizes == [(32, 100, torch.Tensor)] * 2 + [(32, 200, Charges)] * 2 + [(32, 400, Charges)]
 
 
-def test_pipelines_are_saved_during_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipelines_are_saved_during_training(
+    cheap: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = []
     monkeypatch.setattr(PFGMPipeline, "save_pretrained", lambda self, folder: saved.append(folder))
     train(data, tmp_path / "model", "--max_train_steps=9", "--save_model_epochs=1", "--field_batch_size=32")
@@ -242,7 +253,7 @@ def test_pipelines_are_saved_during_training(data: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("field_batch_size", [50, 2048])
 def test_gradients_are_accumulated(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field_batch_size: int
+    without_outputs: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field_batch_size: int
 ) -> None:
     steps, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: (steps.append(1), step(self, *args))[1])
@@ -280,7 +291,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("objective", "dropout"), [("field", 0.5), ("perturbation", 0.0)])
 def test_class_labels_reach_the_objective_and_the_pipeline(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, dropout: float
+    cheap: None, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, dropout: float
 ) -> None:
     kind = {"field": FieldObjective, "perturbation": PerturbationObjective}[objective]
     calls = []

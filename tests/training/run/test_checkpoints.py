@@ -47,13 +47,20 @@ class Run:
         return [*self.unet.state_dict().values(), *self.ema.shadow_params, *moments, torch.get_rng_state()]
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
     run = Run()
     for step in (1, 2, 3):
         run.step()
-        save_checkpoint(run.accelerator, tmp_path, step, {"seed": 7}, total_limit=2)
-    return tmp_path
+        save_checkpoint(run.accelerator, folder, step, {"seed": 7}, total_limit=2)
+    return folder
+
+
+@pytest.fixture
+def saved(written: Path, tmp_path: Path) -> Path:
+    """A copy of two checkpoints."""
+    return Path(shutil.copytree(written, tmp_path, dirs_exist_ok=True))
 
 
 def test_a_resumed_run_is_equal_to_the_bit(tmp_path: Path) -> None:

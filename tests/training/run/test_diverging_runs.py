@@ -16,8 +16,9 @@ from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.divergence_guard import DivergenceError
 from diffusers_pfgm.training.run.records import read_records
-from tests.training.launch import torchrun
+from tests.training.launch import TORCHRUN
 from tests.training.test_train_pfgm import TINY
+from tests.warm_python import WarmPython
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +99,17 @@ def test_finite_weights_without_a_finite_output_are_not_saved(
     assert "log.jsonl" in file_names(output) and not {"checkpoint-3", "model_index.json"} & file_names(output)
 
 
-def test_processes_agree_on_charges_and_on_divergence(data: Path, tmp_path: Path) -> None:
+def test_processes_agree_on_charges_and_on_divergence(python: WarmPython, data: Path, tmp_path: Path) -> None:
     """Rank 0 has memory for every image and rank 1 for none; at step 3 rank 1 alone has a loss that is not finite."""
     output = tmp_path / "run"
     more = ["--max_train_steps=9", "--checkpointing_steps=2"]
-    done = torchrun(Path(__file__).parent / "unequal_ranks.py", *options(data, output, *more))
+    done = python.run(*TORCHRUN, Path(__file__).parent / "unequal_ranks.py", *options(data, output, *more))
     assert done.returncode != 0
     assert "The field of a step is computed from all 100 images" in done.stdout
-    last = done.stderr.rstrip().splitlines()[-1]
-    assert last.startswith("unequal_ranks.py: error: The training diverged at step 3: the loss")
-    assert f"The last good checkpoint is {output / 'checkpoint-2'}." in last
+    # That such a message is also the last line below the launcher's own is tested in test_script_errors.py.
+    (error,) = {line for line in done.stderr.splitlines() if line.startswith("unequal_ranks.py: error: ")}
+    assert error.startswith("unequal_ranks.py: error: The training diverged at step 3: the loss")
+    assert f"The last good checkpoint is {output / 'checkpoint-2'}." in error
     assert file_names(output) == {"checkpoint-2", "log.jsonl"}
     # Neither process prints a traceback.
     assert "divergence.py" not in done.stderr

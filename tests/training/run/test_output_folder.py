@@ -1,13 +1,13 @@
 """An output folder belongs to one run."""
 
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from diffusers_pfgm.training.run.output_folder import check_output_dir, lock_output_dir
+from tests.warm_python import WarmPython
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
@@ -36,19 +36,16 @@ def test_any_file_makes_an_output_folder_not_empty(tmp_path: Path) -> None:
         check_output_dir(tmp_path)
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time(python: WarmPython, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     script = (
-        "from diffusers_pfgm.training.run.output_folder import lock_output_dir\n"
-        f"lock = lock_output_dir({str(folder)!r})"
+        "import time\nfrom diffusers_pfgm.training.run.output_folder import lock_output_dir\n"
+        f"lock = lock_output_dir({str(folder)!r})\nprint('locked', flush=True)\ntime.sleep(300)"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script + "\nprint(flush=True)\ninput()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert holder.stdout is not None
-    holder.stdout.readline()
+    holder = python.start("-c", script)
+    while "locked" not in holder.output():
+        assert holder.poll() is None, holder.output()
+        time.sleep(0.05)
     with pytest.raises(ValueError, match=rf"in use by a running process \(process {holder.pid}\)"):
         lock_output_dir(folder)
     holder.kill()

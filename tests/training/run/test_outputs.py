@@ -24,7 +24,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture(autouse=True)
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+def coarse(quick_layout: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit the spacing of the noise levels with few network calls."""
     monkeypatch.setattr("diffusers_pfgm.schedulers.fit_sigmas.FINE_STEPS", 10)
 

@@ -14,9 +14,10 @@ from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.run.checkpoints import find_checkpoint, list_checkpoints
 from diffusers_pfgm.training.run.records import read_records
 from diffusers_pfgm.training.run.validation import Validation
-from tests.training.launch import torchrun
+from tests.training.launch import TORCHRUN
 from tests.training.run.layouts import run_all
 from tests.training.test_train_pfgm import TINY, largest_difference
+from tests.warm_python import WarmPython
 
 MAX_STEPS, RESUME_STEP = 6, 3
 
@@ -50,13 +51,13 @@ def options(data: Path, output: Path, *more: str) -> list[str]:
     return [*common, "--charges=gathered", "--field_batch_size=32", "--learning_rate=1e-3", *more]
 
 
-def run(jobs: dict[Layout, list[list[str]]], folder: Path) -> None:
+def run(python: WarmPython, jobs: dict[Layout, list[list[str]]], folder: Path) -> None:
     """Run the command lines of every layout; those of two processes by torchrun, with a time limit."""
     one_process = [job for layout, lines in jobs.items() if layout.processes == 1 for job in lines]
     two_processes = [job for layout, lines in jobs.items() if layout.processes == 2 for job in lines]
     run_all(one_process)
     (folder / "jobs.json").write_text(json.dumps(two_processes))
-    done = torchrun(Path(__file__).parent / "layouts.py", str(folder / "jobs.json"))
+    done = python.run(*TORCHRUN, Path(__file__).parent / "layouts.py", folder / "jobs.json")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -65,10 +66,11 @@ def layout_options(layout: Layout) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def resumed_runs(data: Path) -> Iterator[Path]:
+def resumed_runs(python: WarmPython, data: Path) -> Iterator[Path]:
     """A folder with the runs of each layout and of each pair of layouts, all of 6 steps."""
     steps = [f"--max_train_steps={MAX_STEPS}", f"--checkpointing_steps={RESUME_STEP}"]
     run(
+        python,
         {layout: [options(data, data / str(layout), *layout_options(layout), *steps)] for layout in LAYOUTS},
         data,
     )
@@ -78,7 +80,7 @@ def resumed_runs(data: Path) -> Iterator[Path]:
         shutil.copytree(data / str(first) / f"checkpoint-{RESUME_STEP}", output / f"checkpoint-{RESUME_STEP}")
         more = [*layout_options(second), *steps, "--resume_from_checkpoint=latest"]
         resumed[second].append(options(data, output, *more))
-    run(resumed, data)
+    run(python, resumed, data)
     yield data
 
 

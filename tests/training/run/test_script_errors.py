@@ -10,9 +10,14 @@ import pytest
 from diffusers_pfgm import PoissonKernel
 from diffusers_pfgm.training.run import script_errors
 from diffusers_pfgm.training.run.script_errors import ScriptParser, run_script
+from tests.training.launch import ACCELERATE, TORCHRUN
 
-SCRIPT = """
-from diffusers_pfgm import PoissonKernel
+# It does not import diffusers, which takes the most time.
+SCRIPT = f"""
+import sys, types
+sys.modules["diffusers_pfgm"] = types.ModuleType("diffusers_pfgm")
+sys.modules["diffusers_pfgm"].__path__ = [{str(script_errors.PACKAGE)!r}]
+from diffusers_pfgm.physics import PoissonKernel
 from diffusers_pfgm.training.run.script_errors import run_script
 
 run_script(lambda: PoissonKernel(-1.0))
@@ -65,13 +70,18 @@ def test_scripts_that_succeed_or_exit_are_not_changed() -> None:
     assert script_errors.launcher_process() is None
 
 
-def test_the_message_is_the_last_line_under_accelerate_launch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "error"),
+    [((*ACCELERATE, "--cpu"), "CalledProcessError"), (TORCHRUN, "ChildFailedError")],
+    ids=["accelerate", "torchrun"],
+)
+def test_the_message_is_the_last_line_under_a_launcher(tmp_path: Path, launcher: tuple[str, ...], error: str) -> None:
     (tmp_path / "work.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--cpu"]
-    done = subprocess.run([*launch, str(tmp_path / "work.py")], capture_output=True, text=True, timeout=300)
+    launch = [sys.executable, *launcher, str(tmp_path / "work.py")]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300)
     lines = done.stderr.rstrip().splitlines()
     assert done.returncode != 0 and lines[-1].startswith("work.py: error: `aug_dim` must be a number > 0")
     traceback_start = next(i for i, line in enumerate(lines) if line.startswith("Traceback"))
-    assert "CalledProcessError" in "".join(lines[traceback_start:])
+    assert error in "".join(lines[traceback_start:])
     # The message is printed before the launcher's traceback too, and the script has no traceback.
     assert lines[-1] in lines[:traceback_start] and "script_errors" not in done.stderr

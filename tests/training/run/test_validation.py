@@ -15,6 +15,7 @@ from diffusers_pfgm.training.run import folders
 from diffusers_pfgm.training.run.samples import draw_samples, save_samples
 from diffusers_pfgm.training.run.validation import BestModel, Validation, split_indices
 from tests.conftest import make_tiny_pipeline
+from tests.networks import make_smallest_unet
 
 
 def exact_pipeline(charges: torch.Tensor) -> PFGMPipeline:
@@ -89,7 +90,7 @@ def test_a_kill_leaves_the_best_model_with_its_own_distance(
     if not exchanges:
         monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
     sys.addaudithook(watch)
-    old, new = make_tiny_pipeline(), make_tiny_pipeline()
+    old, new = (PFGMPipeline(make_smallest_unet(2), PoissonFlowScheduler(max_norm=300.0)) for _ in range(2))
     torch.nn.init.ones_(new.unet.conv_in.weight)
     BestModel(tmp_path / "old").offer(old, 0.5, step=1)
     distances = set()

@@ -17,7 +17,7 @@ def test_decoding_inverts_encoding_on_the_exact_field(aug_dim: float | None) -> 
     charges = charges_in(16).view(7, 1, 4, 4)
     flow = flow_of_charges(charges, aug_dim, sigma_min=0.3)
     x = draw_points(charges, aug_dim, 0.3, 16)
-    for options in ({"tolerance": 1e-10}, {"num_inference_steps": 60, "step_tolerance": 1e-10}):
+    for options in ({"tolerance": 1e-8}, {"num_inference_steps": 60, "step_tolerance": 1e-10}):
         encoded = flow.encode(x, **options)
         decoded = flow.decode(encoded.latents, **options)
         assert (decoded.sample - x).norm() / x.norm() < 1e-6
@@ -29,8 +29,8 @@ def test_decoding_inverts_encoding_on_the_exact_field(aug_dim: float | None) -> 
 def test_decoding_inverts_encoding_of_a_network() -> None:
     unet = make_tiny_unet(out_channels=1)
     flow = PoissonFlow(unet, PoissonFlowScheduler(prediction_type="sample", max_norm=300.0))
-    x = torch.rand(3, 1, 8, 8, generator=seeded()) * 2 - 1
-    for options, bound in (({"step_tolerance": 1e-5}, 1e-3), ({"tolerance": 1e-6}, 1e-4)):
+    x = torch.rand(2, 1, 8, 8, generator=seeded()) * 2 - 1
+    for options, bound in (({"num_inference_steps": 20, "step_tolerance": 1e-5}, 1e-3), ({"tolerance": 1e-6}, 1e-4)):
         latents = flow.encode(x, **options).latents
         assert latents.dtype == torch.float32 and latents.norm() > 40
         assert (flow.decode(latents, **options).sample - x).norm() / x.norm() < bound
@@ -39,8 +39,8 @@ def test_decoding_inverts_encoding_of_a_network() -> None:
 def test_step_tolerance_is_at_least_the_precision_of_the_network() -> None:
     flow = PoissonFlow(make_tiny_unet(out_channels=1), PoissonFlowScheduler(prediction_type="sample", max_norm=300.0))
     x = torch.rand(3, 1, 8, 8, generator=seeded()) * 2 - 1
-    latents = flow.encode(x, 20, step_tolerance=1e-12).latents
-    assert (flow.decode(latents, 20, step_tolerance=1e-12).sample - x).norm() / x.norm() < 1e-5
+    latents = flow.encode(x, 10, step_tolerance=1e-12).latents
+    assert (flow.decode(latents, 10, step_tolerance=1e-12).sample - x).norm() / x.norm() < 1e-5
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

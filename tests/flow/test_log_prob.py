@@ -9,19 +9,28 @@ from diffusers_pfgm import Parameterization, PoissonFlow, PoissonFlowScheduler, 
 from tests.conftest import ExactNetwork, seeded
 from tests.flow.known_densities import SmoothNetwork, charges_in, density, draw_points, flow_of_charges
 
-CASES = [(2, 1.0), (3, 2.5), (3, None), (16, 1.0), (16, 64.0), (65, None)]
+# In many dimensions x̂ is the network's output, whose derivatives take a third of the time of those of the field.
+CASES = [
+    (2, 1.0, "field"),
+    (3, 2.5, "field"),
+    (3, None, "field"),
+    (16, 1.0, "sample"),
+    (16, 64.0, "sample"),
+    (33, None, "sample"),
+]
 
 
-@pytest.mark.parametrize(("dim", "aug_dim"), CASES)
-def test_log_prob_equals_the_density_of_charges(dim: int, aug_dim: float | None) -> None:
+@pytest.mark.parametrize(("dim", "aug_dim", "prediction_type"), CASES)
+def test_log_prob_equals_the_density_of_charges(dim: int, aug_dim: float | None, prediction_type: str) -> None:
     charges = charges_in(dim)
     x = draw_points(charges, aug_dim, 0.3, 4)
     expected = density(x, charges, aug_dim, 0.3)
-    result = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=5000.0).log_prob(x)
+    result = flow_of_charges(charges, aug_dim, prediction_type, sigma_min=0.3, sigma_max=5000.0).log_prob(x)
     error = (result.log_prob - expected).abs()
     assert error.max() < 3e-4 and (result.truncation >= error).all() and result.truncation.max() < 2e-3
     assert torch.equal(result.standard_error, torch.zeros(4))
-    tight = flow_of_charges(charges, aug_dim, sigma_min=0.3, sigma_max=50000.0).log_prob(x, tolerance=1e-5)
+    flow = flow_of_charges(charges, aug_dim, prediction_type, sigma_min=0.3, sigma_max=50000.0)
+    tight = flow.log_prob(x, tolerance=1e-5)
     assert (tight.log_prob - expected).abs().max() < 1e-4 and tight.nfe > result.nfe > 20
 
 

@@ -25,7 +25,7 @@ def test_latents_are_at_least_float32(dtype: torch.dtype) -> None:
     flow = flow_of_charges(charges_in(3), sigma_max=1e6)
     x = torch.ones(2, 3, dtype=dtype)
     latents = flow.encode(x).latents
-    assert latents.dtype == flow.log_prob(x).latents.dtype == torch.float32
+    assert latents.dtype == flow.log_prob(x, 10).latents.dtype == torch.float32
     assert latents.norm() > torch.finfo(torch.float16).max
     assert torch.allclose(flow.decode(latents).sample, torch.ones(2, 3), atol=1e-3)
 

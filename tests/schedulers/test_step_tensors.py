@@ -62,7 +62,7 @@ def test_step_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch
 def test_each_step_is_one_graph(solver: str, options: dict[str, Any]) -> None:
     ours, compiled = (PoissonFlowScheduler(solver=solver, **options) for _ in range(2))
     for scheduler in (ours, compiled):
-        scheduler.set_timesteps(4)
+        scheduler.set_timesteps(4 if solver == "multistep" else 2)  # each kind of step at least once
         scheduler.set_begin_index(0)
     x = y = torch.randn(2, 1, 4, 4, generator=seeded())
     for t in ours.timesteps:

@@ -155,10 +155,11 @@ class ExactNetwork(torch.nn.Module):
         )
         x = sample / self.parameterization.c_in(sigma)
         denoised = torch.empty_like(x)
-        for row in range(len(x)):
-            label = None if class_labels is None else int(class_labels[row])
+        labels = [None] * len(x) if class_labels is None else [int(label) for label in class_labels]
+        for label in {*labels}:
             same = slice(None) if label is None or label > self.labels.max() else self.labels == label
-            row_sigma = sigma.flatten().expand(len(x))[row : row + 1]
-            denoised[row : row + 1] = posterior_mean(x[row : row + 1], row_sigma, self.charges[same], self.aug_dim)
+            rows = [row for row, each in enumerate(labels) if each == label]
+            row_sigmas = sigma.flatten().expand(len(x))[rows]
+            denoised[rows] = posterior_mean(x[rows], row_sigmas, self.charges[same], self.aug_dim)
         output = self.parameterization.target(denoised, x, sigma)
         return SimpleNamespace(sample=output) if return_dict else (output,)

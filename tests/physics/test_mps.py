@@ -173,7 +173,7 @@ def test_field_of_charges() -> None:
 FLOWS: dict[str, Callable[[PoissonFlow, torch.Tensor], Any]] = {
     "encode": lambda flow, x: flow.encode(x, 10, tolerance=1e-4),
     "encode, adaptive": lambda flow, x: flow.encode(x, tolerance=1e-3),
-    "log_prob": lambda flow, x: flow.log_prob(x, num_inference_steps=10),
+    "log_prob": lambda flow, x: flow.log_prob(x, num_inference_steps=4),
     "log_prob, hutch++": lambda flow, x: flow.log_prob(x, tolerance=10.0, divergence="hutch++", num_probes=3),
     "divergence": lambda flow, x: flow.divergence(x, 2.0, "hutch++", 6),
     "fit_sigmas": lambda flow, x: fitting.fit_sigmas(flow.model, flow.scheduler, (1, 2, 2)),
@@ -183,6 +183,9 @@ FLOWS: dict[str, Callable[[PoissonFlow, torch.Tensor], Any]] = {
 @pytest.mark.parametrize("name", FLOWS)
 def test_flow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "FINE_STEPS", 20)
+    # Few steps at the tolerance of 10.
+    monkeypatch.setattr("diffusers_pfgm.solvers.adaptive.MAX_STEP_ERROR", 10.0)
+    monkeypatch.setattr("diffusers_pfgm.solvers.adaptive.FIRST_STEP", 1.0)
     flow = PoissonFlow(ChargeField(CHARGES[..., :2, :2]).to(MPS), PoissonFlowScheduler(sigma_min=0.5, sigma_max=50.0))
     FLOWS[name](flow, mps(2, 1, 2, 2))
 

@@ -94,14 +94,14 @@ def test_a_folder_of_the_generating_pipeline_loads(tmp_path: Path) -> None:
     pipe = PFGMEditingPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     images = torch.rand(2, 1, 8, 8, generator=seeded())
-    encoded = pipe.encode(images, num_inference_steps=20)
-    expected = PoissonFlow(unet, pipe.scheduler).encode(images * 2 - 1, 20)
+    encoded = pipe.encode(images, num_inference_steps=8)
+    expected = PoissonFlow(unet, pipe.scheduler).encode(images * 2 - 1, 8)
     assert torch.allclose(encoded.latents, expected.latents, rtol=1e-4) and encoded.nfe == expected.nfe
     state = torch.random.get_rng_state()
-    decoded, nfe = pipe.decode(encoded.latents, num_inference_steps=20, return_dict=False)
-    assert torch.equal(torch.random.get_rng_state(), state) and nfe > 20
+    decoded, nfe = pipe.decode(encoded.latents, num_inference_steps=8, return_dict=False)
+    assert torch.equal(torch.random.get_rng_state(), state) and nfe > 8
     assert [image.size for image in decoded] == [(8, 8)] * 2
-    again = pipe.encode(decoded, num_inference_steps=20).latents  # images of 256 pixel values
+    again = pipe.encode(decoded, num_inference_steps=8).latents  # images of 256 pixel values
     angle = HemisphereLatents.from_latents(again).direction * HemisphereLatents.from_latents(encoded.latents).direction
     assert (angle.flatten(1).sum(1) > 0.9).all()
     pipe.save_pretrained(tmp_path / "again")

@@ -156,7 +156,11 @@ def test_each_image_may_be_measured_differently(method: str, kind: str, charges:
         shade = masks.float() * 0.7
         return LinearOperator(lambda x: x * shade, lambda y: y * shade) if kind == "operator" else lambda x: x * shade
 
-    pipe, operator, options = pipeline_of(charges), operator_of(masks), {"noise_std": 0.4, "num_sweeps": 2}
+    pipe, operator, options = (
+        pipeline_of(charges),
+        operator_of(masks),
+        {"noise_std": 0.4, "num_sweeps": 2, "num_inference_steps": 8},
+    )
     y = operator(charges[:3])
     together = pipe(y, operator, method=method, generator=[seeded(i) for i in range(3)], **options).samples
     for row in range(3):

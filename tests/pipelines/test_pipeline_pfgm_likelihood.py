@@ -41,7 +41,8 @@ def random_images(count: int) -> torch.Tensor:
 def test_bits_are_those_of_the_exact_density() -> None:
     images = random_images(6)
     charges = images[:3] * 2 - 1
-    pipe = pipeline_of(ChargeField(charges))
+    scheduler = PoissonFlowScheduler(sigma_min=0.3, sigma_max=2000.0, prediction_type="sample")
+    pipe = pipeline_of(ChargeField(charges, prediction_type="sample"), scheduler)
     generators = [seeded(i) for i in range(6)]
     output = pipe(images, divergence="exact", generator=generators, batch_size=4)
     points = dequantize(images * 2 - 1, 256, [seeded(i) for i in range(6)])
@@ -59,11 +60,9 @@ def test_images_are_accepted_in_every_form() -> None:
     pipe = pipeline_of(ChargeField(images * 2 - 1))
     pil = [Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy()) for image in images]
     arrays = images.permute(0, 2, 3, 1).numpy()
-    log_probs = [
-        pipe(each, divergence="exact", generator=seeded(), tolerance=0.03).log_prob for each in (images, pil, arrays)
-    ]
+    log_probs = [pipe(each, None, 10, "exact", generator=seeded()).log_prob for each in (images, pil, arrays)]
     assert torch.allclose(log_probs[0], log_probs[1], atol=1e-3) and torch.allclose(log_probs[0], log_probs[2])
-    whole = pipe(images, num_probes=4, return_dict=False, generator=seeded(), num_levels=None)
+    whole = pipe(images, None, 10, num_probes=4, return_dict=False, generator=seeded(), num_levels=None)
     assert len(whole) == 5 and whole[1].shape == (2,)  # no bits per dimension without `num_levels`
 
 
@@ -75,8 +74,7 @@ def test_likelihood_under_a_class() -> None:
     pipe.set_progress_bar_config(disable=True)
     images = charges / 2 + 0.5
     dark, right, any_class = (
-        pipe(images, labels, divergence="exact", num_levels=None).log_prob
-        for labels in ("dark", ["dark", "bright"], None)
+        pipe(images, labels, 40, "exact", num_levels=None).log_prob for labels in ("dark", ["dark", "bright"], None)
     )
     assert abs(right[0] - right[1]) < 0.01 and dark[1] < right[1] - 5
     assert (right - any_class - math.log(2)).abs().max() < 0.1
@@ -87,11 +85,11 @@ def test_a_saved_pipeline_computes_likelihoods(tmp_path: Path) -> None:
     pipe = PFGMLikelihoodPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     images = torch.randint(256, (2, 1, 8, 8), generator=seeded()) / 255
-    output = pipe(images, num_inference_steps=20, num_probes=2, generator=seeded())
+    output = pipe(images, num_inference_steps=8, num_probes=2, generator=seeded())
     flow = PoissonFlow(pipe.unet, pipe.scheduler)
     generator = seeded()
     points = dequantize(images * 2 - 1, 256, generator)
-    assert torch.equal(output.log_prob, flow.log_prob(points, 20, "hutchinson", 2, generator).log_prob)
+    assert torch.equal(output.log_prob, flow.log_prob(points, 8, "hutchinson", 2, generator).log_prob)
     assert output.standard_error.shape == (2,)
 
 
@@ -124,7 +122,7 @@ def options(folder: Path, output: Path, *more: str) -> list[str]:
         f"--model={folder / 'model'}",
         f"--dataset_name={folder / 'digits.parquet'}",
         f"--output={output}",
-        "--num_inference_steps=20",
+        "--num_inference_steps=8",
         *more,
     ]
 
@@ -200,7 +198,7 @@ def test_networks_of_any_size_are_evaluated(folder: Path, tmp_path: Path, size: 
     evaluate([f"--model={tmp_path / 'model'}", f"--train_data_dir={tmp_path / 'images'}", *arguments])
     log_probs = [record["log_prob"] for record in read_records(tmp_path / "log_probs.jsonl", "image")]
     likelihood = PFGMLikelihoodPipeline.from_pretrained(tmp_path / "model")
-    expected = likelihood(pixels.float() / 255, None, 20, "hutchinson", 1, position_generators(0, 0, 2))
+    expected = likelihood(pixels.float() / 255, None, 8, "hutchinson", 1, position_generators(0, 0, 2))
     assert log_probs == pytest.approx(expected.log_prob.tolist(), rel=1e-5)
 
 

@@ -13,6 +13,7 @@ from diffusers_pfgm import PoissonFlowScheduler, PoissonKernel, posterior_mean
 from tests.conftest import seeded
 
 CASES = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+RUNS = settings(CASES, max_examples=120)
 AUG_DIMS = st.one_of(st.none(), st.floats(0.1, 1e4), st.just(1.0))
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=3)
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -37,7 +38,7 @@ class Silence(logging.Handler):
         self.caught.__exit__(*error)
 
 
-@CASES
+@RUNS
 @given(
     batch=st.integers(1, 4),
     shape=SHAPES,
@@ -100,7 +101,7 @@ def test_any_run(
         assert len(scheduler.timesteps) == calls
 
 
-@CASES
+@RUNS
 @given(
     batch=st.integers(1, 3),
     shape=SHAPES,

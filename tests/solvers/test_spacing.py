@@ -107,11 +107,11 @@ def test_fitted_steps_end_at_the_digit_of_many_steps(
 ) -> None:
     # Expected: the mean of three seeds is 0.90 and 0.96 at D = 1. The proportion of 512 has a standard error of 0.013.
     # Without a fit it is 0.84 and 0.94 at D = 1, and 0.84 and 0.92 at D = ∞. By Euler's method it is 0.67 at 10 calls
-    # and 0.95 at 100.
+    # and 0.95 at 100. Of 512 samples at most one has another digit after 200 steps than after 60.
     field, plain = ChargeField(digits, aug_dim), PoissonFlowScheduler(aug_dim)
     fitted = fit_sigmas(field, plain, (1, 8, 8), seeded(100))
     x = plain.sample_prior((512, 1, 8, 8), seeded(), dtype=torch.float64)
-    expected = decode_to_digit(field, plain, 200, x)
+    expected = decode_to_digit(field, plain, 60, x)
     for calls, bar in zip((10, 15), bars, strict=True):
         same = decode_to_digit(field, fitted, calls, x) == expected
         assert same.double().mean() >= bar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ SPACED_AS = {
 # Schedulers that diffusers only has if another package is installed, and one with the same options and defaults.
 STAND_INS = {"DPMSolverSDEScheduler": "KDPM2DiscreteScheduler"}
 BETA_OPTIONS = ("beta_schedule", "trained_betas")
+
+_signature = functools.cache(inspect.signature)
 
 
 def class_of_name(name: Any) -> type[Any] | None:
@@ -66,7 +69,7 @@ def options_of(config: Mapping[str, Any], scheduler_class: type[Any]) -> dict[st
 
 
 def _defaults(scheduler_class: type[Any]) -> dict[str, Any]:
-    parameters = inspect.signature(scheduler_class.__init__).parameters
+    parameters = _signature(scheduler_class.__init__).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 

@@ -1,0 +1,120 @@
+"""The prior, the noise of training, and the velocity between data and noise."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler
+
+from diffusers_pfgm import PoissonFlowScheduler, PoissonKernel
+from tests.conftest import seeded
+from tests.schedulers.exact_runs import epsilon
+
+
+def test_prior_radii_beyond_max_norm_are_drawn_again() -> None:
+    limited = PoissonFlowScheduler(max_norm=500.0).sample_prior((20_000, 1, 8, 8), seeded())
+    free = PoissonFlowScheduler().sample_prior((40_000, 1, 8, 8), seeded(1))
+    radius, expected = (x.flatten(1).norm(dim=1) for x in (limited, free))
+    assert radius.max() <= 500
+    expected = expected[expected <= 500]
+    # No shell: below the limit the quantiles are those of the unlimited prior.
+    for probability in (0.1, 0.5, 0.9, 0.99):
+        assert radius.quantile(probability).item() == pytest.approx(expected.quantile(probability).item(), rel=0.03)
+
+
+def test_prior_with_one_generator_per_sample() -> None:
+    scheduler, before = PoissonFlowScheduler(max_norm=400.0), torch.get_rng_state()
+    whole = scheduler.sample_prior((5, 1, 8, 8), [seeded(i) for i in range(5)])
+    for i in range(5):
+        assert torch.equal(whole[i : i + 1], scheduler.sample_prior((1, 1, 8, 8), seeded(i)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_prior_in_half_precision_respects_max_norm() -> None:
+    prior = PoissonFlowScheduler(max_norm=500.0).sample_prior((20_000, 1, 8, 8), seeded(), dtype=torch.bfloat16)
+    assert prior.flatten(1).float().norm(dim=1).max() <= 500
+
+
+def test_an_unreachable_max_norm_raises() -> None:
+    with pytest.raises(ValueError, match=r"`max_norm` = 1\.0 is out of reach"):
+        PoissonFlowScheduler(max_norm=1.0).sample_prior((2, 3, 8, 8), seeded())
+    with pytest.raises(ValueError, match="list of 1, but the batch has 2"):
+        PoissonFlowScheduler(max_norm=500.0).sample_prior((2, 1, 8, 8), [seeded()])
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
+def test_prior_and_noise_are_draws_of_the_kernel(aug_dim: float | None) -> None:
+    shape, kernel = (3, 1, 4, 4), PoissonKernel(aug_dim)
+    for max_norm in (None, 1e6):
+        scheduler = PoissonFlowScheduler(aug_dim, max_norm=max_norm)
+        assert torch.equal(scheduler.sample_prior(shape, seeded()), kernel.sample(shape, 40.0, seeded()))
+    assert torch.equal(scheduler.sample_noise(shape, seeded()), kernel.sample(shape, 1.0, seeded()))
+
+
+def test_noise_is_limited_as_in_training() -> None:
+    """The perturbation objective limits the noise to the norm σ · reach at every σ."""
+    reach = 4 * 192**0.5
+    options = {"prediction_type": "epsilon", "sigma_data": 0.5, "sigma_max": 80.0, "max_norm": 80 * reach}
+    scheduler = PoissonFlowScheduler(1.0, **options)
+    assert scheduler.sample_noise((2000, 192), seeded()).norm(dim=1).max() <= 1.00001 * reach
+    scheduler.set_timesteps(sigmas=[1.0, 0.5, 0.1])
+    assert scheduler.sample_prior((2000, 192), seeded()).norm(dim=1).max() <= 1.00001 * reach
+    theirs = EDMEulerScheduler.from_config(scheduler.config)
+    assert (
+        PoissonFlowScheduler.from_scheduler(theirs).sample_noise((2000, 192), seeded()).norm(dim=1).max()
+        <= 1.00001 * reach
+    )
+    field = PoissonFlowScheduler(max_norm=100.0)  # its training has another distribution of noise
+    assert field.sample_noise((2000, 192), seeded()).norm(dim=1).max() > reach
+
+
+def test_add_noise_scales_the_kernel() -> None:
+    x, scheduler = torch.randn(3, 2, 4, generator=seeded()), PoissonFlowScheduler()
+    noise = scheduler.sample_noise(x.shape, seeded(1))
+    noisy = scheduler.add_noise(x, noise, torch.tensor([0.5, 2.0, 40.0]))
+    assert torch.allclose(noisy, x + torch.tensor([0.5, 2.0, 40.0]).view(3, 1, 1) * noise)
+    edm = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
+    edm.set_timesteps(3)
+    assert torch.allclose(edm.add_noise(x, noise, edm.timesteps[:1]), x + 40 * noise, rtol=1e-5)
+
+
+def test_add_noise_keeps_the_dtype() -> None:
+    scheduler = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
+    scheduler.set_timesteps(7)
+    x, noise = torch.zeros(7, 1, 2, 2), torch.ones(7, 1, 2, 2)
+    noisy = scheduler.add_noise(x.half(), noise.half(), scheduler.timesteps)
+    expected = scheduler.add_noise(x, noise, scheduler.timesteps).half()
+    assert noisy.dtype == torch.float16 and torch.equal(noisy, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"},
+        {"beta_schedule": "linear", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "sigma_data": 0.5},
+        {"prediction_type": "v_prediction", "sigma_data": 1.0, "aug_dim": 3.0},
+    ],
+)
+def test_x_hat_of_the_exact_velocity_is_the_data(options: dict[str, Any]) -> None:
+    scheduler = PoissonFlowScheduler(**options)
+    scheduler.set_timesteps(5)
+    x, noise = (torch.randn(5, 2, 3, 3, generator=seeded(i)).double() for i in (0, 1))
+    for i, t in enumerate(scheduler.timesteps[1:], 1):
+        states = scheduler.add_noise(x, noise, t)
+        velocity = scheduler.get_velocity(x, noise, t)
+        sigma = float(scheduler.sigmas[i])
+        denoised = scheduler.parameterization.denoised(velocity, states * scheduler.data_scale(sigma), sigma)
+        assert torch.allclose(denoised, x, atol=1e-3)  # σ is rounded to float32
+        many = scheduler.get_velocity(x, noise, t.repeat(5))
+        assert torch.equal(many, velocity) and velocity.dtype == torch.float64
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_the_velocity_equals_that_of_ddpm(schedule: str) -> None:
+    ours, theirs = (kind(beta_schedule=schedule) for kind in (epsilon, DDPMScheduler))
+    x, noise = (torch.randn(6, 2, 4, 4, generator=seeded(i)) for i in (0, 1))
+    t = torch.tensor([0, 1, 50, 500, 998, 999])
+    assert torch.allclose(ours.get_velocity(x, noise, t), theirs.get_velocity(x, noise, t), atol=1e-6)
+    assert ours.get_velocity(x.half(), noise.half(), t).dtype == torch.float16

@@ -5,7 +5,8 @@ Within `MPSPolicy()` the device "mps:0" exists. Its tensors are computed on the 
 - float64 and complex128, which MPS does not have;
 - a copy to the CPU that also converts to one of them;
 - functions that torch 2.6 does not implement for MPS;
-- tensors of more than one number from another device, and generators of another device.
+- tensors of more than one number from another device, or of any size in `cat` and `stack`, as CUDA does too, and
+  generators of another device.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if name in MISSING:
         raise NotImplementedError(f"The operator 'aten::{name}' is not currently implemented for the MPS device.")
     copies = name in ("_to_copy", "copy_")
-    if not copies and any(not isinstance(each, MPSTensor) and each.ndim for each in tensors):
+    joins = name in ("cat", "stack")  # these refuse single numbers of another device too
+    if not copies and any(not isinstance(each, MPSTensor) and (each.ndim or joins) for each in tensors):
         raise RuntimeError(f"Expected all tensors to be on the same device, but {name} found mps:0 and cpu.")
     if from_mps and not to_mps and kwargs.get("dtype") in WIDE:
         raise TypeError(f"Cannot copy from MPS and convert to {kwargs['dtype']} at once.")

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_pfgm.training.run.finite_weights import all_finite, non_finite_weight
+from tests.physics.mps_policy import MPS, MPSPolicy
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -20,3 +21,13 @@ def test_one_number_that_is_not_finite_is_detected(tmp_path: Path, value: float,
     save_file(weights, tmp_path / "unet_ema" / "model.safetensors")
     assert not all_finite(weights.values())
     assert non_finite_weight(tmp_path) == "b.c in unet_ema/model.safetensors"
+
+
+def test_weights_on_a_device_and_step_counts_on_the_cpu_are_read_together() -> None:
+    counts = torch.tensor(3.0)  # the optimizers of torch keep these on the CPU
+    for value in (1.0, torch.nan):
+        weights = torch.full((2, 2), value)
+        with MPSPolicy():
+            flag = all_finite([weights.to(MPS), counts])
+            assert flag.device == MPS
+            assert flag.item() == (value == 1.0)

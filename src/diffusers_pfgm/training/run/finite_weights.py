@@ -10,8 +10,15 @@ from safetensors import safe_open
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return whether all tensors are finite, as a boolean tensor () on their device."""
-    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
+    """Return whether all tensors are finite, as a boolean tensor () on the device of the first.
+
+    They may be on several devices: optimizers keep their step counts on the CPU beside weights on a GPU.
+    """
+    flags: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        flags.setdefault(tensor.device, []).append(tensor.isfinite().all())
+    first = next(iter(flags))
+    return torch.stack([torch.stack(on_device).all().to(first) for on_device in flags.values()]).all()
 
 
 def non_finite_weight(folder: Path) -> str | None:

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     plot_field_lines(*line_and_plane_charges(train)).savefig(folder / "field-lines.png", dpi=110)
     print(f"   field lines from the hemisphere to the charges: {folder / 'field-lines.png'}\n")
 
-    print("2. Training of a network on the field, with the method of PFGM")
+    print("2. Training of a network on the field at D = 1, which is PFGM")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
     launch.append(f"--num_cpu_threads_per_process={os.cpu_count()}")
     options = [

@@ -122,7 +122,7 @@ def test_demo_end_to_end(
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # threads that wait for those of other tests are slow
     demo.main(["--output_dir", str(tmp_path), "--max_train_steps", "3"])
     printed = capsys.readouterr().out
-    assert printed.count("network calls") == 3 and "M = 261" in printed
+    assert printed.count("network calls") == 3 and "From the data: mean = " in printed
     assert (tmp_path / "held-out.parquet").exists()
     for name in ("training-free.png", "field-lines.png", "trained-20-calls.png", "trained-10-calls.png"):
         assert str(tmp_path / name) in printed and Image.open(tmp_path / name).width > 200

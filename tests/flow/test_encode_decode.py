@@ -87,7 +87,7 @@ def test_samples_equal_a_run_of_the_scheduler(digits: torch.Tensor) -> None:
     flow = flow_of_charges(digits[:50])
     scheduler = flow.scheduler
     scheduler.set_timesteps(12)
-    x = latents = scheduler.sample_prior((4, 1, 8, 8), seeded(), dtype=torch.float64)
+    x = latents = scheduler.move_to_prior(scheduler.sample_prior((4, 1, 8, 8), seeded(), dtype=torch.float64))
     for timestep in scheduler.timesteps:
         x = scheduler.step(flow.model(x, timestep).sample, timestep, x).prev_sample
     output = flow.sample((4, 1, 8, 8), 12, seeded())

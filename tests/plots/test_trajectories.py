@@ -16,7 +16,7 @@ from tests.conftest import make_tiny_pipeline, seeded
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
 def test_states_are_those_of_the_pipeline(solver: str) -> None:
     pipe = make_tiny_pipeline(3)
-    pipe.scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config, solver=solver)
+    pipe.scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config, solver=solver, prior="plane")
     latents = pipe.scheduler.sample_prior((2, 3, 8, 8), seeded())
     tensors_by_name: dict[str, list[torch.Tensor]] = {"latents": [latents], "pred_original_sample": []}
 

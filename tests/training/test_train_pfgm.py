@@ -51,6 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options_of(data: Path, output: Path, config: str = "config.json") -> list[str]:
     options = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
+    options += ["--objective=field"] if config == "config.json" else []
     return [*options, f"--model_config_name_or_path={data / config}", "--train_batch_size=32", "--lr_warmup_steps=1"]
 
 
@@ -133,7 +134,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_not_changed(
 
 
 def test_perturbation_objective_trains_any_aug_dim(launch: Launcher, data: Path, tmp_path: Path) -> None:
-    options = ["--objective=perturbation", "--aug_dim=64", "--max_train_steps=3", "--mixed_precision=bf16"]
+    options = ["--aug_dim=64", "--preconditioning=edm", "--max_train_steps=3", "--mixed_precision=bf16"]
     options += ["--gradient_accumulation_steps=2", "--logger=none", "--random_flip"]
     done = launch(data, tmp_path / "model", *options, config="epsilon.json")
     assert done.returncode == 0, done.stderr
@@ -152,8 +153,9 @@ def test_a_missing_checkpoint_is_an_error(launch: Launcher, data: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--aug_dim=64"], "--aug_dim belongs to --objective perturbation, but --objective is field"),
-        (["--objective=perturbation", "--gamma=1"], "--gamma belongs to --objective field"),
+        (["--objective=field", "--aug_dim=64"], "--aug_dim belongs to --objective perturbation, but --objective is"),
+        (["--gamma=1"], "--gamma belongs to --objective field, but --objective is perturbation"),
+        (["--objective=field", "--charges=none"], "--charges none has no field to learn"),
         (["--max_train_steps=0"], "--max_train_steps: must be a whole number >= 1, but is 0"),
         (["--checkpointing_steps=-1"], "--checkpointing_steps: must be a whole number >= 1"),
         (["--dataset_name="], "--dataset_name is empty. Leave it out, or pass a value"),
@@ -168,8 +170,13 @@ def test_invalid_options_are_refused(options: list[str], message: str, capsys: p
 
 
 def test_defaults_depend_on_the_objective() -> None:
-    assert parse_args(None, []).gamma == 5.0 and parse_args(None, []).field_batch_size == 2048
-    assert parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]).aug_dim == float("inf")
+    field, perturbation, edm = (
+        parse_args(None, options) for options in (["--objective=field"], [], ["--preconditioning=edm"])
+    )
+    assert field.gamma == 5.0 and field.field_batch_size == 2048 and field.charges == "auto"
+    assert perturbation.aug_dim == 1.0 and perturbation.preconditioning == "student_t"
+    assert perturbation.charges == "none" and perturbation.sigma_data is None
+    assert edm.sigma_data == parse_args(None, ["--aug_dim=inf"]).sigma_data == 0.5
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -184,6 +191,7 @@ def largest_difference(first: Path, second: Path) -> float:
 def train(data: Path, output: Path, *options: str, config: str = "config.json") -> None:
     """Train in this process, so that calls can be observed."""
     command = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
+    command += ["--objective=field"] if config == "config.json" else []
     command += [f"--model_config_name_or_path={data / config}", "--train_batch_size=32", "--lr_warmup_steps=1"]
     loop.main(parse_args(None, [*command, "--logger=none", *options]))
 
@@ -264,15 +272,20 @@ def test_gradients_are_accumulated(
 
 def test_options_reach_objective_and_scheduler(data: Path) -> None:
     images = ImageTensors(load_image_dataset(str(data / "digits.parquet")), 8)
-    objective, scheduler = make_objective(parse_args(None, ["--resolution=8", "--gamma=3"]), images)
+    options = ["--resolution=8", "--objective=field", "--gamma=3"]
+    objective, scheduler = make_objective(parse_args(None, options), images)
     assert objective.parameterization.gamma == scheduler.config.gamma == 3
     options = ["--objective=perturbation", "--aug_dim=64", "--prediction_type=v_prediction", "--sigma_data=0.3"]
     objective, scheduler = make_objective(parse_args(None, options), images)
     assert objective.kernel.aug_dim == scheduler.config.aug_dim == 64
     assert objective.parameterization == scheduler.parameterization
     assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.sigma_data == 0.3
-    _, scheduler = make_objective(parse_args(None, ["--objective=perturbation", "--aug_dim=inf"]), images)
-    assert scheduler.config.aug_dim is None
+    inf, edm = (
+        make_objective(parse_args(None, ["--aug_dim=inf", *options]), images)
+        for options in ([], ["--preconditioning=edm"])
+    )
+    assert inf[1].config.aug_dim is None and inf[1].config == edm[1].config
+    assert (inf[0].p_mean, inf[0].p_std) == (edm[0].p_mean, edm[0].p_std) == (-1.2, 1.2)
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +360,6 @@ def test_crop_and_flip_options_reach_the_images(data: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize("norm", [0.0, 0.03])
 def test_uniformly_gray_images_are_an_error(norm: float) -> None:
-    images = SimpleNamespace(mean_norm=lambda: norm, channels=1)
+    images = SimpleNamespace(statistics=lambda: SimpleNamespace(mean_norm=norm), channels=1)
     with pytest.raises(ValueError, match=r"The images are almost uniformly medium gray: .* is 0"):
-        make_objective(parse_args(None, ["--resolution=8"]), images)
+        make_objective(parse_args(None, ["--resolution=8", "--objective=field"]), images)

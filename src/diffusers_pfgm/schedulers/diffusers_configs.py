@@ -29,6 +29,7 @@ EDM_COMPATIBLES = ["EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"]
 # Options that are passed on to diffusers' schedulers even at our default, as their `from_config` would otherwise use
 # its own default.
 SHARED_KEYS = {"aug_dim", "prediction_type", "beta_schedule", "trained_betas", "final_sigmas_type", "timesteps_from"}
+SHARED_KEYS |= {"prior"}
 EDM_KEYS = {"sigma_min", "sigma_max", "sigma_data"}
 DDPM_KEYS = {"num_train_timesteps", "beta_start", "beta_end", "rescale_betas_zero_snr"}
 DDPM_KEYS |= {"timestep_spacing", "steps_offset"}

@@ -115,7 +115,7 @@ def test_mean_norm_is_that_of_all_images(digits: torch.Tensor) -> None:
     pixels = ((digits[:700] + 1) * 127.5).round()
     images = ImageTensors(as_dataset([Image.fromarray(image.numpy().astype("uint8")[0]) for image in pixels]), 8)
     expected = (pixels / 127.5 - 1).flatten(1).norm(dim=1).mean().item()
-    assert images.mean_norm() == pytest.approx(expected, rel=1e-6)
+    assert images.statistics().mean_norm == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_mean_norm_keeps_few_images_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_the_mean_norm_keeps_few_images_in_memory(monkeypatch: pytest.MonkeyPatc
         return batch
 
     monkeypatch.setattr(images, "__getitems__", record)
-    assert images.mean_norm() == pytest.approx(8 * (200 / 127.5 - 1), rel=1e-6)
+    assert images.statistics().mean_norm == pytest.approx(8 * (200 / 127.5 - 1), rel=1e-6)
     assert largest <= 64
 
 

@@ -140,7 +140,7 @@ def test_a_stream_without_readable_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="None of the 5 images of the stream can be read"):
         next(images.batches(BatchPlan(2), 0))
     with pytest.raises(ValueError, match="None of the first 1,000 images of the stream can be read"):
-        images.mean_norm()
+        images.statistics().mean_norm
     with pytest.raises(ValueError, match=r"No image can be read: .*\.$"):
         StreamedImages(numbered(5, set(range(5)), tmp_path), 8, skip_broken=True)
 
@@ -208,5 +208,5 @@ def test_options_that_a_stream_does_not_support_are_errors(parquet: str, tmp_pat
 
 
 def test_the_mean_norm_equals_that_of_the_data_set(parquet: str) -> None:
-    expected = ImageTensors(load_image_dataset(parquet), 8, center_crop=True).mean_norm()
-    assert stream(parquet, center_crop=True).mean_norm() == pytest.approx(expected, rel=1e-6)
+    expected = ImageTensors(load_image_dataset(parquet), 8, center_crop=True).statistics().mean_norm
+    assert stream(parquet, center_crop=True).statistics().mean_norm == pytest.approx(expected, rel=1e-6)

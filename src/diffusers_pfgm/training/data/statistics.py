@@ -19,8 +19,8 @@ class DataStatistics:
         mean_square_std: √V, standard deviation of ‖y − μ‖²/N over the images.
 
     Examples:
-        >>> DataStatistics.of_images([torch.tensor([[1.0, -1.0], [3.0, 1.0]])])
-        DataStatistics(mean_norm=2.2882455587387085, mean=1.0, std=1.4142135623730951, mean_square_std=0.0)
+        >>> DataStatistics.of_images([torch.tensor([[4.0, -3.0]]), torch.tensor([[0.0, 3.0]])])
+        DataStatistics(mean_norm=4.0, mean=1.0, std=2.7386127875258306, mean_square_std=5.0)
     """
 
     mean_norm: float

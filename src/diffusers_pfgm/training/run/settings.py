@@ -80,10 +80,11 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     Raises:
         ValueError: if a setting differs. The message lists each with its saved and its current value.
     """
-    objective = saved.get("objective")
+    objective = str(saved.get("objective"))
     if objective == "perturbation":  # version 0.1.0 had EDM's preconditioning only, and did not save its name
         saved = {"preconditioning": "edm", **saved}
-    unused = set().union(*OBJECTIVE_DEFAULTS.values()) - set(OBJECTIVE_DEFAULTS.get(str(objective), ()))
+    used = OBJECTIVE_DEFAULTS.get(objective, {})
+    unused = {name for names in OBJECTIVE_DEFAULTS.values() for name in names if used and name not in used}
     differing = differences(*({k: v for k, v in each.items() if k not in unused} for each in (saved, current)))
     if "images_per_step" in saved and saved["images_per_step"] != current["images_per_step"]:
         differing.append(

@@ -68,7 +68,12 @@ def start_python(*arguments: str) -> Process:
 
 def command(folder: Path, output: Path, steps: int) -> list[str]:
     options = [f"--dataset_name={folder / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
-    options += [f"--model_config_name_or_path={folder / 'config.json'}", "--objective=field", "--train_batch_size=16", "--random_flip"]
+    options += [
+        f"--model_config_name_or_path={folder / 'config.json'}",
+        "--objective=field",
+        "--train_batch_size=16",
+        "--random_flip",
+    ]
     options += [f"--max_train_steps={steps}", "--checkpointing_steps=1", "--checkpoints_total_limit=3"]
     options += ["--charges=local", "--field_batch_size=64", "--logging_steps=1", "--logger=none", "--lr_warmup_steps=1"]
     return [str(SCRIPT), *options, "--save_images_epochs=1000", "--num_inference_steps=3"]

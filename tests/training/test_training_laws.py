@@ -32,7 +32,13 @@ def command(data: Path, output: Path, processes: int, *options: str) -> list[str
     # accelerate's launcher needs MPI for several processes on CPUs
     launch = [*(TORCHRUN if processes > 1 else (*ACCELERATE, "--cpu")), str(SCRIPT)]
     run = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8"]
-    run += [f"--model_config_name_or_path={data / 'config.json'}", "--objective=field", "--seed=0", "--logger=none", "--lr_warmup_steps=1"]
+    run += [
+        f"--model_config_name_or_path={data / 'config.json'}",
+        "--objective=field",
+        "--seed=0",
+        "--logger=none",
+        "--lr_warmup_steps=1",
+    ]
     return [*launch, *run, "--random_flip", "--field_batch_size=100", *options]
 
 

@@ -31,7 +31,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(data: Path, output: Path, *more: str) -> list[str]:
     common = [f"--dataset_name={data / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
-    common += [f"--model_config_name_or_path={data / 'config.json'}", "--objective=field", "--logger=none", "--lr_warmup_steps=0"]
+    common += [
+        f"--model_config_name_or_path={data / 'config.json'}",
+        "--objective=field",
+        "--logger=none",
+        "--lr_warmup_steps=0",
+    ]
     return [*common, "--train_batch_size=16", *more]
 
 

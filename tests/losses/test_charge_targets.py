@@ -1,4 +1,4 @@
-"""The target of the perturbation objective from charges: x̂ over them, the minimum of the loss with the sample itself."""
+"""Targets of the perturbation objective from charges, and its loss with the Student-t preconditioning."""
 
 import pytest
 import torch

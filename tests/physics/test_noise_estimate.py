@@ -1,4 +1,4 @@
-"""The estimate of a sample's noise level: the posterior mean of ln s by another integration, its limits and gradient."""
+"""The estimate of a sample's noise level: its value by another integration, its limits and its gradient."""
 
 import math
 

@@ -189,10 +189,8 @@ def test_points_come_out_as_tensors_only() -> None:
 
 
 def test_a_float16_network_gets_no_infinity() -> None:
-    config, scheduler = (
-        make_tiny_unet().config,
-        PoissonFlowScheduler(aug_dim=0.3, prior="plane"),
-    )  # radii far beyond 65,504
+    config = make_tiny_unet().config
+    scheduler = PoissonFlowScheduler(aug_dim=0.3, prior="plane")  # radii far beyond 65,504
     inputs: list[torch.Tensor] = []
 
     class Network(torch.nn.Module):

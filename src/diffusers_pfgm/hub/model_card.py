@@ -126,6 +126,9 @@ def _description(pipeline: DiffusionPipeline, dataset: str | None) -> str:
     ]
     if config.get("sigma_max") is not None and config.get("sigma_min") is not None:
         facts.append(("σ = r/√D", f"from {config['sigma_max']:.5g} to {config['sigma_min']:.5g}"))
+    if config.get("mean_square_std") is not None and aug_dim is not None:
+        statistics = f"mean {config['data_mean']:g}, standard deviation {config['sigma_data']:g}"
+        facts.append(("data", f"{statistics}, of mean squares {config['mean_square_std']:g}"))
     trained = f", trained on {_text(dataset)}" if dataset else ""
     return (
         f"A Poisson flow generative model ({paper}){trained}, for "

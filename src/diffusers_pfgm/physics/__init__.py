@@ -16,8 +16,12 @@ z        augmented coordinate of PFGM, equal to σ at D = 1       data units    
 t        timestep passed to a network, c_noise(σ)                1                   `timestep`, `c_noise`
 F        output of a network                                     1, x̂: data units   `output`, `model_output`
 ε        noise direction (x − x̂)/σ = dx/dσ                       1                   "epsilon"
+s        noise level that a sample carries, σ √(D / χ²_D)         data units          `s`
+ŝ        estimate of s from x and σ                              data units          `noise_level`, `estimate`
 γ        softening length of the normalized field                data units          `gamma`
-σ_d      standard deviation of the data in EDM                   data units          `sigma_data`
+σ_d      standard deviation of the data                          data units          `sigma_data`
+μ        mean of all numbers of the data                         data units          `data_mean`
+√V       standard deviation of ‖y − μ‖²/N over the data          data units squared  `mean_square_std`
 p, q, w  ‖F_x‖/√N, −F_z/√N, 1/(‖(x − x̂, z)‖ + γ) of a field      1, 1, 1/data units  `p_squared`, `q`, `w`
 m, M     exponent of PFGM's perturbation, and its maximum        1                   `m`, `M`
 τ        relative growth of that perturbation per unit of m      1                   `tau`

@@ -19,6 +19,20 @@ def check_points(name: str, x: torch.Tensor) -> None:
     check_finite(name, x)
 
 
+def check_radius(z: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """z in the working dtype, () or (B,). Raise a ValueError unless it is finite and > 0, with one of these shapes."""
+    radius = torch.as_tensor(z, device=x.device, dtype=working_dtype(x.device))
+    if radius.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"`z` must be a number or have the shape {tuple(x.shape[:1])}, one for each sample in `x`, but has "
+            f"{tuple(radius.shape)}."
+        )
+    wrong = ~((radius > 0) & radius.isfinite())
+    if wrong.any():
+        raise ValueError(f"`z` must be a finite number > 0 for every sample, but is {radius[wrong][0].item()}.")
+    return radius
+
+
 def float_dtype(x: torch.Tensor) -> torch.dtype | None:
     """The dtype of the data if it is floating-point, for models without a known dtype."""
     return x.dtype if x.is_floating_point() else None

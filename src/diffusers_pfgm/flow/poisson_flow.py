@@ -10,27 +10,24 @@ from typing import Any
 import torch
 
 from ..physics.charges import check_finite
-from ..physics.denoiser import Denoiser, dtype_and_device, slice_kwargs, without_inference_mode
-from ..physics.density import shift_beyond
+from ..physics.denoiser import Denoiser, dtype_and_device
+from ..physics.parameterization import Parameterization
 from ..physics.preconditioning import ZERO_SNR_SIGMA
-from ..physics.tensors import Generators, working_dtype
+from ..physics.tensors import Generators, append_dims, working_dtype
 from ..schedulers.conversion import check_density, check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..schedulers.stepping import scheduler_steps
-from ..solvers.adaptive import check_tolerance, integrate_adaptive, integrate_density
-from ..solvers.divergence import estimate_trace
+from ..solvers.adaptive import check_tolerance, integrate_adaptive
 from ..solvers.precision import without_tf32
 from ..solvers.reversible import integrate_reversible, without_integrand
 from ..solvers.spacing import geometric_sigmas, knotted_sigmas
 from ..utils.checks import check_whole_number
-from .points import as_dtype_of, check_points, float_dtype, prepare_points_and_probes
+from .densities import Densities
+from .points import as_dtype_of, check_points, check_radius, float_dtype
 from .results import FlowLatents, FlowLogProb, FlowSamples
 
 NUM_STEPS = 50  # fixed steps of encode and decode
 STEP_TOLERANCE = 1e-6  # of the equations of fixed steps; encoding amplifies errors made near the data
-DENSITY_TOLERANCE = 3e-4  # nats
-END_RATIO = 2.0  # ratio of the two noise levels from which x̂ is extrapolated beyond σ_max
-GRAPH_NUMBERS = 2**16  # largest B · N of a batch with an autograd graph; bounds the memory
 
 
 class PoissonFlow:
@@ -41,6 +38,7 @@ class PoissonFlow:
     - `sample` draws latents from the prior and follows their field lines by the scheduler's solver, to samples at
       σ = 0.
     - `log_prob` computes the log-density of data at σ_min, by the change of variables formula.
+    - `normalized_field` computes the Poisson field of the model at any point.
 
     Args:
         model: a network or a `ChargeField`, called like `UNet2DModel`, on data (B, *) with channels first, or on points
@@ -222,79 +220,15 @@ class PoissonFlow:
             raise ValueError(
                 "`tolerance` is for the adaptive solver. Leave it out, or leave out `num_inference_steps`."
             )
-        tolerance = DENSITY_TOLERANCE if tolerance is None else tolerance
-        check_tolerance(tolerance)
-        points, probes = prepare_points_and_probes(x, divergence, num_probes, generator, probe_distribution)
-        step_tolerance = DENSITY_TOLERANCE / x[0].numel() if step_tolerance is None else step_tolerance
-        check_tolerance(step_tolerance, "step_tolerance")
-        model = without_inference_mode(self.model)
-        model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
-        batch_size = max(1, GRAPH_NUMBERS // x[0].numel())
-        results = []
-        for first in range(0, len(x), batch_size):
-            rows = slice(first, first + batch_size)
-            kwargs = slice_kwargs(model_kwargs, rows, len(x))
-            denoiser = Denoiser(model, self.scheduler.parameterization, float_dtype(x), **kwargs)
-            row_probes = None if probes is None else probes[rows]
-            results.append(
-                self._log_prob(
-                    denoiser, points[rows], num_inference_steps, divergence, row_probes, tolerance, step_tolerance
-                )
-            )
-        log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*results, strict=True))[:3])
-        count = log_probs.shape[1]
-        standard_error = None
-        if divergence == "exact" or count > 1:
-            standard_error = log_probs.new_zeros(len(x)) if count == 1 else log_probs.std(1) / count**0.5
-        nfe = max(calls for *_, calls in results)
-        return FlowLogProb(log_probs.mean(1), standard_error, truncation, as_dtype_of(latents, x), nfe)
-
-    def _log_prob(
-        self,
-        denoiser: Denoiser,
-        x: torch.Tensor,
-        num_inference_steps: int | None,
-        divergence: str,
-        probes: torch.Tensor | None,
-        tolerance: float,
-        step_tolerance: float,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """Estimates (B, P) of log p, their truncation (B,), latents (B, *), and the number of network calls."""
-        size = x[0].numel()
-
-        def integrand(points: torch.Tensor, sigma: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return estimate_trace(lambda y: denoiser(y, sigma), points, divergence, probes)
-
-        kernel = self.scheduler.kernel
-        low = self.sigma_min
-        high = self.sigma_max
-        if num_inference_steps is None:
-            count = 1 if probes is None else probes.shape[1] // (3 if divergence == "hutch++" else 1)
-            latents, traces, error = integrate_density(
-                integrand, x, low, high, tolerance, count, kernel.aug_dim, denoiser.precision(x.device)
-            )
-        else:
-            sigmas = self._step_sigmas(num_inference_steps)
-            step_tolerance = max(step_tolerance, denoiser.precision(x.device))
-            latents, traces = integrate_reversible(denoiser, integrand, x, sigmas[::-1], step_tolerance)
-            error = traces.new_zeros(len(x))
-        check_finite("model", torch.cat([latents.flatten(1), traces], dim=1))
-        log_end, truncation = self._log_prob_at_sigma_max(denoiser, latents, divergence, probes)
-        log_probs = log_end + size * math.log(high / low) - traces
-        check_finite("model", log_probs)
-        return log_probs, error + truncation, latents, denoiser.nfe
-
-    def _log_prob_at_sigma_max(
-        self, denoiser: Denoiser, x: torch.Tensor, divergence: str, probes: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Estimates (B, P) of log p at σ_max, and a bound (B,) of the error of the path from σ_max to infinity."""
-        sigma = self.sigma_max
-        kernel = self.scheduler.kernel
-        ratio = min(END_RATIO, sigma / self.sigma_min)
-        shift, traces = estimate_trace(lambda x: shift_beyond(denoiser, x, sigma, ratio), x, divergence, probes)
-        log_end = kernel.log_prob(x - shift, sigma)
-        second_order = log_end - kernel.log_prob(x - denoiser(x, sigma), sigma)
-        return log_end.unsqueeze(1) - traces, second_order.abs() + traces.mean(1).abs()
+        if tolerance is not None:
+            check_tolerance(tolerance)
+        sigma_range = self.sigma_max, self.sigma_min
+        probe_options = divergence, num_probes, generator, probe_distribution
+        densities = Densities(self.model, self.scheduler, sigma_range, x, model_kwargs, *probe_options)
+        if step_tolerance is not None:
+            check_tolerance(step_tolerance, "step_tolerance")
+        sigmas = None if num_inference_steps is None else self._step_sigmas(num_inference_steps)
+        return densities.log_prob(sigmas, tolerance, step_tolerance)
 
     @without_tf32()
     @torch.inference_mode(False)
@@ -323,17 +257,62 @@ class PoissonFlow:
             ValueError: as `log_prob`, or if `sigma` is not between σ_min and σ_max.
         """
         check_density(self.model, self.sampler)
-        points, probes = prepare_points_and_probes(x, divergence, num_probes, generator, probe_distribution)
+        sigma_range = self.sigma_max, self.sigma_min
+        probe_options = divergence, num_probes, generator, probe_distribution
+        densities = Densities(self.model, self.scheduler, sigma_range, x, model_kwargs, *probe_options)
         if not self.sigma_min <= sigma <= self.sigma_max:
             raise ValueError(
                 f"`sigma` must be a noise level of the model, from {self.sigma_min:.6g} to {self.sigma_max:.6g}, but "
                 f"is {sigma}."
             )
-        model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
-        model = without_inference_mode(self.model)
-        denoiser = Denoiser(model, self.scheduler.parameterization, float_dtype(x), **model_kwargs)
-        traces = estimate_trace(lambda y: denoiser(y, sigma), points, divergence, probes)[1]
-        return (x[0].numel() - traces) / sigma
+        return densities.divergence(sigma)
+
+    @without_tf32()
+    @torch.no_grad()
+    def normalized_field(
+        self, x: torch.Tensor, z: float | torch.Tensor, gamma: float = 5.0, **model_kwargs: Any
+    ) -> torch.Tensor:
+        """Compute the normalized Poisson field of the model, √N (x̂ − x, −z)/(‖(x̂ − x, z)‖ + γ), from its x̂.
+
+        The model may have any prediction type and preconditioning. For a `ChargeField` at D = 1 the result equals that
+        of the function `normalized_field` for its charges. At another D it differs from the output of a network that
+        predicts the field, which has σ in place of z.
+
+        Args:
+            x: (B, *), in data units.
+            z: the augmented radius z = σ√D > 0 of the points, a number or (B,), in data units. A network was trained
+                for σ from σ_min to σ_max.
+            gamma: γ ≥ 0, in data units, independent of the γ of a network that predicts the field. Defaults to 5.
+            **model_kwargs: passed to the model, such as `class_labels` (B,).
+
+        Returns:
+            (B, N + 1), with the z component in the last column, in the dtype of x, but at least float32.
+
+        Raises:
+            ValueError: if `x` is empty, has no batch dimension, or contains NaN or infinity, `z` is not a finite
+                number > 0 or has another shape, `gamma` is negative or not finite, the scheduler's `aug_dim` is
+                infinite, or the model returns NaN or infinity.
+
+        Reference:
+            PFGM, arXiv 2209.11178, section 3.2; for D > 1 with the augmented radius of PFGM++, arXiv 2302.04265.
+        """
+        check_points("x", x)
+        field = Parameterization("field", gamma)
+        aug_dim = self.scheduler.kernel.aug_dim
+        if math.isinf(aug_dim):
+            raise ValueError(
+                "`aug_dim` of the scheduler must be finite for a field at the radius z = σ√D, but is None (infinity). "
+                "A diffusion model has no Poisson field."
+            )
+        radius = check_radius(z, x)
+        points = x.to(radius.dtype)
+        denoiser = Denoiser(self.model, self.scheduler.parameterization, float_dtype(x), **model_kwargs)
+        sigma = radius / math.sqrt(aug_dim)
+        denoised = denoiser(points, append_dims(sigma, x.ndim) if sigma.ndim else sigma)
+        check_finite("model", denoised)
+        # As points (B, N), which have N channels, the samples have a single z component.
+        radii = radius.expand(len(x)).unsqueeze(1)
+        return as_dtype_of(field.target(denoised.flatten(1), points.flatten(1), radii), x)
 
     @without_tf32()
     @torch.no_grad()

@@ -30,8 +30,8 @@ from .run_files import files_after, files_of_a_run, is_run_without_checkpoint
 
 EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0  # of EDM (arXiv 2206.00364, table 1), for its sigma_data of 0.5
 EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
-# With the Student-t preconditioning σ is measured in standard deviations of the data. For finite D the noise levels of
-# the samples spread around σ, so that a smaller p_std is enough; the best of a sweep on MNIST, see docs/training.md.
+# With the Student-t preconditioning σ is measured in standard deviations of the data. These were the best of a sweep on
+# MNIST, networks of 0.27 M parameters and 1,500 steps of 64 images.
 P_MEAN, P_STD = 0.2, 1.0
 LEAST_STD = 0.01  # data without spread, such as one black image, are treated as data with this standard deviation
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")  # accelerate's backends that split the weights

@@ -29,11 +29,11 @@ from .diffusers_configs import (
     hidden_defaults,
     refuse_noise,
 )
+from .network_input import NetworkInputMixin
 from .noising import NoisingMixin
 from .options import LEARNED, checked_options
 from .sigma_schedule import RunSigmas, SigmaSchedule
 from .state_convention import StateConvention
-from .step_index import StepIndexMixin
 
 
 @dataclass
@@ -49,7 +49,7 @@ class PoissonFlowSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigMixin):
+class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, ConfigMixin):
     """Scheduler of Poisson flow models: solves the backward ODE dx/dσ = (x − x̂)/σ from the prior to the data.
 
     At D = 1 (`aug_dim`) σ is the z of PFGM (arXiv 2209.11178); other D are PFGM++ (arXiv 2302.04265) at the augmented
@@ -278,44 +278,6 @@ class PoissonFlowScheduler(NoisingMixin, StepIndexMixin, SchedulerMixin, ConfigM
         self._step_index = None
         self._denoised = []
         self._sigma_factors = None
-
-    def sigma_of_call(self, timestep: float | torch.Tensor) -> float | torch.Tensor:
-        """The noise level σ at which the network is called: a number, or (B, 1, ...) on the hemisphere.
-
-        Args:
-            timestep: the element of `timesteps`. Only read at the first step.
-        """
-        return self.sigma_of_samples(self._plan[self._current_index(timestep)].sigma)
-
-    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
-        """Return the network's input for the state `sample` (B, C, *): c_in x with `sigma_data`, else the state itself.
-
-        Raises:
-            ValueError: if `sample` is a single number, which a pipeline passes that computes c_in itself.
-        """
-        self._convention.scaled(sample)
-        if self.config.sigma_data is None:
-            return sample
-        noise_level = self.parameterization.noise_level(sample, self.sigma_of_call(timestep))
-        return sample * self.parameterization.c_in(noise_level)
-
-    def network_timestep(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
-        """Return the timestep that the network is called with: `timestep` itself, or one for each sample.
-
-        Each sample has its own with the Student-t preconditioning (`mean_square_std`), for which the noise level is
-        estimated from the sample, and with the prior "hemisphere".
-
-        Args:
-            sample: (B, C, *), the state, not multiplied by `c_in`.
-            timestep: an element of `timesteps`.
-
-        Returns:
-            () or (B,).
-        """
-        self._convention.timestep_was_read = True
-        if self.parameterization.noise_estimate is None and self._sigma_factors is None:
-            return torch.as_tensor(timestep)
-        return torch.as_tensor(self.parameterization.model_input(sample, self.sigma_of_call(timestep))[1])
 
     def step(
         self,

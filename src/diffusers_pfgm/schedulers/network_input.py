@@ -1,0 +1,58 @@
+"""What a network is called with at a scheduler's timesteps: its input and its timestep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..physics.parameterization import Parameterization
+from .priors import PriorMixin
+from .state_convention import StateConvention
+from .step_index import StepIndexMixin
+
+
+class NetworkInputMixin(PriorMixin, StepIndexMixin):
+    """`scale_model_input` and `network_timestep` of a scheduler."""
+
+    config: Any
+    parameterization: Parameterization
+    _convention: StateConvention
+
+    def sigma_of_call(self, timestep: float | torch.Tensor) -> float | torch.Tensor:
+        """The noise level σ at which the network is called: a number, or (B, 1, ...) on the hemisphere.
+
+        Args:
+            timestep: the element of `timesteps`. Only read at the first step.
+        """
+        return self.sigma_of_samples(self._plan[self._current_index(timestep)].sigma)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
+        """Return the network's input for the state `sample` (B, C, *): c_in x with `sigma_data`, else the state itself.
+
+        Raises:
+            ValueError: if `sample` is a single number, which a pipeline passes that computes c_in itself.
+        """
+        self._convention.scaled(sample)
+        if self.config.sigma_data is None:
+            return sample
+        noise_level = self.parameterization.noise_level(sample, self.sigma_of_call(timestep))
+        return sample * self.parameterization.c_in(noise_level)
+
+    def network_timestep(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
+        """Return the timestep that the network is called with: `timestep` itself, or one for each sample.
+
+        Each sample has its own with the Student-t preconditioning (`mean_square_std`), for which the noise level is
+        estimated from the sample, and with the prior "hemisphere".
+
+        Args:
+            sample: (B, C, *), the state, not multiplied by `c_in`.
+            timestep: an element of `timesteps`.
+
+        Returns:
+            () or (B,).
+        """
+        self._convention.timestep_was_read = True
+        if self.parameterization.noise_estimate is None and self._sigma_factors is None:
+            return torch.as_tensor(timestep)
+        return torch.as_tensor(self.parameterization.model_input(sample, self.sigma_of_call(timestep))[1])

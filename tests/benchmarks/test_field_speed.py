@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import normalized_field
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def seconds(*functions: Callable[[], object], rounds: int) -> list[float]:

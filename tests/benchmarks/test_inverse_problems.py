@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import ChargeField, Inpainting, PFGMInversePipeline, PoissonFlowScheduler, SuperResolution
-from tests.conftest import seeded
+from tests.networks import seeded
 
 MEASUREMENTS, CHAINS = 20, 256
 UPPER_HALF, HALF_SIZE = Inpainting(torch.arange(8).unsqueeze(1) < 4), SuperResolution(2)

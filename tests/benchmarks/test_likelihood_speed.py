@@ -10,7 +10,7 @@ from diffusers_pfgm.physics.denoiser import Denoiser
 from diffusers_pfgm.solvers.divergence import draw_probes, estimate_trace
 from tests.benchmarks.test_field_speed import seconds
 from tests.benchmarks.test_training_cost import network
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def test_divergence_of_the_demos_network() -> None:

@@ -8,7 +8,7 @@ import pytest
 from diffusers import UNet2DModel
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
-from tests.conftest import seeded
+from tests.networks import seeded
 
 ROUNDS = 7
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler, fit_sigmas
-from tests.conftest import seeded
+from tests.networks import seeded
 
 SEEDS, STARTS = range(3), 512
 BARS = {8: 0.82, 10: 0.88, 15: 0.95, 20: 0.97}

@@ -9,7 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from diffusers_pfgm import PoissonFlowScheduler
-from tests.conftest import seeded
+from tests.networks import seeded
 
 STEPS, ROUNDS = 100, 20
 

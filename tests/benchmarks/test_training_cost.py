@@ -12,7 +12,7 @@ from diffusers.training_utils import EMAModel
 from diffusers_pfgm import Charges, ClassCharges, FieldObjective, recommend_hyperparameters
 from diffusers_pfgm.training.data.order import position_generators
 from tests.benchmarks.test_field_speed import seconds
-from tests.conftest import seeded
+from tests.networks import seeded
 
 BATCH = 128
 NETWORKS = {

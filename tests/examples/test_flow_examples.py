@@ -13,8 +13,7 @@ from sklearn.datasets import load_digits, load_wine
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
-from tests.conftest import seeded
-from tests.networks import make_smallest_unet
+from tests.networks import make_smallest_unet, seeded
 from tests.scripts import load_script
 from tests.training.data.test_images import write_images
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.examples.inverse_problems import psnr
-from tests.conftest import make_tiny_pipeline
+from tests.networks import make_tiny_pipeline
 from tests.scripts import load_script
 
 

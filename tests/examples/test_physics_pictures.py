@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from diffusers_pfgm import PoissonKernel
-from tests.conftest import make_tiny_pipeline, seeded
+from tests.networks import make_tiny_pipeline, seeded
 from tests.scripts import load_script
 
 pytestmark = pytest.mark.usefixtures("quick_layout")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from diffusers_pfgm import ChargeField, PoissonFlow, PoissonFlowScheduler, PoissonKernel
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def charges_in(dim: int, count: int = 7) -> torch.Tensor:

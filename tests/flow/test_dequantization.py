@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_pfgm.flow.dequantization import bits_per_dim, dequantize
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 @pytest.mark.parametrize("num_levels", [2, 17, 256])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
-from tests.conftest import make_tiny_unet, seeded
 from tests.flow.known_densities import charges_in, density, draw_points, flow_of_charges
+from tests.networks import make_tiny_unet, seeded
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
-from tests.conftest import ExactNetwork, make_tiny_unet, seeded
 from tests.flow.known_densities import charges_in, draw_points, flow_of_charges
+from tests.networks import ExactNetwork, make_tiny_unet, seeded
 
 
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffusers_pfgm import Parameterization, PoissonFlow, PoissonFlowScheduler, PoissonKernel
-from tests.conftest import ExactNetwork, seeded
 from tests.flow.known_densities import SmoothNetwork, charges_in, density, draw_points, flow_of_charges
+from tests.networks import ExactNetwork, seeded
 
 # In many dimensions x̂ is the network's output, whose derivatives take a third of the time of those of the field.
 CASES = [

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
-from tests.conftest import seeded
 from tests.flow.known_densities import GaussianMixture, charges_in, density, draw_points, flow_of_charges
+from tests.networks import seeded
 
 
 @pytest.mark.parametrize(("aug_dim", "sigma_max"), [(1.0, 40.0), (64.0, 40.0), (None, 40.0), (2.5, 10.0)])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
-from tests.conftest import make_tiny_unet, seeded
 from tests.flow.known_densities import SmoothNetwork, charges_in, flow_of_charges
+from tests.networks import make_tiny_unet, seeded
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

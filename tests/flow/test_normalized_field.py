@@ -7,8 +7,8 @@ import torch
 
 from diffusers_pfgm import Parameterization, PoissonFlow, PoissonFlowScheduler, normalized_field, posterior_mean
 from diffusers_pfgm.physics.denoiser import Denoiser
-from tests.conftest import make_tiny_unet, seeded
 from tests.flow.known_densities import charges_in, draw_points, flow_of_charges
+from tests.networks import make_tiny_unet, seeded
 
 
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])

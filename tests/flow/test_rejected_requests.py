@@ -16,8 +16,8 @@ from diffusers import (
 from diffusers_pfgm import Parameterization, PoissonFlow, PoissonFlowScheduler, SuperResolution
 from diffusers_pfgm.inverse.measurement_guidance import GuidedByMeasurement
 from diffusers_pfgm.pipelines.class_conditioning import GuidedModel
-from tests.conftest import make_tiny_unet
 from tests.flow.known_densities import charges_in, flow_of_charges
+from tests.networks import make_tiny_unet
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.hub.model_card import make_model_card, save_model_card
-from tests.conftest import make_tiny_pipeline
+from tests.networks import make_tiny_pipeline
 
 
 @pytest.fixture

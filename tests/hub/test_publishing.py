@@ -13,8 +13,8 @@ import torch
 from diffusers_pfgm import PFGMPipeline
 from diffusers_pfgm.hub import publishing as hub_module
 from diffusers_pfgm.hub.publishing import check_hub
-from tests.conftest import make_tiny_pipeline, seeded
 from tests.hub.hub_server import Hub, serve
+from tests.networks import make_tiny_pipeline, seeded
 from tests.warm_python import WarmPython
 
 WRITES, READS = "hf_secretThatWrites", "hf_secretThatReads"

@@ -9,7 +9,7 @@ import torch
 from diffusers import EDMEulerScheduler, UNet2DModel
 
 from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
-from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
+from tests.networks import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
 from tests.warm_python import WarmPython
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusers_pfgm.hub.written_files import WrittenFiles
-from tests.conftest import make_tiny_pipeline
+from tests.networks import make_tiny_pipeline
 
 PIPELINE = {
     "model_index.json",

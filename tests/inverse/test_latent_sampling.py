@@ -8,7 +8,7 @@ from scipy.stats import chi2, kstest
 
 from diffusers_pfgm import ChargeField, PoissonFlow, PoissonFlowScheduler
 from diffusers_pfgm.inverse import LatentSampler
-from tests.conftest import seeded
+from tests.networks import seeded
 
 CHARGES = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, 0.0]])
 

@@ -11,7 +11,7 @@ from torch.nn.functional import affine_grid, grid_sample, scaled_dot_product_att
 from torch.utils.checkpoint import checkpoint
 
 from diffusers_pfgm.inverse import linearized
-from tests.conftest import seeded
+from tests.networks import seeded
 
 GRID = affine_grid(torch.tensor([[[0.9, -0.2, 0.0], [0.2, 0.9, 0.0]]]), (1, 1, 4, 4), align_corners=False)
 MIXING = torch.randn(16, 16, generator=seeded(5))

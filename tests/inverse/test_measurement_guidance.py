@@ -19,7 +19,7 @@ from diffusers_pfgm import (
 from diffusers_pfgm.inverse import GUIDANCE_METHODS, GuidedByMeasurement
 from diffusers_pfgm.inverse.measurement_guidance import MAX_CHANGE, MAX_MOVE
 from diffusers_pfgm.physics.denoiser import Denoiser
-from tests.conftest import seeded
+from tests.networks import seeded
 
 STD = 0.7
 

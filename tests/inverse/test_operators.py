@@ -6,7 +6,7 @@ import torch
 from diffusers_pfgm import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
 from diffusers_pfgm.inverse import check_adjoint
 from diffusers_pfgm.inverse.operators import SOLVE_TOLERANCE
-from tests.conftest import seeded
+from tests.networks import seeded
 
 SHAPE = (2, 3, 8, 6)
 KERNEL = torch.rand(3, 5, generator=seeded(), dtype=torch.float64)

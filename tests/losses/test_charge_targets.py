@@ -5,7 +5,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, Charges, ClassCharges, PerturbationObjective, PoissonFlowScheduler
 from diffusers_pfgm.losses.loss_output import LossOutput
-from tests.conftest import make_tiny_unet, seeded
+from tests.networks import make_tiny_unet, seeded
 
 STATISTICS = {"sigma_data": 0.75, "data_mean": -0.4, "mean_square_std": 0.07}
 

@@ -22,7 +22,7 @@ from diffusers_pfgm import (
 )
 from diffusers_pfgm.losses.loss_output import LossOutput, drop_labels
 from diffusers_pfgm.physics.field import FieldOutput
-from tests.conftest import ExactNetwork, make_tiny_unet, seeded
+from tests.networks import ExactNetwork, make_tiny_unet, seeded
 
 HYPERPARAMETERS = recommend_hyperparameters(data_norm=5.0, data_dim=64)
 

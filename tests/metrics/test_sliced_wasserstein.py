@@ -8,7 +8,7 @@ import torch
 
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots.image_grid import image_grid
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def test_distance_of_a_shift_is_its_length_over_root_n() -> None:

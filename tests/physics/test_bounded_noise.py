@@ -10,7 +10,7 @@ from scipy import stats
 
 from diffusers_pfgm import PoissonFlowScheduler, PoissonKernel
 from diffusers_pfgm.physics.bounded_noise import reach, sample_bounded
-from tests.conftest import seeded
+from tests.networks import seeded
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import ClassCharges, normalized_field, posterior_mean
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, Parameterization, posterior_mean
 from diffusers_pfgm.physics.denoiser import Denoiser
-from tests.conftest import ExactNetwork, seeded
+from tests.networks import ExactNetwork, seeded
 
 TRAIN_SIGMAS = tuple(torch.logspace(-2, 2, 50, dtype=torch.float64).tolist())
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffusers_pfgm import ChargeField, Charges, Parameterization, PoissonKernel, normalized_field, posterior_mean
 from diffusers_pfgm.physics import charges as charges_module
 from diffusers_pfgm.physics.charges import pull
-from tests.conftest import seeded
+from tests.networks import seeded
 
 MIDWAY = 1  # the row of the authors' targets that is almost on the plane midway between two charges
 

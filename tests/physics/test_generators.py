@@ -18,7 +18,7 @@ from diffusers_pfgm import (
     perturb,
     recommend_hyperparameters,
 )
-from tests.conftest import make_tiny_pipeline, make_tiny_unet
+from tests.networks import make_tiny_pipeline, make_tiny_unet
 
 
 @pytest.mark.parametrize(

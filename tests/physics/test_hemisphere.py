@@ -8,7 +8,7 @@ from scipy.stats import kstest
 
 from diffusers_pfgm import HemisphereLatents, PoissonKernel
 from diffusers_pfgm.physics import hemisphere_points, interpolate, with_temperature
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def prior(count: int = 5, shape: tuple[int, ...] = (2, 3, 3), seed: int = 0) -> HemisphereLatents:

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from diffusers_pfgm import PoissonKernel
-from tests.conftest import seeded
+from tests.networks import seeded
 
 DIMS = [0.05, 0.5, 1.0, 2.5, 64.0, math.inf]
 

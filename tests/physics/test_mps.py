@@ -33,7 +33,7 @@ from diffusers_pfgm.physics import hemisphere_points, interpolate, with_temperat
 from diffusers_pfgm.plots import AngleLaw
 from diffusers_pfgm.plots.animation import even_moments, plot_moment
 from diffusers_pfgm.schedulers import fit_sigmas as fitting
-from tests.conftest import make_tiny_unet, seeded
+from tests.networks import make_tiny_unet, seeded
 from tests.physics.mps_policy import MPS, MPSGenerator, MPSPolicy
 
 CHARGES = torch.rand(10, 1, 8, 8, generator=seeded(), dtype=torch.float64) * 2 - 1

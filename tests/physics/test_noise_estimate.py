@@ -7,7 +7,7 @@ import torch
 
 from diffusers_pfgm.physics.kernel import PoissonKernel
 from diffusers_pfgm.physics.noise_estimate import NoiseEstimate
-from tests.conftest import seeded
+from tests.networks import seeded
 
 MEAN, STD, SPREAD = -0.4, 0.6, 0.12  # of the data
 
@@ -18,11 +18,11 @@ def x_with(deviation: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def integrated(deviation: float, sigma: float, aug_dim: float, size: int) -> float:
-    """ŝ by a sum over 200,001 equally spaced values of ln s in float64."""
+    """ŝ by a sum over 20,001 equally spaced values of ln s in float64."""
     variance = STD**2
     low = math.log(sigma) - min(10 * (2 * aug_dim) ** -0.5, 6)
     high = max(math.log(sigma), math.log(deviation) / 2) + 9
-    log_s = torch.linspace(low, high, 200_001, dtype=torch.float64)
+    log_s = torch.linspace(low, high, 20_001, dtype=torch.float64)
     s = log_s.exp()
     spread = SPREAD**2 + 4 * s**2 * variance / size + 2 * s**4 / size
     prior = aug_dim * (sigma / s).log() - aug_dim * (sigma / s) ** 2 / 2

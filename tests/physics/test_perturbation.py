@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import PFGMHyperparameters, perturb, recommend_hyperparameters
-from tests.conftest import seeded
+from tests.networks import seeded
 
 CIFAR = PFGMHyperparameters(M=291, z_max=40.0, upper_norm=3000.0)
 

@@ -11,7 +11,7 @@ from diffusers import EDMEulerScheduler
 from diffusers_pfgm import Parameterization
 from diffusers_pfgm.physics.parameterization import PREDICTIONS
 from diffusers_pfgm.physics.preconditioning import DDPMPreconditioning, EDMPreconditioning, Preconditioning
-from tests.conftest import seeded
+from tests.networks import seeded
 
 X = 3 * torch.randn(6, 2, 4, 3, generator=seeded(0), dtype=torch.float64)
 DENOISED = torch.randn(6, 2, 4, 3, generator=seeded(1), dtype=torch.float64)

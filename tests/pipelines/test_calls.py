@@ -20,7 +20,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGC
 from diffusers_pfgm import ChargeField, Inpainting, PFGMInversePipeline, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.pipelines.calls import copy_scheduler
 from diffusers_pfgm.pipelines.class_conditioning import GuidedModel
-from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
+from tests.networks import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 EPSILON = {"aug_dim": None, "prediction_type": "epsilon"}
 NAMES = {0: "left", 1: "right"}

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffusers_pfgm import Parameterization, PFGMPipeline, PoissonFlowScheduler, posterior_mean
 from diffusers_pfgm.physics.denoiser import Denoiser
 from diffusers_pfgm.pipelines.class_conditioning import ClassLabels, GuidedModel
-from tests.conftest import ExactNetwork, seeded
+from tests.networks import ExactNetwork, seeded
 
 NAMES = {0: "left", 1: "right", 2: "middle"}
 CENTRES = (-0.8, 0.8, 0.0)

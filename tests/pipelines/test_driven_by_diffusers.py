@@ -21,7 +21,7 @@ from diffusers import (
 )
 
 from diffusers_pfgm import ChargeField, Parameterization, PFGMPipeline, PoissonFlowScheduler, fit_sigmas
-from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
+from tests.networks import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 EDM = {"prediction_type": "epsilon", "sigma_data": 0.5}
 DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "timestep_spacing": "trailing"}

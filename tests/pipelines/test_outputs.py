@@ -9,7 +9,7 @@ from diffusers_pfgm import ChargeField, PFGMEditingPipeline, PFGMPipeline, Poiss
 from diffusers_pfgm.pipelines.inputs import images_to_tensor
 from diffusers_pfgm.pipelines.outputs import postprocess
 from diffusers_pfgm.plots.image_grid import image_grid
-from tests.conftest import seeded
+from tests.networks import seeded
 
 SIZES = [(1, 1), (1, 4), (4, 1), (3, 5)]
 

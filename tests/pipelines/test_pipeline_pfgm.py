@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_pfgm import ChargeField, Inpainting, PFGMInversePipeline, PFGMPipeline, PoissonFlowScheduler
-from tests.conftest import make_tiny_pipeline, make_tiny_unet, seeded
+from tests.networks import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.warm_python import WarmPython
 
 

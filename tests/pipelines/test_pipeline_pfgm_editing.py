@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusers_pfgm import HemisphereLatents, PFGMEditingPipeline, PFGMPipeline, PoissonFlow, PoissonFlowScheduler
 from diffusers_pfgm.pipelines.inputs import images_to_tensor
-from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
+from tests.networks import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 NAMES = {0: "dark", 1: "bright"}
 LABELS = torch.arange(6) % 2

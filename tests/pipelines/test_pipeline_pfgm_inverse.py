@@ -20,7 +20,7 @@ from diffusers_pfgm import (
     PoissonFlowScheduler,
     SuperResolution,
 )
-from tests.conftest import ExactNetwork, make_tiny_pipeline, seeded
+from tests.networks import ExactNetwork, make_tiny_pipeline, seeded
 
 UPPER_HALF = Inpainting(torch.arange(8).unsqueeze(1) < 4)
 

@@ -22,7 +22,7 @@ from diffusers_pfgm.flow.dequantization import dequantize
 from diffusers_pfgm.training.data.order import position_generators
 from diffusers_pfgm.training.run import likelihood_evaluation
 from diffusers_pfgm.training.run.records import read_records
-from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
+from tests.networks import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 SCHEDULER = PoissonFlowScheduler(sigma_min=0.3, sigma_max=2000.0)
 

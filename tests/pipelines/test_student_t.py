@@ -10,7 +10,7 @@ from diffusers_pfgm import PFGMInversePipeline, PFGMPipeline, PoissonFlow, Poiss
 from diffusers_pfgm.inverse.operators import Inpainting
 from diffusers_pfgm.physics.denoiser import Denoiser
 from diffusers_pfgm.solvers import integrate
-from tests.conftest import make_tiny_unet, seeded
+from tests.networks import make_tiny_unet, seeded
 
 OPTIONS = {"sigma_data": 0.75, "data_mean": -0.4, "mean_square_std": 0.07, "prediction_type": "epsilon"}
 

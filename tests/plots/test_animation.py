@@ -12,7 +12,7 @@ from PIL import Image
 from diffusers_pfgm import ChargeField, PoissonFlowScheduler
 from diffusers_pfgm.plots import animate_images, animate_points, dome, field_lines, record_trajectory, save_gif
 from diffusers_pfgm.plots.animation import even_moments, plot_moment
-from tests.conftest import seeded
+from tests.networks import seeded
 
 CHARGES = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0]], dtype=torch.float64)
 

@@ -8,7 +8,7 @@ import torch
 from diffusers_pfgm import ChargeField, PoissonFlowScheduler
 from diffusers_pfgm.plots import Trajectory, plot_denoised, record_trajectory
 from diffusers_pfgm.plots.denoised import visible
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def run(channels: int = 1, steps: int = 7) -> Trajectory:

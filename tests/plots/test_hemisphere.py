@@ -10,7 +10,7 @@ from scipy import stats
 
 from diffusers_pfgm import PoissonFlowScheduler, PoissonKernel
 from diffusers_pfgm.plots import AngleLaw, hemisphere_angles, hemisphere_laws, plot_hemisphere, uniformity
-from tests.conftest import seeded
+from tests.networks import seeded
 
 DIMENSIONS = [(1, 1.0), (2, 1.0), (3, 2.5), (64, 1.0), (3072, 128.0)]
 

@@ -9,7 +9,7 @@ import torch
 
 from diffusers_pfgm import posterior_mean
 from diffusers_pfgm.plots import field_lines, normal_angles, plot_field_lines, potential
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def test_lines_go_from_their_starts_to_charges() -> None:

@@ -10,7 +10,7 @@ from diffusers import EDMDPMSolverMultistepScheduler
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.plots import norm_quantiles, plot_trajectories, record_trajectory
-from tests.conftest import make_tiny_pipeline, seeded
+from tests.networks import make_tiny_pipeline, seeded
 
 
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])

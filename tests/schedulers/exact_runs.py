@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from diffusers_pfgm import PoissonFlowScheduler
-from tests.conftest import seeded
+from tests.networks import seeded
 
 CHARGES = torch.randn(5, 1, 4, 4, generator=seeded(0), dtype=torch.float64)
 

@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 from diffusers_pfgm import PoissonFlowScheduler
-from tests.conftest import seeded
+from tests.networks import seeded
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 

@@ -25,7 +25,7 @@ from diffusers import (
 )
 
 from diffusers_pfgm import PoissonFlowScheduler
-from tests.conftest import seeded
+from tests.networks import seeded
 
 PREDICTION_TYPES = ("field", "sample", "epsilon", "v_prediction")
 SOLVERS = ("multistep", "heun", "euler")

@@ -7,7 +7,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler, fit_sigmas
 from diffusers_pfgm.plots import plot_sigma_density
-from tests.conftest import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
+from tests.networks import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler
 
 from diffusers_pfgm import PoissonFlowScheduler, PoissonKernel
-from tests.conftest import seeded
+from tests.networks import seeded
 from tests.schedulers.exact_runs import epsilon
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from diffusers_pfgm import PoissonFlowScheduler, PoissonKernel, posterior_mean
-from tests.conftest import seeded
+from tests.networks import seeded
 
 CASES = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 RUNS = settings(CASES, max_examples=120)

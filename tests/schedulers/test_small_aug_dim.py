@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlow, PoissonFlowScheduler
-from tests.conftest import seeded
+from tests.networks import seeded
 
 CHARGES = torch.rand(10, 1, 8, 8, generator=seeded(), dtype=torch.float64) * 2 - 1
 

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
-from tests.conftest import make_tiny_unet, seeded
+from tests.networks import make_tiny_unet, seeded
 from tests.schedulers import tiny_pipelines
 from tests.schedulers.test_diffusers_classes import SVD
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make, make_text_unet

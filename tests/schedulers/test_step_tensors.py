@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import PoissonFlowScheduler
-from tests.conftest import seeded
+from tests.networks import seeded
 from tests.schedulers.exact_runs import epsilon
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from diffusers_pfgm import ChargeField, PoissonFlowScheduler, plan_steps, posterior_mean
-from tests.conftest import seeded
+from tests.networks import seeded
 from tests.schedulers.exact_runs import CHARGES, run
 
 

@@ -10,7 +10,7 @@ from diffusers import EDMEulerScheduler
 from diffusers_pfgm import ChargeField, Parameterization, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.physics.denoiser import Denoiser
 from diffusers_pfgm.solvers.adaptive import integrate_adaptive
-from tests.conftest import ExactNetwork, make_tiny_pipeline, seeded
+from tests.networks import ExactNetwork, make_tiny_pipeline, seeded
 
 
 def quiet(network: Any, scheduler: Any) -> PFGMPipeline:

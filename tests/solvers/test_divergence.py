@@ -5,7 +5,7 @@ import torch
 
 from diffusers_pfgm import posterior_mean
 from diffusers_pfgm.solvers.divergence import check_divergence, draw_probes, estimate_trace
-from tests.conftest import seeded
+from tests.networks import seeded
 
 MATRIX = torch.randn(6, 6, generator=seeded(1), dtype=torch.float64)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_pfgm.solvers.fixed_point import MEMORY, solve_fixed_point
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def test_a_linear_equation_of_low_rank_is_solved_in_little_more_iterations_than_its_rank() -> None:

@@ -12,7 +12,7 @@ import torch
 from diffusers_pfgm import Charges, PoissonKernel, plan_steps
 from diffusers_pfgm.physics.charges import pull
 from diffusers_pfgm.solvers.multistep import variance_preserving
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def spaced(start: float, end: float, count: int) -> list[float]:

@@ -9,7 +9,7 @@ from diffusers_pfgm import posterior_mean
 from diffusers_pfgm.solvers.multistep import trapezoid_weights
 from diffusers_pfgm.solvers.reversible import Integrand, integrate_reversible
 from diffusers_pfgm.solvers.spacing import geometric_sigmas
-from tests.conftest import seeded
+from tests.networks import seeded
 
 VARIANCE = 0.25
 

@@ -9,7 +9,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, PoissonFlowScheduler, fit_sigmas, posterior_mean
 from diffusers_pfgm.solvers.spacing import KNOTS, check_knots, fit_knots, geometric_sigmas, knotted_sigmas
-from tests.conftest import seeded
+from tests.networks import seeded
 
 
 def test_equal_ratios() -> None:

@@ -22,7 +22,7 @@ from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.outputs import Outputs
 from diffusers_pfgm.training.run.setup import make_objective
-from tests.conftest import seeded
+from tests.networks import seeded
 from tests.training.launch import ACCELERATE, CHEAP_OUTPUTS
 from tests.warm_python import WarmPython
 

@@ -21,7 +21,7 @@ from diffusers_pfgm.training.run.checkpoints import (
     restore_checkpoint,
     save_checkpoint,
 )
-from tests.conftest import make_tiny_unet
+from tests.networks import make_tiny_unet
 
 
 class Run:

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm.training.run.divergence_guard import DivergenceError, DivergenceGuard
-from tests.conftest import make_tiny_unet
+from tests.networks import make_tiny_unet
 
 NAN, FINE = torch.tensor(torch.nan), torch.tensor(1.0)
 

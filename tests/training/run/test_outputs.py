@@ -18,7 +18,7 @@ from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.checkpoint_contents import write_contents
 from diffusers_pfgm.training.run.records import Records, read_records
 from diffusers_pfgm.training.run.validation import Validation
-from tests.conftest import make_tiny_unet, seeded
+from tests.networks import make_tiny_unet, seeded
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffusers_pfgm import LossOutput
 from diffusers_pfgm.plots.training_curves import plot_training
 from diffusers_pfgm.training.run.records import Meter, Records, read_records
-from tests.conftest import seeded
+from tests.networks import seeded
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import torch
 from diffusers_pfgm.training.data.statistics import DataStatistics
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.setup import describe_hyperparameters, make_objective
-from tests.conftest import make_tiny_unet, seeded
+from tests.networks import make_tiny_unet, seeded
 
 
 def images_like(pixels: torch.Tensor) -> SimpleNamespace:

@@ -14,8 +14,7 @@ from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.training.run import folders
 from diffusers_pfgm.training.run.samples import draw_samples, save_samples
 from diffusers_pfgm.training.run.validation import BestModel, Validation, split_indices
-from tests.conftest import make_tiny_pipeline
-from tests.networks import make_smallest_unet
+from tests.networks import make_smallest_unet, make_tiny_pipeline
 
 
 def exact_pipeline(charges: torch.Tensor) -> PFGMPipeline:

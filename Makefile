@@ -11,7 +11,7 @@ demo: $(VENV)/ready-demo
 
 # One thread for each process: threads that wait for each other are slower than none on small tensors.
 test: $(VENV)/ready-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
@@ -20,7 +20,7 @@ lint: $(VENV)/ready-test
 
 # The same tests with the oldest releases that pyproject.toml allows, in a virtual environment of their own.
 test-oldest: $(VENV)-oldest/ready
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 bench: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/benchmarks -s

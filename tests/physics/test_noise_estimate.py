@@ -85,3 +85,9 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     estimate = NoiseEstimate(1.0, MEAN, STD, SPREAD)
     rows = torch.cat([estimate(x[i : i + 1], sigma[i].item()) for i in range(5)])
     assert torch.allclose(estimate(x, sigma), rows, rtol=1e-6)
+
+
+def test_extremes_of_x_and_sigma_are_finite() -> None:
+    for value in (0.0, 1e15, 1e18, 3e38):
+        for sigma in (1e-8, 1.0, 1e4):
+            assert NoiseEstimate(0.01, 0.0, 0.01, 0.0)(torch.full((1, 64), value), sigma).isfinite().all(), value

@@ -8,7 +8,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlow, PoissonFlowScheduler, fit_sigmas
 from diffusers_pfgm.schedulers.stepping import scheduler_steps
-from tests.networks import make_tiny_unet, seeded
+from tests.networks import ExactNetwork, make_tiny_unet, seeded
 
 PRIORS = ("plane", "shell", "hemisphere")
 
@@ -57,6 +57,7 @@ def test_the_prior_is_saved_and_folders_without_one_keep_the_plane(tmp_path: Pat
     config = json.loads(path.read_text())
     assert config.pop("prior") is None
     assert PoissonFlowScheduler.from_pretrained(tmp_path).prior_of(784) == "shell"
+    assert PoissonFlowScheduler.from_config({"aug_dim": 1.0}).prior_of(784) == "shell"  # not a saved configuration
     path.write_text(json.dumps(config))  # as version 0.1.0 wrote it
     assert PoissonFlowScheduler.from_pretrained(tmp_path).prior_of(784) == "plane"
 
@@ -150,3 +151,59 @@ def test_schedulers_steps_pass_each_sample_its_timestep() -> None:
     for _ in scheduler_steps(scheduler, model, torch.randn(4, 1, 8, 8, generator=seeded()) * 40):
         pass
     assert [timestep.shape for timestep in seen] == [(4,)] * 3
+
+
+def test_noisy_images_below_sigma_max_are_not_moved(digits: torch.Tensor) -> None:
+    charges = digits[:500]
+    pipe = PFGMPipeline(ChargeField(charges), PoissonFlowScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    noisy = charges[:200] + 0.3 * torch.randn(200, 1, 8, 8, generator=seeded(), dtype=torch.float64)
+    images = pipe(latents=noisy, sigmas=[0.3 * 0.7**i for i in range(12)], output_type="pt").images * 2 - 1
+    nearest = torch.cdist(images.flatten(1), charges.flatten(1)).argmin(1)
+    assert (nearest == torch.arange(200)).double().mean() > 0.97
+
+
+def test_timesteps_come_before_the_hemisphere() -> None:
+    scheduler = PoissonFlowScheduler(prior="hemisphere")
+    with pytest.raises(ValueError, match="`move_to_prior` was called before `set_timesteps`"):
+        scheduler.move_to_prior(scheduler.sample_prior((2, 64), seeded()))
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-2])
+def test_guidance_of_a_field_on_the_hemisphere_is_that_of_single_samples(
+    digits: torch.Tensor, tolerance: float | None
+) -> None:
+    labels = torch.arange(40) % 2
+    network = ExactNetwork(digits[:40], PoissonFlowScheduler().parameterization, 1.0, labels)
+    pipe = PFGMPipeline(network, PoissonFlowScheduler(prior="hemisphere"), id2label={0: "a", 1: "b"})
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 6, "guidance_scale": 2.0, "output_type": "latent"}
+    if tolerance is not None:
+        options |= {"tolerance": tolerance}
+    together = pipe(generator=[seeded(i) for i in range(4)], class_labels=[0, 1, 1, 0], batch_size=4, **options).images
+    for i, label in enumerate([0, 1, 1, 0]):
+        alone = pipe(generator=seeded(i), class_labels=label, **options).images
+        # With the adaptive solver the steps depend on the batch.
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-6 if tolerance is None else 0.2)
+
+
+def test_a_float16_state_stays_float16() -> None:
+    options = {"sigma_data": 0.5, "data_mean": 0.0, "mean_square_std": 0.1, "prediction_type": "epsilon"}
+    scheduler = PoissonFlowScheduler(**options)
+    scheduler.set_timesteps(3)
+    state = torch.ones(2, 1, 8, 8, dtype=torch.float16)
+    assert scheduler.scale_model_input(state, scheduler.timesteps[0]).dtype == torch.float16
+
+
+def test_a_velocity_is_read_back_at_the_estimated_noise_level() -> None:
+    options = {"sigma_data": 0.5, "data_mean": 0.0, "mean_square_std": 0.1, "prediction_type": "v_prediction"}
+    scheduler = PoissonFlowScheduler(**options)
+    scheduler.set_timesteps(4)
+    sample = 0.5 * torch.randn(4, 1, 8, 8, generator=seeded(), dtype=torch.float64)
+    noise = scheduler.sample_noise(sample.shape, seeded(1), dtype=torch.float64)
+    x = scheduler.add_noise(sample, noise, scheduler.timesteps)
+    velocity = scheduler.get_velocity(sample, noise, scheduler.timesteps)
+    sigma = torch.as_tensor(scheduler._run.sigmas, dtype=torch.float64).view(-1, 1, 1, 1)
+    parameterization = scheduler.parameterization
+    denoised = parameterization.denoised(velocity, x, parameterization.noise_level(x, sigma))
+    assert torch.allclose(denoised, sample, atol=1e-4)

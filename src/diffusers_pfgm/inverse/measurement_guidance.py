@@ -127,9 +127,7 @@ class GuidedByMeasurement:
     ) -> tuple[torch.Tensor]:
         """Return the guided output (B, C', *) at c_in x = `sample` (B, C, *) and `timestep`, a number, () or (B,)."""
         parameterization = self.parameterization
-        noise_level = parameterization.sigma(timestep)
-        if isinstance(noise_level, torch.Tensor) and noise_level.ndim:
-            noise_level = append_dims(noise_level, sample.ndim)
+        noise_level = parameterization.noise_level_at(timestep, sample.ndim)
         sigma = self.sigma_of_call(timestep)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / parameterization.c_in(noise_level)
         denoised = self.denoiser(x, sigma)

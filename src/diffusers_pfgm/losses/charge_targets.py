@@ -1,4 +1,4 @@
-"""Exact targets of the training objectives: functions of the charges, or of those of each sample's class."""
+"""Targets of the training objectives that are computed from all charges, or from the charges of each sample's class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AnyCharges = torch.Tensor | Charges | ClassCharges
 Target = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | Charges], torch.Tensor]
 
 
-def of_charges(
+def target_of_charges(
     target: Target,
     x: torch.Tensor,
     sigma: torch.Tensor,

@@ -30,7 +30,7 @@ from ..physics.field import normalized_field
 from ..physics.parameterization import Parameterization
 from ..physics.perturbation import PFGMHyperparameters, perturb
 from ..physics.tensors import Generators
-from .charge_targets import of_charges
+from .charge_targets import target_of_charges
 from .loss_output import LossOutput, mean_squares
 
 
@@ -91,7 +91,7 @@ class FieldObjective:
         if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
         gamma = self.parameterization.gamma
-        target = of_charges(
+        target = target_of_charges(
             lambda x, z, charges: normalized_field(x, z, charges, gamma), x, z, charges, class_labels, charge_labels
         )
         output = model(x, z, **model_kwargs).sample

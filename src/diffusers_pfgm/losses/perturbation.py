@@ -10,13 +10,14 @@ For fixed x and σ it is minimal where c_skip x + c_out F is the conditional mea
 distribution of n. In terms of x̂ it is the error ‖x̂ − y‖² weighted by 1/c_out², which for `sigma_data` is EDM's weight.
 At D = ∞ this is denoising score matching.
 
-For finite D the noise is heavy-tailed. By default it is conditioned on ‖n‖ ≤ 4 √N (`physics.bounded_noise`), which the
-samplers that start on the shell never leave. With the Student-t preconditioning the coefficients, and so the weights,
-are those of an estimate ŝ(x, σ). As functions of x and σ they do not move the minimum either. A weight that depended on
-the noise level s of a sample would: a factor 1/s² ≈ N/‖x − y‖² acts like D + 2 in the place of D.
+For finite D the noise is heavy-tailed. By default it is conditioned on ‖n‖ ≤ 4 √N (`physics.bounded_noise`), which in
+many dimensions samples that start on the shell never leave. With the Student-t preconditioning the coefficients, and so
+the weights, are those of an estimate ŝ(x, σ). As functions of x and σ they do not move the minimum either. A weight
+that depended on the noise level s of a sample would: a factor 1/s² ≈ N/‖x − y‖² acts like D + 2 in the place of D.
 
-Given charges, x̂ over them replaces y in the target (arXiv 2302.00670, "stable target field", here for any D). Its mean
-is the same, and it has no noise, but it costs a distance to each charge.
+Given charges, x̂ over them replaces y in the target (arXiv 2302.00670, "stable target field", here for any D). It has no
+noise, but costs a distance to each charge. x̂ is that of the whole kernel, so that for fewer than about 64 dimensions
+the noise should not be bounded.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ..physics.field import posterior_mean
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, draw
-from .charge_targets import AnyCharges, of_charges
+from .charge_targets import AnyCharges, target_of_charges
 from .loss_output import LossOutput, mean_squares
 
 
@@ -142,7 +143,7 @@ class PerturbationObjective:
         denoised = clean
         if charges is not None:
             aug_dim = self.kernel.aug_dim
-            denoised = of_charges(
+            denoised = target_of_charges(
                 lambda x, sigma, charges: posterior_mean(x, sigma, charges, aug_dim),
                 x,
                 sigma,

@@ -30,7 +30,7 @@ from .tensors import append_dims
 NUM_NODES = 64
 RANGE = 6.0  # of the prior of ln s, in its standard deviations
 MAX_RANGE = 5.0  # of the same in nats: where D is small, the tails are cut by the exponential or by the likelihood
-LARGEST_RATIO = 1e15  # of T to s², whose square is still a float32
+LARGEST_RATIO = 1e15  # of T to s², and of numbers of x, whose square is still a float32
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,15 @@ class NoiseEstimate:
         dtype = torch.promote_types(x.dtype, torch.float32)
         size = x[0].numel()
         variance = self.data_std**2
-        deviation = (x.flatten(1).to(dtype) - self.data_mean).square().mean(1)
+        distances = (x.flatten(1).to(dtype) - self.data_mean).clamp(-LARGEST_RATIO, LARGEST_RATIO)
+        deviation = distances.square().mean(1)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).flatten().expand(len(x))
         log_sigma = sigma.log().unsqueeze(1)
         excess = (deviation - variance).unsqueeze(1)
         log_s, log_spacing = self._nodes(deviation.detach() - variance, sigma.detach(), size)
         inverse = torch.exp(-2 * log_s)  # 1/s²
-        difference = (excess * inverse - 1).clamp(max=LARGEST_RATIO)  # (T − E[T | s]) / s²
-        spread = self.mean_square_std**2 * inverse.square() + (2 + 4 * variance * inverse) / size  # Var[T | s] / s⁴
+        difference = (excess * inverse - 1).clamp(-LARGEST_RATIO, LARGEST_RATIO)  # (T − E[T | s]) / s²
+        spread = (self.mean_square_std * inverse).square() + (2 + 4 * variance * inverse) / size  # Var[T | s] / s⁴
         log_ratio = log_s - log_sigma
         log_prior = -self.aug_dim * (log_ratio + torch.expm1(-2 * log_ratio) / 2)
         log_likelihood = -difference.square() / (2 * spread) - spread.log() / 2 - 2 * log_s

@@ -25,6 +25,7 @@ from .preconditioning import (
     StudentTPreconditioning,
 )
 from .prediction import EpsilonPrediction, Prediction, SamplePrediction, VPrediction
+from .tensors import append_dims
 
 PREDICTIONS: dict[str, Callable[[Preconditioning, float], Prediction]] = {
     "field": FieldPrediction,
@@ -179,6 +180,21 @@ class Parameterization:
         if isinstance(timestep, torch.Tensor) and timestep.ndim:
             timestep = timestep.flatten()
         return self.c_in(noise_level) * x, timestep, noise_level
+
+    def noise_level_at(self, timestep: Scalar, ndim: int) -> Scalar:
+        """The noise level for which a network was called with a timestep, shaped for x with `ndim` dimensions.
+
+        Args:
+            timestep: a number, () or (B,), as `model_input` returns it.
+            ndim: number of dimensions of x.
+
+        Returns:
+            A number, () or (B, 1, ...).
+        """
+        noise_level = self.sigma(timestep)
+        if isinstance(noise_level, torch.Tensor) and noise_level.ndim:
+            return append_dims(noise_level, ndim)
+        return noise_level
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor, noise_level: Scalar) -> torch.Tensor:
         """x̂ from a network's output.

@@ -147,7 +147,7 @@ class GuidedModel:
             guided = torch.lerp(unconditional[:, : sample.shape[1]], prediction, self.scale)
             return (torch.cat([guided, variance], dim=1),)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
-        sigma = self.parameterization.sigma(timestep)
+        sigma = self.parameterization.noise_level_at(timestep, sample.ndim)
         x = sample.to(dtype) / self.parameterization.c_in(sigma)
         field = self.parameterization.guided_field(conditional.to(dtype), unconditional.to(dtype), self.scale, x, sigma)
         return (field,)

@@ -84,8 +84,9 @@ class PFGMPipeline(PoissonFlowPipeline):
             generator: one generator, or a list of B generators, one for each image. With a list an image does not
                 depend on the rest of the batch.
             latents: (B, C, H, W), latents at the first noise level, as `scheduler.sample_prior` draws them, or any
-                Gaussian noise times that σ. As all samples, they are moved along their rays to the scheduler's `prior`.
-                By default they are drawn with `generator`.
+                Gaussian noise times that σ. If that level is σ_max, they are moved along their rays to the scheduler's
+                `prior`, as drawn ones are; with `sigmas` that begin below it, the latents may be noisy images and are
+                not moved. By default they are drawn with `generator`.
             output_type: "pil", "np", "pt", or "latent" for the final state itself.
             return_dict: whether to return an output object instead of a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step. If it returns
@@ -141,7 +142,7 @@ class PFGMPipeline(PoissonFlowPipeline):
             latents = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)
         else:
             latents = latents.to(device, dtype)
-            if scheduler is flow:
+            if scheduler is flow and flow.sigmas[0] == flow.sigma_range[0]:
                 latents = flow.move_to_prior(latents)
         nfe = 0
 

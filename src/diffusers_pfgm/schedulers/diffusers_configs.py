@@ -215,6 +215,6 @@ def complete_config(config: Mapping[str, Any], overrides: Mapping[str, Any], nam
     # Configurations saved by versions without `timesteps_from` still have the options of the diffusers scheduler.
     has_betas = config.get("beta_schedule") is not None or config.get("trained_betas") is not None
     rule = config.get("timesteps_from", guess_timesteps_class(config) if has_betas else None)
-    # Configurations saved by versions without `prior` started on the plane.
-    prior = config.get("prior") if "prior" in config else "plane"
+    # Configurations that were saved by versions without `prior` start on the plane.
+    prior = config.get("prior", "plane" if "_diffusers_version" in config else None)
     return {**config, **foreign, "timesteps_from": spaced_by_options(rule, overrides), "prior": prior}

@@ -67,6 +67,7 @@ def fit_sigmas(
     dtype, device = dtype_and_device(model)
     dtype = torch.promote_types(dtype or torch.float32, torch.float32)
     x = scheduler.kernel.sample((num_samples, *shape), high, generator, device, dtype, scheduler.config.max_norm)
+    scheduler.set_timesteps(1)
     x = scheduler.move_to_prior(x)
     size = num_samples if batch_size is None else min(batch_size, num_samples)
     parts = [slice(first, first + size) for first in range(0, num_samples, size)]

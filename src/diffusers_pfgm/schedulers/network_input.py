@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..physics.parameterization import Parameterization
+from ..physics.tensors import cast_clamped
 from .priors import PriorMixin
 from .state_convention import StateConvention
 from .step_index import StepIndexMixin
@@ -37,7 +38,7 @@ class NetworkInputMixin(PriorMixin, StepIndexMixin):
         if self.config.sigma_data is None:
             return sample
         noise_level = self.parameterization.noise_level(sample, self.sigma_of_call(timestep))
-        return sample * self.parameterization.c_in(noise_level)
+        return cast_clamped(sample * self.parameterization.c_in(noise_level), sample.dtype)
 
     def network_timestep(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
         """Return the timestep that the network is called with: `timestep` itself, or one for each sample.

@@ -83,7 +83,8 @@ class NoisingMixin:
         """Return the training target of a "v_prediction" network at the state `add_noise(sample, noise, timesteps)`.
 
         With a beta schedule, or for a network without preconditioning, this is (noise − σ · sample) / √(1 + σ²), as in
-        diffusers' schedulers; with `sigma_data` σ_d it is (σ_d · noise − σ / σ_d · sample) / √(σ² + σ_d²).
+        diffusers' schedulers; with `sigma_data` σ_d it is (σ_d · noise − σ / σ_d · sample) / √(σ² + σ_d²). With the
+        Student-t preconditioning it is the output whose x̂ is `sample` at the estimated noise level.
 
         Args:
             sample: (B, *), data.
@@ -95,6 +96,9 @@ class NoisingMixin:
         """
         sigma = self._sigmas_at(timesteps, sample)
         dtype = sample.dtype
+        if self.parameterization.noise_estimate is not None:
+            x = self.add_noise(sample, noise, timesteps)
+            return self.parameterization.target(sample, x, self.parameterization.noise_level(x, sigma)).to(dtype)
         sigma_data = self.config.sigma_data or 1.0
         scale = (sigma**2 + sigma_data**2) ** -0.5
         return (sigma_data * scale).to(dtype) * noise - (sigma * scale / sigma_data).to(dtype) * sample

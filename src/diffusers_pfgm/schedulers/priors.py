@@ -25,6 +25,7 @@ class PriorMixin:
     init_noise_sigma: float
     sigma_range: tuple[float, float]
     data_scale: Any
+    num_inference_steps: int | None
     _run: RunSigmas
     _sigma_factors: torch.Tensor | None  # (B, 1, ...) with the prior "hemisphere", whose samples have a σ each
 
@@ -46,8 +47,9 @@ class PriorMixin:
         Returns:
             Tensor of `shape`. With `max_norm` each row, in data units, has a norm ≤ `max_norm` · σ_first/σ_max, where
             σ_first is the σ at which the run begins. For a network that predicts the field or has a beta schedule the
-            limit is `max_norm` itself; see `sample_noise`. With the `prior` "shell" all norms are √N σ_first. For the
-            other priors the samples are on the plane, from which pipelines move them by `move_to_prior`.
+            limit is `max_norm` itself; see `sample_noise`. With the `prior` "shell" and finite D, ‖x − μ‖ = √N
+            σ_first. For the other priors the samples are on the plane, from which pipelines move them by
+            `move_to_prior`; a sampling loop of your own calls it too.
 
         Raises:
             ValueError: if a list of generators has another length than B, or practically no prior sample has a norm
@@ -80,9 +82,9 @@ class PriorMixin:
         Far from the data the field lines are rays, and each sample has a noise level s = ‖x − μ‖/√N of its own, so that
         on the plane no common steps suit all samples. All norms are equal on
 
-        - the shell: x = μ + √N σ u for directions u, on the same plane σ. This is exact in many dimensions, where the
-          field depends on s only. In few dimensions nearby charges get too many samples;
-        - the hemisphere: x = μ + a (x − μ), σ' = a σ with a² = (N + D) / (‖x − μ‖²/σ² + D), another point of the same
+        - the shell: x' = μ + √N σ u with the direction u of x − μ, on the same plane σ. This is exact in many
+          dimensions, where the field depends on s only. In few dimensions charges close to μ get too many samples;
+        - the hemisphere: x' = μ + a (x − μ), σ' = a σ with a² = (N + D) / (‖x − μ‖²/σ² + D), another point of the same
           ray, which is exact for every N, but has another σ' for each sample. It is the hemisphere from which PFGM
           (arXiv 2209.11178, section 3.3) projects its prior to the plane.
 
@@ -93,6 +95,9 @@ class PriorMixin:
             (B, *), the state at the first timestep of the run; `latents` itself for the prior "plane". With
             "hemisphere" the scheduler keeps a factor of σ for each sample until `set_timesteps`, and the network must
             be called with `network_timestep`.
+
+        Raises:
+            ValueError: for the prior "hemisphere", if `set_timesteps` was not called before.
         """
         data_dim = latents[0].numel()
         prior = self.prior_of(data_dim)
@@ -105,6 +110,8 @@ class PriorMixin:
         if prior == "shell":
             tiny = torch.finfo(ratio.dtype).tiny
             return (mean + centred * (math.sqrt(data_dim) / ratio.clamp(min=tiny))).to(latents.dtype)
+        if self.num_inference_steps is None:
+            raise ValueError("`move_to_prior` was called before `set_timesteps`, which forgets the σ of each sample.")
         aug_dim = self.kernel.aug_dim
         self._sigma_factors = ((data_dim + aug_dim) / (ratio.square() + aug_dim)).sqrt()
         return (mean + centred * self._sigma_factors).to(latents.dtype)

@@ -119,15 +119,12 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
         prediction_type: Literal["field", "sample", "epsilon", "v_prediction"] = "field",
         gamma: float = 5.0,
         sigma_data: float | None = None,
-        data_mean: float | None = None,
-        mean_square_std: float | None = None,
         solver: Literal["multistep", "heun", "euler"] = "multistep",
         solver_order: int = 3,
         use_corrector: bool = True,
         sigma_knots: list[float] | None = None,
         final_sigmas_type: Literal["zero", "sigma_min"] = "zero",
         max_norm: float | None = None,
-        prior: Literal["plane", "shell", "hemisphere"] | None = None,
         M: int | None = None,
         num_train_timesteps: int = 1000,
         beta_start: float = 0.0001,
@@ -139,6 +136,9 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
         steps_offset: int = 0,
         timesteps_from: str | None = None,
         variance_type: str | None = None,
+        data_mean: float | None = None,
+        mean_square_std: float | None = None,
+        prior: Literal["plane", "shell", "hemisphere"] | None = None,
     ) -> None:
         self.register_to_config(**checked_options(self.config))
         config = self.config
@@ -278,6 +278,7 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
         self._step_index = None
         self._denoised = []
         self._sigma_factors = None
+        self._convention.timestep_was_read = False
 
     def step(
         self,

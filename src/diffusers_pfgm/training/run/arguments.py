@@ -214,8 +214,9 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    is_edm = args.preconditioning == "edm" or args.aug_dim == math.inf
-    if args.objective == "perturbation" and is_edm and args.sigma_data is None:
+    if args.aug_dim == math.inf:  # the same, so that either name resumes a run of the other
+        args.preconditioning = "edm"
+    if args.preconditioning == "edm" and args.sigma_data is None:
         args.sigma_data = EDM_SIGMA_DATA
     if args.objective == "field" and args.charges == "none":
         parser.error("--charges none has no field to learn: leave it out, or use --objective perturbation")

@@ -77,7 +77,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     objective, scheduler = make_objective(args, data.images)
     charges_kind, all_charges = None, None
     if args.charges != "none":
-        charges_kind, all_charges = data.charges(saved_settings.get("charges", args.charges))
+        charges_kind, all_charges = data.charges(saved_settings.get("charges") or args.charges)
     accelerator.print(describe_hyperparameters(objective, scheduler))
 
     # Network and EMA

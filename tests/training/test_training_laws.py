@@ -54,13 +54,26 @@ def reference(python: WarmPython, data: Path) -> Path:
     return data / "reference"
 
 
-@pytest.mark.parametrize(("processes", "batch_size", "parts"), [(2, 16, 1), (1, 8, 4)])
+@pytest.fixture(scope="module")
+def two_processes(python: WarmPython, data: Path) -> Path:
+    """20 steps of two processes with batches of 16."""
+    run(python, data, data / "2-1", 2, "--train_batch_size=16", "--max_train_steps=20", "--charges=gathered")
+    return data / "2-1"
+
+
+@pytest.fixture(scope="module")
+def four_parts(python: WarmPython, data: Path) -> Path:
+    """20 steps of one process with batches of 8 in 4 accumulated parts."""
+    options = ["--train_batch_size=8", "--gradient_accumulation_steps=4", "--max_train_steps=20"]
+    run(python, data, data / "1-4", 1, *options, "--charges=gathered")
+    return data / "1-4"
+
+
+@pytest.mark.parametrize("layout", ["two_processes", "four_parts"])
 def test_steps_of_32_images_are_equal_in_any_layout(
-    python: WarmPython, data: Path, reference: Path, processes: int, batch_size: int, parts: int
+    reference: Path, layout: str, request: pytest.FixtureRequest
 ) -> None:
-    output = data / f"{processes}-{parts}"
-    options = [f"--train_batch_size={batch_size}", f"--gradient_accumulation_steps={parts}", "--charges=gathered"]
-    run(python, data, output, processes, *options, "--max_train_steps=20")
+    output = request.getfixturevalue(layout)
     # Gradients are summed in another order in 20 steps, and Adam's steps are up to 1e-4.
     for part in ("unet", "unet_ema"):
         assert largest_difference(output / "checkpoint-20" / part, reference / "checkpoint-20" / part) < 1e-5
@@ -121,6 +134,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(python: WarmPython,
     assert len(report.steps) == 2 and not differences(tmp_path, 24)
 
 
-def test_random_numbers_differ_between_processes(data: Path, reference: Path) -> None:
-    states = [torch.load(data / "2-1" / "checkpoint-20" / f"random_states_{i}.pkl", weights_only=False) for i in (0, 1)]
+def test_random_numbers_differ_between_processes(two_processes: Path) -> None:
+    paths = [two_processes / "checkpoint-20" / f"random_states_{i}.pkl" for i in (0, 1)]
+    states = [torch.load(path, weights_only=False) for path in paths]
     assert not torch.equal(states[0]["torch_manual_seed"], states[1]["torch_manual_seed"])

@@ -37,6 +37,17 @@ def test_points_on_the_hemisphere_are_on_the_same_ray_and_have_the_same_distance
         assert torch.allclose(distances, torch.full((100,), 40.0 * (64 + aug_dim) ** 0.5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("prior", ["shell", "hemisphere"])
+def test_very_distant_points_keep_their_direction(prior: str) -> None:
+    scheduler = PoissonFlowScheduler(aug_dim=0.05, prior=prior)
+    scheduler.set_timesteps(5)
+    latents = torch.randn(20, 64, generator=seeded()) * torch.logspace(0, 34, 20).unsqueeze(1)
+    moved = scheduler.move_to_prior(latents)
+    directions = latents / latents.abs().amax(1, keepdim=True)
+    assert torch.allclose(torch.nn.functional.cosine_similarity(moved, directions), torch.ones(20), atol=1e-5)
+    assert moved[5:].norm(dim=1) == pytest.approx(torch.full((15,), 8 * 40.0), rel=1e-3)
+
+
 def test_pipelines_choose_by_the_dimension() -> None:
     scheduler = PoissonFlowScheduler()
     assert (scheduler.prior_of(63), scheduler.prior_of(64)) == ("plane", "shell")

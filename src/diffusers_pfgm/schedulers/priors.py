@@ -10,7 +10,7 @@ import torch
 
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims
+from ..physics.tensors import Generators, append_dims, rescale_for_squaring
 from .sigma_schedule import RunSigmas
 
 LEAST_SHELL_DIM = 64  # N from which the shell's bias is within 1 %
@@ -105,15 +105,16 @@ class PriorMixin:
             return latents
         mean = self.config.data_mean or 0.0
         centred = latents - mean
-        flat = centred.flatten(1).to(torch.promote_types(latents.dtype, torch.float32))
-        ratio = append_dims(torch.linalg.vector_norm(flat, dim=1) / self._run.sigmas[0], latents.ndim)
+        flat, factor = rescale_for_squaring(centred.flatten(1).to(torch.promote_types(latents.dtype, torch.float32)))
+        norm = torch.linalg.vector_norm(flat, dim=1) * factor.squeeze(1)
+        ratio = append_dims(norm / self._run.sigmas[0], latents.ndim)
         if prior == "shell":
             tiny = torch.finfo(ratio.dtype).tiny
             return (mean + centred * (math.sqrt(data_dim) / ratio.clamp(min=tiny))).to(latents.dtype)
         if self.num_inference_steps is None:
             raise ValueError("`move_to_prior` was called before `set_timesteps`, which forgets the σ of each sample.")
         aug_dim = self.kernel.aug_dim
-        self._sigma_factors = ((data_dim + aug_dim) / (ratio.square() + aug_dim)).sqrt()
+        self._sigma_factors = (data_dim + aug_dim) ** 0.5 / torch.hypot(ratio, torch.full_like(ratio, aug_dim**0.5))
         return (mean + centred * self._sigma_factors).to(latents.dtype)
 
     def sigma_of_samples(self, sigma: Any) -> Any:

@@ -165,6 +165,13 @@ class Parameterization:
         """The inverse of `c_noise`: σ at a timestep."""
         return self.preconditioning.sigma(c_noise)
 
+    def timestep(self, noise_level: Scalar) -> Scalar:
+        """`c_noise` in the shape that a network takes: a number, () or (B,), for a number, () or (B, 1, ...)."""
+        timestep = self.c_noise(noise_level)
+        if isinstance(timestep, torch.Tensor) and timestep.ndim:
+            return timestep.flatten()
+        return timestep
+
     def model_input(self, x: torch.Tensor, sigma: Scalar) -> tuple[torch.Tensor, Scalar, Scalar]:
         """The network's input c_in x, its timestep c_noise, and the noise level for both.
 
@@ -176,10 +183,7 @@ class Parameterization:
             c_in x, (B, C, *); the timestep, a number, () or (B,); and the noise level, a number, () or (B, 1, ...).
         """
         noise_level = self.noise_level(x, sigma)
-        timestep = self.c_noise(noise_level)
-        if isinstance(timestep, torch.Tensor) and timestep.ndim:
-            timestep = timestep.flatten()
-        return self.c_in(noise_level) * x, timestep, noise_level
+        return self.c_in(noise_level) * x, self.timestep(noise_level), noise_level
 
     def noise_level_at(self, timestep: Scalar, ndim: int) -> Scalar:
         """The noise level for which a network was called with a timestep, shaped for x with `ndim` dimensions.

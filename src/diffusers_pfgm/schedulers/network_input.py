@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from ..physics.parameterization import Parameterization
 from ..physics.tensors import cast_clamped
 from .priors import PriorMixin
 from .state_convention import StateConvention
@@ -16,8 +13,6 @@ from .step_index import StepIndexMixin
 class NetworkInputMixin(PriorMixin, StepIndexMixin):
     """`scale_model_input` and `network_timestep` of a scheduler."""
 
-    config: Any
-    parameterization: Parameterization
     _convention: StateConvention
 
     def sigma_of_call(self, timestep: float | torch.Tensor) -> float | torch.Tensor:
@@ -56,4 +51,5 @@ class NetworkInputMixin(PriorMixin, StepIndexMixin):
         self._convention.timestep_was_read = True
         if self.parameterization.noise_estimate is None and self._sigma_factors is None:
             return torch.as_tensor(timestep)
-        return torch.as_tensor(self.parameterization.model_input(sample, self.sigma_of_call(timestep))[1])
+        noise_level = self.parameterization.noise_level(sample, self.sigma_of_call(timestep))
+        return torch.as_tensor(self.parameterization.timestep(noise_level))

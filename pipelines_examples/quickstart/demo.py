@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,11 +19,10 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import NUM_HELD_OUT, line_and_plane_charges, split_digits, write_parquet
+from diffusers_pfgm.examples.launch import launch_training
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots import plot_field_lines
 from diffusers_pfgm.plots.image_grid import image_grid
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,10 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"   field lines from the hemisphere to the charges: {folder / 'field-lines.png'}\n")
 
     print("2. Training of a network on the field at D = 1, which is PFGM")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
-    launch.append(f"--num_cpu_threads_per_process={os.cpu_count()}")
     options = [
-        str(ROOT / "training" / "train_pfgm.py"),
         f"--dataset_name={folder / 'digits.parquet'}",
         "--resolution=8",
         f"--output_dir={folder / 'model'}",
@@ -81,8 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         options.append("--overwrite_output_dir")
     write_parquet(train, folder / "digits.parquet")
     write_parquet(held_out, folder / "held-out.parquet")
-    print("   accelerate launch", " ".join(options), flush=True)
-    subprocess.run([*launch, *options], check=True)
+    launch_training(options)
 
     print("\n3. Generation with the saved pipeline")
     trained = PFGMPipeline.from_pretrained(folder / "model")

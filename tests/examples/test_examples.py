@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.examples import launch
 from diffusers_pfgm.examples.classifier import load_labelled_images
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.data.source import load_image_dataset
@@ -117,7 +118,7 @@ def test_demo_end_to_end(
         assert done.returncode == 0, done.stderr
         print(done.stdout)
 
-    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(launch.subprocess, "run", run)
     monkeypatch.setattr(demo, "NUM_HELD_OUT", 64)  # the number of digits that it generates each time
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # threads that wait for those of other tests are slow
     demo.main(["--output_dir", str(tmp_path), "--max_train_steps", "3"])

@@ -2,4 +2,4 @@
 
 from ..utils.extras import require_extra
 
-require_extra("examples", "datasets", "matplotlib", "ot", "sklearn")
+require_extra("examples", "datasets", "matplotlib", "ot", "sklearn", "torchmetrics")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -15,8 +16,12 @@ NUM_HELD_OUT = 360  # of the 1,797 digits
 def split_digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Return the training digits (1437, 1, 8, 8) and the held-out digits (360, 1, 8, 8), in [-1, 1]."""
     digits = torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    return digits[order[NUM_HELD_OUT:]], digits[order[:NUM_HELD_OUT]]
+    return _split(digits)
+
+
+def split_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the labels of the digits that `split_digits` returns, (1437,) and (360,)."""
+    return _split(torch.tensor(load_digits().target))
 
 
 def line_and_plane_charges(digits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,8 +31,20 @@ def line_and_plane_charges(digits: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return torch.tensor([[-1.0], [-0.8], [0.1], [0.9], [1.0]], dtype=torch.float64), plane
 
 
-def write_parquet(images: torch.Tensor, path: Path) -> None:
-    """Write images (B, 1, H, W) in [-1, 1] to a parquet file with a column "image" of PNG files."""
+def write_parquet(images: torch.Tensor, path: Path, labels: torch.Tensor | None = None) -> None:
+    """Write images (B, 1, H, W) in [-1, 1] to a parquet file with a column "image" of PNG files.
+
+    Class numbers from 0 to 9, (B,), make a column "label".
+    """
     pixels = ((images + 1) * 127.5).round().to(torch.uint8).squeeze(1).numpy()
-    features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict({"image": [Image.fromarray(image) for image in pixels]}, features).to_parquet(path)
+    columns: dict[str, list[Any]] = {"image": [Image.fromarray(image) for image in pixels]}
+    features: dict[str, Any] = {"image": datasets.Image()}
+    if labels is not None:
+        columns["label"] = labels.tolist()
+        features["label"] = datasets.ClassLabel(names=list("0123456789"))
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(path)
+
+
+def _split(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    return values[order[NUM_HELD_OUT:]], values[order[:NUM_HELD_OUT]]

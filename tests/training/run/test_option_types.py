@@ -57,6 +57,8 @@ def test_values_that_are_not_finite_numbers_are_errors(text: str) -> None:
         ("--gamma", ["-1", "nan", "inf"]),
         ("--aug_dim", ["0", "-1", "0.001", "nan", "-inf"]),
         ("--sigma_data", ["0", "-0.5", "1e-30", "1e30", "nan", "inf"]),
+        ("--p_mean", ["-21", "21", "nan"]),
+        ("--p_std", ["-0.1", "11", "inf"]),
         ("--validation_split", ["-0.1", "1", "nan"]),
         ("--label_dropout", ["-0.1", "1", "nan"]),
         ("--seed", ["-1", str(2**63), "0.5"]),
@@ -67,7 +69,7 @@ def test_values_that_are_not_finite_numbers_are_errors(text: str) -> None:
     ],
 )
 def test_numeric_options_have_a_range(name: str, values: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    objective = [PERTURBATION] if name in ("--aug_dim", "--sigma_data") else []
+    objective = [PERTURBATION] if name in ("--aug_dim", "--sigma_data", "--p_mean", "--p_std") else []
     for value in values:
         with pytest.raises(SystemExit):
             parse_args(None, [*objective, f"{name}={value}"])

@@ -41,6 +41,16 @@ def test_noise_levels_scale_with_the_data() -> None:
     assert f"mean = {config.data_mean:g}, sigma_data = {config.sigma_data:g}" in described
 
 
+@pytest.mark.parametrize("preconditioning", ["student_t", "edm"])
+def test_noise_levels_of_the_training_can_be_chosen(preconditioning: str) -> None:
+    options = ["--resolution=8", f"--preconditioning={preconditioning}", "--p_mean=-0.5"]
+    pixels = 0.25 * torch.randn(50, 1, 8, 8, generator=seeded())
+    chosen, _ = make_objective(parse_args(None, [*options, "--p_std=0"]), images_like(pixels))
+    default_std, _ = make_objective(parse_args(None, options), images_like(pixels))
+    assert (chosen.p_mean, chosen.p_std) == (-0.5, 0.0)
+    assert (default_std.p_mean, default_std.p_std) == (-0.5, 1.0 if preconditioning == "student_t" else 1.2)
+
+
 @pytest.mark.parametrize("pixels", [torch.full((3, 1, 8, 8), -1.0), torch.rand(1, 1, 8, 8), torch.zeros(2, 1, 8, 8)])
 @pytest.mark.parametrize("aug_dim", ["0.01", "1", "1e9"])
 def test_data_without_spread_can_be_trained(pixels: torch.Tensor, aug_dim: str) -> None:

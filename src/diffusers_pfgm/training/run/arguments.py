@@ -10,7 +10,7 @@ from ...physics.bounded_noise import LEAST_AUG_DIM
 from .option_types import integer, number, positive, share
 from .script_errors import ScriptParser
 
-# The options of each objective, with their defaults. None for sigma_data means that it follows from the data.
+# The options of each objective, with their defaults. None: the value follows from the data or the preconditioning.
 OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str | None]] = {
     "field": {"charges": "auto", "field_batch_size": 2048, "gamma": 5.0},
     "perturbation": {
@@ -20,6 +20,8 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str | None]] = {
         "prediction_type": "epsilon",
         "preconditioning": "student_t",
         "sigma_data": None,
+        "p_mean": None,
+        "p_std": None,
     },
 }
 
@@ -122,6 +124,18 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         type=number(0.01, 100),
         help="perturbation objective: standard deviation of the data; by default that of the images, or with EDM's "
         "preconditioning 0.5",
+    )
+    model(
+        "--p_mean",
+        type=number(-20, 20),
+        help="perturbation objective: mean of ln(sigma) in training; by default 0.2 above that of the data's standard "
+        "deviation, or with EDM's preconditioning -1.2",
+    )
+    model(
+        "--p_std",
+        type=number(0, 10),
+        help="perturbation objective: standard deviation of ln(sigma) in training; 1 by default, or with EDM's "
+        "preconditioning 1.2",
     )
     model("--class_conditional", action="store_true", help="train a network that is conditioned on class labels")
     model(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ...pipelines.calls import Callback
 from ...pipelines.pipeline_pfgm import PFGMPipeline
 from ...plots.image_grid import image_grid
 from ...utils.atomic_file import atomic_file
@@ -19,6 +20,7 @@ def draw_samples(
     class_labels: torch.Tensor | None = None,
     guidance_scale: float = 1.0,
     batch_size: int = 256,
+    callback_on_step_end: Callback | None = None,
 ) -> torch.Tensor:
     """Draw samples (count, C, H, W) in [0, 1]. Sample i has the seed i, so it does not depend on the batch size.
 
@@ -29,6 +31,7 @@ def draw_samples(
         class_labels: Class labels (count,). By default a class-conditional network gets all classes in turn.
         guidance_scale: Scale of classifier-free guidance; 1 means no guidance.
         batch_size: Number of samples drawn at a time.
+        callback_on_step_end: Called after each step, as by the pipeline.
     """
     if class_labels is None and pipeline.config.id2label is not None:
         class_labels = torch.arange(count) % len(pipeline.config.id2label)
@@ -45,6 +48,7 @@ def draw_samples(
                 output_type="pt",
                 class_labels=labels,
                 guidance_scale=guidance_scale,
+                callback_on_step_end=callback_on_step_end,
             ).images.cpu()
         )
     return torch.cat(images)

@@ -110,6 +110,8 @@ def make_objective(
             name: _rounded(value * std / EDM_SIGMA_DATA)
             for name, value in (("sigma_min", EDM_SIGMA_MIN), ("sigma_max", EDM_SIGMA_MAX))
         }
+    p_mean = p_mean if args.p_mean is None else args.p_mean
+    p_std = p_std if args.p_std is None else args.p_std
     parameterization = PoissonFlowScheduler(**options).parameterization
     objective = PerturbationObjective(parameterization, aug_dim, p_mean, p_std)
     limit = objective.max_norm(options["sigma_max"], images.channels * args.resolution**2)

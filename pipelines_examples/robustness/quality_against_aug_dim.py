@@ -1,0 +1,231 @@
+"""Train a network for each augmented dimension D and preconditioning, and compare their quality and robustness.
+
+    python pipelines_examples/robustness/quality_against_aug_dim.py
+
+The data are scikit-learn's digits, or labelled images by --train_data and --test_data. Each network is trained by
+training/train_pfgm.py with equal numbers of parameters, steps and images. The measure is the Fréchet distance between
+generated and test images in the features of a small classifier. It is measured for several numbers of network calls,
+with noise in each step (alpha sigma n, as in PFGM++, arXiv 2302.04265, section 5), and with rounded weights. The
+control is a network with D = infinity that is trained on the noise levels which samples have at D = 1.
+
+The script prints a table of means and standard deviations over seeds, and saves a figure. Results are kept in the
+output folder: the same command continues after an interruption, and more seeds can be added later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import diffusers_pfgm.examples  # noqa: F401 - names the extra if one of its packages is missing
+
+# isort: split
+import torch
+from matplotlib.figure import Figure
+
+from diffusers_pfgm import PFGMPipeline
+from diffusers_pfgm.examples.classifier import make_classifier, predict_classes, train_classifier
+from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
+from diffusers_pfgm.examples.launch import launch_training
+from diffusers_pfgm.examples.robustness import NoiseInSteps, round_weights
+from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
+from diffusers_pfgm.physics import PoissonKernel
+from diffusers_pfgm.physics.bounded_noise import sample_bounded
+from diffusers_pfgm.training.data.images import ImageTensors
+from diffusers_pfgm.training.data.labels import read_class_labels
+from diffusers_pfgm.training.data.source import open_images
+from diffusers_pfgm.training.run.samples import draw_samples
+from diffusers_pfgm.training.run.setup import P_MEAN, P_STD
+
+CONTROL = "control"  # D = infinity, trained on the noise levels of D = 1
+ROBUSTNESS_CALLS = 20  # network calls of the measurements with noise and with rounded weights
+
+
+class Variant(NamedTuple):
+    """One network that is trained: its preconditioning or CONTROL, D, the channels of its first block, and its seed."""
+
+    preconditioning: str
+    aug_dim: float
+    width: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.preconditioning}-D{self.aug_dim:g}-width{self.width}-seed{self.seed}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--train_data", help="labelled images, a folder or a parquet file; scikit-learn's digits by default")
+    add("--test_data", help="other labelled images, which the generated ones are compared with")
+    add("--resolution", type=int, default=8, help="height and width of the images")
+    add("--aug_dims", type=float, nargs="+", default=[1, 2, 5, 16, 64, 128, 2048, math.inf], help="values of D")
+    add("--preconditionings", nargs="+", choices=["student_t", "edm", CONTROL], default=["student_t", "edm", CONTROL])
+    add("--widths", type=int, nargs="+", default=[32], help="channels of the first block, multiples of 8")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    add("--max_train_steps", type=int, default=600, help="training steps of each network")
+    add("--train_batch_size", type=int, default=64, help="images of a training step")
+    add("--calls", type=int, nargs="+", default=[5, 10, 20], help="numbers of network calls")
+    add("--noises", type=float, nargs="*", default=[0.1, 0.2], help="values of alpha, the noise in each step")
+    add("--bits", type=int, nargs="*", default=[8, 5], help="numbers of bits of rounded weights")
+    add("--num_samples", type=int, default=2000, help="number of generated images")
+    add("--threads", type=int, help="CPU threads of a training; all by default")
+    add("--output_dir", type=Path, default=Path("quality-against-aug-dim"), help="output folder")
+    args = parser.parse_args(argv)
+    if (args.train_data is None) != (args.test_data is None):
+        parser.error("--train_data and --test_data must be passed together")
+    folder: Path = args.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.train_data is None:
+        args.train_data, args.test_data = (str(folder / f"{name}.parquet") for name in ("train", "test"))
+        for name, images, labels in zip((args.train_data, args.test_data), split_digits(), split_labels(), strict=True):
+            write_parquet(images, Path(name), labels)
+
+    images, labels = load(args.train_data, args.resolution)
+    test_images, test_labels = load(args.test_data, args.resolution)
+    torch.manual_seed(0)
+    classifier = make_classifier(images.shape[1], args.resolution, int(labels.max()) + 1)
+    train_classifier(classifier, images, labels, epochs=math.ceil(20_000 / len(images)))
+    accuracy = (predict_classes(classifier, test_images) == test_labels).double().mean().item()
+    distance = FrechetDistance(classifier[:-2], test_images)  # without dropout and the last layer
+    floor = distance(images[: args.num_samples])
+    print(f"The classifier is right on {100 * accuracy:.2f} % of {len(test_images):,} test images.")
+    print(f"Fréchet distance of {min(args.num_samples, len(images)):,} training images to them: {floor:.2f}\n")
+
+    results = []
+    for variant in variants(args):
+        path = folder / variant.name / "distances.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if not (folder / variant.name / f"checkpoint-{args.max_train_steps}").exists():
+            launch_training(training_options(variant, args, images), args.threads)
+        pipe = PFGMPipeline.from_pretrained(folder / variant.name)
+        pipe.set_progress_bar_config(disable=True)
+        for condition in conditions(args):
+            if condition not in known:
+                known[condition] = distance(samples_of(pipe, condition, args.num_samples) * 2 - 1)
+                path.write_text(json.dumps(known, indent=2))
+        results.append((variant, known))
+        print(f"{variant.name}: " + ", ".join(f"{name} {known[name]:.1f}" for name in conditions(args)), flush=True)
+    report(results, conditions(args), floor, folder)
+
+
+def load(name: str, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labelled images (K, C, R, R) in [-1, 1] and their class numbers (K,)."""
+    dataset = open_images(name)
+    return ImageTensors(dataset, resolution, center_crop=True).plain(), read_class_labels(dataset)[0]
+
+
+def variants(args: argparse.Namespace) -> list[Variant]:
+    """Return the networks to train. At D = infinity both preconditionings are EDM's."""
+    kinds = [
+        (name, aug_dim)
+        for name in args.preconditionings
+        for aug_dim in ([math.inf] if name == CONTROL else args.aug_dims)
+        if not (name == "student_t" and aug_dim == math.inf)
+    ]
+    return [Variant(*kind, width, seed) for seed in args.seeds for width in args.widths for kind in kinds]
+
+
+def training_options(variant: Variant, args: argparse.Namespace, images: torch.Tensor) -> list[str]:
+    """Write the configuration of a variant's network, and return the options of train_pfgm.py for it."""
+    folder = args.output_dir / variant.name
+    blocks = 2 if args.resolution <= 12 else 3
+    config = {
+        "in_channels": images.shape[1],
+        "out_channels": images.shape[1],
+        "layers_per_block": 1,
+        "block_out_channels": [variant.width] + [2 * variant.width] * (blocks - 1),
+        "down_block_types": ["DownBlock2D"] * blocks,
+        "up_block_types": ["UpBlock2D"] * blocks,
+        "norm_num_groups": 8,
+    }
+    path = args.output_dir / f"unet-width{variant.width}.json"
+    path.write_text(json.dumps(config, indent=2))
+    options = {
+        "dataset_name": args.train_data,
+        "resolution": args.resolution,
+        "model_config_name_or_path": path,
+        "aug_dim": variant.aug_dim,
+        "preconditioning": "edm" if variant.preconditioning == CONTROL else variant.preconditioning,
+        "train_batch_size": args.train_batch_size,
+        "max_train_steps": args.max_train_steps,
+        "learning_rate": 1e-3,
+        "lr_warmup_steps": min(100, args.max_train_steps // 2),
+        "seed": variant.seed,
+        "resume_from_checkpoint": "latest",
+        "logger": "none",
+        "output_dir": folder,
+    }
+    if variant.preconditioning == CONTROL:
+        options["p_mean"], options["p_std"] = levels_of_one_aug_dim(images)
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def levels_of_one_aug_dim(images: torch.Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of ln s, for the noise levels s that samples have in a training at D = 1."""
+    count, generator = 10_000, torch.Generator().manual_seed(0)
+    unit = torch.ones(count)
+    noise = sample_bounded(PoissonKernel(1.0), (count, *images.shape[1:]), unit, generator, unit.device, unit.dtype)
+    log_ratio = noise.flatten(1).square().mean(1).log() / 2  # ln(s / σ)
+    mean = math.log(images.std().item()) + P_MEAN + log_ratio.mean().item()
+    return mean, math.sqrt(P_STD**2 + log_ratio.var().item())
+
+
+def conditions(args: argparse.Namespace) -> list[str]:
+    """Return the names of the measurements of each network."""
+    calls = [f"{count} calls" for count in args.calls]
+    return calls + [f"noise {alpha:g}" for alpha in args.noises] + [f"{bits} bits" for bits in args.bits]
+
+
+def samples_of(pipe: PFGMPipeline, condition: str, count: int) -> torch.Tensor:
+    """Draw samples (count, C, H, W) in [0, 1] under one of the `conditions`."""
+    if condition.endswith("calls"):
+        return draw_samples(pipe, count, int(condition.split()[0]))
+    if condition.endswith("bits"):
+        rounded = PFGMPipeline(round_weights(pipe.unet, int(condition.split()[0])), pipe.scheduler)
+        rounded.set_progress_bar_config(disable=True)
+        return draw_samples(rounded, count, ROBUSTNESS_CALLS)
+    noise = NoiseInSteps(float(condition.split()[1]))
+    return draw_samples(pipe, count, ROBUSTNESS_CALLS, callback_on_step_end=noise)
+
+
+def report(results: list[tuple[Variant, dict[str, float]]], names: list[str], floor: float, folder: Path) -> None:
+    """Print the table of means and standard deviations over seeds, and save it with the figure and all values."""
+    groups: dict[tuple[str, int, float], list[list[float]]] = {}
+    for variant, distances in results:
+        key = (variant.preconditioning, variant.width, variant.aug_dim)
+        groups.setdefault(key, []).append([distances[name] for name in names])
+    means = {key: torch.tensor(values).mean(0).tolist() for key, values in groups.items()}
+    stds = {key: torch.tensor(values).std(0, correction=0).tolist() for key, values in groups.items()}
+    table = ["| preconditioning | width | D | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+    for (preconditioning, width, aug_dim), mean in means.items():
+        std = stds[preconditioning, width, aug_dim]
+        cells = [f"{value:.1f} ± {spread:.1f}" for value, spread in zip(mean, std, strict=True)]
+        table.append(f"| {preconditioning} | {width} | {aug_dim:g} | " + " | ".join(cells) + " |")
+    print("\nFréchet distances, mean and standard deviation over seeds\n\n" + "\n".join(table))
+    (folder / "table.md").write_text("\n".join(table) + "\n")
+
+    figure = Figure(figsize=(4 * len(names), 3.8), layout="constrained")
+    aug_dims = sorted({key[2] for key in means})
+    for number, (name, axes) in enumerate(zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True)):
+        for preconditioning, width in dict.fromkeys(key[:2] for key in means):
+            keys = [key for key in sorted(means) if key[:2] == (preconditioning, width)]
+            places = [aug_dims.index(key[2]) for key in keys]
+            values, spreads = ([column[key][number] for key in keys] for column in (means, stds))
+            label = f"{preconditioning}, width {width}"
+            axes.errorbar(places, values, spreads, marker="o", markersize=4, capsize=3, label=label)
+        axes.axhline(floor, color="gray", linestyle=":", label="training images")
+        axes.set_xticks(range(len(aug_dims)), ["∞" if math.isinf(D) else f"{D:g}" for D in aug_dims])
+        axes.set(title=name, xlabel="D", yscale="log")
+    figure.axes[0].set_ylabel("Fréchet distance")
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(folder / "quality-against-aug-dim.png", dpi=110)
+    print(f"\nTable and figure: {folder}")
+
+
+if __name__ == "__main__":
+    main()

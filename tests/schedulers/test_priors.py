@@ -90,7 +90,8 @@ def share_of_first_charge(size: int, aug_dim: float, prior: str | None) -> float
     """The share of 20,000 samples at the first of two charges, of which it is 3 of 10."""
     first = torch.full((size,), -(size**-0.5), dtype=torch.float64)
     charges = torch.cat([first.expand(3, size), -first.expand(7, size)])
-    flow = PoissonFlow(ChargeField(charges, aug_dim), PoissonFlowScheduler(aug_dim, prior=prior))
+    scheduler = PoissonFlowScheduler(aug_dim, prediction_type="sample", prior=prior)
+    flow = PoissonFlow(ChargeField(charges, aug_dim, "sample"), scheduler)
     samples = flow.sample((20_000, size), 12, seeded()).sample
     return ((samples - first).norm(dim=1) < 0.5).double().mean().item()
 
@@ -99,7 +100,8 @@ def test_digits_remain_equally_likely(digits: torch.Tensor) -> None:
     count = 100
     charges = digits[:count]
     for prior in (None, "hemisphere"):
-        flow = PoissonFlow(ChargeField(charges), PoissonFlowScheduler(prior=prior))
+        scheduler = PoissonFlowScheduler(prediction_type="sample", prior=prior)
+        flow = PoissonFlow(ChargeField(charges, prediction_type="sample"), scheduler)
         samples = flow.sample((6_000, 1, 8, 8), 20, seeded()).sample
         nearest = torch.cdist(samples.flatten(1), charges.flatten(1)).argmin(1)
         counts = torch.bincount(nearest, minlength=count).double()

@@ -20,7 +20,7 @@ from diffusers_pfgm.training.run import loop, outputs
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.validation import Validation
 
-TIMEOUT, SLOW = 3, 4
+TIMEOUT, SLOW = 2, 2.5
 fit_sigmas.FINE_STEPS = 10
 make_accelerator = loop.make_accelerator
 

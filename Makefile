@@ -2,15 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+# Python compiles the modules that it imports; compiling all others at installation takes longer than downloading them.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .ci/constraints.txt
 
-.PHONY: demo test test-oldest lint bench docs soak clean
+.PHONY: demo test pytest test-oldest lint bench docs soak clean
 
 demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/quickstart/demo.py
 
+test: $(VENV)/ready-test
+	$(MAKE) --jobs=2 --no-print-directory lint pytest
+
 # One thread for each process: threads that wait for each other are slower than none on small tensors.
-test: $(VENV)/ready-test lint
+pytest: $(VENV)/ready-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(VENV)/ready-test
@@ -32,15 +36,16 @@ docs: $(VENV)/ready-docs
 soak: $(VENV)/ready-test
 	$(BIN)/python -m tests.training.soak
 
-$(VENV)/ready-demo: pyproject.toml .ci/constraints.txt
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable '.[examples]'
+
+$(VENV)/ready-demo: pyproject.toml .ci/constraints.txt | $(BIN)/python
+	$(PIP) torch --editable '.[examples]'
 	touch $@
 
-$(VENV)/ready-test: $(VENV)/ready-demo
-	$(PIP) --editable '.[examples,test,dev]'
-	touch $@
+$(VENV)/ready-test: pyproject.toml .ci/constraints.txt | $(BIN)/python
+	$(PIP) torch --editable '.[examples,test,dev]'
+	touch $(VENV)/ready-demo $@
 
 $(VENV)/ready-docs: $(VENV)/ready-test
 	$(PIP) --editable '.[docs]'

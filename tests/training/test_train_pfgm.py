@@ -157,6 +157,9 @@ def test_a_missing_checkpoint_is_an_error(launch: Launcher, data: Path, tmp_path
         (["--gamma=1"], "--gamma belongs to --objective field, but --objective is perturbation"),
         (["--objective=field", "--charges=none"], "--charges none has no field to learn"),
         (["--max_train_steps=0"], "--max_train_steps: must be a whole number >= 1, but is 0"),
+        (["--preconditioning=none"], "--preconditioning must be student_t or edm with --objective perturbation"),
+        (["--objective=field", "--preconditioning=student_t"], "must be none or edm with --objective field"),
+        (["--objective=field", "--sigma_data=0.3"], "--sigma_data needs a preconditioning: pass --preconditioning edm"),
         (["--checkpointing_steps=-1"], "--checkpointing_steps: must be a whole number >= 1"),
         (["--dataset_name="], "--dataset_name is empty. Leave it out, or pass a value"),
         (["--output_dir", " "], "--output_dir is empty"),
@@ -174,6 +177,7 @@ def test_defaults_depend_on_the_objective() -> None:
         parse_args(None, options) for options in (["--objective=field"], [], ["--preconditioning=edm"])
     )
     assert field.gamma == 5.0 and field.field_batch_size == 2048 and field.charges == "auto"
+    assert field.preconditioning == "none" and field.sigma_data is None
     assert perturbation.aug_dim == 1.0 and perturbation.preconditioning == "student_t"
     assert perturbation.charges == "none" and perturbation.sigma_data is None
     assert edm.sigma_data == parse_args(None, ["--aug_dim=inf"]).sigma_data == 0.5
@@ -275,6 +279,9 @@ def test_options_reach_objective_and_scheduler(data: Path) -> None:
     options = ["--resolution=8", "--objective=field", "--gamma=3"]
     objective, scheduler = make_objective(parse_args(None, options), images)
     assert objective.parameterization.gamma == scheduler.config.gamma == 3
+    assert scheduler.config.sigma_data is None
+    objective, scheduler = make_objective(parse_args(None, [*options, "--preconditioning=edm"]), images)
+    assert objective.parameterization == scheduler.parameterization and scheduler.config.sigma_data == 0.5
     options = ["--objective=perturbation", "--aug_dim=64", "--prediction_type=v_prediction", "--sigma_data=0.3"]
     objective, scheduler = make_objective(parse_args(None, options), images)
     assert objective.kernel.aug_dim == scheduler.config.aug_dim == 64

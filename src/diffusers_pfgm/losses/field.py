@@ -29,7 +29,7 @@ from ..physics.class_charges import ClassCharges
 from ..physics.field import normalized_field
 from ..physics.parameterization import Parameterization
 from ..physics.perturbation import PFGMHyperparameters, perturb
-from ..physics.tensors import Generators
+from ..physics.tensors import Generators, append_dims
 from .charge_targets import target_of_charges
 from .loss_output import LossOutput, mean_squares
 
@@ -40,6 +40,8 @@ class FieldObjective:
     Args:
         hyperparameters: hyperparameters of the perturbation, from `recommend_hyperparameters`.
         gamma: γ of the normalized field, in data units. Defaults to 5.
+        sigma_data: standard deviation of the data. The network's input is then x/√(z² + sigma_data²) and its timestep
+            ln(z)/4, as with EDM's preconditioning. None, the default, for the paper's network, which receives x and z.
 
     Examples:
         >>> from diffusers_pfgm import ChargeField, recommend_hyperparameters
@@ -50,9 +52,11 @@ class FieldObjective:
         True
     """
 
-    def __init__(self, hyperparameters: PFGMHyperparameters, gamma: float = 5.0) -> None:
+    def __init__(
+        self, hyperparameters: PFGMHyperparameters, gamma: float = 5.0, sigma_data: float | None = None
+    ) -> None:
         self.hyperparameters = hyperparameters
-        self.parameterization = Parameterization("field", gamma)
+        self.parameterization = Parameterization("field", gamma, sigma_data)
 
     def __call__(
         self,
@@ -67,7 +71,8 @@ class FieldObjective:
         """Compute the loss of `model` on a batch.
 
         Args:
-            model: called as `model(x, z, **model_kwargs).sample`; returns C + 1 channels.
+            model: called as `model(x, z, **model_kwargs).sample`, with `sigma_data` as `model(c_in x, c_noise, ...)`;
+                returns C + 1 channels.
             clean: clean samples y to perturb, (B, C, *), in data units.
             charges: charges y_i whose field is learned, (K, C, *), in data units, usually K ≥ B and including `clean`;
                 by default `clean`. If they stay the same between calls, `Charges`, or `ClassCharges` with class labels.
@@ -94,7 +99,8 @@ class FieldObjective:
         target = target_of_charges(
             lambda x, z, charges: normalized_field(x, z, charges, gamma), x, z, charges, class_labels, charge_labels
         )
-        output = model(x, z, **model_kwargs).sample
+        model_input, timestep, _ = self.parameterization.model_input(x, append_dims(z, x.ndim))
+        output = model(model_input, timestep, **model_kwargs).sample
         self.parameterization.check_output(output, clean)
         v_x = output[:, :-1].flatten(1)
         v_z = output[:, -1:].flatten(1).mean(1, keepdim=True)

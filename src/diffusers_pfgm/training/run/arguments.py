@@ -12,7 +12,7 @@ from .script_errors import ScriptParser
 
 # The options of each objective, with their defaults. None: the value follows from the data or the preconditioning.
 OBJECTIVE_DEFAULTS: dict[str, dict[str, float | str | None]] = {
-    "field": {"charges": "auto", "field_batch_size": 2048, "gamma": 5.0},
+    "field": {"charges": "auto", "field_batch_size": 2048, "gamma": 5.0, "preconditioning": "none", "sigma_data": None},
     "perturbation": {
         "charges": "none",
         "field_batch_size": 2048,
@@ -115,15 +115,15 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     )
     model(
         "--preconditioning",
-        choices=["student_t", "edm"],
+        choices=["student_t", "edm", "none"],
         help="perturbation objective: scale inputs and outputs by the noise level that is estimated from each image "
-        "(student_t, the default), or by sigma as in EDM. With D = inf both are EDM's",
+        "(student_t, the default), or by sigma as in EDM. With D = inf both are EDM's. Field objective: none, the "
+        "default, for the paper's network, or edm to scale its inputs",
     )
     model(
         "--sigma_data",
         type=number(0.01, 100),
-        help="perturbation objective: standard deviation of the data; by default that of the images, or with EDM's "
-        "preconditioning 0.5",
+        help="standard deviation of the data; by default that of the images, or with EDM's preconditioning 0.5",
     )
     model(
         "--p_mean",
@@ -232,6 +232,14 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         args.preconditioning = "edm"
     if args.preconditioning == "edm" and args.sigma_data is None:
         args.sigma_data = EDM_SIGMA_DATA
+    allowed = ("none", "edm") if args.objective == "field" else ("student_t", "edm")
+    if args.preconditioning not in allowed:
+        parser.error(
+            f"--preconditioning must be {' or '.join(allowed)} with --objective {args.objective}, but is "
+            f"{args.preconditioning}"
+        )
+    if args.sigma_data is not None and args.preconditioning == "none":
+        parser.error("--sigma_data needs a preconditioning: pass --preconditioning edm, or leave it out")
     if args.objective == "field" and args.charges == "none":
         parser.error("--charges none has no field to learn: leave it out, or use --objective perturbation")
     return args

@@ -81,8 +81,8 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         ValueError: if a setting differs. The message lists each with its saved and its current value.
     """
     objective = str(saved.get("objective"))
-    if objective == "perturbation":  # version 0.1.0 had EDM's preconditioning only, and did not save its name
-        saved = {"preconditioning": "edm", **saved}
+    if objective in OBJECTIVE_DEFAULTS and saved.get("preconditioning") is None:  # version 0.1.0 had one for each
+        saved = {**saved, "preconditioning": "edm" if objective == "perturbation" else "none"}
     used = OBJECTIVE_DEFAULTS.get(objective, {})
     unused = {name for names in OBJECTIVE_DEFAULTS.values() for name in names if used and name not in used}
     differing = differences(*({k: v for k, v in each.items() if k not in unused} for each in (saved, current)))

@@ -92,9 +92,13 @@ def make_objective(
         mean_norm = broadcast_from_main(images.statistics()).mean_norm
         values = _hyperparameters(mean_norm, images.channels * args.resolution**2)
         scheduler = PoissonFlowScheduler(
-            sigma_max=values.z_max, max_norm=values.upper_norm, gamma=args.gamma, M=values.M
+            sigma_max=values.z_max,
+            max_norm=values.upper_norm,
+            gamma=args.gamma,
+            M=values.M,
+            sigma_data=args.sigma_data,
         )
-        return FieldObjective(values, args.gamma), scheduler
+        return FieldObjective(values, args.gamma, args.sigma_data), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
     options: dict[str, Any] = {"aug_dim": aug_dim, "prediction_type": args.prediction_type}
     p_mean, p_std = EDM_P_MEAN, EDM_P_STD

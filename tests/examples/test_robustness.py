@@ -13,6 +13,8 @@ from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples import launch
 from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
 from diffusers_pfgm.examples.robustness import NoiseInSteps, round_weights
+from diffusers_pfgm.training.data.images import ImageTensors
+from diffusers_pfgm.training.data.source import open_images
 from tests.networks import make_smallest_unet
 from tests.scripts import load_script
 
@@ -122,3 +124,28 @@ def test_data_are_passed_together(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_script("quality_against_aug_dim").main(["--train_data", "images.parquet"])
     assert "--train_data and --test_data must be passed together" in capsys.readouterr().err
+
+
+def test_field_errors_of_models_in_bands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = load_script("field_error")
+    train, test = split_digits()
+    for name, images in (("train", train), ("test", test)):
+        write_parquet(images, tmp_path / f"{name}.parquet")
+    charges = ImageTensors(open_images(str(tmp_path / "train.parquet")), 8).plain()
+    saved = {
+        "exact": PFGMPipeline(ChargeField(charges), PoissonFlowScheduler()),
+        "random": PFGMPipeline(make_smallest_unet(2), PoissonFlowScheduler()),
+        "D = 5": PFGMPipeline(ChargeField(charges, 5.0), PoissonFlowScheduler(5.0)),
+    }
+    monkeypatch.setattr(PFGMPipeline, "from_pretrained", saved.__getitem__)
+    data = ["--train_data", str(tmp_path / "train.parquet"), "--test_data", str(tmp_path / "test.parquet")]
+    example.main(["--models", "random", "exact", *data, "--num_points", "200"])
+    *_, header, _, random, exact = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert header[1] == "0 < z < 0.1" and header[-1] == "all" and len(header) == len(exact) == len(random)
+    assert all(float(error) < 1e-8 for error in exact[1:])
+    assert all(float(error) > 1e-2 for error in random[1:])
+    with pytest.raises(SystemExit):
+        example.main(["--models", "D = 5", *data])
+    assert "'D = 5' must have aug_dim = 1 and no classes" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""Measure the error of models' normalized fields at held-out points, in bands of z.
+
+    python pipelines_examples/physics/field_error.py --models pfgm-mnist pfgm-mnist-field \\
+        --train_data mnist-parquet/train.parquet --test_data mnist-parquet/test.parquet
+
+Test images are perturbed as in the paper (PFGM, arXiv 2209.11178, Algorithm 2). At each point the normalized field of a
+model, which follows from its x̂ whatever the network predicts, is compared with the exact field of all training images.
+The mean squared error over the N + 1 components is the paper's loss. The models must have D = 1 and no classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+
+import torch
+
+from diffusers_pfgm import Charges, PFGMPipeline, PoissonFlow, normalized_field, recommend_hyperparameters
+from diffusers_pfgm.physics.perturbation import perturb
+from diffusers_pfgm.pipelines.inputs import PIL_MODES
+from diffusers_pfgm.training.data.images import ImageTensors
+from diffusers_pfgm.training.data.source import open_images
+
+EDGES = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, float("inf")]  # of the bands of z
+BATCH_SIZE = 100
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", required=True, help="folders or Hub ids of pipelines with D = 1")
+    parser.add_argument("--train_data", required=True, help="images that generate the exact field")
+    parser.add_argument("--test_data", required=True, help="other images, which are perturbed")
+    parser.add_argument("--num_points", type=int, default=2000, help="number of points")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the perturbation")
+    args = parser.parse_args(argv)
+    pipes = [PFGMPipeline.from_pretrained(name) for name in args.models]
+    for name, pipe in zip(args.models, pipes, strict=True):
+        if pipe.scheduler.config.aug_dim != 1 or pipe.config.id2label is not None:
+            parser.error(f"--models: {name!r} must have aug_dim = 1 and no classes")
+    unet = pipes[0].unet
+    images, test_images = (
+        ImageTensors(
+            open_images(name), unet.config.sample_size, mode=PIL_MODES[unet.config.in_channels], center_crop=True
+        ).plain()
+        for name in (args.train_data, args.test_data)
+    )
+    charges = Charges(images)
+    mean_norm = images.flatten(1).norm(dim=1).mean().item()
+    hyperparameters = recommend_hyperparameters(mean_norm, images[0].numel())
+    rows = torch.arange(args.num_points) % len(test_images)
+    x, z = perturb(test_images[rows], hyperparameters, generator=torch.Generator().manual_seed(args.seed))
+    z_max = min(pipe.scheduler.config.sigma_max for pipe in pipes)
+    inside = (z < z_max) & (z > max(pipe.scheduler.config.sigma_min for pipe in pipes))
+    x, z = x[inside], z[inside]
+    exact = torch.cat(
+        [
+            normalized_field(points, radii, charges)
+            for points, radii in zip(x.split(BATCH_SIZE), z.split(BATCH_SIZE), strict=True)
+        ]
+    )
+    bands = torch.bucketize(z, torch.tensor(EDGES[1:-1]))
+    print(f"{len(x):,} points, exact field of {len(images):,} images\n")
+    names = [f"{low:g} < z < {high:g}" for low, high in pairwise([*EDGES[:-1], z_max])]
+    print("| model | " + " | ".join(names) + " | all |")
+    print("|---" * (len(EDGES) + 1) + "|")
+    for name, pipe in zip(args.models, pipes, strict=True):
+        flow = PoissonFlow(pipe.unet, pipe.scheduler)
+        with torch.no_grad():
+            field = torch.cat(
+                [
+                    flow.normalized_field(points, radii)
+                    for points, radii in zip(x.split(BATCH_SIZE), z.split(BATCH_SIZE), strict=True)
+                ]
+            )
+        errors = (field - exact).square().mean(1)
+        means = [errors[bands == band].mean().item() for band in range(len(EDGES) - 1)]
+        print(f"| {name} | " + " | ".join(f"{mean:.2e}" for mean in [*means, errors.mean().item()]) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/quickstart/demo.py
 
 test: $(VENV)/ready-test
-	$(MAKE) --jobs=2 --no-print-directory lint pytest
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory lint pytest
 
 # One thread for each process: threads that wait for each other are slower than none on small tensors.
 pytest: $(VENV)/ready-test
@@ -36,14 +36,14 @@ docs: $(VENV)/ready-docs
 soak: $(VENV)/ready-test
 	$(BIN)/python -m tests.training.soak
 
-$(BIN)/python:
+$(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/ready-demo: pyproject.toml .ci/constraints.txt | $(BIN)/python
+$(VENV)/ready-demo: pyproject.toml .ci/constraints.txt | $(BIN)/pip
 	$(PIP) torch --editable '.[examples]'
 	touch $@
 
-$(VENV)/ready-test: pyproject.toml .ci/constraints.txt | $(BIN)/python
+$(VENV)/ready-test: pyproject.toml .ci/constraints.txt | $(BIN)/pip
 	$(PIP) torch --editable '.[examples,test,dev]'
 	touch $(VENV)/ready-demo $@
 

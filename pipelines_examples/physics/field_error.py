@@ -20,8 +20,9 @@ from diffusers_pfgm.physics.perturbation import perturb
 from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
+from diffusers_pfgm.training.run.option_types import positive
 
-EDGES = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, float("inf")]  # of the bands of z
+EDGES = [0.1, 0.3, 1.0, 3.0, 10.0]  # of the bands of z
 BATCH_SIZE = 100
 
 
@@ -30,14 +31,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", required=True, help="folders or Hub ids of pipelines with D = 1")
     parser.add_argument("--train_data", required=True, help="images that generate the exact field")
     parser.add_argument("--test_data", required=True, help="other images, which are perturbed")
-    parser.add_argument("--num_points", type=int, default=2000, help="number of points")
+    parser.add_argument("--num_points", type=positive, default=2000, help="number of points")
     parser.add_argument("--seed", type=int, default=0, help="seed of the perturbation")
     args = parser.parse_args(argv)
     pipes = [PFGMPipeline.from_pretrained(name) for name in args.models]
     for name, pipe in zip(args.models, pipes, strict=True):
-        if pipe.scheduler.config.aug_dim != 1 or pipe.config.id2label is not None:
+        if pipe.scheduler.config.get("aug_dim") != 1 or pipe.config.id2label is not None:
             parser.error(f"--models: {name!r} must have aug_dim = 1 and no classes")
     unet = pipes[0].unet
+    shapes = [(pipe.unet.config.sample_size, pipe.unet.config.in_channels) for pipe in pipes]
+    if len({*shapes}) > 1:
+        parser.error(f"--models must have the same size and channels of images, but have {shapes}")
     images, test_images = (
         ImageTensors(
             open_images(name), unet.config.sample_size, mode=PIL_MODES[unet.config.in_channels], center_crop=True
@@ -49,8 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     hyperparameters = recommend_hyperparameters(mean_norm, images[0].numel())
     rows = torch.arange(args.num_points) % len(test_images)
     x, z = perturb(test_images[rows], hyperparameters, generator=torch.Generator().manual_seed(args.seed))
+    z_min = max(pipe.scheduler.config.sigma_min for pipe in pipes)
     z_max = min(pipe.scheduler.config.sigma_max for pipe in pipes)
-    inside = (z < z_max) & (z > max(pipe.scheduler.config.sigma_min for pipe in pipes))
+    inside = (z > z_min) & (z < z_max)
     x, z = x[inside], z[inside]
     exact = torch.cat(
         [
@@ -58,11 +63,12 @@ def main(argv: list[str] | None = None) -> None:
             for points, radii in zip(x.split(BATCH_SIZE), z.split(BATCH_SIZE), strict=True)
         ]
     )
-    bands = torch.bucketize(z, torch.tensor(EDGES[1:-1]))
+    edges = [z_min, *(edge for edge in EDGES if z_min < edge < z_max), z_max]
+    bands = torch.bucketize(z, torch.tensor(edges[1:-1]))
     print(f"{len(x):,} points, exact field of {len(images):,} images\n")
-    names = [f"{low:g} < z < {high:g}" for low, high in pairwise([*EDGES[:-1], z_max])]
+    names = [f"{low:g} < z < {high:g}" for low, high in pairwise(edges)]
     print("| model | " + " | ".join(names) + " | all |")
-    print("|---" * (len(EDGES) + 1) + "|")
+    print("|---" * (len(names) + 2) + "|")
     for name, pipe in zip(args.models, pipes, strict=True):
         flow = PoissonFlow(pipe.unet, pipe.scheduler)
         with torch.no_grad():
@@ -73,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
                 ]
             )
         errors = (field - exact).square().mean(1)
-        means = [errors[bands == band].mean().item() for band in range(len(EDGES) - 1)]
+        means = [errors[bands == band].mean().item() for band in range(len(names))]
         print(f"| {name} | " + " | ".join(f"{mean:.2e}" for mean in [*means, errors.mean().item()]) + " |")
 
 

@@ -24,6 +24,8 @@ from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots import plot_field_lines
 from diffusers_pfgm.plots.image_grid import image_grid
 
+TRAINING = Path(__file__).resolve().parents[2] / "training" / "train_pfgm.py"
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         options.append("--overwrite_output_dir")
     write_parquet(train, folder / "digits.parquet")
     write_parquet(held_out, folder / "held-out.parquet")
-    launch_training(options)
+    launch_training(TRAINING, options)
 
     print("\n3. Generation with the saved pipeline")
     trained = PFGMPipeline.from_pretrained(folder / "model")

@@ -3,13 +3,14 @@
     python pipelines_examples/robustness/quality_against_aug_dim.py
 
 The data are scikit-learn's digits, or labelled images by --train_data and --test_data. Each network is trained by
-training/train_pfgm.py with equal numbers of parameters, steps and images. The measure is the Fréchet distance between
-generated and test images in the features of a small classifier. It is measured for several numbers of network calls,
-with noise in each step (alpha sigma n, as in PFGM++, arXiv 2302.04265, section 5), and with rounded weights. The
-control is a network with D = infinity that is trained on the noise levels which samples have at D = 1.
+training/train_pfgm.py for as many steps, with its default noise levels. The measure is the Fréchet distance between
+generated and test images in the features of a small classifier, for several numbers of network calls, with noise in
+each step (alpha sigma n, as in PFGM++, arXiv 2302.04265, section 5), and with rounded weights. The control is a network
+with D = infinity whose training has noise levels with the logarithmic mean and spread of those at D = 1.
 
 The script prints a table of means and standard deviations over seeds, and saves a figure. Results are kept in the
-output folder: the same command continues after an interruption, and more seeds can be added later.
+output folder: the same command continues after an interruption, and variants can be added later. Other data, steps or
+sample numbers need another output folder.
 """
 
 from __future__ import annotations
@@ -27,20 +28,27 @@ import torch
 from matplotlib.figure import Figure
 
 from diffusers_pfgm import PFGMPipeline
-from diffusers_pfgm.examples.classifier import make_classifier, predict_classes, train_classifier
+from diffusers_pfgm.examples.classifier import load_labelled_images, make_classifier, predict_classes, train_classifier
 from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
-from diffusers_pfgm.examples.launch import launch_training
+from diffusers_pfgm.examples.launch import has_ended, launch_training
 from diffusers_pfgm.examples.robustness import NoiseInSteps, round_weights
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.physics import PoissonKernel
-from diffusers_pfgm.physics.bounded_noise import sample_bounded
+from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM, sample_bounded
+from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.labels import read_class_labels
 from diffusers_pfgm.training.data.source import open_images
+from diffusers_pfgm.training.data.statistics import DataStatistics
+from diffusers_pfgm.training.run.objectives import LEAST_STD, P_MEAN, P_STD
+from diffusers_pfgm.training.run.option_types import integer, number
 from diffusers_pfgm.training.run.samples import draw_samples
-from diffusers_pfgm.training.run.setup import P_MEAN, P_STD
+from diffusers_pfgm.training.run.settings import differences
+from diffusers_pfgm.utils.atomic_file import atomic_file
 
-CONTROL = "control"  # D = infinity, trained on the noise levels of D = 1
+TRAINING = Path(__file__).resolve().parents[2] / "training" / "train_pfgm.py"
+CONTROL = "control"  # D = infinity, trained on noise levels like those of D = 1
+SETTINGS = ("train_data", "test_data", "resolution", "max_train_steps", "train_batch_size", "num_samples")
 ROBUSTNESS_CALLS = 20  # network calls of the measurements with noise and with rounded weights
 
 
@@ -62,18 +70,19 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--train_data", help="labelled images, a folder or a parquet file; scikit-learn's digits by default")
     add("--test_data", help="other labelled images, which the generated ones are compared with")
-    add("--resolution", type=int, default=8, help="height and width of the images")
-    add("--aug_dims", type=float, nargs="+", default=[1, 2, 5, 16, 64, 128, 2048, math.inf], help="values of D")
+    add("--resolution", type=integer(4), default=8, help="height and width of the images")
+    aug_dim = number(LEAST_AUG_DIM, or_infinity=True)
+    add("--aug_dims", type=aug_dim, nargs="+", default=[1, 2, 5, 16, 64, 128, 2048, math.inf], help="values of D")
     add("--preconditionings", nargs="+", choices=["student_t", "edm", CONTROL], default=["student_t", "edm", CONTROL])
-    add("--widths", type=int, nargs="+", default=[32], help="channels of the first block, multiples of 8")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
-    add("--max_train_steps", type=int, default=600, help="training steps of each network")
-    add("--train_batch_size", type=int, default=64, help="images of a training step")
-    add("--calls", type=int, nargs="+", default=[5, 10, 20], help="numbers of network calls")
-    add("--noises", type=float, nargs="*", default=[0.1, 0.2], help="values of alpha, the noise in each step")
-    add("--bits", type=int, nargs="*", default=[8, 5], help="numbers of bits of rounded weights")
-    add("--num_samples", type=int, default=2000, help="number of generated images")
-    add("--threads", type=int, help="CPU threads of a training; all by default")
+    add("--widths", type=integer(8), nargs="+", default=[32], help="channels of the first block, multiples of 8")
+    add("--seeds", type=integer(0), nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    add("--max_train_steps", type=integer(1), default=600, help="training steps of each network")
+    add("--train_batch_size", type=integer(1), default=64, help="images of a training step")
+    add("--calls", type=integer(1), nargs="+", default=[5, 10, 20], help="numbers of network calls")
+    add("--noises", type=number(0, 1), nargs="*", default=[0.1, 0.2], help="values of alpha, the noise in each step")
+    add("--bits", type=integer(2), nargs="*", default=[8, 5], help="numbers of bits of rounded weights")
+    add("--num_samples", type=integer(2), default=2000, help="number of generated images")
+    add("--threads", type=integer(1), help="CPU threads of a training; all by default")
     add("--output_dir", type=Path, default=Path("quality-against-aug-dim"), help="output folder")
     args = parser.parse_args(argv)
     if (args.train_data is None) != (args.test_data is None):
@@ -85,10 +94,13 @@ def main(argv: list[str] | None = None) -> None:
         for name, images, labels in zip((args.train_data, args.test_data), split_digits(), split_labels(), strict=True):
             write_parquet(images, Path(name), labels)
 
-    images, labels = load(args.train_data, args.resolution)
-    test_images, test_labels = load(args.test_data, args.resolution)
+    check_output_folder(args)
+    id2label = read_class_labels(open_images(args.train_data))[1]
+    mode = PIL_MODES[ImageTensors(open_images(args.train_data), args.resolution, center_crop=True).channels]
+    images, labels = load_labelled_images(args.train_data, args.resolution, mode, id2label)
+    test_images, test_labels = load_labelled_images(args.test_data, args.resolution, mode, id2label)
     torch.manual_seed(0)
-    classifier = make_classifier(images.shape[1], args.resolution, int(labels.max()) + 1)
+    classifier = make_classifier(images.shape[1], args.resolution, len(id2label))
     train_classifier(classifier, images, labels, epochs=math.ceil(20_000 / len(images)))
     accuracy = (predict_classes(classifier, test_images) == test_labels).double().mean().item()
     distance = FrechetDistance(classifier[:-2], test_images)  # without dropout and the last layer
@@ -100,33 +112,42 @@ def main(argv: list[str] | None = None) -> None:
     for variant in variants(args):
         path = folder / variant.name / "distances.json"
         known = json.loads(path.read_text()) if path.exists() else {}
-        if not (folder / variant.name / f"checkpoint-{args.max_train_steps}").exists():
-            launch_training(training_options(variant, args, images), args.threads)
+        if not has_ended(folder / variant.name):
+            launch_training(TRAINING, training_options(variant, args, images), args.threads)
+            if not has_ended(folder / variant.name):
+                raise SystemExit("The training was stopped. Start the same command again to continue.")
         pipe = PFGMPipeline.from_pretrained(folder / variant.name)
         pipe.set_progress_bar_config(disable=True)
         for condition in conditions(args):
             if condition not in known:
                 known[condition] = distance(samples_of(pipe, condition, args.num_samples) * 2 - 1)
-                path.write_text(json.dumps(known, indent=2))
+                with atomic_file(path) as partial:
+                    partial.write_text(json.dumps(known, indent=2))
         results.append((variant, known))
         print(f"{variant.name}: " + ", ".join(f"{name} {known[name]:.1f}" for name in conditions(args)), flush=True)
     report(results, conditions(args), floor, folder)
 
 
-def load(name: str, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return labelled images (K, C, R, R) in [-1, 1] and their class numbers (K,)."""
-    dataset = open_images(name)
-    return ImageTensors(dataset, resolution, center_crop=True).plain(), read_class_labels(dataset)[0]
+def check_output_folder(args: argparse.Namespace) -> None:
+    """Check that the results in the output folder have the same settings, or note the settings in a new folder."""
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    path = args.output_dir / "settings.json"
+    saved = json.loads(path.read_text()) if path.exists() else settings
+    if saved != settings:
+        raise SystemExit(
+            f"--output_dir {args.output_dir} has results with other settings: "
+            f"{', '.join(differences(saved, settings))}. Pass the same settings, or another --output_dir."
+        )
+    path.write_text(json.dumps(settings, indent=2))
 
 
 def variants(args: argparse.Namespace) -> list[Variant]:
     """Return the networks to train. At D = infinity both preconditionings are EDM's."""
-    kinds = [
-        (name, aug_dim)
+    kinds = dict.fromkeys(
+        ("edm" if name == "student_t" and aug_dim == math.inf else name, aug_dim)
         for name in args.preconditionings
         for aug_dim in ([math.inf] if name == CONTROL else args.aug_dims)
-        if not (name == "student_t" and aug_dim == math.inf)
-    ]
+    )
     return [Variant(*kind, width, seed) for seed in args.seeds for width in args.widths for kind in kinds]
 
 
@@ -171,7 +192,8 @@ def levels_of_one_aug_dim(images: torch.Tensor) -> tuple[float, float]:
     unit = torch.ones(count)
     noise = sample_bounded(PoissonKernel(1.0), (count, *images.shape[1:]), unit, generator, unit.device, unit.dtype)
     log_ratio = noise.flatten(1).square().mean(1).log() / 2  # ln(s / σ)
-    mean = math.log(images.std().item()) + P_MEAN + log_ratio.mean().item()
+    std = max(DataStatistics.of_images([images]).std, LEAST_STD)
+    mean = math.log(std) + P_MEAN + log_ratio.mean().item()
     return mean, math.sqrt(P_STD**2 + log_ratio.var().item())
 
 
@@ -201,21 +223,21 @@ def report(results: list[tuple[Variant, dict[str, float]]], names: list[str], fl
         groups.setdefault(key, []).append([distances[name] for name in names])
     means = {key: torch.tensor(values).mean(0).tolist() for key, values in groups.items()}
     stds = {key: torch.tensor(values).std(0, correction=0).tolist() for key, values in groups.items()}
-    table = ["| preconditioning | width | D | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+    lines = ["| preconditioning | width | D | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
     for (preconditioning, width, aug_dim), mean in means.items():
         std = stds[preconditioning, width, aug_dim]
         cells = [f"{value:.1f} ± {spread:.1f}" for value, spread in zip(mean, std, strict=True)]
-        table.append(f"| {preconditioning} | {width} | {aug_dim:g} | " + " | ".join(cells) + " |")
-    print("\nFréchet distances, mean and standard deviation over seeds\n\n" + "\n".join(table))
-    (folder / "table.md").write_text("\n".join(table) + "\n")
+        lines.append(f"| {preconditioning} | {width} | {aug_dim:g} | " + " | ".join(cells) + " |")
+    print("\nFréchet distances, mean and standard deviation over seeds\n\n" + "\n".join(lines))
+    (folder / "table.md").write_text("\n".join(lines) + "\n")
 
     figure = Figure(figsize=(4 * len(names), 3.8), layout="constrained")
     aug_dims = sorted({key[2] for key in means})
-    for number, (name, axes) in enumerate(zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True)):
+    for column, (name, axes) in enumerate(zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True)):
         for preconditioning, width in dict.fromkeys(key[:2] for key in means):
             keys = [key for key in sorted(means) if key[:2] == (preconditioning, width)]
             places = [aug_dims.index(key[2]) for key in keys]
-            values, spreads = ([column[key][number] for key in keys] for column in (means, stds))
+            values, spreads = ([table[key][column] for key in keys] for table in (means, stds))
             label = f"{preconditioning}, width {width}"
             axes.errorbar(places, values, spreads, marker="o", markersize=4, capsize=3, label=label)
         axes.axhline(floor, color="gray", linestyle=":", label="training images")

@@ -1,6 +1,7 @@
 """The comparison of augmented dimensions, and the errors that it adds to trained models."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples import launch
+from diffusers_pfgm.examples.classifier import load_labelled_images
 from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
 from diffusers_pfgm.examples.robustness import NoiseInSteps, round_weights
 from diffusers_pfgm.training.data.images import ImageTensors
@@ -51,10 +53,10 @@ def test_rounded_weights_are_multiples_of_the_scale_of_their_channel(bits: int) 
 
 
 def test_digits_have_their_labels(tmp_path: Path) -> None:
-    example = load_script("quality_against_aug_dim")
     for images, labels in zip(split_digits(), split_labels(), strict=True):
         write_parquet(images, tmp_path / "digits.parquet", labels)
-        loaded, numbers = example.load(str(tmp_path / "digits.parquet"), 8)
+        id2label = {number: str(number) for number in range(10)}
+        loaded, numbers = load_labelled_images(str(tmp_path / "digits.parquet"), 8, "L", id2label)
         assert torch.equal(numbers, labels) and (loaded - images).abs().max() < 1 / 127
 
 
@@ -65,8 +67,8 @@ def test_control_has_the_noise_levels_of_one_augmented_dimension() -> None:
     mean, std = example.levels_of_one_aug_dim(images)
     normal = torch.randn(200_000, generator=torch.Generator().manual_seed(1)).abs()
     logs = -normal[normal > 0.25].log()  # the noise is at most 4 σ
-    assert mean == pytest.approx(torch.tensor(0.5).log().item() + 0.2 + logs.mean().item(), abs=0.02)
-    assert std == pytest.approx((1 + logs.var().item()) ** 0.5, abs=0.02)
+    assert mean == pytest.approx(math.log(0.5) - 0.3 + logs.mean().item(), abs=0.02)
+    assert std == pytest.approx((1.3**2 + logs.var().item()) ** 0.5, abs=0.02)
 
 
 def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
         unet = UNet2DModel.from_config(config, sample_size=8)
         pipe = PFGMPipeline(unet, PoissonFlowScheduler(prediction_type="sample"))
         pipe.save_pretrained(folder)
-        (folder / f"checkpoint-{options['max_train_steps']}").mkdir()
+        (folder / "log.jsonl").write_text('{"event": "end", "step": 2, "time": 0}\n')
 
     monkeypatch.setattr(launch.subprocess, "run", train)
     options = [
@@ -104,7 +106,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     for seeds in (["0"], ["0", "1"]):
         load_script("quality_against_aug_dim").main([*options, "--seeds", *seeds])
     names = [(each["preconditioning"], each["aug_dim"], each["seed"]) for each in trained]
-    assert names[:4] == [("student_t", "1.0", "0"), ("edm", "1.0", "0"), ("edm", "inf", "0"), ("edm", "inf", "0")]
+    assert names[:4] == [("student_t", "1.0", "0"), ("edm", "inf", "0"), ("edm", "1.0", "0"), ("edm", "inf", "0")]
     assert [seed for *_, seed in names[4:]] == ["1"] * 4  # those of seed 0 are kept
     assert [("p_mean" in each) for each in trained] == [False, False, False, True] * 2
     table = (tmp_path / "table.md").read_text()
@@ -115,6 +117,8 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     )
     first = json.loads((tmp_path / "student_t-D1-width8-seed0" / "distances.json").read_text())
     second = json.loads((tmp_path / "student_t-D1-width8-seed1" / "distances.json").read_text())
+    with pytest.raises(SystemExit, match="max_train_steps was 2 and is 3"):
+        load_script("quality_against_aug_dim").main([*options, "--max_train_steps", "3"])
     mean = (first["2 calls"] + second["2 calls"]) / 2
     assert f"| student_t | 8 | 1 | {mean:.1f} ± " in table
     assert Image.open(tmp_path / "quality-against-aug-dim.png").width > 900
@@ -137,15 +141,48 @@ def test_field_errors_of_models_in_bands(
     saved = {
         "exact": PFGMPipeline(ChargeField(charges), PoissonFlowScheduler()),
         "random": PFGMPipeline(make_smallest_unet(2), PoissonFlowScheduler()),
-        "D = 5": PFGMPipeline(ChargeField(charges, 5.0), PoissonFlowScheduler(5.0)),
+        "D = 5": PFGMPipeline(make_smallest_unet(2), PoissonFlowScheduler(5.0)),
     }
+    saved["exact"].unet.config.sample_size = 8
     monkeypatch.setattr(PFGMPipeline, "from_pretrained", saved.__getitem__)
     data = ["--train_data", str(tmp_path / "train.parquet"), "--test_data", str(tmp_path / "test.parquet")]
     example.main(["--models", "random", "exact", *data, "--num_points", "200"])
     *_, header, _, random, exact = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
-    assert header[1] == "0 < z < 0.1" and header[-1] == "all" and len(header) == len(exact) == len(random)
+    assert (
+        header[1:3] == ["0.01 < z < 0.1", "0.1 < z < 0.3"]
+        and header[-1] == "all"
+        and len(header) == len(exact) == len(random)
+    )
     assert all(float(error) < 1e-8 for error in exact[1:])
     assert all(float(error) > 1e-2 for error in random[1:])
     with pytest.raises(SystemExit):
         example.main(["--models", "D = 5", *data])
     assert "'D = 5' must have aug_dim = 1 and no classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--aug_dims", "0"], "argument --aug_dims: must be a finite number >= 0.01, or inf"),
+        (["--widths", "4"], "argument --widths: must be a whole number >= 8"),
+        (["--bits", "1"], "argument --bits: must be a whole number >= 2"),
+        (["--noises", "-0.1"], "argument --noises: must be a finite number >= 0 and <= 1"),
+        (["--calls", "0"], "argument --calls: must be a whole number >= 1"),
+    ],
+)
+def test_invalid_options_are_refused_before_training(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load_script("quality_against_aug_dim").main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_a_number_of_bits_is_checked() -> None:
+    with pytest.raises(ValueError, match="`bits` must be a whole number >= 2"):
+        round_weights(make_smallest_unet(1), 1)
+
+
+def test_weights_in_half_precision_can_be_rounded() -> None:
+    rounded = round_weights(make_smallest_unet(1).half(), 8)
+    assert all(value.isfinite().all() and value.dtype == torch.float16 for value in rounded.parameters())

@@ -24,3 +24,14 @@ def test_distance_to_the_data_themselves_is_zero_at_each_call() -> None:
     distance = FrechetDistance(torch.nn.Flatten(), data)
     assert distance(data + 1) == pytest.approx(4, rel=1e-4)
     assert distance(data) == pytest.approx(0, abs=1e-4)
+
+
+def test_too_few_and_infinite_images_are_refused() -> None:
+    data = torch.randn(10, 1, 2, 2, generator=seeded(0))
+    with pytest.raises(ValueError, match="`data` must be at least 2 images"):
+        FrechetDistance(torch.nn.Flatten(), data[:1])
+    distance = FrechetDistance(torch.nn.Flatten(), data)
+    with pytest.raises(ValueError, match="`samples` must be at least 2 images"):
+        distance(data[:1])
+    with pytest.raises(ValueError, match="samples"):
+        distance(data.log())

@@ -20,8 +20,8 @@ from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import load_image_dataset
 from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
+from diffusers_pfgm.training.run.objectives import make_objective
 from diffusers_pfgm.training.run.outputs import Outputs
-from diffusers_pfgm.training.run.setup import make_objective
 from tests.networks import seeded
 from tests.training.launch import ACCELERATE, CHEAP_OUTPUTS
 from tests.warm_python import WarmPython
@@ -158,6 +158,10 @@ def test_a_missing_checkpoint_is_an_error(launch: Launcher, data: Path, tmp_path
         (["--objective=field", "--charges=none"], "--charges none has no field to learn"),
         (["--max_train_steps=0"], "--max_train_steps: must be a whole number >= 1, but is 0"),
         (["--preconditioning=none"], "--preconditioning must be student_t or edm with --objective perturbation"),
+        (
+            ["--aug_dim=inf", "--preconditioning=none"],
+            "--preconditioning must be student_t or edm",
+        ),
         (["--objective=field", "--preconditioning=student_t"], "must be none or edm with --objective field"),
         (["--objective=field", "--sigma_data=0.3"], "--sigma_data needs a preconditioning: pass --preconditioning edm"),
         (["--checkpointing_steps=-1"], "--checkpointing_steps: must be a whole number >= 1"),

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = "training/train_pfgm.py"
-ROOT = Path(__file__).resolve().parents[3]  # the checkout, which has the training script
+from ..training.run.records import read_records
 
 
-def launch_training(options: list[str], threads: int | None = None) -> None:
+def launch_training(script: Path, options: list[str], threads: int | None = None) -> None:
     """Print the command of a training, and run it with one process.
 
     Args:
-        options: the options of train_pfgm.py.
+        script: the path of train_pfgm.py.
+        options: its options.
         threads: the number of CPU threads; None for all.
 
     Raises:
@@ -23,5 +23,11 @@ def launch_training(options: list[str], threads: int | None = None) -> None:
     """
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
     launch.append(f"--num_cpu_threads_per_process={threads or os.cpu_count()}")
-    print("   accelerate launch", SCRIPT, *options, flush=True)
-    subprocess.run([*launch, str(ROOT / SCRIPT), *options], check=True)
+    print("   accelerate launch", script, *options, flush=True)
+    subprocess.run([*launch, str(script), *options], check=True)
+
+
+def has_ended(output_dir: Path) -> bool:
+    """Whether a training has reached its end, after which a pipeline with a fitted spacing is in its output folder."""
+    log = output_dir / "log.jsonl"
+    return log.exists() and bool(read_records(log, "end"))

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
+from ..physics.tensors import append_dims
+from ..utils.checks import check_whole_number
+
 
 class NoiseInSteps:
     """A `callback_on_step_end` that adds Gaussian noise α σ n to the samples after each step.
 
     σ is the noise level after the step, so that the last step adds none if it ends at 0. The random numbers follow from
-    a seed and are the same in each run of equal shape.
+    a seed; a new instance draws the same for the same shapes.
 
     Args:
         alpha: α, the noise in units of σ.
@@ -42,12 +45,17 @@ def round_weights(unet: UNet2DModel, bits: int) -> UNet2DModel:
 
     Args:
         unet: the network.
-        bits: the number of bits of a weight, from 2 to 8.
+        bits: the number of bits of a weight, at least 2.
+
+    Raises:
+        ValueError: if `bits` is not a whole number ≥ 2.
     """
+    check_whole_number("bits", bits, 2)
     unet = copy.deepcopy(unet)
     limit = 2 ** (bits - 1) - 1
     for weight in (parameter.data for parameter in unet.parameters() if parameter.ndim > 1):
-        scale = (weight.flatten(1).abs().amax(1) / limit).clamp_min(torch.finfo(weight.dtype).tiny)
-        zero = torch.zeros_like(scale, dtype=torch.int32)
-        weight.copy_(torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -limit, limit))
+        wide = weight.float()
+        largest = append_dims(wide.flatten(1).abs().amax(1), weight.ndim)
+        scale = (largest / limit).clamp_min(torch.finfo(wide.dtype).tiny)
+        weight.copy_((wide / scale).round() * scale)
     return unet

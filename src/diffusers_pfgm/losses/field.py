@@ -33,6 +33,8 @@ from ..physics.tensors import Generators, append_dims
 from .charge_targets import target_of_charges
 from .loss_output import LossOutput, mean_squares
 
+LEAST_Z = 1e-6  # least z of a preconditioned network's timestep ln(z)/4, in units of sigma_data
+
 
 class FieldObjective:
     """The objective of PFGM: the mean squared error with respect to the normalized field of charges, at D = 1.
@@ -56,6 +58,7 @@ class FieldObjective:
         self, hyperparameters: PFGMHyperparameters, gamma: float = 5.0, sigma_data: float | None = None
     ) -> None:
         self.hyperparameters = hyperparameters
+        self.sigma_data = sigma_data
         self.parameterization = Parameterization("field", gamma, sigma_data)
 
     def __call__(
@@ -99,7 +102,8 @@ class FieldObjective:
         target = target_of_charges(
             lambda x, z, charges: normalized_field(x, z, charges, gamma), x, z, charges, class_labels, charge_labels
         )
-        model_input, timestep, _ = self.parameterization.model_input(x, append_dims(z, x.ndim))
+        least_z = 0.0 if self.sigma_data is None else LEAST_Z * self.sigma_data  # a float32 draw of z may be 0
+        model_input, timestep, _ = self.parameterization.model_input(x, append_dims(z.clamp_min(least_z), x.ndim))
         output = model(model_input, timestep, **model_kwargs).sample
         self.parameterization.check_output(output, clean)
         v_x = output[:, :-1].flatten(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..physics.charges import check_finite
 from ..utils.extras import require_extra
 
 BATCH_SIZE = 500  # images whose features are computed at a time
@@ -13,11 +14,12 @@ class FrechetDistance:
     """The Fréchet distance of samples to data: that of two normal distributions with their features' moments.
 
     Args:
-        features: a network from images (B, C, H, W) to features (B, F).
-        data: real images (K, C, H, W), in the range that the network expects.
+        features: a network in evaluation mode from images (B, C, H, W) to features (B, F). It stays on its device.
+        data: real images (K, C, H, W), K ≥ 2, in the range and on the device that the network expects.
 
     Raises:
         ModuleNotFoundError: if torchmetrics is not installed. The extra `examples` installs it.
+        ValueError: if there are fewer than two images, or they contain NaN or infinity.
 
     Reference:
         Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017
@@ -33,19 +35,26 @@ class FrechetDistance:
         require_extra("examples", "torchmetrics")
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        _, channels, height, width = data.shape
-        self._metric = FrechetInceptionDistance(
-            features, reset_real_features=False, normalize=True, input_img_size=(channels, height, width)
-        ).to(data.device)
-        self._update(data, real=True)
+        self.features = features
+        known_features = torch.nn.Identity()
+        known_features.num_features = features(data[:1]).shape[1]
+        self._metric = FrechetInceptionDistance(known_features, reset_real_features=False)
+        self._update("data", data, real=True)
 
     def __call__(self, samples: torch.Tensor) -> float:
-        """Return the distance of samples (L, C, H, W) to the data."""
+        """Return the distance of samples (L, C, H, W), L ≥ 2, to the data.
+
+        Raises:
+            ValueError: if there are fewer than two samples, or they contain NaN or infinity.
+        """
         self._metric.reset()
-        self._update(samples, real=False)
+        self._update("samples", samples, real=False)
         return float(self._metric.compute())
 
     @torch.no_grad()
-    def _update(self, images: torch.Tensor, real: bool) -> None:
+    def _update(self, name: str, images: torch.Tensor, real: bool) -> None:
+        if len(images) < 2:
+            raise ValueError(f"`{name}` must be at least 2 images, whose covariance is needed, but are {len(images)}.")
+        check_finite(name, images)
         for batch in images.split(BATCH_SIZE):
-            self._metric.update(batch, real=real)
+            self._metric.update(self.features(batch).cpu(), real=real)

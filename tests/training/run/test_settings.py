@@ -2,6 +2,7 @@
 
 import pytest
 
+from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.settings import check_settings, check_steps, run_settings
 
 
@@ -44,3 +45,22 @@ def test_a_run_does_not_end_before_its_checkpoint() -> None:
     check_steps(4, 4)
     with pytest.raises(ValueError, match=r"written after step 1,000, but the run ends after step 999"):
         check_steps(1000, 999)
+
+
+def test_checkpoints_of_earlier_versions_have_the_preconditioning_of_their_objective() -> None:
+    # Version 0.1.0 saved the options of both objectives, and no preconditioning.
+    earlier = {"aug_dim": 1.0, "prediction_type": "epsilon", "sigma_data": 0.5, "gamma": 5.0}
+    names = {"objective", "aug_dim", "prediction_type", "preconditioning", "sigma_data", "gamma", "p_mean", "p_std"}
+
+    def settings(*options: str) -> dict[str, object]:
+        values = vars(parse_args(None, [*options]))
+        return run_settings({name: values[name] for name in names}, images_per_step=32)
+
+    field = run_settings({**earlier, "objective": "field"}, images_per_step=32)
+    check_settings(field, settings("--objective=field"))
+    perturbation = run_settings({**earlier, "objective": "perturbation"}, images_per_step=32)
+    check_settings(perturbation, settings("--preconditioning=edm"))
+    with pytest.raises(ValueError, match="preconditioning was 'edm' and is 'student_t'"):
+        check_settings(perturbation, settings())
+    with pytest.raises(ValueError, match="preconditioning was 'none' and is 'edm'"):
+        check_settings(field, settings("--objective=field", "--preconditioning=edm"))

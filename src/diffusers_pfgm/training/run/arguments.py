@@ -128,13 +128,13 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     model(
         "--p_mean",
         type=number(-20, 20),
-        help="perturbation objective: mean of ln(sigma) in training; by default 0.2 above that of the data's standard "
-        "deviation, or with EDM's preconditioning -1.2",
+        help="perturbation objective: mean of ln(sigma) in training; by default the logarithm of the data's standard "
+        "deviation less 0.3, or with EDM's preconditioning -1.2",
     )
     model(
         "--p_std",
         type=number(0, 10),
-        help="perturbation objective: standard deviation of ln(sigma) in training; 1 by default, or with EDM's "
+        help="perturbation objective: standard deviation of ln(sigma) in training; 1.3 by default, or with EDM's "
         "preconditioning 1.2",
     )
     model("--class_conditional", action="store_true", help="train a network that is conditioned on class labels")
@@ -228,10 +228,6 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    if args.aug_dim == math.inf:  # the same, so that either name resumes a run of the other
-        args.preconditioning = "edm"
-    if args.preconditioning == "edm" and args.sigma_data is None:
-        args.sigma_data = EDM_SIGMA_DATA
     allowed = ("none", "edm") if args.objective == "field" else ("student_t", "edm")
     if args.preconditioning not in allowed:
         parser.error(
@@ -240,6 +236,10 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         )
     if args.sigma_data is not None and args.preconditioning == "none":
         parser.error("--sigma_data needs a preconditioning: pass --preconditioning edm, or leave it out")
+    if args.aug_dim == math.inf:  # the same, so that either name resumes a run of the other
+        args.preconditioning = "edm"
+    if args.preconditioning == "edm" and args.sigma_data is None:
+        args.sigma_data = EDM_SIGMA_DATA
     if args.objective == "field" and args.charges == "none":
         parser.error("--charges none has no field to learn: leave it out, or use --objective perturbation")
     return args

@@ -25,6 +25,7 @@ from .checkpoint_contents import checkpoint_step, read_settings
 from .checkpoints import register_ema_hooks, restore_checkpoint, save_checkpoint
 from .divergence_guard import DivergenceGuard
 from .long_barrier import LongBarrier
+from .objectives import describe_hyperparameters, make_objective
 from .optimization import make_ema, make_lr_scheduler, make_optimizer
 from .outputs import Outputs, due
 from .records import Meter
@@ -33,11 +34,9 @@ from .settings import check_settings, check_steps, run_settings
 from .setup import (
     agree_on_seed,
     clear_output_dir,
-    describe_hyperparameters,
     find_resume_point,
     locked_output_dir,
     make_accelerator,
-    make_objective,
     on_main_process,
 )
 from .side_output import side_output

@@ -22,7 +22,8 @@ def draw_samples(
     batch_size: int = 256,
     callback_on_step_end: Callback | None = None,
 ) -> torch.Tensor:
-    """Draw samples (count, C, H, W) in [0, 1]. Sample i has the seed i, so it does not depend on the batch size.
+    """Draw samples (count, C, H, W) in [0, 1]. Sample i has the seed i, so it does not depend on the batch size, unless
+    a callback changes it.
 
     Args:
         pipeline: The pipeline to draw from.

@@ -83,6 +83,8 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     objective = str(saved.get("objective"))
     if objective in OBJECTIVE_DEFAULTS and saved.get("preconditioning") is None:  # version 0.1.0 had one for each
         saved = {**saved, "preconditioning": "edm" if objective == "perturbation" else "none"}
+    if saved.get("preconditioning") == "none":  # version 0.1.0 saved its sigma_data without using it
+        saved = {**saved, "sigma_data": None}
     used = OBJECTIVE_DEFAULTS.get(objective, {})
     unused = {name for names in OBJECTIVE_DEFAULTS.values() for name in names if used and name not in used}
     differing = differences(*({k: v for k, v in each.items() if k not in unused} for each in (saved, current)))

@@ -8,7 +8,7 @@ import torch
 
 from diffusers_pfgm.training.data.statistics import DataStatistics
 from diffusers_pfgm.training.run.arguments import parse_args
-from diffusers_pfgm.training.run.setup import describe_hyperparameters, make_objective
+from diffusers_pfgm.training.run.objectives import describe_hyperparameters, make_objective
 from tests.networks import make_tiny_unet, seeded
 
 
@@ -35,7 +35,7 @@ def test_noise_levels_scale_with_the_data() -> None:
     assert config.sigma_max == pytest.approx(160 * config.sigma_data, rel=1e-2)
     assert config.sigma_min == pytest.approx(0.004 * config.sigma_data, rel=1e-2)
     assert config.max_norm == pytest.approx(4 * 8 * config.sigma_max)
-    assert objective.p_mean == pytest.approx(math.log(config.sigma_data) + 0.2)
+    assert objective.p_mean == pytest.approx(math.log(config.sigma_data) - 0.3)
     assert objective.parameterization == scheduler.parameterization
     described = describe_hyperparameters(objective, scheduler)
     assert f"mean = {config.data_mean:g}, sigma_data = {config.sigma_data:g}" in described
@@ -48,7 +48,7 @@ def test_noise_levels_of_the_training_can_be_chosen(preconditioning: str) -> Non
     chosen, _ = make_objective(parse_args(None, [*options, "--p_std=0"]), images_like(pixels))
     default_std, _ = make_objective(parse_args(None, options), images_like(pixels))
     assert (chosen.p_mean, chosen.p_std) == (-0.5, 0.0)
-    assert (default_std.p_mean, default_std.p_std) == (-0.5, 1.0 if preconditioning == "student_t" else 1.2)
+    assert (default_std.p_mean, default_std.p_std) == (-0.5, 1.3 if preconditioning == "student_t" else 1.2)
 
 
 @pytest.mark.parametrize("pixels", [torch.full((3, 1, 8, 8), -1.0), torch.rand(1, 1, 8, 8), torch.zeros(2, 1, 8, 8)])

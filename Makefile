@@ -11,7 +11,7 @@ demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/quickstart/demo.py
 
 test: $(VENV)/ready-test
-	$(MAKE) --jobs=2 --output-sync=target --no-print-directory lint pytest
+	$(MAKE) --jobs=2 --no-print-directory lint pytest
 
 # One thread for each process: threads that wait for each other are slower than none on small tensors.
 pytest: $(VENV)/ready-test

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..physics.charges import check_finite
 from ..utils.extras import require_extra
 
 BATCH_SIZE = 500  # images whose features are computed at a time
@@ -55,6 +54,7 @@ class FrechetDistance:
     def _update(self, name: str, images: torch.Tensor, real: bool) -> None:
         if len(images) < 2:
             raise ValueError(f"`{name}` must be at least 2 images, whose covariance is needed, but are {len(images)}.")
-        check_finite(name, images)
+        if not images.isfinite().all():
+            raise ValueError(f"`{name}` must be finite, but contains NaN or infinity. Leave such images out.")
         for batch in images.split(BATCH_SIZE):
             self._metric.update(self.features(batch).cpu(), real=real)

@@ -95,8 +95,9 @@ def main(argv: list[str] | None = None) -> None:
             write_parquet(images, Path(name), labels)
 
     check_output_folder(args)
-    id2label = read_class_labels(open_images(args.train_data))[1]
-    mode = PIL_MODES[ImageTensors(open_images(args.train_data), args.resolution, center_crop=True).channels]
+    dataset = open_images(args.train_data)
+    id2label = read_class_labels(dataset)[1]
+    mode = PIL_MODES[ImageTensors(dataset, args.resolution, center_crop=True).channels]
     images, labels = load_labelled_images(args.train_data, args.resolution, mode, id2label)
     test_images, test_labels = load_labelled_images(args.test_data, args.resolution, mode, id2label)
     torch.manual_seed(0)

@@ -30,6 +30,7 @@ def test_the_exact_field_of_a_preconditioned_network_has_no_loss(digits: torch.T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(field_objective, "perturb", lambda *args, **options: zero)  # a float32 draw of z may be 0
         assert objective(network, data[:32], data, seeded()).loss.isfinite()
+        assert inputs[-1][1].isfinite().all()  # the timestep, whose embedding would be NaN
     # The same network generates what the exact field does.
     pipes = [
         PFGMPipeline(unet, PoissonFlowScheduler(sigma_data=sigma_data))

@@ -8,6 +8,7 @@ from .flow.poisson_flow import PoissonFlow
 from .flow.results import FlowLatents, FlowLogProb, FlowSamples
 from .hub.serialization import register
 from .inverse import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
+from .losses.consistency import ConsistencyObjective
 from .losses.field import FieldObjective
 from .losses.loss_output import LossOutput
 from .losses.perturbation import PerturbationObjective
@@ -42,6 +43,7 @@ __all__ = [
     "Charges",
     "ClassCharges",
     "CompressedSensing",
+    "ConsistencyObjective",
     "FieldObjective",
     "FlowLatents",
     "FlowLogProb",

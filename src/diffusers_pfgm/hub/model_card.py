@@ -62,7 +62,8 @@ def make_model_card(
     parts = [f"# {_text(name)}", _description(pipeline, None if dataset is None else strip_location(dataset))]
     if sample_grid is not None:
         parts.append(f"![Samples]({quote(sample_grid)})")
-    parts.append(_usage(repo_id or "this-folder", classes))
+    levels = pipeline.scheduler.config.get("consistency_sigmas")
+    parts.append(_usage(repo_id or "this-folder", classes, 20 if levels is None else min(2, len(levels))))
     if classes:
         names = ", ".join(f"{number}: {_text(label)}" for number, label in classes.items())
         parts.append(f"## Classes\n\n{names}")
@@ -129,6 +130,11 @@ def _description(pipeline: DiffusionPipeline, dataset: str | None) -> str:
     if config.get("mean_square_std") is not None and aug_dim is not None:
         statistics = f"mean {config['data_mean']:g}, standard deviation {config['sigma_data']:g}"
         facts.append(("data", f"{statistics}, of mean squares {config['mean_square_std']:g}"))
+    if config.get("consistency_boundary") is not None:
+        levels = ", ".join(f"{sigma:.3g}" for sigma in config["consistency_sigmas"])
+        facts.append(("consistency model", f"one call at each of the first σ = {levels}"))
+    if config.get("consistency_guidance") is not None:
+        facts.append(("learned guidance scale", f"{config['consistency_guidance']:g}"))
     trained = f", trained on {_text(dataset)}" if dataset else ""
     return (
         f"A Poisson flow generative model ({paper}){trained}, for "
@@ -152,9 +158,11 @@ def _network_facts(network: Any) -> list[tuple[str, str]]:
     return facts
 
 
-def _usage(location: str, classes: Mapping[int, str] | None) -> str:
+def _usage(location: str, classes: Mapping[int, str] | None, num_inference_steps: int) -> str:
     label = next(iter(classes.values()), None) if classes else None
-    options = "num_inference_steps=20" + ("" if label is None else f", class_labels={_python(str(label))}")
+    options = f"num_inference_steps={num_inference_steps}" + (
+        "" if label is None else f", class_labels={_python(str(label))}"
+    )
     return f"""## Usage
 
 ```python

@@ -4,13 +4,16 @@ r"""Training objectives of Poisson flow networks, as objects that are called wit
   batch of charges, at D = 1. The target has little noise, but requires these charges.
 - `PerturbationObjective`, PFGM++ (arXiv 2302.04265, section 3.2): the network is trained to recover a clean sample from
   its perturbation, at any D; at D = ∞ this is denoising score matching. The target needs no charges, but is noisier.
+- `ConsistencyObjective`, consistency tuning (arXiv 2406.14548), here for any D: a trained network learns to jump to the
+  end of a field line in one call.
 
 With class labels the network learns a field for each class, from the charges of that class, and for the null class the
 field of all charges. Labels that are dropped at random train both, for classifier-free guidance (arXiv 2207.12598).
 """
 
+from .consistency import ConsistencyObjective
 from .field import FieldObjective
 from .loss_output import LossOutput, drop_labels
 from .perturbation import PerturbationObjective
 
-__all__ = ["FieldObjective", "LossOutput", "PerturbationObjective", "drop_labels"]
+__all__ = ["ConsistencyObjective", "FieldObjective", "LossOutput", "PerturbationObjective", "drop_labels"]

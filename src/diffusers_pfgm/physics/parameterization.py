@@ -50,6 +50,9 @@ class Parameterization:
             (arXiv 2102.09672). Defaults to False.
         noise_estimate: estimate of a sample's noise level, for the Student-t preconditioning of a network at finite D;
             None, the default, for other networks. It needs `sigma_data`.
+        boundary: σ_b > 0, in data units, for a consistency model f = c_b x + (1 − c_b) x̂_θ with c_b = σ_b²/(σ_b² + s²)
+            at the noise level s (`losses.consistency`), which is x itself where the noise vanishes; None, the default,
+            for other networks.
 
     Attributes:
         preconditioning: the `Preconditioning` of the network's input.
@@ -57,8 +60,9 @@ class Parameterization:
 
     Raises:
         ValueError: if `prediction_type` is unknown, `gamma` is negative or not finite, `sigma_data` is not positive,
-            both `sigma_data` and `train_sigmas` are set, `noise_estimate` is set without `sigma_data`, or
-            `prediction_type` does not support `learns_variance` or the infinite noise level of `train_sigmas`.
+            both `sigma_data` and `train_sigmas` are set, `noise_estimate` is set without `sigma_data`, `boundary` is
+            not positive or is set together with `train_sigmas`, or `prediction_type` does not support `learns_variance`
+            or the infinite noise level of `train_sigmas`.
     """
 
     prediction_type: str = "field"
@@ -67,6 +71,7 @@ class Parameterization:
     train_sigmas: tuple[float, ...] | None = None
     learns_variance: bool = False
     noise_estimate: NoiseEstimate | None = None
+    boundary: float | None = None
     _parts: ClassVar[tuple[Preconditioning, Prediction]]  # set on each instance; ClassVar, so that it is not a field
 
     def __post_init__(self) -> None:
@@ -83,7 +88,14 @@ class Parameterization:
             )
         if self.noise_estimate is not None and self.sigma_data is None:
             raise ValueError("`noise_estimate` needs `sigma_data`, the standard deviation of the data. Set it too.")
+        if self.boundary is not None and not self.boundary > 0:
+            raise ValueError(f"`consistency_boundary` must be a number > 0 or None, but is {self.boundary}.")
         if self.train_sigmas is not None:
+            if self.boundary is not None:
+                raise ValueError(
+                    "`consistency_boundary` is for networks whose noise levels are continuous, but a beta schedule "
+                    "defines finitely many. Set one of them to None."
+                )
             if self.sigma_data is not None:
                 raise ValueError(
                     f"`sigma_data` = {self.sigma_data} preconditions a network as in EDM, but a beta schedule "
@@ -209,14 +221,20 @@ class Parameterization:
             noise_level: the noise level of the network's input, see `noise_level`: a number, () or (B, 1, ...).
 
         Returns:
-            x̂ (B, C, *), in data units.
+            x̂ (B, C, *), in data units; for a consistency model its prediction f of the end of the field line.
         """
         if self.learns_variance:
             output = output[:, : x.shape[1]]
-        return self.prediction.denoised(output, x, noise_level)
+        denoised = self.prediction.denoised(output, x, noise_level)
+        if self.boundary is None:
+            return denoised
+        return denoised + _boundary_share(self.boundary, noise_level) * (x - denoised)
 
     def target(self, denoised: torch.Tensor, x: torch.Tensor, noise_level: Scalar) -> torch.Tensor:
         """The output F for x̂ = `denoised`: (B, C, *), or (B, C + 1, *) for the normalized field."""
+        if self.boundary is not None:
+            share = _boundary_share(self.boundary, noise_level)
+            denoised = (denoised - share * x) / (1 - share)
         return self.prediction.target(denoised, x, noise_level)
 
     def guided_field(
@@ -238,3 +256,8 @@ class Parameterization:
         """
         denoised = torch.lerp(self.denoised(unconditional, x, sigma), self.denoised(output, x, sigma), scale)
         return self.target(denoised, x, sigma)
+
+
+def _boundary_share(boundary: float, noise_level: Scalar) -> Scalar:
+    """c_b, the share of x itself in a consistency model."""
+    return 1 / (1 + (noise_level / boundary) ** 2)

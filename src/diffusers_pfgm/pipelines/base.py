@@ -149,12 +149,18 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
             guidance_scale: the scale of classifier-free guidance; 1 for no guidance.
 
         Raises:
-            ValueError: if `guidance_scale` is not a finite number, or is not 1 while there are no labels or the network
-                has no null class.
+            ValueError: if `guidance_scale` is not a finite number, is not 1 while there are no labels or the network
+                has no null class, or is not the scale that a consistency model has learned.
         """
         if guidance_scale is None or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, but is {guidance_scale}.")
-        if guidance_scale == 1:
+        learned = flow.config.consistency_guidance
+        if learned is not None and guidance_scale not in (1, learned):
+            raise ValueError(
+                f"`guidance_scale` must be {learned:g}, the scale that this consistency model has learned, but is "
+                f"{guidance_scale}. Leave it out."
+            )
+        if guidance_scale in (1, learned):
             return functools.partial(self.unet, **model_kwargs) if model_kwargs else self.unet
         null_class = self._classes().null_class
         if labels is None or null_class is None:

@@ -63,7 +63,7 @@ class PFGMPipeline(PoissonFlowPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -80,7 +80,7 @@ class PFGMPipeline(PoissonFlowPipeline):
         Args:
             batch_size: the number of images B. By default that of `latents` or `class_labels`, or 1 without them.
             num_inference_steps: the number of fixed steps, with one network call each for the solvers "multistep" and
-                "euler".
+                "euler"; 20 by default, or 2 for a consistency model, which allows as many as its `consistency_sigmas`.
             generator: one generator, or a list of B generators, one for each image. With a list an image does not
                 depend on the rest of the batch.
             latents: (B, C, H, W), latents at the first noise level, as `scheduler.sample_prior` draws them, or any
@@ -101,7 +101,8 @@ class PFGMPipeline(PoissonFlowPipeline):
             class_labels: the class of each image, or one for all, by number or name. By default a network that was
                 also trained without labels draws from all classes.
             guidance_scale: the scale of classifier-free guidance to `class_labels`; 1 for no guidance. With guidance a
-                step is still one network call, on twice the batch.
+                step is still one network call, on twice the batch. A consistency model that has learned guidance
+                (`consistency_guidance`) always has that scale, at no further cost, and accepts no other.
             tolerance: the relative and absolute tolerance of the adaptive solver RK45, which the paper uses, in place
                 of `num_inference_steps`. None for fixed steps.
 
@@ -121,7 +122,7 @@ class PFGMPipeline(PoissonFlowPipeline):
                 "`tolerance` lets the solver choose its steps, so leave out `sigmas` and `callback_on_step_end`."
             )
         scheduler: Any = copy_scheduler(self.scheduler)
-        flow = PoissonFlowScheduler.from_scheduler(scheduler)
+        flow = PoissonFlowScheduler.from_scheduler(scheduler, allow_consistency=tolerance is None)
         labels = as_list(class_labels)
         if batch_size is None and latents is None and labels is not None:
             batch_size = len(labels)
@@ -137,6 +138,8 @@ class PFGMPipeline(PoissonFlowPipeline):
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
         if tolerance is not None:
             scheduler, sigmas = flow, flow.sigma_range
+        if num_inference_steps is None:
+            num_inference_steps = min(2, len(flow.config.consistency_sigmas)) if flow.is_consistency_model else 20
         self.set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
             latents = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)

@@ -42,6 +42,8 @@ def convert_scheduler(scheduler: Any) -> dict[str, Any]:
             if config.get(key) is not None and key not in own_options:
                 reason = f"without `{key}`, but the network has {meaning}. Use a scheduler with `{key}`"
     aug_dim = config.get("aug_dim")
+    if reason is None and config.get("consistency_boundary") is not None:
+        reason = "unable to sample from a consistency model. Use PoissonFlowScheduler"
     if reason is None and aug_dim is not None and config.get("mean_square_std") is not None:
         reason = "unable to call the network with the noise level of each sample. Use PoissonFlowScheduler"
     if reason is None and aug_dim is not None and name in STOCHASTIC:

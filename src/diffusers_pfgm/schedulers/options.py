@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..solvers.multistep import check_solver
+from .consistency import check_consistency_options
 from .diffusers_classes import class_of_name
 
 LEARNED = ("learned", "learned_range")
@@ -16,6 +17,7 @@ MAX_TRAIN_TIMESTEPS = 1_000_000  # diffusers makes several tensors of this lengt
 
 OPTIONAL = {"aug_dim", "sigma_min", "sigma_max", "sigma_data", "max_norm", "M", "beta_schedule", "sigma_knots"}
 OPTIONAL |= {"trained_betas", "timesteps_from", "variance_type", "data_mean", "mean_square_std", "prior"}
+OPTIONAL |= {"consistency_boundary", "consistency_sigmas", "consistency_guidance"}
 KINDS = {
     "a number": (
         "aug_dim",
@@ -28,10 +30,12 @@ KINDS = {
         "max_norm",
         "beta_start",
         "beta_end",
+        "consistency_boundary",
+        "consistency_guidance",
     ),
     "a whole number": ("solver_order", "M", "num_train_timesteps", "steps_offset"),
     "True or False": ("use_corrector", "rescale_betas_zero_snr"),
-    "a list of numbers": ("sigma_knots", "trained_betas"),
+    "a list of numbers": ("sigma_knots", "trained_betas", "consistency_sigmas"),
     "a string": (
         "prediction_type",
         "solver",
@@ -86,6 +90,7 @@ def checked_options(config: Mapping[str, Any]) -> dict[str, Any]:
             f"`timesteps_from` must be the name of a scheduler of diffusers or None, but is "
             f"{options['timesteps_from']!r}, which this version of diffusers does not have. Set it to None."
         )
+    check_consistency_options(options)
     if options["prediction_type"] == "original_sample":  # the same under the name of EulerDiscreteScheduler
         options["prediction_type"] = "sample"
     if options["aug_dim"] == math.inf:

@@ -20,6 +20,7 @@ from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, cast_clamped
 from ..solvers.spacing import check_knots
 from .beta_schedule import BetaSchedule
+from .consistency import NO_ODE, ConsistencyMixin
 from .conversion import convert_scheduler
 from .diffusers_configs import (
     DDPM_COMPATIBLES,
@@ -49,7 +50,7 @@ class PoissonFlowSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, ConfigMixin):
+class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, SchedulerMixin, ConfigMixin):
     """Scheduler of Poisson flow models: solves the backward ODE dx/dσ = (x − x̂)/σ from the prior to the data.
 
     At D = 1 (`aug_dim`) σ is the z of PFGM (arXiv 2209.11178); other D are PFGM++ (arXiv 2302.04265) at the augmented
@@ -97,6 +98,12 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
             DDIMScheduler.
         variance_type: "learned" or "learned_range" for a network that also predicts a variance, in C further channels,
             which are ignored. The other values of diffusers are accepted, and mean that no variance is predicted.
+        consistency_boundary: σ_b of a consistency model, in data units, which training/tune_consistency.py sets. Such a
+            network predicts the end of a field line in one call, and each step but the last adds new noise to it
+            (`schedulers.consistency`). None for other networks.
+        consistency_sigmas: noise levels σ of a consistency model's calls, decreasing; n steps use the first n of them.
+        consistency_guidance: scale of the classifier-free guidance that a consistency model has learned; None if it was
+            tuned without guidance.
 
     Raises:
         ValueError: if an argument has another type or value than listed here, or two arguments contradict each other.
@@ -139,6 +146,9 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
         data_mean: float | None = None,
         mean_square_std: float | None = None,
         prior: Literal["plane", "shell", "hemisphere"] | None = None,
+        consistency_boundary: float | None = None,
+        consistency_sigmas: list[float] | None = None,
+        consistency_guidance: float | None = None,
     ) -> None:
         self.register_to_config(**checked_options(self.config))
         config = self.config
@@ -164,6 +174,7 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
             train_sigmas,
             learns_variance=config.variance_type in LEARNED,
             noise_estimate=self._noise_estimate(),
+            boundary=config.consistency_boundary,
         )
         # Before `set_timesteps` there is a run of one step, which some schedulers of `timesteps_from` cannot make. The
         # schedule raises for a range or spacing that is not allowed, before knots are compared with the range.
@@ -213,13 +224,19 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any) -> PoissonFlowScheduler:
+    def from_scheduler(cls, scheduler: Any, allow_consistency: bool = False) -> PoissonFlowScheduler:
         """Return a scheduler as a `PoissonFlowScheduler`: itself if it is one, else a conversion.
+
+        Args:
+            scheduler: a `PoissonFlowScheduler` or a diffusers scheduler.
+            allow_consistency: whether the scheduler may be that of a consistency model, which solves no ODE.
 
         Raises:
             ValueError: if the scheduler does not solve the ODE of a Poisson flow; the message states the reason.
         """
         if isinstance(scheduler, PoissonFlowScheduler):
+            if scheduler.is_consistency_model and not allow_consistency:
+                raise ValueError(f"`scheduler` is {NO_ODE}.")
             return scheduler
         converted: PoissonFlowScheduler = cls.from_config(convert_scheduler(scheduler), sigma_knots=None)
         return converted
@@ -294,12 +311,15 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
     ) -> PoissonFlowSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Follow the field line from the current σ to the next, smaller one.
 
+        A consistency model jumps to the end of the field line instead, and adds noise of the next σ.
+
         Args:
             model_output: (B, C', *), the network's output at `sample`. C' is C + 1 for "field" and C otherwise, or 2 C
                 with a learned variance.
             timestep: the element of `timesteps` at which the network was called. Only read at the first step.
             sample: (B, C, *), the state in data units, divided by √(1 + σ²) with a beta schedule.
-            generator: ignored, as the flow is deterministic; accepted because diffusers' pipelines pass it.
+            generator: one generator, or a list of B of them, for the noise of a consistency model. The flow itself is
+                deterministic, and ignores it.
             return_dict: whether to return a `PoissonFlowSchedulerOutput` rather than a tuple.
             eta, s_churn: must be 0; accepted because some of diffusers' pipelines pass them.
             use_clipped_model_output: ignored; accepted because some of diffusers' pipelines pass it.
@@ -339,6 +359,8 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, SchedulerMixin, Conf
         prev_sample = step(x, self._denoised)
         self._step_index = index + 1
         remaining = self._plan[index + 1 :]
+        if remaining and self.is_consistency_model:
+            prev_sample = self.renoise(prev_sample, remaining[0].sigma, generator)
         # The next step reads no older x̂ than its weights need.
         self._denoised = self._denoised[: len(remaining[0].weights) - 1 if remaining else 0]
         if not remaining:

@@ -120,6 +120,14 @@ class SigmaSchedule:
 
     def _spaced(self, count: int) -> RunSigmas:
         config = self.config
+        if config.consistency_sigmas is not None:
+            if count > len(config.consistency_sigmas):
+                raise ValueError(
+                    f"`num_inference_steps` must be at most {len(config.consistency_sigmas)} for this consistency "
+                    f"model, the number of its `consistency_sigmas`, but is {count}. Pass noise levels of your own as "
+                    "`sigmas`, or use the model that it was tuned from."
+                )
+            return self._from_sigmas(config.consistency_sigmas[:count])
         if config.sigma_knots is None and (self.train_sigmas is not None or config.timesteps_from is not None):
             return self._as_diffusers(count)
         # A run to σ_min has one σ more than steps, except with a beta schedule, where it ends at the first timestep.

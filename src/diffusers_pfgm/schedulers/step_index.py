@@ -10,6 +10,7 @@ from diffusers.utils import logging
 
 from ..physics.parameterization import Parameterization
 from ..solvers.multistep import Step, plan_steps, variance_preserving
+from .consistency import plan_consistency_steps
 from .sigma_schedule import RunSigmas
 
 logger = logging.get_logger(__name__)
@@ -30,7 +31,7 @@ class StepIndexMixin:
     @property
     def order(self) -> int:
         """Network calls per step, as diffusers counts them."""
-        return 2 if self.config.solver == "heun" else 1
+        return 2 if self.config.solver == "heun" and self.config.consistency_boundary is None else 1
 
     @property
     def step_index(self) -> int | None:
@@ -98,5 +99,7 @@ class StepIndexMixin:
         return begin
 
     def _make_plan(self, sigmas: list[float]) -> list[Step]:
+        if self.config.consistency_boundary is not None:
+            return plan_consistency_steps(sigmas)
         steps = plan_steps(sigmas, self.config.solver, self.config.solver_order, self.config.use_corrector)
         return steps if self.parameterization.train_sigmas is None else variance_preserving(steps, sigmas[-1])

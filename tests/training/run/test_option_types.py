@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 from diffusers.optimization import SchedulerType
 
-from diffusers_pfgm.training.run.arguments import LR_SCHEDULERS, parse_args
+from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.likelihood_evaluation import parse_args as parse_evaluation_args
+from diffusers_pfgm.training.run.option_groups import LR_SCHEDULERS
 from diffusers_pfgm.training.run.option_types import integer, number, positive, share
 
 PERTURBATION = "--objective=perturbation"

@@ -1,10 +1,11 @@
-"""The training loop of train_pfgm.py."""
+"""The training loop of train_pfgm.py and tune_consistency.py."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from ...hub.publishing import check_hub
+from ...losses import ConsistencyObjective
 from ...losses.loss_output import drop_labels
-from ...models.default_unet import make_unet
 from ...physics import Charges, ClassCharges
 from ..data.field_batches import FieldWindow, StepImages
 from ..data.fingerprint import data_settings
@@ -25,7 +26,7 @@ from .checkpoint_contents import checkpoint_step, read_settings
 from .checkpoints import register_ema_hooks, restore_checkpoint, save_checkpoint
 from .divergence_guard import DivergenceGuard
 from .long_barrier import LongBarrier
-from .objectives import describe_hyperparameters, make_objective
+from .objectives import make_training_task
 from .optimization import make_ema, make_lr_scheduler, make_optimizer
 from .outputs import Outputs, due
 from .records import Meter
@@ -41,20 +42,25 @@ from .setup import (
 )
 from .side_output import side_output
 from .stopping import StopRequest
+from .task import Objective, TrainingTask
+
+MakeTask = Callable[[argparse.Namespace, TrainingData, Accelerator], TrainingTask]
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, make_task: MakeTask = make_training_task) -> None:
     """Train a model.
 
     Args:
-        args: The options of train_pfgm.py, from `arguments.parse_args`.
+        args: The options of the script.
+        make_task: Returns what the run trains, from the options, the data set and accelerate's `Accelerator`. By
+            default that of train_pfgm.py.
     """
     accelerator = make_accelerator(args)
     with locked_output_dir(args, accelerator):
-        train(args, accelerator)
+        train(args, make_task, accelerator)
 
 
-def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+def train(args: argparse.Namespace, make_task: MakeTask, accelerator: Accelerator) -> None:
     """Train a model in an output folder that is locked for this run. Every process must call this."""
     output_dir = Path(args.output_dir)
     long_barrier = LongBarrier(accelerator)
@@ -73,18 +79,14 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     )
     with long_barrier:
         data = TrainingData(args, seed, accelerator)  # datasets lets one process prepare it, while the others wait
-    objective, scheduler = make_objective(args, data.images)
+    task = make_task(args, data, accelerator)
+    objective, scheduler, unet = task.objective, task.scheduler, task.unet
     charges_kind, all_charges = None, None
     if args.charges != "none":
         charges_kind, all_charges = data.charges(saved_settings.get("charges") or args.charges)
-    accelerator.print(describe_hyperparameters(objective, scheduler))
+    accelerator.print(task.description)
 
     # Network and EMA
-    out_channels = objective.parameterization.output_channels(data.images.channels)
-    num_class_embeds = None if data.id2label is None else len(data.id2label) + (args.label_dropout > 0)
-    unet = make_unet(
-        args.resolution, data.images.channels, out_channels, args.model_config_name_or_path, num_class_embeds
-    )
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema = make_ema(args, unet, accelerator.device)
@@ -111,6 +113,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         images=data.count,
         **data_settings(data.images, data.labels, data.id2label, scheduler),
         mixed_precision=accelerator.mixed_precision,
+        **task.settings,
         **{f"unet.{name}": value for name, value in unet.config.items() if not name.startswith("_")},
     )
     register_ema_hooks(accelerator, ema)
@@ -161,7 +164,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             for part, (clean, labels) in enumerate(images.parts):
                 # The random numbers belong to the positions of the images, whichever process has them.
                 generators = position_generators(seed, plan.first(step - 1, part), len(clean))
-                options = objective_options(args, data, images, labels, all_charges, generators)
+                progress = (step - 1) / max_steps
+                options = objective_options(args, objective, data, images, labels, all_charges, generators, progress)
                 with accelerator.accumulate(model):
                     result = objective(model, clean, generator=generators, **options)
                     accelerator.backward(result.loss)
@@ -227,25 +231,31 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
 def objective_options(
     args: argparse.Namespace,
+    objective: Objective,
     data: TrainingData,
     images: StepImages,
     labels: torch.Tensor,
     all_charges: Charges | ClassCharges | None,
     generators: list[torch.Generator],
+    progress: float,
 ) -> dict[str, Any]:
-    """Return the charges and class labels that the objective needs for one accumulated part of a step.
+    """Return the charges, class labels and progress that the objective needs for one accumulated part of a step.
 
     Args:
-        args: The options of train_pfgm.py.
+        args: The options of the script.
+        objective: The objective of the run.
         data: The data set of the run.
         images: The images of the step.
         labels: Class labels (B,) of the part.
         all_charges: All images of the data set as charges; None if the charges are those of the step.
         generators: One generator for each image of the part, for dropping labels.
+        progress: Share of the run that is done, from 0 to 1.
     """
     options: dict[str, Any] = {}
     if data.id2label is not None:
         options["class_labels"] = drop_labels(labels, args.label_dropout, len(data.id2label), generators)
+    if isinstance(objective, ConsistencyObjective):
+        options["progress"] = progress
     if args.charges != "none":
         options["charges"] = images.charges if all_charges is None else all_charges
         if data.id2label is not None:

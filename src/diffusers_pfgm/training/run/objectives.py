@@ -6,13 +6,18 @@ import argparse
 import math
 from typing import Any
 
+from accelerate import Accelerator
+
 from ...losses import FieldObjective, PerturbationObjective
+from ...models.default_unet import make_unet
 from ...physics import PFGMHyperparameters, recommend_hyperparameters
 from ...schedulers import PoissonFlowScheduler
 from ..data.images import ImageTensors
 from ..data.streams import StreamedImages
+from ..data.training_data import TrainingData
 from .agreement import broadcast_from_main
 from .arguments import EDM_SIGMA_DATA
+from .task import TrainingTask
 
 EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0  # of EDM (arXiv 2206.00364, table 1), for its sigma_data of 0.5
 EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
@@ -21,6 +26,28 @@ EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
 # images keep a visible noise.
 P_MEAN, P_STD = -0.3, 1.3
 LEAST_STD = 0.01  # data without spread, such as one black image, are treated as data with this standard deviation
+
+
+def make_training_task(args: argparse.Namespace, data: TrainingData, accelerator: Accelerator) -> TrainingTask:
+    """Return the task of a run of train_pfgm.py: a network with random weights, and its objective.
+
+    Args:
+        args: The options of train_pfgm.py.
+        data: The data set of the run.
+        accelerator: accelerate's `Accelerator` of the run.
+
+    Raises:
+        ValueError: as in `make_objective` and `make_unet`.
+    """
+    objective, scheduler = make_objective(args, data.images)
+    unet = make_unet(
+        args.resolution,
+        data.images.channels,
+        objective.parameterization.output_channels(data.images.channels),
+        args.model_config_name_or_path,
+        None if data.id2label is None else len(data.id2label) + (args.label_dropout > 0),
+    )
+    return TrainingTask(objective, scheduler, unet, describe_hyperparameters(objective, scheduler))
 
 
 def make_objective(

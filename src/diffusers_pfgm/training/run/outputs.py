@@ -28,6 +28,7 @@ from ...schedulers import PoissonFlowScheduler
 from ...schedulers.fit_sigmas import fit_sigmas
 from ...utils.atomic_file import atomic_file
 from ..data.training_data import TrainingData
+from .consistency_levels import fit_levels
 from .records import Records, read_records
 from .run_files import LOG
 from .samples import save_samples
@@ -122,7 +123,10 @@ class Outputs:
             self._save(pipeline)
             self._draw(pipeline, step)
             self._validate(pipeline, step)
-            self._fit_spacing(pipeline)
+            if pipeline.scheduler.is_consistency_model:
+                self._fit_levels(pipeline)
+            else:
+                self._fit_spacing(pipeline)
             self.note("end", step)
             with self._side_output("The figure training.png"):
                 self._save_figure(plot_training(read_records(self.records.path)), "training.png")
@@ -217,11 +221,21 @@ class Outputs:
             except ValueError as error:  # no spacing fits a network that has not learned anything yet
                 self.accelerator.print(f"The default spacing of noise levels is kept: {error}")
                 return
-            with atomic_directory(self.folder / "scheduler") as partial:
-                fitted.save_pretrained(partial)
-            pipeline.scheduler = fitted
+            self._save_scheduler(pipeline, fitted)
             with self._side_output("The figure sigma-density.png"):
                 self._save_figure(plot_sigma_density(fitted), "sigma-density.png")
+
+    def _fit_levels(self, pipeline: PFGMPipeline) -> None:
+        """Fit the noise levels of a consistency model's calls to held-out or training images, and save them."""
+        with self._side_output("Fitting the noise levels of a consistency model"):
+            images, labels = self.data.reference_images()
+            self._save_scheduler(pipeline, fit_levels(pipeline, images, labels, self.args.eval_batch_size))
+
+    def _save_scheduler(self, pipeline: PFGMPipeline, scheduler: PoissonFlowScheduler) -> None:
+        """Replace the scheduler of the pipeline, and in the output folder."""
+        with atomic_directory(self.folder / "scheduler") as partial:
+            scheduler.save_pretrained(partial)
+        pipeline.scheduler = scheduler
 
     def _save_figure(self, figure: Figure, name: str) -> None:
         """Write a figure into the output folder, atomically."""
@@ -236,4 +250,4 @@ def _command() -> str:
     for word in sys.argv[1:]:
         option, separator, value = word.partition("=") if word.startswith("-") else ("", "", word)
         words.append(option + separator + strip_location(value))
-    return shlex.join(["accelerate", "launch", "training/train_pfgm.py", *words])
+    return shlex.join(["accelerate", "launch", f"training/{Path(sys.argv[0]).name}", *words])

@@ -13,6 +13,7 @@ from .arguments import OBJECTIVE_DEFAULTS
 # of a step instead of the batch size, a fingerprint of the images instead of their path.
 IGNORED_OPTIONS = {
     "dataset_name",
+    "model",
     "dataset_config_name",
     "train_data_dir",
     "cache_dir",

@@ -1,0 +1,179 @@
+r"""Consistency tuning at any D: a trained network learns to jump from any point of a field line to its end.
+
+A consistency model f(x, σ) is constant along each field line dx/dσ = (x − x̂)/σ and equal to x at σ = 0, so that it maps
+noise to data in one call (arXiv 2303.01469). It is tuned from a trained x̂_θ (arXiv 2406.14548, "easy consistency
+tuning", and arXiv 2402.08159 for PFGM++), as
+
+    f(x, σ) = c_b x + (1 − c_b) x̂_θ(x, σ),        c_b = σ_b²/(σ_b² + s²),
+
+with the noise level s of the preconditioning (`physics.preconditioning`) and a small σ_b. The term c_b x ensures that
+f(x, 0) = x; without it the network can become constant.
+
+One draw of the kernel's unit noise n serves two noise levels t > r:
+
+    x_t = y + t n,        x_r = x_t + (r − t) n = y + r n.
+
+As E[n | x_t] = (x_t − x̂)/t is dx/dσ at x_t for the noise of any fixed distribution, x_r is on average a step of the
+ODE from x_t, for the Student-t kernel as for the Gaussian. The loss compares f at both, with the gradient at x_t only:
+
+    L = E [√(‖f(x_t, t) − f(x_r, r)‖²/N + c²) − c] / [(1 − r/t) √(s² + σ_d²)].
+
+The weight depends on x_t and t alone, so it does not move the minimum. At r = 0 the target is y and f is the denoiser;
+the closer r is to t, the closer f is to the solution of the ODE, but the noisier its training. So r approaches t in
+stages k = 0, 1, …, which the progress of the run selects:
+
+    r/t = 1 − 2^(−k−1) (1 + 8 sigmoid(−t/(2 σ_d))),        0 if negative or if r < 0.01 σ_d.
+
+With classifier-free guidance (arXiv 2207.12598) of scale w the direction of the step is that of the guided field,
+w n − (w − 1)(x_t − x̂_∅)/t, where x̂_∅ is the frozen network without a class. f then jumps along the guided field lines.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..physics.bounded_noise import check_trainable, sample_bounded
+from ..physics.charges import check_finite
+from ..physics.kernel import PoissonKernel
+from ..physics.parameterization import Parameterization
+from ..physics.tensors import Generators, append_dims, draw
+from .loss_output import LossOutput
+
+# In standard deviations σ_d of the data
+LEAST_SIGMA = 0.01  # the smallest t, below which r is 0
+P_MEAN, P_STD = 0.0, 1.8  # of ln t
+HUBER = 0.05  # c
+NUM_STAGES = 7
+
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class ConsistencyObjective:
+    """The objective of consistency tuning for any D.
+
+    Args:
+        parameterization: the parameterization of the consistency model, with a `boundary`.
+        sigma_max: the largest noise level t, in data units.
+        data_std: σ_d, the standard deviation of the data.
+        aug_dim: D, at least 0.01; None for ∞. Defaults to 1.
+        guidance_scale: the scale w of classifier-free guidance that the model learns; 1, the default, for none.
+        unconditional: x̂_∅ of the frozen network without a class, called as `unconditional(x, t)` with x (B, C, *) and
+            t (B, 1, ...). Needed if `guidance_scale` is not 1.
+        null_class: label of the null class, whose samples learn no guidance; None, the default, if there is none.
+
+    Raises:
+        ValueError: if `parameterization` has no boundary, `guidance_scale` is not 1 without `unconditional`, or
+            `aug_dim` is below 0.01.
+    """
+
+    def __init__(
+        self,
+        parameterization: Parameterization,
+        sigma_max: float,
+        data_std: float,
+        aug_dim: float | None = 1.0,
+        guidance_scale: float = 1.0,
+        unconditional: Denoise | None = None,
+        null_class: int | None = None,
+    ) -> None:
+        if parameterization.boundary is None:
+            raise ValueError("`parameterization` needs a `boundary` for a consistency model, such as 0.1 σ_d.")
+        if guidance_scale != 1 and unconditional is None:
+            raise ValueError(f"`guidance_scale` = {guidance_scale} needs `unconditional`, the frozen network.")
+        self.parameterization = parameterization
+        self.kernel = PoissonKernel(aug_dim)
+        check_trainable(self.kernel.aug_dim)
+        self.sigma_max = sigma_max
+        self.data_std = data_std
+        self.guidance_scale = guidance_scale
+        self.unconditional = unconditional
+        self.null_class = null_class
+
+    def smaller_sigma(self, sigma: torch.Tensor, progress: float) -> torch.Tensor:
+        """The noise level r of the target for each t = `sigma` (B,), 0 where the target is the data.
+
+        Args:
+            sigma: noise levels t, (B,), in data units.
+            progress: the share of the run that is done, from 0 to 1, which selects the stage.
+        """
+        stage = min(int(progress * NUM_STAGES), NUM_STAGES - 1)
+        ratio = 1 - 2.0 ** (-stage - 1) * (1 + 8 * torch.sigmoid(-sigma / (2 * self.data_std)))
+        smaller = sigma * ratio
+        return smaller.where(smaller >= LEAST_SIGMA * self.data_std, torch.zeros_like(smaller))
+
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        clean: torch.Tensor,
+        generator: Generators = None,
+        class_labels: torch.Tensor | None = None,
+        progress: float = 1.0,
+        **model_kwargs: Any,
+    ) -> LossOutput:
+        """Compute the loss of `model` on a batch. The model is called twice, once without a gradient.
+
+        Args:
+            model: called as `model(c_in x, c_noise, **model_kwargs).sample`.
+            clean: clean samples y, (B, C, *), in data units.
+            generator: one generator, or a list of B of them.
+            class_labels: (B,), passed to the model; None for a model without classes.
+            progress: the share of the run that is done, from 0 to 1. Defaults to 1, the last stage.
+            **model_kwargs: further keyword arguments of the model.
+
+        Returns:
+            The loss and its parts.
+
+        Raises:
+            ValueError: if `clean` holds NaN or infinity, or the model's output has the wrong shape.
+        """
+        check_finite("clean", clean)
+        if class_labels is not None:
+            model_kwargs["class_labels"] = class_labels
+        normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
+        scale = (P_MEAN + P_STD * normal).exp().clamp(min=LEAST_SIGMA)
+        sigma = (scale * self.data_std).clamp(max=self.sigma_max)
+        smaller = self.smaller_sigma(sigma, progress)
+        sample = self.kernel.sample
+        if math.isfinite(self.kernel.aug_dim):
+            sample = functools.partial(sample_bounded, self.kernel)
+        noise = sample(tuple(clean.shape), torch.ones_like(sigma), generator, clean.device, clean.dtype)
+        t, r = (append_dims(each, clean.ndim) for each in (sigma, smaller))
+        x = clean + t * noise
+        with torch.no_grad():
+            x_r = x + (r - t) * self._direction(x, t, noise, class_labels)
+            # Where r = 0 the result is not used, but the network needs a positive noise level.
+            predicted, _ = self._predict(model, x_r, r.clamp(min=LEAST_SIGMA * self.data_std), model_kwargs)
+            target = torch.where(r > 0, predicted, x_r)
+        predicted, noise_level = self._predict(model, x, t, model_kwargs)
+        squares = (predicted - target).flatten(1).square().mean(1)
+        huber = (HUBER * self.data_std) ** 2
+        scale = torch.as_tensor(noise_level, device=x.device).expand_as(t).flatten()
+        weight = 1 / ((1 - smaller / sigma) * torch.hypot(scale, torch.full_like(scale, self.data_std)))
+        per_sample = ((squares + huber).sqrt() - huber**0.5) * weight
+        return LossOutput(per_sample.mean(), per_sample.detach(), sigma)
+
+    def _predict(
+        self, model: Callable[..., Any], x: torch.Tensor, sigma: torch.Tensor, model_kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, Any]:
+        """Return f(x, σ) (B, C, *) and the noise level of the preconditioning."""
+        model_input, timestep, noise_level = self.parameterization.model_input(x, sigma)
+        output = model(model_input, timestep, **model_kwargs).sample
+        self.parameterization.check_output(output, x)
+        return self.parameterization.denoised(output.float(), x, noise_level), noise_level
+
+    def _direction(
+        self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The estimate of dx/dσ (B, C, *): the noise n, or with guidance w n − (w − 1)(x − x̂_∅)/t."""
+        if self.unconditional is None or class_labels is None:
+            return noise
+        scale = torch.full_like(sigma, self.guidance_scale)
+        if self.null_class is not None:
+            has_class = append_dims(class_labels != self.null_class, x.ndim)
+            scale = torch.where(has_class, scale, torch.ones_like(scale))
+        return scale * noise - (scale - 1) * (x - self.unconditional(x, sigma)) / sigma

@@ -1,0 +1,154 @@
+"""Options that the training scripts have in common. Those of diffusers' train_unconditional.py have the same names."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+from .option_types import integer, number, positive, share
+
+POLYNOMIAL_LR_END = 1e-7  # the learning rate at the end of diffusers' polynomial schedule
+# The schedules of diffusers.optimization.get_scheduler, except piecewise_constant, which needs further arguments
+LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+
+
+def lr_scheduler(name: str) -> str:
+    """The argparse type of `--lr_scheduler`."""
+    if name not in LR_SCHEDULERS:
+        reason = " (there is no option for its step rules)" if name == "piecewise_constant" else ""
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(LR_SCHEDULERS)}, but is {name!r}{reason}")
+    return name
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select and read the images."""
+    data = parser.add_argument_group("data").add_argument
+    data("--dataset_name", help="Hub id, parquet file, folder of `save_to_disk`, or any folder that datasets reads")
+    data("--dataset_config_name", help="configuration of a Hub data set")
+    data("--train_data_dir", help="folder of image files, instead of --dataset_name")
+    data(
+        "--streaming",
+        action="store_true",
+        help="read the data set during training, without a copy on disk; needs --max_train_steps",
+    )
+    data("--cache_dir", help="where datasets keeps its files")
+    data("--image_column", help="column of images; the first by default")
+    data("--image_mode", choices=["L", "RGB", "RGBA"], help="color mode; by default L for gray data, otherwise RGB")
+    data("--center_crop", action="store_true", help="crop the middle of the images instead of a random part")
+    data("--random_flip", action="store_true", help="mirror images at random")
+    data("--label_column", help="column of class labels; the first by default, or an image folder's subfolders")
+    data(
+        "--broken_images",
+        choices=["stop", "skip"],
+        default="stop",
+        help="stop at an image that cannot be read, or leave out all such images",
+    )
+    data("--validation_split", type=share, default=0.0, help="fraction of the images held out for validation")
+    data(
+        "--dataloader_num_workers",
+        type=integer(0),
+        default=0,
+        help="number of processes that load data; with 0 decoded images are cached",
+    )
+
+
+def add_training_options(
+    parser: argparse.ArgumentParser,
+    train_batch_size: int,
+    learning_rate: float,
+    lr_warmup_steps: int,
+) -> None:
+    """Add the options of the optimization, with these defaults."""
+    train = parser.add_argument_group("training").add_argument
+    train("--output_dir", default="pfgm-model", help="where the pipeline, checkpoints, samples and logs are written")
+    train(
+        "--overwrite_output_dir",
+        action="store_true",
+        help="start a new run in a folder that is not empty; an earlier run's files are moved to set-aside-<n>",
+    )
+    train("--seed", type=integer(0, 2**31 - 1), help="seed that makes a run reproducible; random by default")
+    train(
+        "--train_batch_size",
+        type=positive,
+        default=train_batch_size,
+        help="perturbed images per process and accumulated part",
+    )
+    train("--num_epochs", type=positive, default=100, help="an epoch perturbs as many images as the data set has")
+    train("--max_train_steps", type=positive, help="number of optimizer steps, instead of --num_epochs")
+    train("--gradient_accumulation_steps", type=positive, default=1)
+    train("--gradient_checkpointing", action="store_true", help="save memory at the cost of time")
+    train("--mixed_precision", choices=["no", "fp16", "bf16"], help="by default as configured in accelerate")
+    train("--learning_rate", type=number(0, 1e20, above_low=True), default=learning_rate)
+    train("--lr_scheduler", type=lr_scheduler, default="cosine", help=", ".join(LR_SCHEDULERS))
+    train("--lr_warmup_steps", type=integer(0), default=lr_warmup_steps)
+    train("--adam_beta1", type=share, default=0.95)
+    train("--adam_beta2", type=share, default=0.999)
+    train("--adam_weight_decay", type=number(0, 1e6), default=1e-6)
+    train("--adam_epsilon", type=number(1e-20, 1), default=1e-8)
+    train("--max_grad_norm", type=number(1e-6, 1e9), default=1.0)
+    train(
+        "--use_ema", action="store_true", help="accepted as in diffusers, without effect: EMA weights are always kept"
+    )
+    train(
+        "--ema_max_decay",
+        type=number(0, 1),
+        default=0.9999,
+        help="largest decay of the EMA weights; 0 means no average",
+    )
+    train("--ema_inv_gamma", type=number(0, above_low=True), default=1.0)
+    train("--ema_power", type=number(0), default=0.75)
+
+
+def add_record_options(parser: argparse.ArgumentParser, num_inference_steps: int) -> None:
+    """Add the options of records, checkpoints and the Hub, with this default number of steps of samples."""
+    record = parser.add_argument_group("records").add_argument
+    record("--logger", choices=["tensorboard", "wandb", "none"], default="tensorboard")
+    record("--logging_dir", default="logs", help="folder of the tracker's files, inside --output_dir")
+    record("--logging_steps", type=positive, default=10, help="steps between records of the loss")
+    record("--save_images_epochs", type=positive, default=10, help="epochs between sample grids")
+    record("--eval_batch_size", type=positive, default=16, help="images in a sample grid, and samples drawn at a time")
+    record(
+        "--num_inference_steps",
+        type=positive,
+        default=num_inference_steps,
+        help="network calls per sample during training",
+    )
+    record("--save_model_epochs", type=positive, default=10, help="epochs between saved pipelines")
+    record("--validation_epochs", type=positive, default=10, help="epochs between validations on the held-out images")
+    record("--keep_best", action="store_true", help="keep the model with the smallest validation distance in `best`")
+    record("--checkpointing_steps", type=positive, default=500, help="steps between checkpoints")
+    record("--checkpoints_total_limit", type=positive, help="number of checkpoints to keep; all by default")
+    record("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' for the newest one in --output_dir")
+
+    hub = parser.add_argument_group("the Hub").add_argument
+    hub("--push_to_hub", action="store_true", help="publish each saved pipeline; log in by `hf auth login` or HF_TOKEN")
+    hub("--hub_model_id", help="user/name of the repository; by default your user name and the output folder's name")
+    hub("--hub_private_repo", action="store_true", help="make the repository private")
+    hub("--license", help="license of the model for its card, such as cc-by-4.0")
+
+
+def check_shared_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check the options that the training scripts have in common.
+
+    Raises:
+        SystemExit: if an option is invalid. The message names it.
+    """
+    for name, value in vars(args).items():
+        if isinstance(value, str) and not value.strip():
+            parser.error(f"--{name} is empty. Leave it out, or pass a value")
+    if args.logger != "none" and importlib.util.find_spec(args.logger) is None:
+        parser.error(
+            f"--logger {args.logger} needs a package that is not installed. Install it by `pip install {args.logger}`, "
+            "or pass --logger none"
+        )
+    if args.lr_scheduler == "polynomial" and args.learning_rate <= POLYNOMIAL_LR_END:
+        parser.error(
+            f"--learning_rate must be above {POLYNOMIAL_LR_END:g}, the end of --lr_scheduler polynomial, but is "
+            f"{args.learning_rate:g}"
+        )
+    if args.keep_best and not args.validation_split:
+        parser.error("--keep_best needs --validation_split, such as 0.1")
+    if args.streaming and args.max_train_steps is None:
+        parser.error("--streaming needs --max_train_steps, since the length of a stream is unknown")
+    if args.streaming and args.validation_split:
+        parser.error("--validation_split needs the whole data set, not a stream. Leave out --streaming")

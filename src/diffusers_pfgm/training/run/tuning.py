@@ -1,0 +1,191 @@
+"""Consistency tuning: the task of tune_consistency.py, which starts from a trained pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import zlib
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DModel
+
+from ...losses import ConsistencyObjective
+from ...physics.denoiser import Denoise, Denoiser
+from ...pipelines import PFGMPipeline
+from ...pipelines.class_conditioning import ClassLabels
+from ...schedulers import PoissonFlowScheduler
+from ..data.statistics import DataStatistics
+from ..data.training_data import TrainingData
+from .agreement import broadcast_from_main
+from .loop import main as train
+from .objectives import LEAST_STD
+from .task import TrainingTask
+
+BOUNDARY = 0.1  # σ_b in standard deviations σ_d of the data
+LEVELS = (1.3, 0.5)  # the second and third noise level of sampling before they are fitted, in σ_d
+NUM_LEVELS = 1 + len(LEVELS)
+CHECKED_SAMPLES = 16  # that the base model is called with at σ_max
+LARGEST_ERROR = 2.0  # root mean square of x̂ less the mean there, in σ_d
+
+
+def main(args: argparse.Namespace) -> None:
+    """Tune a model.
+
+    Args:
+        args: The options of tune_consistency.py, from `tuning_arguments.parse_tuning_args`.
+    """
+    base = load_base(args)
+    train(args, functools.partial(make_tuning_task, base))
+
+
+def load_base(args: argparse.Namespace) -> PFGMPipeline:
+    """Load the pipeline to start from, and set the options of the data that follow from it.
+
+    Raises:
+        ValueError: if `--model` is no pipeline of a `UNet2DModel` for square images.
+    """
+    try:
+        base: PFGMPipeline = PFGMPipeline.from_pretrained(args.model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--model` {args.model!r} cannot be loaded: {error}") from error
+    unet = base.unet
+    if not isinstance(unet, UNet2DModel):
+        raise ValueError(f"`--model` {args.model!r} has a {type(unet).__name__}, but only a UNet2DModel can be tuned.")
+    size = unet.config.sample_size
+    if not isinstance(size, int):
+        raise ValueError(f"`--model` {args.model!r} has the sample_size {size}, but tuning needs square images.")
+    args.resolution = size
+    args.class_conditional = base.config.id2label is not None
+    if not args.class_conditional and args.label_column is not None:
+        raise ValueError(
+            f"`--label_column` {args.label_column!r} was passed, but `--model` {args.model!r} has no classes."
+        )
+    return base
+
+
+def make_tuning_task(
+    base: PFGMPipeline, args: argparse.Namespace, data: TrainingData, accelerator: Accelerator
+) -> TrainingTask:
+    """Return the task of a run of tune_consistency.py.
+
+    Args:
+        base: The pipeline to start from.
+        args: The options of tune_consistency.py.
+        data: The data set of the run.
+        accelerator: accelerate's `Accelerator` of the run.
+
+    Raises:
+        ValueError: if the images have other channels or classes than the pipeline, if it has a beta schedule or
+            predicts no x̂ at σ_max, or if it cannot be tuned with `--guidance_scale`.
+    """
+    unet = base.unet
+    scheduler = PoissonFlowScheduler.from_scheduler(base.scheduler, allow_consistency=True)
+    if scheduler.parameterization.train_sigmas is not None:
+        raise ValueError(
+            f"`--model` {args.model!r} has a beta schedule, whose noise levels are finitely many. Use a model of "
+            "train_pfgm.py, or one with EDM's preconditioning."
+        )
+    if unet.config.in_channels != data.images.channels:
+        raise ValueError(
+            f"The images have {data.images.channels} channels, but `--model` {args.model!r} has "
+            f"{unet.config.in_channels}. Pass `--image_mode`."
+        )
+    classes = base.config.id2label
+    if data.id2label != classes:
+        raise ValueError(
+            f"The classes of the images are {data.id2label}, but those of `--model` {args.model!r} are {classes}. Both "
+            "must have the same names in the same order."
+        )
+    null_class = ClassLabels(unet.config.num_class_embeds, classes).null_class
+    if null_class is None:
+        args.label_dropout = 0.0
+    _check_guidance(args, scheduler, null_class)
+
+    statistics = broadcast_from_main(data.images.statistics())
+    std = scheduler.config.sigma_data or max(statistics.std, LEAST_STD)
+    sigma_max = scheduler.config.sigma_max
+    options = {
+        "consistency_boundary": float(f"{BOUNDARY * std:.3g}"),
+        "consistency_sigmas": [sigma_max, *(float(f"{level * std:.3g}") for level in LEVELS)],
+        "consistency_guidance": None if args.guidance_scale == 1 else args.guidance_scale,
+        "final_sigmas_type": "zero",
+        "sigma_knots": None,
+    }
+    tuned = PoissonFlowScheduler.from_config(scheduler.config, **options)
+    unet.to(accelerator.device)
+    frozen = _frozen_denoiser(unet, scheduler, 0 if classes and null_class is None else null_class, accelerator)
+    shape = (data.images.channels, args.resolution, args.resolution)
+    _check_prediction(frozen, scheduler, shape, statistics, args.model)
+    objective = ConsistencyObjective(
+        tuned.parameterization,
+        sigma_max,
+        std,
+        scheduler.config.aug_dim,
+        args.guidance_scale,
+        None if args.guidance_scale == 1 else frozen,
+        null_class,
+    )
+    description = (
+        f"Tuning from sigma = {sigma_max:g}, with consistency_boundary = {options['consistency_boundary']:g}"
+        + (" from a model that is already tuned." if scheduler.is_consistency_model else ".")
+    )
+    return TrainingTask(objective, tuned, unet, description, {"base": _checksum(unet)})
+
+
+def _check_guidance(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:
+    if args.guidance_scale == 1:
+        return
+    if null_class is None:
+        raise ValueError(
+            f"`--guidance_scale` {args.guidance_scale:g} needs a model that was trained with `--class_conditional` and "
+            f"`--label_dropout` > 0, but `--model` {args.model!r} was not. Leave it out."
+        )
+    if scheduler.is_consistency_model:
+        raise ValueError(
+            f"`--guidance_scale` {args.guidance_scale:g} needs the x̂ of a model that is not tuned, but `--model` "
+            f"{args.model!r} is tuned. Pass the model that it was tuned from."
+        )
+
+
+def _check_prediction(
+    denoise: Denoise, scheduler: PoissonFlowScheduler, shape: tuple[int, ...], statistics: DataStatistics, model: str
+) -> None:
+    """Check that the model predicts x̂ at σ_max, where x̂ is close to the mean image."""
+    generator = torch.Generator().manual_seed(0)
+    x = scheduler.sample_prior((CHECKED_SAMPLES, *shape), generator)
+    with torch.no_grad():
+        error = (denoise(x, scheduler.config.sigma_max) - statistics.mean).square().mean().sqrt().item()
+    if not error <= LARGEST_ERROR * max(statistics.std, LEAST_STD):
+        raise ValueError(
+            f"`--model` {model!r} predicts no x̂ at sigma_max = {scheduler.config.sigma_max:g}: it should be close to "
+            f"the mean of the images, whose standard deviation is {statistics.std:.3g}, but its root mean square "
+            f"distance to it is {error:.3g}. Train the model for longer, or with the default preconditioning."
+        )
+
+
+def _frozen_denoiser(
+    unet: UNet2DModel, scheduler: PoissonFlowScheduler, label: int | None, accelerator: Accelerator
+) -> Denoise:
+    """Return x̂ of a copy of the network, with one class label for all samples, or without classes for None."""
+    frozen = copy.deepcopy(unet).requires_grad_(False).eval()
+
+    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        x = x.to(accelerator.device)
+        labels: dict[str, Any] = {}
+        if label is not None:
+            labels["class_labels"] = torch.full((len(x),), label, device=x.device)
+        with accelerator.autocast():
+            return Denoiser(frozen, scheduler.parameterization, **labels)(x, sigma)
+
+    return denoise
+
+
+def _checksum(unet: UNet2DModel) -> int:
+    """A checksum of the weights."""
+    value = 0
+    for weight in unet.state_dict().values():
+        value = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes(), value)
+    return value

@@ -1,0 +1,48 @@
+"""The options of tune_consistency.py. Those of train_pfgm.py that it has too have the same names."""
+
+from __future__ import annotations
+
+import argparse
+
+from .option_groups import add_data_options, add_record_options, add_training_options, check_shared_options
+from .option_types import number, share
+from .script_errors import ScriptParser
+from .tuning import NUM_LEVELS
+
+
+def parse_tuning_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the options of tune_consistency.py.
+
+    Args:
+        description: The description of the script in its help.
+        argv: The arguments; by default those of the command line.
+
+    Raises:
+        SystemExit: if an option is invalid. The message names it.
+    """
+    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
+    model = parser.add_argument_group("model").add_argument
+    model("--model", required=True, help="folder or Hub id of the trained pipeline to start from")
+    model(
+        "--guidance_scale",
+        type=number(0, 100),
+        default=1.0,
+        help="scale of classifier-free guidance that the model learns; 1, the default, for none",
+    )
+    model(
+        "--label_dropout",
+        type=share,
+        default=0.1,
+        help="fraction of images tuned without their label, if the model was trained so",
+    )
+    add_training_options(parser, train_batch_size=64, learning_rate=3e-4, lr_warmup_steps=50)
+    add_record_options(parser, num_inference_steps=2)
+    # Options of train_pfgm.py that follow from the model.
+    parser.set_defaults(objective="consistency", charges="none", field_batch_size=0, output_dir="consistency-model")
+    args = parser.parse_args(argv)
+    args.class_conditional = args.resolution = None  # `tuning.load_base` reads them from the model
+    check_shared_options(parser, args)
+    if args.num_inference_steps > NUM_LEVELS:
+        parser.error(f"--num_inference_steps must be at most {NUM_LEVELS}, but is {args.num_inference_steps}")
+    return args

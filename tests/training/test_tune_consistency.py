@@ -1,0 +1,216 @@
+"""tune_consistency.py starts from a trained pipeline, and shares data, checkpoints and outputs with train_pfgm.py."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EDMEulerScheduler
+from safetensors.torch import load_file
+
+from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
+from diffusers_pfgm.training.run.consistency_levels import fit_levels
+from diffusers_pfgm.training.run.outputs import Outputs
+from diffusers_pfgm.training.run.records import read_records
+from diffusers_pfgm.training.run.tuning import main
+from diffusers_pfgm.training.run.tuning_arguments import parse_tuning_args
+from tests.networks import make_smallest_unet, seeded
+from tests.training.launch import ACCELERATE
+from tests.warm_python import WarmPython
+
+SCRIPT = Path(__file__).parents[2] / "training" / "tune_consistency.py"
+STATISTICS = {"sigma_data": 0.75, "data_mean": -0.39, "mean_square_std": 0.07}
+
+
+def save_base(
+    folder: Path, aug_dim: float | None = 1.0, classes: bool = False, null_class: bool = True, **options: Any
+) -> Path:
+    """Save a pipeline with a network whose output is almost 0, so that x̂ at σ_max is near 0."""
+    options = {"sigma_min": 0.003, "sigma_max": 120.0, "prediction_type": "epsilon"} | options
+    if "beta_schedule" not in options:
+        options |= STATISTICS if aug_dim is not None else {"sigma_data": 0.75}
+    unet = make_smallest_unet(num_class_embeds=10 + null_class if classes else None)
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(0.01)
+    id2label = {number: str(number) for number in range(10)} if classes else None
+    PFGMPipeline(unet, PoissonFlowScheduler(aug_dim, **options), id2label).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "digits.parquet"
+    write_parquet(split_digits()[0][:100], path, split_labels()[0][:100])
+    return path
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs of this process keep their first noise levels and draw no figures."""
+    monkeypatch.setattr(Outputs, "_fit_levels", lambda self, pipeline: None)
+    monkeypatch.setattr(Outputs, "_save_figure", lambda self, figure, name: None)
+
+
+def options_of(base: Path, data: Path, output: Path, *options: str) -> list[str]:
+    shared = [f"--model={base}", f"--dataset_name={data}", f"--output_dir={output}", "--logger=none", "--seed=0"]
+    return [*shared, "--train_batch_size=16", "--lr_warmup_steps=1", "--max_train_steps=4", *options]
+
+
+def tune(base: Path, data: Path, output: Path, *options: str) -> None:
+    main(parse_tuning_args(None, options_of(base, data, output, *options)))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def is_same(first: Path, second: Path) -> bool:
+    pairs = weights(first), weights(second)
+    return all(torch.equal(value, pairs[1][name]) for name, value in pairs[0].items())
+
+
+def test_the_output_is_a_pipeline_of_one_and_two_calls(
+    python: WarmPython, base: Path, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tuned"
+    done = python.run(*ACCELERATE, SCRIPT, *options_of(base, data, output, "--validation_split=0.2"))
+    assert done.returncode == 0, done.stderr
+    assert "Tuning from sigma = 120, with consistency_boundary = 0.075." in done.stdout
+    pipe = PFGMPipeline.from_pretrained(output)
+    pipe.set_progress_bar_config(disable=True)
+    config = pipe.scheduler.config
+    assert config.aug_dim == 1 and config.consistency_boundary == 0.075 and config.consistency_guidance is None
+    assert config.consistency_sigmas[0] == 120 and 2 <= len(config.consistency_sigmas) <= 3
+    for calls in (1, 2):
+        output_of_calls = pipe(3, calls, seeded(), output_type="pt")
+        assert output_of_calls.nfe == calls and output_of_calls.images.isfinite().all()
+    card = (output / "README.md").read_text()
+    assert "training/tune_consistency.py" in card and "| consistency model |" in card
+    assert not is_same(base / "unet", output / "unet")
+
+
+def test_a_resumed_run_ends_with_the_same_weights(cheap: None, base: Path, data: Path, tmp_path: Path) -> None:
+    tune(base, data, tmp_path / "whole", "--checkpointing_steps=2")
+    (tmp_path / "resumed").mkdir()
+    (tmp_path / "whole" / "checkpoint-2").rename(tmp_path / "resumed" / "checkpoint-2")
+    tune(base, data, tmp_path / "resumed", "--resume_from_checkpoint=latest", "--seed=1")
+    assert is_same(tmp_path / "whole" / "unet", tmp_path / "resumed" / "unet")
+    other = save_base(tmp_path / "other", sigma_max=100.0)
+    with pytest.raises(ValueError, match=r"the checkpoint has other settings: .*sigma_max was 120.0 and is 100.0"):
+        tune(other, data, tmp_path / "resumed", "--resume_from_checkpoint=latest")
+
+
+@pytest.mark.parametrize("aug_dim", [64.0, None])
+def test_other_aug_dims_and_tuned_models_can_be_tuned(
+    cheap: None, data: Path, tmp_path: Path, aug_dim: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_base(tmp_path / "base", aug_dim)
+    tune(base, data, tmp_path / "once")
+    tune(tmp_path / "once", data, tmp_path / "twice")
+    assert "from a model that is already tuned" in capsys.readouterr().out
+    config = PFGMPipeline.from_pretrained(tmp_path / "twice").scheduler.config
+    assert config.aug_dim == aug_dim and config.consistency_boundary == 0.075
+
+
+def test_a_pipeline_with_a_scheduler_of_edm_can_be_tuned(cheap: None, data: Path, tmp_path: Path) -> None:
+    PFGMPipeline(make_smallest_unet(), EDMEulerScheduler()).save_pretrained(tmp_path / "base")
+    tune(tmp_path / "base", data, tmp_path / "tuned")
+    config = PFGMPipeline.from_pretrained(tmp_path / "tuned").scheduler.config
+    assert config.aug_dim is None and config.sigma_max == 80 and config.consistency_boundary == 0.05
+
+
+def test_guidance_is_learned_and_saved(cheap: None, data: Path, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", classes=True)
+    for scale in ("1", "2"):
+        tune(base, data, tmp_path / scale, f"--guidance_scale={scale}")
+    assert not is_same(tmp_path / "1" / "unet", tmp_path / "2" / "unet")
+    pipe = PFGMPipeline.from_pretrained(tmp_path / "2")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.consistency_guidance == 2
+    assert pipe(2, generator=seeded(), class_labels=["3", "4"], guidance_scale=2.0).nfe == 2
+    assert PFGMPipeline.from_pretrained(tmp_path / "1").scheduler.config.consistency_guidance is None
+    with pytest.raises(ValueError, match="needs the x̂ of a model that is not tuned"):
+        tune(tmp_path / "2", data, tmp_path / "again", "--guidance_scale=2")
+
+
+def test_the_loss_falls(cheap: None, base: Path, data: Path, tmp_path: Path) -> None:
+    tune(base, data, tmp_path / "tuned", "--max_train_steps=60", "--learning_rate=3e-3", "--logging_steps=10")
+    losses = [record["loss"] for record in read_records(tmp_path / "tuned" / "log.jsonl", "train")]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_levels_are_those_of_the_smallest_distance(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    options = {"consistency_boundary": 0.075, "consistency_sigmas": [120.0, 1.0, 0.4]}
+    pipe = PFGMPipeline.from_pretrained(base)
+    pipe.scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config, **options)
+
+    def distance(samples: Any, images: Any) -> float:
+        return min(abs(math.log(sigma / 2)) for sigma in drawn[-1])
+
+    drawn: list[list[float]] = []
+    module = "diffusers_pfgm.training.run.consistency_levels"
+
+    def draw(pipe: PFGMPipeline, count: int, steps: int, labels: Any, batch_size: int) -> torch.Tensor:
+        drawn.append(pipe.scheduler.config.consistency_sigmas)
+        assert steps == len(drawn[-1])
+        return torch.zeros(count, 1, 8, 8)
+
+    monkeypatch.setattr(f"{module}.draw_samples", draw)
+    monkeypatch.setattr(f"{module}.sliced_wasserstein", distance)
+    fitted = fit_levels(pipe, torch.zeros(4, 1, 8, 8), None, 4)
+    assert fitted.config.consistency_sigmas[:2] == [120, 2]
+    assert fitted.config.consistency_boundary == 0.075
+    assert all(sigma < 2 for sigmas in drawn if len(sigmas) == 3 for sigma in sigmas[2:])
+
+
+@pytest.mark.parametrize(
+    ("base_options", "options", "message"),
+    [
+        ({"aug_dim": None, "beta_schedule": "linear", "sigma_min": None, "sigma_max": None}, [], "has a beta schedule"),
+        ({"classes": True, "null_class": False}, ["--guidance_scale=2"], "--class_conditional` and `--label_dropout`"),
+        ({}, ["--guidance_scale=2"], "--class_conditional` and `--label_dropout` > 0"),
+        ({}, ["--label_column=label"], "has no classes"),
+        ({}, ["--image_mode=RGB"], "The images have 3 channels"),
+    ],
+)
+def test_models_that_do_not_fit_are_named(
+    data: Path, tmp_path: Path, base_options: dict[str, Any], options: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune(save_base(tmp_path / "base", **base_options), data, tmp_path / "tuned", *options)
+
+
+def test_a_model_that_predicts_nothing_at_sigma_max_is_named(data: Path, tmp_path: Path) -> None:
+    pipe = PFGMPipeline.from_pretrained(save_base(tmp_path / "base"))
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.add_(50)
+    pipe.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="predicts no x̂ at sigma_max = 120"):
+        tune(tmp_path / "base", data, tmp_path / "tuned")
+
+
+def test_other_class_names_are_named(data: Path, tmp_path: Path) -> None:
+    pipe = PFGMPipeline.from_pretrained(save_base(tmp_path / "base", classes=True))
+    other = PFGMPipeline(pipe.unet, pipe.scheduler, {number: f"n{number}" for number in range(10)})
+    other.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="The classes of the images are"):
+        tune(tmp_path / "base", data, tmp_path / "tuned")
+
+
+def test_a_folder_without_a_model_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"`--model` .* cannot be loaded"):
+        tune(tmp_path / "empty", data, tmp_path / "tuned")
+
+
+def test_more_calls_than_levels_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_tuning_args(None, ["--model=base", "--dataset_name=data", "--num_inference_steps=4"])
+    assert "--num_inference_steps must be at most 3" in capsys.readouterr().err

@@ -38,7 +38,7 @@ ALLOWED["examples"] |= {"utils", "training"}
 # What the first two folders may import besides the package.
 STANDARD = {"__future__", "collections", "contextlib", "copy", "dataclasses", "functools", "itertools", "math"}
 STANDARD |= {"threading", "types", "typing", "warnings"}
-LIBRARIES = {"physics": {"torch"}, "solvers": {"torch", "torchdiffeq"}}
+LIBRARIES = {"physics": {"torch"}, "solvers": {"numpy", "scipy", "torch", "torchdiffeq"}}
 
 
 def imports(path: Path) -> list[str]:

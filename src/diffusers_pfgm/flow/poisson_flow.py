@@ -16,6 +16,7 @@ from ..physics.preconditioning import ZERO_SNR_SIGMA
 from ..physics.tensors import Generators, append_dims, working_dtype
 from ..schedulers.conversion import check_density, check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
+from ..schedulers.step_fit import check_steps_of_model
 from ..schedulers.stepping import scheduler_steps
 from ..solvers.adaptive import check_tolerance, integrate_adaptive
 from ..solvers.precision import without_tf32
@@ -99,7 +100,7 @@ class PoissonFlow:
 
         Raises:
             ValueError: if not exactly one of `shape` and `latents` is given, `latents` is empty, without a batch
-                dimension or not finite, or `num_inference_steps` is not allowed.
+                dimension or not finite, or `num_inference_steps` is not allowed or has `sigma_steps` of another model.
         """
         if (shape is None) == (latents is None):
             raise ValueError("Pass either the `shape` (B, *) of the samples, or `latents` to begin from.")
@@ -110,6 +111,7 @@ class PoissonFlow:
             check_points("latents", latents)
             device = latents.device
             dtype = torch.promote_types(latents.dtype, dtype)
+        check_steps_of_model(self.model, scheduler, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=device)
         if latents is None:
             x = scheduler.move_to_prior(scheduler.sample_prior(shape, generator, device, dtype))

@@ -17,6 +17,7 @@ from ..hub.model_card import CARD, make_model_card, save_model_card
 from ..hub.serialization import add_loader_code, atomic_directory, outdated, restore_class_name
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
+from ..schedulers.step_fit import check_steps_of_model
 from ..schedulers.stepping import SchedulerStep
 from ..utils.checks import check_whole_number
 from .calls import Callback, PipelineCalls
@@ -82,11 +83,13 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         """Set the timesteps of the scheduler: those at `sigmas`, or without them `num_inference_steps` of its own.
 
         Raises:
-            ValueError: if `sigmas` is not None and the scheduler's `set_timesteps` has no such argument, or if the
-                scheduler rejects the values.
+            ValueError: if `sigmas` is not None and the scheduler's `set_timesteps` has no such argument, if the
+                scheduler's `sigma_steps` for this number were fitted to another network, or if it rejects the values.
         """
         if sigmas is None:
             steps = check_whole_number("num_inference_steps", num_inference_steps, 1)
+            if isinstance(scheduler, PoissonFlowScheduler):
+                check_steps_of_model(self.unet, scheduler, steps)
             scheduler.set_timesteps(steps, device=device)
         elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(device=device, sigmas=sigmas)

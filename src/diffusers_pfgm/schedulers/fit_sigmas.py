@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 
-from ..physics.denoiser import Denoiser, dtype_and_device, slice_kwargs
+from ..physics.denoiser import Denoise, Denoiser, dtype_and_device, slice_kwargs
 from ..physics.preconditioning import ZERO_SNR_SIGMA
 from ..physics.tensors import Generators
+from ..solvers.multistep import integrate
 from ..solvers.spacing import fit_knots, geometric_sigmas
+from ..solvers.step_search import end_errors, search_sigmas
 from ..utils.checks import check_whole_number
 from .scheduling_poisson_flow import PoissonFlowScheduler
+from .step_fit import describe_steps
 
 FINE_STEPS = 200  # steps along the field lines
+REFERENCE_STEPS = 100  # of the fitted spacing, to the ends that a run of few steps is compared with
 
 
 @torch.no_grad()
@@ -23,26 +27,34 @@ def fit_sigmas(
     scheduler: PoissonFlowScheduler,
     shape: Sequence[int],
     generator: Generators = None,
-    num_samples: int = 32,
+    num_samples: int | None = None,
     batch_size: int | None = None,
+    num_inference_steps: int | None = None,
     **model_kwargs: Any,
 ) -> PoissonFlowScheduler:
     """Return a copy of a scheduler whose steps are shorter where the field lines of this model are curved.
 
-    The spacing is stored in `config.sigma_knots`, works with any number of steps, and is saved with a pipeline.
+    The spacing is stored in `config.sigma_knots`, works with any number of steps, and is saved with a pipeline. With
+    `num_inference_steps` the best noise levels for that number of steps are searched too (`solvers.step_search`). If
+    they are better than the spacing on field lines that the search has not seen, they are stored in
+    `config.sigma_steps`, and a run of that many steps uses them.
 
     Args:
         model: a network, called like `UNet2DModel`, or a `ChargeField`. It is called 200 times for each batch.
         scheduler: defines what the model predicts, and its first and last σ; may be a diffusers scheduler.
         shape: shape of one sample, (C, *).
         generator: one generator, or a list of `num_samples` of them.
-        num_samples: number of field lines to follow.
+        num_samples: number of field lines to follow; 32 by default, or 256 with `num_inference_steps`, half of them
+            for the comparison.
         batch_size: number of samples in one network call, by default all. The result does not depend on it.
+        num_inference_steps: a small number n of steps, such as 5, whose noise levels are searched; None for the
+            spacing alone. The search takes about 40 n runs.
         **model_kwargs: passed to the model, such as `class_labels` (num_samples,).
 
     Raises:
-        ValueError: if `num_samples` or `batch_size` is not a whole number ≥ 1, `shape` is a number, the scheduler
-            starts at infinite σ, the model's output has the wrong shape or is not finite, or x̂ is constant.
+        ValueError: if `num_samples`, `batch_size` or `num_inference_steps` is not a whole number ≥ 1, `shape` is a
+            number, the scheduler starts at infinite σ, the model's output has the wrong shape or is not finite, or x̂ is
+            constant.
 
     Examples:
         >>> from diffusers_pfgm import ChargeField
@@ -52,7 +64,11 @@ def fit_sigmas(
         >>> len(scheduler.config.sigma_knots), len(scheduler.timesteps)
         (33, 5)
     """
-    check_whole_number("num_samples", num_samples, 1)
+    if num_inference_steps is not None:
+        check_whole_number("num_inference_steps", num_inference_steps, 1)
+    if num_samples is None:
+        num_samples = 32 if num_inference_steps is None else 256
+    check_whole_number("num_samples", num_samples, 1 if num_inference_steps is None else 2)
     if batch_size is not None:
         check_whole_number("batch_size", batch_size, 1)
     if isinstance(shape, int):
@@ -69,22 +85,84 @@ def fit_sigmas(
     x = scheduler.kernel.sample((num_samples, *shape), high, generator, device, dtype, scheduler.config.max_norm)
     scheduler.set_timesteps(1)
     x = scheduler.move_to_prior(x)
-    size = num_samples if batch_size is None else min(batch_size, num_samples)
-    parts = [slice(first, first + size) for first in range(0, num_samples, size)]
-    if size == num_samples:
-        kwargs_of_parts = [model_kwargs]
-    else:
-        kwargs_of_parts = [slice_kwargs(model_kwargs, rows, num_samples) for rows in parts]
-    denoisers = [Denoiser(model, scheduler.parameterization, **kwargs) for kwargs in kwargs_of_parts]
+    batched = _Batches(model, scheduler, num_samples, batch_size or num_samples, model_kwargs)
+    knots = fit_knots(batched.denoise_rows(slice(0, num_samples)), x, geometric_sigmas(high, low, FINE_STEPS))
+    scheduler = PoissonFlowScheduler.from_config(scheduler.config, sigma_knots=knots, sigma_steps=None)
+    if num_inference_steps is not None:
+        steps = _search_steps(batched, scheduler, x, num_inference_steps)
+        if steps is not None:
+            described = describe_steps(steps, scheduler.config.aug_dim, model)
+            scheduler = PoissonFlowScheduler.from_config(scheduler.config, sigma_steps=described)
+    return scheduler
 
-    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        sigmas = torch.as_tensor(scheduler.sigma_of_samples(sigma))
-        return torch.cat(
-            [
-                denoiser(x[rows], sigmas[rows] if sigmas.ndim else sigma)
-                for denoiser, rows in zip(denoisers, parts, strict=True)
-            ]
+
+class _Batches:
+    """x̂ of some of the samples, computed in batches."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        scheduler: PoissonFlowScheduler,
+        num_samples: int,
+        batch_size: int,
+        model_kwargs: dict[str, Any],
+    ) -> None:
+        self.model = model
+        self.scheduler = scheduler
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.model_kwargs = model_kwargs
+
+    def denoise_rows(self, rows: slice) -> Denoise:
+        """Return x̂ (K, *) of the samples of these rows, as a function of their x (K, *) and of σ."""
+        parts = []
+        for first in range(rows.start, rows.stop, self.batch_size):
+            part = slice(first, min(first + self.batch_size, rows.stop))
+            kwargs = self.model_kwargs
+            if part != slice(0, self.num_samples):
+                kwargs = slice_kwargs(kwargs, part, self.num_samples)
+            parts.append((part, Denoiser(self.model, self.scheduler.parameterization, **kwargs)))
+
+        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            sigmas = torch.as_tensor(self.scheduler.sigma_of_samples(sigma))  # (B, 1, ...) on the hemisphere
+            pieces = x.split(self.batch_size)
+            return torch.cat(
+                [
+                    denoiser(piece, sigmas[part] if sigmas.ndim else sigma)
+                    for piece, (part, denoiser) in zip(pieces, parts, strict=True)
+                ]
+            )
+
+        return denoise
+
+
+def _search_steps(
+    batches: _Batches, fitted: PoissonFlowScheduler, x: torch.Tensor, num_inference_steps: int
+) -> list[float] | None:
+    """Search the noise levels of a run of n steps; None if none are better than the spacing on the other half of x."""
+    config = fitted.config
+
+    def spaced(count: int) -> list[float]:
+        fitted.set_timesteps(count)
+        return fitted.sigmas.tolist()[:num_inference_steps]
+
+    def run_of(rows: slice) -> Callable[[Sequence[float]], torch.Tensor]:
+        denoise = batches.denoise_rows(rows)
+        end = 0.0 if config.final_sigmas_type == "zero" else config.sigma_min
+        return lambda sigmas: integrate(
+            denoise, x[rows], [*sigmas, end], config.solver, config.solver_order, config.use_corrector
         )
 
-    knots = fit_knots(denoise, x, geometric_sigmas(high, low, FINE_STEPS))
-    return PoissonFlowScheduler.from_config(scheduler.config, sigma_knots=knots)
+    half = len(x) // 2
+    searched, compared = (run_of(rows) for rows in (slice(0, half), slice(half, len(x))))
+    fitted.set_timesteps(REFERENCE_STEPS)
+    fine = fitted.sigmas.tolist()[:-1]
+    # The last noise level of a few steps is better well above σ_min: it begins as that of a spacing of more steps.
+    starts = [spaced(num_inference_steps + more) for more in range(3)]
+    ends = searched(fine)
+    start = min(starts, key=lambda sigmas: end_errors(searched(sigmas), ends))
+    candidates = [*starts, search_sigmas(searched, ends, start, starts[0][-1])]
+    ends = compared(fine)
+    errors = [end_errors(compared(sigmas), ends) for sigmas in candidates]
+    best = errors.index(min(errors))
+    return candidates[best] if best else None

@@ -17,7 +17,7 @@ MAX_TRAIN_TIMESTEPS = 1_000_000  # diffusers makes several tensors of this lengt
 
 OPTIONAL = {"aug_dim", "sigma_min", "sigma_max", "sigma_data", "max_norm", "M", "beta_schedule", "sigma_knots"}
 OPTIONAL |= {"trained_betas", "timesteps_from", "variance_type", "data_mean", "mean_square_std", "prior"}
-OPTIONAL |= {"consistency_boundary", "consistency_sigmas", "consistency_guidance"}
+OPTIONAL |= {"consistency_boundary", "consistency_sigmas", "consistency_guidance", "sigma_steps"}
 KINDS = {
     "a number": (
         "aug_dim",
@@ -36,6 +36,7 @@ KINDS = {
     "a whole number": ("solver_order", "M", "num_train_timesteps", "steps_offset"),
     "True or False": ("use_corrector", "rescale_betas_zero_snr"),
     "a list of numbers": ("sigma_knots", "trained_betas", "consistency_sigmas"),
+    "a dictionary": ("sigma_steps",),
     "a string": (
         "prediction_type",
         "solver",
@@ -123,6 +124,8 @@ def _as_kind(kind: str, value: Any) -> Any:
             return None
         converted = [_as_kind("a number", each) for each in values]
         return None if None in converted else converted
+    if kind == "a dictionary":
+        return dict(value) if isinstance(value, Mapping) else None
     if kind == "a string":
         return value if isinstance(value, str) else None
     if kind == "True or False":

@@ -35,6 +35,7 @@ from .noising import NoisingMixin
 from .options import LEARNED, checked_options
 from .sigma_schedule import RunSigmas, SigmaSchedule
 from .state_convention import StateConvention
+from .step_fit import check_sigma_steps
 
 
 @dataclass
@@ -77,6 +78,8 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         solver_order: order of the multistep solver, 1 to 3.
         use_corrector: whether the multistep solver corrects each step with the x̂ that is computed after it, which needs
             no further network call.
+        sigma_steps: σ's of the runs with one number of steps, from `fit_sigmas(..., num_inference_steps=n)`, together
+            with the D and the number of the network's parameters that they were fitted for. None for no such run.
         sigma_knots: σ's from σ_max to σ_min between which equal shares of the steps are placed, from `fit_sigmas`. None
             for steps in equal ratios of σ, or with a beta schedule for `timestep_spacing`.
         final_sigmas_type: "zero" to end at σ = 0, "sigma_min" to end at σ_min.
@@ -149,6 +152,7 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         consistency_boundary: float | None = None,
         consistency_sigmas: list[float] | None = None,
         consistency_guidance: float | None = None,
+        sigma_steps: dict[str, Any] | None = None,
     ) -> None:
         self.register_to_config(**checked_options(self.config))
         config = self.config
@@ -181,6 +185,8 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         schedule = SigmaSchedule(FrozenDict({**config, "timesteps_from": None}), self.parameterization)
         if config.sigma_knots is not None:
             check_knots(config.sigma_knots, self.sigma_range)
+        if config.sigma_steps is not None:
+            check_sigma_steps(config.sigma_steps, config.aug_dim, self.sigma_range[0])
         if "_use_default_values" in self.config:
             hidden = hidden_defaults(self.config._use_default_values, has_betas)
             self.register_to_config(_use_default_values=hidden)
@@ -238,7 +244,9 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
             if scheduler.is_consistency_model and not allow_consistency:
                 raise ValueError(f"`scheduler` is {NO_ODE}.")
             return scheduler
-        converted: PoissonFlowScheduler = cls.from_config(convert_scheduler(scheduler), sigma_knots=None)
+        converted: PoissonFlowScheduler = cls.from_config(
+            convert_scheduler(scheduler), sigma_knots=None, sigma_steps=None
+        )
         return converted
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:

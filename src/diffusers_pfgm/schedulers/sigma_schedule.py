@@ -128,6 +128,8 @@ class SigmaSchedule:
                     "`sigmas`, or use the model that it was tuned from."
                 )
             return self._from_sigmas(config.consistency_sigmas[:count])
+        if config.sigma_steps is not None and count == len(config.sigma_steps["sigmas"]):
+            return self._from_sigmas(config.sigma_steps["sigmas"])
         if config.sigma_knots is None and (self.train_sigmas is not None or config.timesteps_from is not None):
             return self._as_diffusers(count)
         # A run to σ_min has one σ more than steps, except with a beta schedule, where it ends at the first timestep.

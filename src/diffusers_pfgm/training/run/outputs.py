@@ -210,7 +210,7 @@ class Outputs:
         unet = pipeline.unet
         count = 32
         shape = (unet.config.in_channels, self.args.resolution, self.args.resolution)
-        options = {}
+        options: dict[str, Any] = {}
         if self.data.id2label is not None:
             options["class_labels"] = torch.arange(count, device=unet.device) % len(self.data.id2label)
         generator = torch.Generator().manual_seed(0)

@@ -113,6 +113,7 @@ def make_tuning_task(
         "consistency_guidance": None if args.guidance_scale == 1 else args.guidance_scale,
         "final_sigmas_type": "zero",
         "sigma_knots": None,
+        "sigma_steps": None,
     }
     tuned = PoissonFlowScheduler.from_config(scheduler.config, **options)
     unet.to(accelerator.device)

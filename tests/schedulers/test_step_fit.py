@@ -1,0 +1,124 @@
+"""Noise levels that are fitted to one number of steps of one network."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlow, PoissonFlowScheduler, fit_sigmas
+from diffusers_pfgm.physics.denoiser import Denoiser
+from diffusers_pfgm.solvers import step_search
+from diffusers_pfgm.solvers.multistep import integrate
+from tests.networks import make_tiny_unet, seeded
+
+STEPS = {"sigmas": [40.0, 2.0, 0.3], "aug_dim": 1.0, "num_parameters": 0}
+
+
+def test_five_calls_reach_more_of_the_right_digits(digits: torch.Tensor) -> None:
+    digits = digits[:500]
+    field = ChargeField(digits, 1.0, "sample")
+    plain = PoissonFlowScheduler(prediction_type="sample")
+    scheduler = fit_sigmas(field, plain, (1, 8, 8), seeded(), num_inference_steps=5)
+    steps = scheduler.config.sigma_steps
+    assert steps["aug_dim"] == 1 and len(steps["sigmas"]) == 5
+    scheduler.set_timesteps(1)
+    starts = scheduler.move_to_prior(scheduler.sample_prior((300, 1, 8, 8), seeded(9), None, torch.float64))
+    spaced = PoissonFlowScheduler.from_config(scheduler.config, sigma_steps=None)
+    labels = []
+    for each, count in ((spaced, 200), (spaced, 5), (scheduler, 5)):  # 200 steps end where 400 do, but for 0.3 %
+        each.set_timesteps(count)
+        ends = integrate(Denoiser(field, each.parameterization), starts, each.sigmas.tolist())
+        labels.append(torch.cdist(ends.flatten(1), digits.flatten(1)).argmin(1))
+    shares = [(found == labels[0]).double().mean().item() for found in labels[1:]]
+    assert shares[1] > shares[0] + 0.03
+
+
+def test_only_a_run_of_that_many_steps_uses_them() -> None:
+    scheduler = PoissonFlowScheduler(sigma_steps=STEPS, sigma_knots=[40.0, 1.0, 0.01])
+    scheduler.set_timesteps(3)
+    assert scheduler.sigmas.tolist() == pytest.approx([40.0, 2.0, 0.3, 0.0])
+    scheduler.set_timesteps(5)
+    assert scheduler.sigmas.tolist() == pytest.approx([40.0, 40**0.5, 1.0, 0.1, 0.01, 0.0])
+
+
+def test_they_are_kept_only_if_they_are_better(monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor) -> None:
+    module = "diffusers_pfgm.schedulers.fit_sigmas"
+    field = ChargeField(digits[:20], 1.0, "sample")
+    scheduler = PoissonFlowScheduler(prediction_type="sample")
+    found = [40.0, 3.0, 0.2]
+    monkeypatch.setattr(f"{module}.search_sigmas", lambda *arguments: found)
+    # Errors of three spacings in the search, then of the same and of what was found on other field lines
+    for last, expected in ((0.1, found), (0.3, None), (0.4, None)):
+        errors = iter([0.5, 0.4, 0.6, 0.3, 0.4, 0.5, last])
+        monkeypatch.setattr(f"{module}.end_errors", lambda ends, reference, errors=errors: next(errors))
+        steps = fit_sigmas(field, scheduler, (1, 8, 8), seeded(), 8, num_inference_steps=3).config.sigma_steps
+        assert (steps and steps["sigmas"]) == expected
+
+
+def test_they_are_saved_with_a_pipeline(tmp_path: Path) -> None:
+    unet = make_tiny_unet()
+    steps = STEPS | {"num_parameters": unet.num_parameters()}
+    PFGMPipeline(unet, PoissonFlowScheduler(sigma_steps=steps)).save_pretrained(tmp_path)
+    pipe = PFGMPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.sigma_steps == steps
+    assert pipe(1, 3, seeded(), output_type="pt").images.isfinite().all()
+
+
+@pytest.mark.parametrize("prior", ["plane", "shell", "hemisphere"])
+def test_the_result_does_not_depend_on_the_batch_size(
+    monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor, prior: str
+) -> None:
+    monkeypatch.setattr(step_search, "EVALUATIONS", 5)
+    errors = itertools.count(1.0, -0.01)  # the last candidate, which the search has found, is always the best
+    monkeypatch.setattr("diffusers_pfgm.schedulers.fit_sigmas.end_errors", lambda ends, reference: next(errors))
+    field = ChargeField(digits[:20], 1.0, "sample")
+    scheduler = PoissonFlowScheduler(prediction_type="sample", prior=prior)
+    fits = [fit_sigmas(field, scheduler, (1, 8, 8), seeded(), 32, size, 3).config for size in (None, 5)]
+    assert fits[0].sigma_steps is not None
+    assert fits[0].sigma_steps["sigmas"] == pytest.approx(fits[1].sigma_steps["sigmas"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aug_dim": 64.0}, "`sigma_steps` were fitted for `aug_dim` = 1.0, but it is 64.0"),
+        ({"aug_dim": None}, "`sigma_steps` were fitted for `aug_dim` = 1.0, but it is None"),
+        ({"sigma_max": 80.0}, "`sigma_steps` were fitted from 40.0, but the largest sigma is 80.0"),
+        ({"sigma_steps": {"sigmas": [40.0]}}, "must have 'sigmas', positive"),
+        ({"sigma_steps": STEPS | {"sigmas": [1.0, 2.0]}}, "must have 'sigmas', positive"),
+        ({"sigma_steps": [40.0, 1.0]}, "`sigma_steps` must be a dictionary or None"),
+    ],
+)
+def test_steps_of_another_flow_are_refused(changes: dict[str, Any], message: str) -> None:
+    config = PoissonFlowScheduler(sigma_steps=STEPS).config
+    with pytest.raises(ValueError, match=message):
+        PoissonFlowScheduler.from_config(config, **changes)
+
+
+def test_steps_of_another_network_are_refused() -> None:
+    pipe = PFGMPipeline(make_tiny_unet(), PoissonFlowScheduler(sigma_steps=STEPS))
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="were fitted for a network of 0 parameters, but this one has"):
+        pipe(1, 3)
+    with pytest.raises(ValueError, match="were fitted for a network of 0 parameters, but this one has"):
+        PoissonFlow(pipe.unet, pipe.scheduler).sample((1, 1, 8, 8), 3)
+    assert pipe(1, 4, seeded(), output_type="pt").nfe == 4
+
+
+def test_encode_and_decode_keep_the_whole_range(digits: torch.Tensor) -> None:
+    field = ChargeField(digits[:20], 1.0, "sample")
+    steps = STEPS | {"sigmas": [40.0, *(20.0 * 0.8**i for i in range(19))]}
+    flow = PoissonFlow(field, PoissonFlowScheduler(prediction_type="sample", sigma_steps=steps))
+    plain = PoissonFlow(field, PoissonFlowScheduler(prediction_type="sample"))
+    latents = [each.encode(digits[:2] + 0.05, num_inference_steps=20).latents for each in (flow, plain)]
+    assert torch.equal(*latents)
+
+
+@pytest.mark.parametrize("count", [0, 1.5, math.nan])
+def test_the_number_of_steps_is_checked(count: Any, digits: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="`num_inference_steps`"):
+        fit_sigmas(ChargeField(digits[:9]), PoissonFlowScheduler(), (1, 8, 8), num_inference_steps=count)

@@ -1,0 +1,44 @@
+"""The search for the noise levels of a run of few steps."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from diffusers_pfgm.solvers.spacing import geometric_sigmas
+from diffusers_pfgm.solvers.step_search import end_errors, search_sigmas
+
+
+def test_the_error_is_bounded_and_quadratic_near_the_end() -> None:
+    reference = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert end_errors(reference, reference) == 0
+    assert end_errors(reference + 1e6, reference) == pytest.approx(1)
+    assert end_errors(reference * math.nan, reference) == 1
+    first, second = (end_errors(reference + shift, reference) for shift in (1e-4, 2e-4))
+    assert second / first == pytest.approx(4, rel=1e-3)
+
+
+def test_it_finds_known_noise_levels() -> None:
+    best = torch.tensor([40.0, 3.0, 1.0, 0.3], dtype=torch.float64)
+    reference = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+
+    def run(sigmas: Sequence[float]) -> torch.Tensor:
+        return reference + (torch.tensor(sigmas, dtype=torch.float64) / best).log().square().sum().sqrt()
+
+    found = search_sigmas(run, reference, geometric_sigmas(40.0, 0.01, 4), 0.01)
+    assert found == pytest.approx(best.tolist(), rel=0.1) and found[0] == 40
+
+
+def test_the_noise_levels_stay_decreasing_and_in_range() -> None:
+    reference = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    seen: list[Sequence[float]] = []
+
+    def run(sigmas: Sequence[float]) -> torch.Tensor:
+        seen.append(sigmas)
+        return reference + sum(sigmas)  # smaller ones are better
+
+    found = search_sigmas(run, reference, [40.0, 1.0, 0.1], 0.1)
+    for sigmas in [*seen, found]:
+        assert sigmas[0] == 40 > sigmas[1] > sigmas[2] >= 0.1 * (1 - 1e-9)
+    assert search_sigmas(run, reference, [40.0], 0.1) == [40.0]

@@ -10,7 +10,7 @@ ALLOWED = {
     "utils": set[str](),
     "physics": {"utils"},
     "solvers": {"physics", "utils"},
-    "hub": {"utils"},
+    "hub": {"models", "utils"},
     "models": {"utils"},
     "metrics": {"utils"},
     "losses": {"physics", "utils"},

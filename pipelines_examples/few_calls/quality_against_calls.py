@@ -1,17 +1,22 @@
-"""Compare the sample quality of all solvers at several numbers of network calls.
+"""Compare the sample quality of all solvers at several numbers of network calls, and that of a consistency model.
 
     python pipelines_examples/few_calls/quality_against_calls.py --model demo-output/model \\
-        --data demo-output/held-out.parquet
+        --data demo-output/held-out.parquet --consistency_model demo-tuned --searched 5 6
 
 Each solver starts from the same latents of one saved model. The script prints a table and saves a figure of two
 measures against the number of network calls: the root-mean-square difference between an image and that of a run of 200
 calls, and the sliced Wasserstein distance between all images and the data. The distance of the run of 200 calls is the
-limit that the network itself sets.
+limit that the network itself sets. The table has the time per image too.
+
+--consistency_model adds a model of training/tune_consistency.py that was tuned from the first one. --searched adds runs
+whose noise levels are searched for one number of calls, which takes minutes for each. A model with classes draws all
+classes in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ import diffusers_pfgm.examples  # noqa: F401 - names the extra if one of its pac
 import torch
 from matplotlib.figure import Figure
 
-from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler, fit_sigmas
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
@@ -41,8 +46,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
     parser.add_argument("--data", required=True, help="images to compare with, a folder or a parquet file")
     parser.add_argument(
-        "--calls", type=int, nargs="+", default=[5, 7, 10, 15, 20, 35, 50, 100], help="numbers of network calls"
+        "--calls", type=int, nargs="+", default=[1, 2, 3, 5, 7, 10, 15, 20, 35, 50], help="numbers of network calls"
     )
+    parser.add_argument("--consistency_model", help="folder or Hub id of a model that was tuned from the first")
+    parser.add_argument("--searched", type=int, nargs="*", default=[], help="calls whose noise levels are searched")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="guidance of a model with classes")
     parser.add_argument("--batch_size", type=int, default=1024, help="number of images of each solver, in one batch")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
     parser.add_argument(
@@ -60,35 +68,55 @@ def main(argv: list[str] | None = None) -> None:
     shape = (args.batch_size, pipe.unet.config.in_channels, size, size)
     latents = pipe.scheduler.sample_prior(shape, torch.Generator().manual_seed(args.seed), args.device)
 
-    def draw(**options: Any) -> tuple[int, torch.Tensor]:
-        output = pipe(latents=latents, output_type="pt", **options)
-        return output.nfe, output.images * 2 - 1
+    classes = pipe.config.id2label
+    labels = None if classes is None else [index % len(classes) for index in range(args.batch_size)]
 
-    def measure(nfe: int, images: torch.Tensor) -> tuple[int, float, float]:
+    def draw(pipe: PFGMPipeline, **options: Any) -> tuple[int, torch.Tensor, float]:
+        if labels is not None:
+            options |= {"class_labels": labels, "guidance_scale": args.guidance_scale}
+        start = time.perf_counter()
+        output = pipe(latents=latents, generator=torch.Generator().manual_seed(1), output_type="pt", **options)
+        images = output.images.cpu()
+        return output.nfe, images * 2 - 1, (time.perf_counter() - start) / len(images)
+
+    def measure(nfe: int, images: torch.Tensor, seconds: float) -> tuple[int, float, float, float]:
         error = (images - reference).flatten(1).square().mean(1).sqrt().mean().item()
-        return nfe, error, sliced_wasserstein(images, real)
+        return nfe, error, sliced_wasserstein(images, real), 1000 * seconds
 
-    _, reference = draw(num_inference_steps=REFERENCE_STEPS)
+    _, reference, _ = draw(pipe, num_inference_steps=REFERENCE_STEPS)
     reference_distance = sliced_wasserstein(reference, real)
-    results: dict[str, list[tuple[int, float, float]]] = {}
+    results: dict[str, list[tuple[int, float, float, float]]] = {}
     for name, options in SOLVERS.items():
         pipe.scheduler = PoissonFlowScheduler.from_config(config, **options)
         # n steps of Heun cost 2n − 1 calls
-        steps = [(calls + 1) // 2 if name == "heun" else calls for calls in args.calls]
-        results[name] = [measure(*draw(num_inference_steps=count)) for count in steps]
-    results["RK45"] = [measure(*draw(tolerance=tolerance)) for tolerance in TOLERANCES]
+        steps = [(calls + 1) // 2 for calls in args.calls if calls % 2] if name == "heun" else args.calls
+        results[name] = [measure(*draw(pipe, num_inference_steps=count)) for count in steps]
+    pipe.scheduler = PoissonFlowScheduler.from_config(config)
+    results["RK45"] = [measure(*draw(pipe, tolerance=tolerance)) for tolerance in TOLERANCES]
+    for calls in args.searched:
+        options = {} if labels is None else {"class_labels": torch.arange(256, device=args.device) % len(classes)}
+        generator = torch.Generator().manual_seed(2)
+        pipe.scheduler = fit_sigmas(
+            pipe.unet, pipe.scheduler, shape[1:], generator, 256, 64, num_inference_steps=calls, **options
+        )
+        results.setdefault("multistep, searched", []).append(measure(*draw(pipe, num_inference_steps=calls)))
+    if args.consistency_model is not None:
+        tuned = PFGMPipeline.from_pretrained(args.consistency_model).to(args.device)
+        tuned.set_progress_bar_config(disable=True)
+        counts = range(1, len(tuned.scheduler.config.consistency_sigmas) + 1)
+        results["consistency model"] = [measure(*draw(tuned, num_inference_steps=count)) for count in counts]
 
     print(f"{args.batch_size} generated images, {len(real)} images of data")
     print(f"Sliced Wasserstein distance of a run of {REFERENCE_STEPS} calls: {reference_distance:.4f}\n")
-    print(f"{'solver':<24} calls  error   sliced Wasserstein distance")
+    print(f"{'solver':<24} calls  error   sliced Wasserstein distance  ms per image")
     for name, rows in results.items():
-        for nfe, error, distance in rows:
-            print(f"{name:<24} {nfe:5d}  {error:.4f}  {distance:.4f}")
+        for nfe, error, distance, milliseconds in rows:
+            print(f"{name:<24} {nfe:5d}  {error:.4f}  {distance:<27.4f}  {milliseconds:.2f}")
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, rows in results.items():
-        calls, errors, distances = zip(*rows, strict=True)
+        calls, errors, distances, _ = zip(*rows, strict=True)
         left.plot(calls, errors, marker="o", markersize=4, label=name)
         right.plot(calls, distances, marker="o", markersize=4)
     right.axhline(reference_distance, color="gray", linestyle=":", label=f"{REFERENCE_STEPS} calls")

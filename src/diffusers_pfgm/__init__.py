@@ -12,6 +12,8 @@ from .losses.consistency import ConsistencyObjective
 from .losses.field import FieldObjective
 from .losses.loss_output import LossOutput
 from .losses.perturbation import PerturbationObjective
+from .models.edm import DhariwalUNet, SongUNet
+from .models.ncsnpp import NCSNpp
 from .physics import (
     ChargeField,
     Charges,
@@ -44,6 +46,7 @@ __all__ = [
     "ClassCharges",
     "CompressedSensing",
     "ConsistencyObjective",
+    "DhariwalUNet",
     "FieldObjective",
     "FlowLatents",
     "FlowLogProb",
@@ -53,6 +56,7 @@ __all__ = [
     "LinearOperator",
     "LossOutput",
     "ModelMixin",
+    "NCSNpp",
     "PFGMEditingPipeline",
     "PFGMHyperparameters",
     "PFGMInverseOutput",
@@ -68,6 +72,7 @@ __all__ = [
     "PoissonFlowSchedulerOutput",
     "PoissonKernel",
     "SchedulerMixin",
+    "SongUNet",
     "SuperResolution",
     "fit_sigmas",
     "normalized_field",

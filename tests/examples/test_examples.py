@@ -84,14 +84,24 @@ def test_swap_solver(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert Image.open(output).size == (8 * 36, 4 * 36)
 
 
-def test_quality_against_calls(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output, data = tmp_path / "quality.png", tmp_path / "digits.parquet"
+def test_quality_against_calls(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers_pfgm.solvers.step_search.EVALUATIONS", 1)
+    output, data, tuned = tmp_path / "quality.png", tmp_path / "digits.parquet", tmp_path / "tuned"
     write_parquet(split_digits()[1][:20], data)
+    pipe = PFGMPipeline.from_pretrained(model)
+    levels = {"consistency_boundary": 0.05, "consistency_sigmas": [pipe.scheduler.config.sigma_max, 1.0]}
+    PFGMPipeline(pipe.unet, PoissonFlowScheduler.from_config(pipe.scheduler.config, **levels)).save_pretrained(tuned)
     options = ["--model", model, "--data", str(data), "--calls", "3", "5", "--batch_size", "16", "--device", "cpu"]
+    options += ["--consistency_model", str(tuned), "--searched", "2"]
     load_script("quality_against_calls").main([*options, "--output", str(output)])
     table = [line.split() for line in capsys.readouterr().out.splitlines()[4:-2]]
-    assert [row[-3] for row in table][:8] == ["3", "5"] * 4 and table[8][0] == "RK45" and len(table) == 11
-    errors = {row[0]: float(row[-2]) for row in table}  # of the last row of each solver, that with the most calls
+    names = [" ".join(row[:-4]) for row in table]
+    assert [row[-4] for row in table][:8] == ["3", "5"] * 4 and names[8] == "RK45" and len(table) == 14
+    assert [*zip(names, (row[-4] for row in table), strict=True)][-2:] == [(names[-1], "1"), (names[-1], "2")]
+    assert names[-3:] == ["multistep, searched", "consistency model", "consistency model"]
+    errors = {name: float(row[-3]) for name, row in zip(names, table, strict=True)}  # of the most calls of each solver
     assert errors["RK45"] < errors["euler"] and Image.open(output).width > 900
 
 

@@ -1,0 +1,144 @@
+"""The conversion of a checkpoint: its weights under the names of our networks, and the options of the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ...models import edm, ncsnpp
+from .presets import read_configuration
+from .restricted_pickle import check_archive, read_pickle, state_dict_of
+
+CLASSES = {"NCSNpp": ncsnpp.NCSNpp, "SongUNet": edm.SongUNet, "DhariwalUNet": edm.DhariwalUNet}
+SHOWN = 5  # keys that an error message lists
+
+# The names of PFGM's code for the parts of a residual block and of self-attention.
+BLOCK = {"GroupNorm_0": "norm1", "Conv_0": "conv1", "Dense_0": "embedding", "GroupNorm_1": "norm2"}
+BLOCK |= {"Conv_1": "conv2", "Conv_2": "shortcut"}
+ATTENTION = {"GroupNorm_0": "norm", "NIN_0": "query", "NIN_1": "key", "NIN_2": "value", "NIN_3": "out"}
+
+
+@dataclass
+class Conversion:
+    """A converted checkpoint.
+
+    Attributes:
+        network: the network with the weights of the checkpoint.
+        scheduler_options: the options of `PoissonFlowScheduler` with which the network was published.
+    """
+
+    network: Any
+    scheduler_options: dict[str, Any]
+
+
+def convert_checkpoint(checkpoint: str | Path, config: str, raw: bool = False) -> Conversion:
+    """Convert a checkpoint of PFGM's, PFGM++'s or EDM's authors.
+
+    Args:
+        checkpoint: the `.pth` of PFGM's code, the `.pkl` of EDM's or PFGM++'s, or a state dict as `.safetensors`.
+        config: the name of a preset, or a JSON file, see `presets.read_configuration`.
+        raw: whether to take the weights of the last training step instead of their average, from a `.pth`.
+
+    Raises:
+        ValueError: if the file is damaged or does something else than hold weights, if it belongs to another
+            configuration (the first keys and shapes that do not match are listed), or if `raw` does not apply.
+    """
+    path = Path(checkpoint)
+    name, options, scheduler_options = read_configuration(config)
+    if name not in CLASSES:
+        raise ValueError(f"`--config` is of a {name}, but must be of one of {', '.join(CLASSES)}.")
+    network = CLASSES[name](**options)
+    if raw and path.suffix != ".pth":
+        raise ValueError(
+            f"`--raw` is for a .pth of PFGM's code, which holds two kinds of weights, not for {path.name}."
+        )
+    tensors = _read(path, network, raw)
+    if name == "NCSNpp":
+        tensors = _rename_ncsnpp(tensors, network)
+    else:
+        tensors = {
+            key.removeprefix("model."): value
+            for key, value in tensors.items()
+            if key.startswith("model.") and not key.endswith("resample_filter")
+        }
+    _check_match(path, tensors, network.state_dict())
+    network.load_state_dict(tensors)
+    return Conversion(network.eval(), dict(scheduler_options))
+
+
+def _read(path: Path, network: Any, raw: bool) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint under the authors' names."""
+    if not path.is_file():
+        raise ValueError(f"`--checkpoint` {path} is not a file.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} was not read: {error}.") from error
+    if path.suffix == ".pkl":
+        content = read_pickle(path)
+        if not isinstance(content, dict) or not isinstance(content.get("ema"), dict):
+            raise ValueError(f"{path} has no network under 'ema', so it is not a network of EDM or PFGM++.")
+        return state_dict_of(content["ema"])
+    try:
+        check_archive(path)
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # zip, pickle and torch each raise their own
+        raise ValueError(f"{path} was not read: {type(error).__name__}: {error}.") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+        raise ValueError(f"{path} has no weights under 'model', so it is not a checkpoint of PFGM's code.")
+    tensors = {key.removeprefix("module."): value for key, value in content["model"].items()}
+    if raw:
+        return tensors
+    # The averages are a list in the order of the parameters, without the buffer `sigmas`.
+    names = [key for key in tensors if key != "sigmas"]
+    averages = content.get("ema", {}).get("shadow_params")
+    if not isinstance(averages, list) or len(averages) != len(names):
+        raise ValueError(f"{path} has no average of all {len(names)} weights under 'ema'. Pass `--raw`.")
+    return dict(zip(names, averages, strict=True))
+
+
+def _rename_ncsnpp(tensors: Mapping[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
+    """Rename the tensors of PFGM's code, whose modules are numbered in the order in which they run."""
+    stages = [*network.down, *network.middle, *network.up]
+    modules = [*network.time_embedding, network.conv_in, *(module for stage in stages for module in stage)]
+    modules += [network.norm_out, network.conv_out]
+    names = {id(module): name for name, module in network.named_modules()}
+    renamed = {}
+    for key, tensor in tensors.items():
+        _, _, rest = key.partition("all_modules.")
+        number, _, inner = rest.partition(".")
+        if not number.isdecimal() or int(number) >= len(modules):
+            if key != "sigmas":
+                renamed[key] = tensor  # `_check_match` names it
+            continue
+        module = modules[int(number)]
+        part, _, leaf = inner.rpartition(".")
+        if leaf in ("W", "b"):  # a linear layer that multiplies from the other side
+            tensor, leaf = (tensor.T, "weight") if leaf == "W" else (tensor, "bias")
+        parts = ATTENTION if isinstance(module, ncsnpp.SelfAttention) else BLOCK
+        renamed[".".join(filter(None, [names[id(module)], parts.get(part, part), leaf]))] = tensor
+    return renamed
+
+
+def _check_match(path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Check that the names and shapes of a checkpoint are those of the network."""
+    problems = [f"{key} is missing" for key in expected if key not in tensors]
+    problems += [f"{key} is not in the network" for key in tensors if key not in expected]
+    problems += [
+        f"{key} has the shape {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
+        for key, tensor in tensors.items()
+        if key in expected and tensor.shape != expected[key].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(
+            f"{path} belongs to another configuration: {'; '.join(problems[:SHOWN])}{more}. Pass the configuration "
+            "of this checkpoint as `--config`."
+        )

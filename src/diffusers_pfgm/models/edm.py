@@ -1,0 +1,332 @@
+"""The networks of EDM (arXiv 2206.00364), which PFGM++ (arXiv 2302.04265) uses for all its published models.
+
+`SongUNet` is DDPM++ or NCSN++ of arXiv 2011.13456 as EDM has reimplemented them, `DhariwalUNet` is ADM of arXiv
+2105.05233. Both are called with EDM's inputs c_in x and c_noise = ln(σ)/4 and return EDM's output F, so a scheduler for
+them has `prediction_type="epsilon"` and `sigma_data=0.5`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+from torch.nn import functional
+
+from .edm_blocks import EDMBlock, ResamplingConv, frequencies_embedding, geometric_frequencies, group_norm
+
+FOURIER_SCALE = 16.0  # standard deviation of the random frequencies
+
+
+class EDMNetwork(ModelMixin, ConfigMixin):
+    """What `SongUNet` and `DhariwalUNet` have in common: the embedding of classes, and the way through the blocks."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["EDMBlock"]
+    config: Any
+    map_label: nn.Linear | None
+    map_augment: nn.Linear | None
+    frequencies: torch.Tensor
+    gradient_checkpointing: bool
+
+    def _check_size(self) -> None:
+        levels = len(self.config.block_out_channels)
+        if self.config.sample_size % 2 ** (levels - 1):
+            raise ValueError(
+                f"`sample_size` must be a multiple of {2 ** (levels - 1)} for {levels} levels, but is "
+                f"{self.config.sample_size}. Use fewer `block_out_channels` or another size."
+            )
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Return the network's output F.
+
+        Args:
+            sample: c_in x, (B, C, H, W).
+            timestep: c_noise = ln(σ)/4, a number, () or (B,).
+            class_labels: class numbers (B,) for a network with `num_class_embeds`; None for no class.
+            return_dict: whether to return a `UNet2DOutput` instead of a tuple.
+
+        Returns:
+            (B, C', H, W), with C' = `out_channels`.
+        """
+        timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
+        classes = None
+        if self.config.num_class_embeds is not None:
+            classes = torch.zeros(len(sample), self.config.num_class_embeds, dtype=sample.dtype, device=sample.device)
+            if class_labels is not None:
+                classes = functional.one_hot(class_labels, self.config.num_class_embeds).to(sample.dtype)
+        output = self._output(sample, self._embedding(timesteps, sample.dtype, classes))
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    def _embedding(self, timesteps: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor | None) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _output(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _block(self, block: nn.Module, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(block, x, embedding, use_reentrant=False)
+        return block(x, embedding)
+
+
+class _RandomFrequencies(nn.Module):
+    """The random frequencies of the embedding of NCSN++."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.freqs: torch.Tensor
+        self.register_buffer("freqs", FOURIER_SCALE * torch.randn(count))
+
+
+class SongUNet(EDMNetwork):
+    """DDPM++ and NCSN++ as in EDM, called like `UNet2DModel`.
+
+    Args:
+        sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
+        in_channels, out_channels: channels of the images and of the output. Default to 3.
+        block_out_channels: the channels of each level, from the full resolution down. Defaults to those for CIFAR-10.
+        layers_per_block: residual blocks of each level on the way down; one more on the way up. Defaults to 4.
+        attn_resolutions: heights of the images that are followed by self-attention. Defaults to (16,).
+        dropout: probability of dropout. Defaults to 0.13.
+        model_channels: channels after the first convolution, of which `block_out_channels` are multiples. Defaults to
+            128.
+        embedding_type: "positional" for DDPM++, the default, or "fourier" for NCSN++.
+        encoder_type: "standard" for DDPM++, the default, or "residual" for NCSN++.
+        resample_filter: the low-pass filter in one dimension: (1, 1) for DDPM++, the default, (1, 3, 3, 1) for NCSN++.
+        channel_mult_noise: the size of the first embedding in multiples of `model_channels`. Defaults to 1; 2 for
+            NCSN++.
+        num_class_embeds: the number of classes; None, the default, for none.
+        augment_dim: the number of labels of the augmentation in the training, which are 0 in sampling. Defaults to 0.
+
+    Raises:
+        ValueError: if an option is unknown, or `sample_size` cannot be halved as often as there are levels.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        block_out_channels: tuple[int, ...] = (256, 256, 256),
+        layers_per_block: int = 4,
+        attn_resolutions: tuple[int, ...] = (16,),
+        dropout: float = 0.13,
+        model_channels: int = 128,
+        embedding_type: str = "positional",
+        encoder_type: str = "standard",
+        resample_filter: tuple[int, ...] = (1, 1),
+        channel_mult_noise: int = 1,
+        num_class_embeds: int | None = None,
+        augment_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self._check_size()
+        for name, value, allowed in (
+            ("embedding_type", embedding_type, ("positional", "fourier")),
+            ("encoder_type", encoder_type, ("standard", "residual")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
+        self.gradient_checkpointing = False
+        noise_dim = channel_mult_noise * model_channels
+        embedding_dim = 4 * model_channels
+        if embedding_type == "positional":
+            self.register_buffer("frequencies", geometric_frequencies(noise_dim, with_last=True), persistent=False)
+        else:
+            self.map_noise = _RandomFrequencies(noise_dim // 2)
+        self.map_label = None if num_class_embeds is None else nn.Linear(num_class_embeds, noise_dim)
+        self.map_augment = nn.Linear(augment_dim, noise_dim, bias=False) if augment_dim else None
+        self.map_layer0 = nn.Linear(noise_dim, embedding_dim)
+        self.map_layer1 = nn.Linear(embedding_dim, embedding_dim)
+
+        def block(in_channels: int, out_channels: int, resample: str | None = None, attends: bool = False) -> EDMBlock:
+            return EDMBlock(
+                in_channels,
+                out_channels,
+                embedding_dim,
+                resample,
+                heads=int(attends),
+                dropout=dropout,
+                sum_scale=math.sqrt(0.5),
+                eps=1e-6,
+                resample_filter=tuple(resample_filter),
+            )
+
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        skips = []
+        channels, auxiliary, size = model_channels, in_channels, sample_size
+        for level, out in enumerate(block_out_channels):
+            if level == 0:
+                self.enc[f"{size}x{size}_conv"] = nn.Conv2d(in_channels, channels, 3, padding=1)
+            else:
+                size //= 2
+                self.enc[f"{size}x{size}_down"] = block(channels, channels, "down")
+                if encoder_type == "residual":
+                    self.enc[f"{size}x{size}_aux_residual"] = ResamplingConv(
+                        auxiliary, channels, 3, "down", tuple(resample_filter), filter_last=True
+                    )
+                    auxiliary = channels
+            skips.append(channels)
+            for index in range(layers_per_block):
+                self.enc[f"{size}x{size}_block{index}"] = block(channels, out, attends=size in attn_resolutions)
+                channels = out
+                skips.append(channels)
+        for level, out in reversed([*enumerate(block_out_channels)]):
+            if level == len(block_out_channels) - 1:
+                self.dec[f"{size}x{size}_in0"] = block(channels, channels, attends=True)
+                self.dec[f"{size}x{size}_in1"] = block(channels, channels)
+            else:
+                size *= 2
+                self.dec[f"{size}x{size}_up"] = block(channels, channels, "up")
+            for index in range(layers_per_block + 1):
+                attends = index == layers_per_block and size in attn_resolutions
+                self.dec[f"{size}x{size}_block{index}"] = block(channels + skips.pop(), out, attends=attends)
+                channels = out
+        self.dec[f"{size}x{size}_aux_norm"] = group_norm(channels, 1e-6)
+        self.dec[f"{size}x{size}_aux_conv"] = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def _embedding(self, timesteps: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor | None) -> torch.Tensor:
+        if self.config.embedding_type == "positional":
+            embedding = frequencies_embedding(timesteps, self.frequencies, sine_first=True)
+        else:
+            embedding = frequencies_embedding(timesteps, 2 * math.pi * self.map_noise.freqs, sine_first=True)
+        embedding = embedding.to(dtype)
+        if self.map_label is not None and classes is not None:
+            embedding = embedding + self.map_label(classes * math.sqrt(self.map_label.in_features))
+        embedding = functional.silu(self.map_layer0(embedding))
+        return functional.silu(self.map_layer1(embedding))
+
+    def _output(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        skips: list[torch.Tensor] = []
+        auxiliary = x
+        for name, block in self.enc.items():
+            if name.endswith("aux_residual"):
+                x = auxiliary = skips[-1] = (x + block(auxiliary)) * math.sqrt(0.5)
+                continue
+            x = self._block(block, x, embedding) if isinstance(block, EDMBlock) else block(x)
+            skips.append(x)
+        for name, block in self.dec.items():
+            if name.endswith("aux_norm"):
+                x = functional.silu(block(x))
+            elif name.endswith("aux_conv"):
+                x = block(x)
+            else:
+                if x.shape[1] != block.in_channels:
+                    x = torch.cat([x, skips.pop()], dim=1)
+                x = self._block(block, x, embedding)
+        return x
+
+
+class DhariwalUNet(EDMNetwork):
+    """ADM as in EDM, called like `UNet2DModel`.
+
+    Args:
+        sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
+        in_channels, out_channels: channels of the images and of the output. Default to 3.
+        block_out_channels: the channels of each level. Defaults to those for ImageNet-64.
+        layers_per_block: residual blocks of each level on the way down; one more on the way up. Defaults to 3.
+        attn_resolutions: heights of the images that are followed by self-attention. Defaults to (32, 16, 8).
+        dropout: probability of dropout. Defaults to 0.1.
+        model_channels: channels before the multipliers of the levels, the size of the first embedding. Defaults to 192.
+        num_class_embeds: the number of classes; None, the default, for none.
+        augment_dim: the number of labels of the augmentation in the training, which are 0 in sampling. Defaults to 0.
+
+    Raises:
+        ValueError: if `sample_size` cannot be halved as often as there are levels.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        block_out_channels: tuple[int, ...] = (192, 384, 576, 768),
+        layers_per_block: int = 3,
+        attn_resolutions: tuple[int, ...] = (32, 16, 8),
+        dropout: float = 0.1,
+        model_channels: int = 192,
+        num_class_embeds: int | None = None,
+        augment_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self._check_size()
+        self.gradient_checkpointing = False
+        embedding_dim = 4 * model_channels
+        self.register_buffer("frequencies", geometric_frequencies(model_channels, with_last=False), persistent=False)
+        self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
+        self.map_layer0 = nn.Linear(model_channels, embedding_dim)
+        self.map_layer1 = nn.Linear(embedding_dim, embedding_dim)
+        self.map_label = None if num_class_embeds is None else nn.Linear(num_class_embeds, embedding_dim, bias=False)
+
+        def block(in_channels: int, out_channels: int, resample: str | None = None, attends: bool = False) -> EDMBlock:
+            heads = out_channels // 64 if attends else 0
+            return EDMBlock(
+                in_channels,
+                out_channels,
+                embedding_dim,
+                resample,
+                max(heads, int(attends)),
+                dropout,
+                scales=True,
+                shortcut_conv=False,
+            )
+
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        skips = []
+        channels, size = block_out_channels[0], sample_size
+        for level, out in enumerate(block_out_channels):
+            if level == 0:
+                self.enc[f"{size}x{size}_conv"] = nn.Conv2d(in_channels, channels, 3, padding=1)
+            else:
+                size //= 2
+                self.enc[f"{size}x{size}_down"] = block(channels, channels, "down")
+            skips.append(channels)
+            for index in range(layers_per_block):
+                self.enc[f"{size}x{size}_block{index}"] = block(channels, out, attends=size in attn_resolutions)
+                channels = out
+                skips.append(channels)
+        for level, out in reversed([*enumerate(block_out_channels)]):
+            if level == len(block_out_channels) - 1:
+                self.dec[f"{size}x{size}_in0"] = block(channels, channels, attends=True)
+                self.dec[f"{size}x{size}_in1"] = block(channels, channels)
+            else:
+                size *= 2
+                self.dec[f"{size}x{size}_up"] = block(channels, channels, "up")
+            for index in range(layers_per_block + 1):
+                self.dec[f"{size}x{size}_block{index}"] = block(
+                    channels + skips.pop(), out, attends=size in attn_resolutions
+                )
+                channels = out
+        self.out_norm = group_norm(channels, 1e-5)
+        self.out_conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def _embedding(self, timesteps: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor | None) -> torch.Tensor:
+        embedding = frequencies_embedding(timesteps, self.frequencies, sine_first=False).to(dtype)
+        embedding = self.map_layer1(functional.silu(self.map_layer0(embedding)))
+        if self.map_label is not None and classes is not None:
+            embedding = embedding + self.map_label(classes)
+        return functional.silu(embedding)
+
+    def _output(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        skips: list[torch.Tensor] = []
+        for block in self.enc.values():
+            x = self._block(block, x, embedding) if isinstance(block, EDMBlock) else block(x)
+            skips.append(x)
+        for block in self.dec.values():
+            if x.shape[1] != block.in_channels:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = self._block(block, x, embedding)
+        return self.out_conv(functional.silu(self.out_norm(x)))

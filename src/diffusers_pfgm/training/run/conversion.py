@@ -1,0 +1,49 @@
+"""The options and the work of convert_checkpoint.py: a published checkpoint becomes a pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from ...hub.convert import convert_checkpoint
+from ...hub.convert.presets import PRESETS
+from ...pipelines import PFGMPipeline
+from ...schedulers import PoissonFlowScheduler
+from .option_types import number
+from .script_errors import ScriptParser
+
+
+def main(description: str | None, argv: list[str] | None = None) -> None:
+    """Convert a checkpoint and save it as a pipeline.
+
+    Args:
+        description: The description of the script in its help.
+        argv: The arguments; by default those of the command line.
+
+    Raises:
+        ValueError: if the checkpoint, its configuration or the output folder does not fit.
+    """
+    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="a .pth of PFGM, a .pkl of PFGM++ or EDM, or a .safetensors")
+    add("--config", required=True, help=f"a JSON file, or one of {', '.join(PRESETS)}")
+    add("--output_dir", type=Path, required=True, help="folder of the pipeline")
+    add("--raw", action="store_true", help="the weights of the last step of a .pth instead of their average")
+    add(
+        "--aug_dim",
+        type=number(0, or_infinity=True),
+        help="D of a network of PFGM++; infinity by default, as for EDM. PFGM has 1",
+    )
+    args = parser.parse_args(argv)
+    if args.output_dir.exists() and any(args.output_dir.iterdir()):
+        raise ValueError(f"`--output_dir` {args.output_dir} is not empty. Choose a new folder.")
+    conversion = convert_checkpoint(args.checkpoint, args.config, args.raw)
+    options = conversion.scheduler_options
+    if "sigma_data" in options:
+        options |= {"aug_dim": None if args.aug_dim in (None, math.inf) else args.aug_dim}
+    elif args.aug_dim not in (None, 1):
+        raise ValueError(f"`--aug_dim` is {args.aug_dim:g}, but PFGM has D = 1. Leave it out.")
+    pipe = PFGMPipeline(conversion.network, PoissonFlowScheduler(**options))
+    pipe.save_pretrained(args.output_dir)
+    print(f"{conversion.network.num_parameters():,} parameters, saved to {args.output_dir}")

@@ -1,0 +1,242 @@
+"""Published checkpoints become pipelines; files that are damaged, hostile or of another network are named."""
+
+import io
+import json
+import os
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusers_pfgm import PFGMPipeline, SongUNet
+from diffusers_pfgm.hub.convert import convert_checkpoint
+from diffusers_pfgm.hub.convert.restricted_pickle import read_pickle
+from diffusers_pfgm.training.run.conversion import main
+from tests.networks import seeded
+
+PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
+PFGM = PUBLISHED / "checkpoint_tiny_ddpmpp"
+NCSNPP = PUBLISHED / "tiny_edm_ncsnpp"
+
+
+def convert(checkpoint: Path, config: str, output: Path, *options: str) -> Any:
+    main(None, [f"--checkpoint={checkpoint}", f"--config={config}", f"--output_dir={output}", *options])
+    pipe = PFGMPipeline.from_pretrained(output)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_checkpoint_of_pfgm_becomes_a_pipeline(tmp_path: Path) -> None:
+    pipe = convert(PFGM.with_suffix(".pth"), f"{PFGM}_config.json", tmp_path / "model")
+    config = pipe.scheduler.config
+    assert (config.aug_dim, config.sigma_max, config.sigma_min, config.max_norm) == (1, 40, 1e-3, 3000)
+    assert (config.prediction_type, config.M, config.gamma, config.prior) == ("field", 291, 5, "plane")
+    assert pipe(2, 3, seeded(), output_type="pt").images.isfinite().all()
+    raw = convert(PFGM.with_suffix(".pth"), f"{PFGM}_config.json", tmp_path / "raw", "--raw")
+    assert not torch.equal(raw.unet.conv_in.weight, pipe.unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("aug_dim", ["inf", "128"])
+def test_a_network_of_pfgmpp_becomes_a_pipeline(tmp_path: Path, aug_dim: str) -> None:
+    checkpoint = NCSNPP.with_suffix(".safetensors")
+    pipe = convert(checkpoint, f"{NCSNPP}_config.json", tmp_path / "model", f"--aug_dim={aug_dim}")
+    config = pipe.scheduler.config
+    assert config.aug_dim == (None if aug_dim == "inf" else 128) and config.sigma_data == 0.5
+    assert pipe(2, 3, seeded(), output_type="pt").images.isfinite().all()
+
+
+class Persistent:
+    """An object as EDM's persistence pickles it: by a function and a description with its state."""
+
+    def __init__(self, state: dict[str, Any], class_name: str) -> None:
+        self.description = {"type": "class", "version": 6, "class_name": class_name, "state": state}
+
+    def __reduce__(self) -> Any:
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (self.description,)
+
+
+def persistent(module: torch.nn.Module) -> Any:
+    children = OrderedDict((name, persistent(child)) for name, child in module.named_children())
+    state = {"training": False, "_parameters": OrderedDict(module.named_parameters(recurse=False))}
+    buffers = {
+        name.replace("low_pass", "resample_filter"): value for name, value in module.named_buffers(recurse=False)
+    }
+    state |= {"_buffers": OrderedDict(buffers), "_modules": children}
+    return Persistent(state, type(module).__name__)
+
+
+@pytest.fixture
+def edm_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module of EDM's code that its pickles name."""
+    module = types.ModuleType("torch_utils.persistence")
+
+    def _reconstruct_persistent_obj(description: Any) -> None:
+        raise AssertionError("the code of the file was called")
+
+    _reconstruct_persistent_obj.__module__ = module.__name__
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    module._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_a_pickle_of_edm_is_read_without_its_code(edm_modules: None, tmp_path: Path) -> None:
+    network = convert_checkpoint(f"{NCSNPP}.safetensors", f"{NCSNPP}_config.json").network
+    outer = torch.nn.Module()
+    outer.model = network
+    path = tmp_path / "network.pkl"
+    path.write_bytes(pickle.dumps({"ema": persistent(outer)}))
+    sys.modules.pop("torch_utils.persistence")
+    loaded = convert_checkpoint(path, f"{NCSNPP}_config.json").network
+    x = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded(x, 0.3).sample, network(x, 0.3).sample)
+
+
+class Call:
+    """An object whose unpickling calls a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+class Build:
+    """An object whose unpickling sets attributes."""
+
+    def __reduce__(self) -> Any:
+        return Build, (), {"x": 1}
+
+
+def hostile(marker: Path) -> dict[str, bytes]:
+    """Pickles that would write a file, or do something else than hold weights, when they are loaded by pickle."""
+    touch = f"touch {marker}"
+    objects: dict[str, Any] = {
+        "os.system": Call(os.system, touch),
+        "builtins.eval": Call(eval, f"open({str(marker)!r}, 'w')"),
+        "builtins.exec": Call(exec, f"open({str(marker)!r}, 'w')"),
+        "builtins.getattr": Call(getattr, "text", "join"),
+        "builtins.open": Call(open, str(marker), "w"),
+        "subprocess.Popen": Call(__import__("subprocess").Popen, ["touch", str(marker)]),
+        "importlib.import_module": Call(__import__("importlib").import_module, "antigravity"),
+        "shutil.rmtree": Call(__import__("shutil").rmtree, str(marker)),
+        "torch.load": Call(torch.load, str(marker)),
+        "torch.hub.load": Call(torch.hub.load, "a/b", "c"),
+        "codecs.encode": Call(__import__("codecs").encode, "x", "rot13"),
+        "operator.attrgetter": Call(__import__("operator").attrgetter, "system"),
+        "functools.partial": Call(__import__("functools").partial, os.system, touch),
+        "tests.hub.test_convert.Build": Build(),
+        "builtins.print": Call(print, "loaded"),
+        "numpy.load": Call(__import__("numpy").load, str(marker)),
+    }
+    pickles = {name: pickle.dumps({"ema": value}) for name, value in objects.items()}
+    pickles["nested"] = pickle.dumps({"ema": [[{"a": Call(os.system, touch)}]]})
+    stored = io.BytesIO()
+    torch.save({"weights": torch.zeros(3)}, stored)
+    inner = pickle.dumps(Call(os.system, touch))
+    pickles["a pickle in a storage"] = pickle.dumps({"ema": Call(torch.storage._load_from_bytes, inner)})
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(stored.getvalue())) as source:
+        entries = {entry.filename: source.read(entry.filename) for entry in source.infolist()}
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, entry in entries.items():
+            target.writestr(name, entry)
+    pickles["a zip bomb"] = pickle.dumps({"ema": Call(torch.storage._load_from_bytes, bomb.getvalue())})
+    pickles["truncated"] = pickles["os.system"][:-8]
+    pickles["empty"] = b""
+    pickles["an outside object"] = b"\x80\x04C\x01xQ."
+    return pickles
+
+
+def test_hostile_pickles_execute_nothing_and_are_named(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    pickles = hostile(marker)
+    assert len(pickles) >= 20
+    for name, content in pickles.items():
+        path = tmp_path / "network.pkl"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="was not read") as caught:
+            read_pickle(path)
+        assert str(path) in str(caught.value)
+        function = name.rpartition(".")[2]
+        if "." in name:
+            assert function in str(caught.value), name
+    assert not marker.exists()
+
+
+def test_hostile_checkpoints_of_torch_execute_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": Call(os.system, f"touch {marker}")}, path)
+    with pytest.raises(ValueError, match="was not read"):
+        convert_checkpoint(path, f"{PFGM}_config.json")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"0" * 100_000)
+    with pytest.raises(ValueError, match="may be a zip bomb"):
+        convert_checkpoint(path, f"{PFGM}_config.json")
+    assert not marker.exists()
+
+
+def test_checkpoints_of_another_configuration_are_named(tmp_path: Path) -> None:
+    config = json.loads(Path(f"{PFGM}_config.json").read_text())
+    config["model"]["num_res_blocks"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"belongs to another configuration: .* and \d+ more"):
+        convert_checkpoint(f"{PFGM}.pth", str(tmp_path / "config.json"))
+    with pytest.raises(ValueError, match=r"belongs to another configuration: .* is missing"):
+        convert_checkpoint(f"{NCSNPP}.safetensors", f"{PUBLISHED / 'tiny_edm_adm'}_config.json")
+    tensors = load_file(f"{NCSNPP}.safetensors")
+    tensors["model.map_layer0.bias"] = torch.zeros(7)
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"map_layer0.bias has the shape \(7,\) instead of \(64,\)"):
+        convert_checkpoint(tmp_path / "other.safetensors", f"{NCSNPP}_config.json")
+
+
+def test_other_files_and_configurations_are_named(tmp_path: Path) -> None:
+    config = f"{PFGM}_config.json"
+    with pytest.raises(ValueError, match="is not a file"):
+        convert_checkpoint(tmp_path / "none.pth", config)
+    with pytest.raises(ValueError, match="`--config` must be a JSON file or one of cifar10"):
+        convert_checkpoint(f"{PFGM}.pth", "cifar11")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="has no weights under 'model'"):
+        convert_checkpoint(tmp_path / "other.pth", config)
+    (tmp_path / "cut.pth").write_bytes(Path(f"{PFGM}.pth").read_bytes()[:100_000])
+    with pytest.raises(ValueError, match="was not read"):
+        convert_checkpoint(tmp_path / "cut.pth", config)
+    (tmp_path / "cut.safetensors").write_bytes(Path(f"{NCSNPP}.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="was not read"):
+        convert_checkpoint(tmp_path / "cut.safetensors", f"{NCSNPP}_config.json")
+    with pytest.raises(ValueError, match=r"`--raw` is for a \.pth"):
+        convert_checkpoint(f"{NCSNPP}.safetensors", f"{NCSNPP}_config.json", raw=True)
+    (tmp_path / "network.pkl").write_bytes(pickle.dumps({"net": 1}))
+    with pytest.raises(ValueError, match="has no network under 'ema'"):
+        convert_checkpoint(tmp_path / "network.pkl", f"{NCSNPP}_config.json")
+    for values, message in (
+        ({"model": {}}, "does not describe a network"),
+        ({"model_type": "UNet"}, "does not describe"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(f"{PFGM}.pth", str(tmp_path / "config.json"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("notes")
+    with pytest.raises(ValueError, match="is not empty"):
+        convert(Path(f"{PFGM}.pth"), config, tmp_path / "full")
+
+
+def test_a_configuration_of_ours_is_read(tmp_path: Path) -> None:
+    network = convert_checkpoint(f"{NCSNPP}.safetensors", f"{NCSNPP}_config.json").network
+    network.save_config(tmp_path)
+    again = convert_checkpoint(f"{NCSNPP}.safetensors", str(tmp_path / "config.json")).network
+    assert isinstance(again, SongUNet)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())

@@ -17,7 +17,7 @@ from diffusers_pfgm.training.run.records import read_records
 from diffusers_pfgm.training.run.tuning import main
 from diffusers_pfgm.training.run.tuning_arguments import parse_tuning_args
 from tests.networks import make_smallest_unet, seeded
-from tests.training.launch import ACCELERATE
+from tests.training.launch import ACCELERATE, TORCHRUN
 from tests.warm_python import WarmPython
 
 SCRIPT = Path(__file__).parents[2] / "training" / "tune_consistency.py"
@@ -105,6 +105,26 @@ def test_a_resumed_run_ends_with_the_same_weights(cheap: None, base: Path, data:
     other = save_base(tmp_path / "other", sigma_max=100.0)
     with pytest.raises(ValueError, match=r"the checkpoint has other settings: .*sigma_max was 120.0 and is 100.0"):
         tune(other, data, tmp_path / "resumed", "--resume_from_checkpoint=latest")
+
+
+def test_two_processes_tune_the_same_model(python: WarmPython, cheap: None, data: Path, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", classes=True)
+    shared = ["--guidance_scale=2", "--max_train_steps=2"]
+    tune(base, data, tmp_path / "one", *shared)
+    options = options_of(base, data, tmp_path / "two", *shared, "--train_batch_size=8")
+    done = python.run(*TORCHRUN, SCRIPT, *options)
+    assert done.returncode == 0, done.stderr
+    one, two = (weights(tmp_path / name / "checkpoint-2" / "unet") for name in ("one", "two"))
+    assert max((value - two[name]).abs().max().item() for name, value in one.items()) < 1e-5
+
+
+def test_half_precision(python: WarmPython, data: Path, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", classes=True)
+    options = options_of(base, data, tmp_path / "tuned", "--mixed_precision=bf16", "--logging_steps=1")
+    done = python.run(SCRIPT, *options, "--guidance_scale=2")
+    assert done.returncode == 0, done.stderr
+    losses = [record["loss"] for record in read_records(tmp_path / "tuned" / "log.jsonl", "train")]
+    assert len(losses) == 4 and all(math.isfinite(loss) for loss in losses)
 
 
 @pytest.mark.parametrize("aug_dim", [64.0, None])

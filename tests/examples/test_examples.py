@@ -101,6 +101,7 @@ def test_quality_against_calls(
     assert [row[-4] for row in table][:8] == ["3", "5"] * 4 and names[8] == "RK45" and len(table) == 14
     assert [*zip(names, (row[-4] for row in table), strict=True)][-2:] == [(names[-1], "1"), (names[-1], "2")]
     assert names[-3:] == ["multistep, searched", "consistency model", "consistency model"]
+    load_script("quality_against_calls").main([*options[:5], "4", "--batch_size", "4", "--output", str(output)])
     errors = {name: float(row[-3]) for name, row in zip(names, table, strict=True)}  # of the most calls of each solver
     assert errors["RK45"] < errors["euler"] and Image.open(output).width > 900
 

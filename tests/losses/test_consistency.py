@@ -35,7 +35,7 @@ def test_the_boundary_is_x_where_the_noise_vanishes_and_the_network_where_it_is_
     assert torch.allclose(model.denoised(output, x, 0.05), (x + plain.denoised(output, x, 0.05)) / 2)
 
 
-@pytest.mark.parametrize("sigma", [0.01, 0.05, 3.0])
+@pytest.mark.parametrize("sigma", [1e-5, 0.01, 0.05, 3.0])
 def test_target_is_the_inverse_of_denoised(sigma: float) -> None:
     x, denoised = (torch.randn(4, 1, 8, 8, generator=seeded(seed), dtype=torch.float64) for seed in (0, 1))
     assert torch.allclose(EDM.denoised(EDM.target(denoised, x, sigma), x, sigma), denoised)
@@ -156,7 +156,14 @@ def test_errors_name_the_argument() -> None:
         ConsistencyObjective(EDM, 80.0, 0.5, None, 2.0)
     with pytest.raises(ValueError, match="`clean`"):
         ConsistencyObjective(EDM, 80.0, 0.5, None)(make_tiny_unet(out_channels=1), torch.full((1, 1, 8, 8), math.nan))
-    with pytest.raises(ValueError, match="`consistency_boundary` must be a number > 0"):
-        Parameterization("epsilon", sigma_data=0.5, boundary=0.0)
+    for boundary in (0.0, math.inf):
+        with pytest.raises(ValueError, match=r"`boundary` \(`consistency_boundary` of a scheduler\) must be a finite"):
+            Parameterization("epsilon", sigma_data=0.5, boundary=boundary)
+    for sigma_max, std, name in ((-1.0, 0.5, "sigma_max"), (80.0, 0.0, "data_std")):
+        with pytest.raises(ValueError, match=f"`{name}` must be a finite number > 0"):
+            ConsistencyObjective(EDM, sigma_max, std)
+    guided = ConsistencyObjective(EDM, 80.0, 0.5, None, 2.0, lambda x, sigma: x)
+    with pytest.raises(ValueError, match=r"`guidance_scale` = 2.0 needs `class_labels`"):
+        guided(make_tiny_unet(out_channels=1), torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="noise levels are continuous"):
         Parameterization("epsilon", train_sigmas=(0.1, 1.0), boundary=0.05)

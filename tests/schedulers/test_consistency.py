@@ -8,7 +8,6 @@ import torch
 from diffusers import CMStochasticIterativeScheduler, EDMEulerScheduler
 
 from diffusers_pfgm import (
-    ChargeField,
     PFGMEditingPipeline,
     PFGMInversePipeline,
     PFGMLikelihoodPipeline,
@@ -96,6 +95,18 @@ def test_other_priors_get_noise_of_the_kernel(prior: str) -> None:
     assert torch.allclose(norms.quantile(quantiles), radius.quantile(quantiles), rtol=0.06)
 
 
+@pytest.mark.parametrize(("aug_dim", "dtype"), [(0.02, torch.float32), (1.0, torch.float16)])
+def test_noise_on_the_shell_has_no_heavy_tail(aug_dim: float, dtype: torch.dtype) -> None:
+    noisy = make_scheduler(aug_dim).renoise(torch.zeros(2000, 1, 8, 8, dtype=dtype), 1.0, seeded())
+    assert torch.allclose(noisy.float().flatten(1).norm(dim=1), torch.full((2000,), 8.0), rtol=5e-3)
+
+
+def test_a_consistency_model_of_the_field_has_the_bounded_noise_of_its_tuning() -> None:
+    scheduler = PoissonFlowScheduler(max_norm=40.0 * 4 * 4, consistency_boundary=0.05, consistency_sigmas=[40.0, 1.0])
+    norms = scheduler.renoise(torch.zeros(2000, 1, 4, 4), 0.5, seeded()).flatten(1).norm(dim=1)
+    assert 0.3 * 16 * 0.5 < norms.max() <= 16 * 0.5
+
+
 def test_images_depend_on_their_generators_only() -> None:
     pipe = make_pipeline()
     state = torch.get_rng_state()
@@ -105,9 +116,7 @@ def test_images_depend_on_their_generators_only() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_default_is_two_calls_or_as_many_as_there_are_levels() -> None:
-    assert make_pipeline()(1, generator=seeded(), output_type="pt").nfe == 2
-    assert make_pipeline(consistency_sigmas=[80.0])(1, generator=seeded(), output_type="pt").nfe == 1
+def test_custom_levels_are_allowed() -> None:
     assert make_pipeline()(1, generator=seeded(), sigmas=[80.0, 2.0, 1.0, 0.5], output_type="pt").nfe == 4
 
 
@@ -131,6 +140,8 @@ def test_learned_guidance_needs_no_second_half_of_the_batch() -> None:
     assert torch.equal(plain, same)
     with pytest.raises(ValueError, match=r"`guidance_scale` must be 2, .* but is 3.0"):
         pipe(2, 1, seeded(), class_labels=1, guidance_scale=3.0)
+    with pytest.raises(ValueError, match=r"`guidance_scale` = 2.0 needs `class_labels`"):
+        pipe(2, 1, seeded(), guidance_scale=2.0)
     other = make_pipeline(classes=4)  # tuned without guidance, which the pipeline then computes
     assert not torch.equal(other(2, 1, seeded(), output_type="pt", class_labels=1, guidance_scale=3.0).images, plain)
 
@@ -166,7 +177,7 @@ def test_what_needs_the_ode_refuses_a_consistency_model(digits: torch.Tensor) ->
         ({"consistency_sigmas": []}, "must be positive, strictly decreasing"),
         ({"consistency_sigmas": [80.0, 0.0]}, "must be positive, strictly decreasing"),
         ({"consistency_sigmas": 80.0}, "`consistency_sigmas` must be a list of numbers or None"),
-        ({"consistency_boundary": -1.0}, "`consistency_boundary` must be a number > 0"),
+        ({"consistency_boundary": -1.0}, "must be a finite number > 0 or None, but is -1.0"),
         ({"consistency_guidance": math.inf}, "`consistency_guidance` must be a finite number"),
         ({"final_sigmas_type": "sigma_min"}, "must be 'zero' for a consistency model"),
     ],
@@ -176,12 +187,9 @@ def test_options_that_are_not_allowed_are_named(options: dict[str, Any], message
         make_scheduler(**options)
 
 
-def test_more_steps_than_levels_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be at most 3 for this consistency model"):
-        make_pipeline()(1, 4)
-
-
-def test_other_models_keep_their_default_of_twenty_steps(digits: torch.Tensor) -> None:
-    pipe = PFGMPipeline(ChargeField(digits[:9].float()), PoissonFlowScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    assert pipe(1, generator=seeded(), output_type="pt").nfe == 20
+@pytest.mark.parametrize("options", [{}, {"num_inference_steps": 4}])
+def test_more_steps_than_levels_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"must be at most 3 for this consistency model.* Pass `num_inference_steps=1`"
+    ):
+        make_pipeline()(1, **options)

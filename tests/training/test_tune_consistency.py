@@ -103,8 +103,18 @@ def test_a_resumed_run_ends_with_the_same_weights(cheap: None, base: Path, data:
     tune(base, data, tmp_path / "resumed", "--resume_from_checkpoint=latest", "--seed=1")
     assert is_same(tmp_path / "whole" / "unet", tmp_path / "resumed" / "unet")
     other = save_base(tmp_path / "other", sigma_max=100.0)
+    resume = [tmp_path / "resumed", "--resume_from_checkpoint=latest"]
     with pytest.raises(ValueError, match=r"the checkpoint has other settings: .*sigma_max was 120.0 and is 100.0"):
-        tune(other, data, tmp_path / "resumed", "--resume_from_checkpoint=latest")
+        tune(other, data, *resume)
+    with pytest.raises(ValueError, match="max_steps was 4 and is 5"):
+        tune(base, data, *resume, "--max_train_steps=5")
+    pipe = PFGMPipeline.from_pretrained(base)
+    with torch.no_grad():
+        pipe.unet.conv_in.bias.add_(1e-3)
+    pipe.save_pretrained(tmp_path / "changed")
+    with pytest.raises(ValueError, match="the weights of `--model` are others than at the start of the run"):
+        tune(tmp_path / "changed", data, *resume)
+    assert "checksum" not in (tmp_path / "whole" / "README.md").read_text()
 
 
 def test_two_processes_tune_the_same_model(python: WarmPython, cheap: None, data: Path, tmp_path: Path) -> None:
@@ -154,7 +164,7 @@ def test_guidance_is_learned_and_saved(cheap: None, data: Path, tmp_path: Path) 
     pipe = PFGMPipeline.from_pretrained(tmp_path / "2")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.scheduler.config.consistency_guidance == 2
-    assert pipe(2, generator=seeded(), class_labels=["3", "4"], guidance_scale=2.0).nfe == 2
+    assert pipe(2, 2, generator=seeded(), class_labels=["3", "4"], guidance_scale=2.0).nfe == 2
     assert PFGMPipeline.from_pretrained(tmp_path / "1").scheduler.config.consistency_guidance is None
     with pytest.raises(ValueError, match="needs the x̂ of a model that is not tuned"):
         tune(tmp_path / "2", data, tmp_path / "again", "--guidance_scale=2")
@@ -198,6 +208,11 @@ def test_the_levels_are_those_of_the_smallest_distance(monkeypatch: pytest.Monke
         ({}, ["--guidance_scale=2"], "--class_conditional` and `--label_dropout` > 0"),
         ({}, ["--label_column=label"], "has no classes"),
         ({}, ["--image_mode=RGB"], "The images have 3 channels"),
+        (
+            {"classes": True, "null_class": False},
+            ["--label_dropout=0.1"],
+            "needs a model that was also trained without",
+        ),
     ],
 )
 def test_models_that_do_not_fit_are_named(
@@ -222,6 +237,39 @@ def test_other_class_names_are_named(data: Path, tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="The classes of the images are"):
         tune(tmp_path / "base", data, tmp_path / "tuned")
+
+
+def test_a_network_with_classes_needs_their_names(data: Path, tmp_path: Path) -> None:
+    pipe = PFGMPipeline.from_pretrained(save_base(tmp_path / "base", classes=True))
+    PFGMPipeline(pipe.unet, pipe.scheduler).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"has classes without names. Save it as a pipeline with `id2label`"):
+        tune(tmp_path / "other", data, tmp_path / "tuned")
+
+
+def test_the_model_is_not_overwritten(base: Path, data: Path) -> None:
+    with pytest.raises(ValueError, match=r"is the folder of `--model`. Choose another folder"):
+        tune(base, data, base, "--overwrite_output_dir")
+
+
+@pytest.mark.parametrize("source", ["stream", "sorted"])
+def test_the_levels_are_fitted_to_images_of_all_classes(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, source: str
+) -> None:
+    seen = []
+
+    def fit(pipe: Any, images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> PoissonFlowScheduler:
+        seen.append((images.shape, labels))
+        return pipe.scheduler
+
+    monkeypatch.setattr("diffusers_pfgm.training.run.outputs.fit_levels", fit)
+    monkeypatch.setattr("diffusers_pfgm.training.data.training_data.MAX_VALIDATION_IMAGES", 20)
+    monkeypatch.setattr(Outputs, "_save_figure", lambda self, figure, name: None)
+    labels = split_labels()[0][:100].sort()
+    write_parquet(split_digits()[0][:100][labels.indices], tmp_path / "sorted.parquet", labels.values)
+    base = save_base(tmp_path / "base", classes=True)
+    options = ["--max_train_steps=1", *(["--streaming", "--label_column=label"] if source == "stream" else [])]
+    tune(base, data if source == "stream" else tmp_path / "sorted.parquet", tmp_path / "tuned", *options)
+    assert seen[0][0] == (20, 1, 8, 8) and len(set(seen[0][1].tolist())) >= 8
 
 
 def test_a_folder_without_a_model_is_named(data: Path, tmp_path: Path) -> None:

@@ -18,14 +18,17 @@ ODE from x_t, for the Student-t kernel as for the Gaussian. The loss compares f 
 
     L = E [√(‖f(x_t, t) − f(x_r, r)‖²/N + c²) − c] / [(1 − r/t) √(s² + σ_d²)].
 
-The weight depends on x_t and t alone, so it does not move the minimum. At r = 0 the target is y and f is the denoiser;
-the closer r is to t, the closer f is to the solution of the ODE, but the noisier its training. So r approaches t in
-stages k = 0, 1, …, which the progress of the run selects:
+The weight depends on x_t and t alone, so it does not move the minimum. At r = 0 the target is x_r = y and f is the
+denoiser; the closer r is to t, the closer f is to the solution of the ODE, but the noisier its training. So r
+approaches t in stages k = 0, 1, …, of equal length, which the progress of the run selects:
 
     r/t = 1 − 2^(−k−1) (1 + 8 sigmoid(−t/(2 σ_d))),        0 if negative or if r < 0.01 σ_d.
 
 With classifier-free guidance (arXiv 2207.12598) of scale w the direction of the step is that of the guided field,
-w n − (w − 1)(x_t − x̂_∅)/t, where x̂_∅ is the frozen network without a class. f then jumps along the guided field lines.
+w n − (w − 1)(x_t − x̂_∅)/t, where x̂_∅ is the frozen network without a class. f then jumps along the guided field
+lines, and at r = 0 its target is w y − (w − 1) x̂_∅.
+
+Dropout would make the network at x_t another one than at x_r, so it should be off.
 """
 
 from __future__ import annotations
@@ -67,8 +70,8 @@ class ConsistencyObjective:
         null_class: label of the null class, whose samples learn no guidance; None, the default, if there is none.
 
     Raises:
-        ValueError: if `parameterization` has no boundary, `guidance_scale` is not 1 without `unconditional`, or
-            `aug_dim` is below 0.01.
+        ValueError: if `parameterization` has no boundary, `guidance_scale` is not 1 without `unconditional`,
+            `sigma_max` or `data_std` is not positive, or `aug_dim` is below 0.01.
     """
 
     def __init__(
@@ -85,6 +88,9 @@ class ConsistencyObjective:
             raise ValueError("`parameterization` needs a `boundary` for a consistency model, such as 0.1 σ_d.")
         if guidance_scale != 1 and unconditional is None:
             raise ValueError(f"`guidance_scale` = {guidance_scale} needs `unconditional`, the frozen network.")
+        for name, value in (("sigma_max", sigma_max), ("data_std", data_std)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a finite number > 0, but is {value}.")
         self.parameterization = parameterization
         self.kernel = PoissonKernel(aug_dim)
         check_trainable(self.kernel.aug_dim)
@@ -129,9 +135,12 @@ class ConsistencyObjective:
             The loss and its parts.
 
         Raises:
-            ValueError: if `clean` holds NaN or infinity, or the model's output has the wrong shape.
+            ValueError: if `clean` holds NaN or infinity, the model's output has the wrong shape, or there are no
+                `class_labels` although the objective has guidance.
         """
         check_finite("clean", clean)
+        if class_labels is None and self.guidance_scale != 1:
+            raise ValueError(f"`guidance_scale` = {self.guidance_scale} needs `class_labels` for each sample.")
         if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
@@ -170,7 +179,7 @@ class ConsistencyObjective:
         self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None
     ) -> torch.Tensor:
         """The estimate of dx/dσ (B, C, *): the noise n, or with guidance w n − (w − 1)(x − x̂_∅)/t."""
-        if self.unconditional is None or class_labels is None:
+        if self.unconditional is None or class_labels is None or self.guidance_scale == 1:
             return noise
         scale = torch.full_like(sigma, self.guidance_scale)
         if self.null_class is not None:

@@ -88,13 +88,16 @@ class Parameterization:
             )
         if self.noise_estimate is not None and self.sigma_data is None:
             raise ValueError("`noise_estimate` needs `sigma_data`, the standard deviation of the data. Set it too.")
-        if self.boundary is not None and not self.boundary > 0:
-            raise ValueError(f"`consistency_boundary` must be a number > 0 or None, but is {self.boundary}.")
+        if self.boundary is not None and not 0 < self.boundary < math.inf:
+            raise ValueError(
+                f"`boundary` (`consistency_boundary` of a scheduler) must be a finite number > 0 or None, but is "
+                f"{self.boundary}."
+            )
         if self.train_sigmas is not None:
             if self.boundary is not None:
                 raise ValueError(
-                    "`consistency_boundary` is for networks whose noise levels are continuous, but a beta schedule "
-                    "defines finitely many. Set one of them to None."
+                    "`boundary` (`consistency_boundary` of a scheduler) is for networks whose noise levels are "
+                    "continuous, but a beta schedule defines finitely many. Set one of them to None."
                 )
             if self.sigma_data is not None:
                 raise ValueError(
@@ -233,8 +236,8 @@ class Parameterization:
     def target(self, denoised: torch.Tensor, x: torch.Tensor, noise_level: Scalar) -> torch.Tensor:
         """The output F for x̂ = `denoised`: (B, C, *), or (B, C + 1, *) for the normalized field."""
         if self.boundary is not None:
-            share = _boundary_share(self.boundary, noise_level)
-            denoised = (denoised - share * x) / (1 - share)
+            # x̂_θ = f + (f − x) c_b/(1 − c_b), in which 1 − c_b is not computed as a difference
+            denoised = denoised + (denoised - x) * (self.boundary / noise_level) ** 2
         return self.prediction.target(denoised, x, noise_level)
 
     def guided_field(

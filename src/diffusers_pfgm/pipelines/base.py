@@ -163,7 +163,7 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
                 f"`guidance_scale` must be {learned:g}, the scale that this consistency model has learned, but is "
                 f"{guidance_scale}. Leave it out."
             )
-        if guidance_scale in (1, learned):
+        if guidance_scale == 1 or (guidance_scale == learned and labels is not None):
             return functools.partial(self.unet, **model_kwargs) if model_kwargs else self.unet
         null_class = self._classes().null_class
         if labels is None or null_class is None:

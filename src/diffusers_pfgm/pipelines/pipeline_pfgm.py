@@ -63,7 +63,7 @@ class PFGMPipeline(PoissonFlowPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        num_inference_steps: int | None = None,
+        num_inference_steps: int = 20,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -80,7 +80,7 @@ class PFGMPipeline(PoissonFlowPipeline):
         Args:
             batch_size: the number of images B. By default that of `latents` or `class_labels`, or 1 without them.
             num_inference_steps: the number of fixed steps, with one network call each for the solvers "multistep" and
-                "euler"; 20 by default, or 2 for a consistency model, which allows as many as its `consistency_sigmas`.
+                "euler". A consistency model allows 1 to the number of its `consistency_sigmas`, so pass it for one.
             generator: one generator, or a list of B generators, one for each image. With a list an image does not
                 depend on the rest of the batch.
             latents: (B, C, H, W), latents at the first noise level, as `scheduler.sample_prior` draws them, or any
@@ -138,8 +138,6 @@ class PFGMPipeline(PoissonFlowPipeline):
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
         if tolerance is not None:
             scheduler, sigmas = flow, flow.sigma_range
-        if num_inference_steps is None:
-            num_inference_steps = min(2, len(flow.config.consistency_sigmas)) if flow.is_consistency_model else 20
         self.set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
             latents = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)

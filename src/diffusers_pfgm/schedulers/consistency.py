@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..physics.tensors import Generators, append_dims
+from ..physics.tensors import Generators, append_dims, draw
 from ..solvers.multistep import Step
 from ..solvers.spacing import is_decreasing
 
@@ -35,7 +35,7 @@ def check_consistency_options(options: Mapping[str, Any]) -> None:
     if boundary is None or sigmas is None:
         raise ValueError(
             "A consistency model needs `consistency_boundary` and `consistency_sigmas`, but they are "
-            f"{boundary} and {sigmas}. Set both, or both and `consistency_guidance` to None."
+            f"{boundary} and {sigmas}. Set both, or set all three options of a consistency model to None."
         )
     if not (sigmas and is_decreasing(sigmas) and sigmas[0] <= (options["sigma_max"] or math.inf)):
         raise ValueError(
@@ -61,7 +61,6 @@ class ConsistencyMixin:
     config: Any
     sample_noise: Callable[..., torch.Tensor]
     prior_of: Callable[[int], str]
-    _sigma_factors: torch.Tensor | None
 
     @property
     def is_consistency_model(self) -> bool:
@@ -77,12 +76,12 @@ class ConsistencyMixin:
             generator: one generator, or a list of B of them.
 
         Returns:
-            (B, *), `denoised` + σ n. If pipelines start on the shell (`prior_of`), all n have the norm √N.
+            (B, *), `denoised` + σ n, on the plane σ. If pipelines start on the shell (`prior_of`), all n have the norm
+            √N.
         """
-        noise = self.sample_noise(denoised.shape, generator, denoised.device, denoised.dtype)
         size = denoised[0].numel()
-        if self.prior_of(size) == "shell":
-            norm = torch.linalg.vector_norm(noise.flatten(1), dim=1)
-            noise = noise * append_dims(math.sqrt(size) / norm.clamp(min=torch.finfo(norm.dtype).tiny), noise.ndim)
-        self._sigma_factors = None  # all samples are now on one plane
-        return denoised + sigma * noise
+        if self.prior_of(size) != "shell":
+            return denoised + sigma * self.sample_noise(denoised.shape, generator, denoised.device, denoised.dtype)
+        noise = draw(torch.randn, tuple(denoised.shape), generator, denoised.device).to(denoised.dtype)
+        norm = torch.linalg.vector_norm(noise.flatten(1), dim=1)
+        return denoised + sigma * noise * append_dims(math.sqrt(size) / norm, noise.ndim)

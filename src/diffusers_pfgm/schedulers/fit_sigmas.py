@@ -15,10 +15,12 @@ from ..solvers.spacing import fit_knots, geometric_sigmas
 from ..solvers.step_search import end_errors, search_sigmas
 from ..utils.checks import check_whole_number
 from .scheduling_poisson_flow import PoissonFlowScheduler
-from .step_fit import describe_steps
+from .sigma_schedule import SigmaSchedule
+from .step_fit import num_parameters
 
 FINE_STEPS = 200  # steps along the field lines
 REFERENCE_STEPS = 100  # of the fitted spacing, to the ends that a run of few steps is compared with
+MARGIN = 2.0  # the least improvement by searched steps that is not chance, in standard errors
 
 
 @torch.no_grad()
@@ -35,20 +37,21 @@ def fit_sigmas(
     """Return a copy of a scheduler whose steps are shorter where the field lines of this model are curved.
 
     The spacing is stored in `config.sigma_knots`, works with any number of steps, and is saved with a pipeline. With
-    `num_inference_steps` the best noise levels for that number of steps are searched too (`solvers.step_search`). If
-    they are better than the spacing on field lines that the search has not seen, they are stored in
-    `config.sigma_steps`, and a run of that many steps uses them.
+    `num_inference_steps` the best noise levels for that number of steps of the scheduler's solver are searched too
+    (`solvers.step_search`). If they are better than the spacing on field lines that the search has not seen, by more
+    than two standard errors, they are stored in `config.sigma_steps`, and a run of that many steps uses them.
 
     Args:
-        model: a network, called like `UNet2DModel`, or a `ChargeField`. It is called 200 times for each batch.
+        model: a network, called like `UNet2DModel`, or a `ChargeField`. It is called 200 times for each batch, and for
+            the search about 40 n² times more for a quarter of the batches.
         scheduler: defines what the model predicts, and its first and last σ; may be a diffusers scheduler.
         shape: shape of one sample, (C, *).
         generator: one generator, or a list of `num_samples` of them.
-        num_samples: number of field lines to follow; 32 by default, or 256 with `num_inference_steps`, half of them
-            for the comparison.
+        num_samples: number of field lines to follow; 32 by default, or 512 with `num_inference_steps`, a quarter of
+            them for the search and the others for the comparison.
         batch_size: number of samples in one network call, by default all. The result does not depend on it.
         num_inference_steps: a small number n of steps, such as 5, whose noise levels are searched; None for the
-            spacing alone. The search takes about 40 n runs.
+            spacing alone.
         **model_kwargs: passed to the model, such as `class_labels` (num_samples,).
 
     Raises:
@@ -67,8 +70,8 @@ def fit_sigmas(
     if num_inference_steps is not None:
         check_whole_number("num_inference_steps", num_inference_steps, 1)
     if num_samples is None:
-        num_samples = 32 if num_inference_steps is None else 256
-    check_whole_number("num_samples", num_samples, 1 if num_inference_steps is None else 2)
+        num_samples = 32 if num_inference_steps is None else 512
+    check_whole_number("num_samples", num_samples, 1 if num_inference_steps is None else 4)
     if batch_size is not None:
         check_whole_number("batch_size", batch_size, 1)
     if isinstance(shape, int):
@@ -91,8 +94,8 @@ def fit_sigmas(
     if num_inference_steps is not None:
         steps = _search_steps(batched, scheduler, x, num_inference_steps)
         if steps is not None:
-            described = describe_steps(steps, scheduler.config.aug_dim, model)
-            scheduler = PoissonFlowScheduler.from_config(scheduler.config, sigma_steps=described)
+            fitted_for = {"aug_dim": scheduler.config.aug_dim, "num_parameters": num_parameters(model)}
+            scheduler = PoissonFlowScheduler.from_config(scheduler.config, sigma_steps={"sigmas": steps, **fitted_for})
     return scheduler
 
 
@@ -139,30 +142,29 @@ class _Batches:
 def _search_steps(
     batches: _Batches, fitted: PoissonFlowScheduler, x: torch.Tensor, num_inference_steps: int
 ) -> list[float] | None:
-    """Search the noise levels of a run of n steps; None if none are better than the spacing on the other half of x."""
+    """Search the noise levels of n steps on a quarter of x; None if they are not clearly better on the rest."""
     config = fitted.config
-
-    def spaced(count: int) -> list[float]:
-        fitted.set_timesteps(count)
-        return fitted.sigmas.tolist()[:num_inference_steps]
-
-    def run_of(rows: slice) -> Callable[[Sequence[float]], torch.Tensor]:
-        denoise = batches.denoise_rows(rows)
-        end = 0.0 if config.final_sigmas_type == "zero" else config.sigma_min
-        return lambda sigmas: integrate(
-            denoise, x[rows], [*sigmas, end], config.solver, config.solver_order, config.use_corrector
-        )
-
-    half = len(x) // 2
-    searched, compared = (run_of(rows) for rows in (slice(0, half), slice(half, len(x))))
-    fitted.set_timesteps(REFERENCE_STEPS)
-    fine = fitted.sigmas.tolist()[:-1]
+    schedule = SigmaSchedule(config, fitted.parameterization)
+    spaced = schedule.choose(num_inference_steps)
     # The last noise level of a few steps is better well above σ_min: it begins as that of a spacing of more steps.
-    starts = [spaced(num_inference_steps + more) for more in range(3)]
-    ends = searched(fine)
-    start = min(starts, key=lambda sigmas: end_errors(searched(sigmas), ends))
-    candidates = [*starts, search_sigmas(searched, ends, start, starts[0][-1])]
-    ends = compared(fine)
-    errors = [end_errors(compared(sigmas), ends) for sigmas in candidates]
-    best = errors.index(min(errors))
-    return candidates[best] if best else None
+    longer = [schedule.choose(num_inference_steps + more).sigmas[:num_inference_steps] for more in (1, 2)]
+    solver = config.solver, config.solver_order, config.use_corrector
+    quarter = len(x) // 4
+    parts = [slice(0, quarter), slice(quarter, len(x))]
+    denoise = [batches.denoise_rows(rows) for rows in parts]
+    fine = schedule.choose(REFERENCE_STEPS)
+    references = [
+        integrate(denoise_part, x[rows], [*fine.sigmas, fine.final])
+        for denoise_part, rows in zip(denoise, parts, strict=True)
+    ]
+
+    def run(sigmas: Sequence[float], part: int = 0) -> torch.Tensor:
+        return integrate(denoise[part], x[parts[part]], [*sigmas, spaced.final], *solver)
+
+    starts = [spaced.sigmas, *longer]
+    start = min(starts, key=lambda sigmas: end_errors(run(sigmas), references[0]).mean().item())
+    steps = search_sigmas(run, references[0], start, spaced.sigmas[-1])
+    errors, default = (end_errors(run(sigmas, 1), references[1]) for sigmas in (steps, spaced.sigmas))
+    gain = default - errors
+    standard_error = gain.std() / len(gain) ** 0.5
+    return steps if gain.mean() > MARGIN * standard_error else None

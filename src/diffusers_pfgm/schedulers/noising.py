@@ -40,6 +40,11 @@ class NoisingMixin:
             return train_sigmas[-1], train_sigmas[0]
         return self.config.sigma_max, self.config.sigma_min
 
+    @property
+    def has_proportional_limit(self) -> bool:
+        """Whether the training noise was limited in proportion to σ, so that `max_norm` is its limit at σ_max only."""
+        return self.config.prediction_type != "field" or self.config.consistency_boundary is not None
+
     def data_scale(self, sigma: float) -> float:
         """The factor from a state at σ to data units: √(1 + σ²) with a beta schedule, else 1."""
         return 1.0 if self.parameterization.train_sigmas is None else math.sqrt(1 + sigma**2)
@@ -59,7 +64,7 @@ class NoisingMixin:
         """
         limit = self.config.max_norm
         if limit is not None:
-            limit = None if self.config.prediction_type == "field" else limit / self.sigma_range[0]
+            limit = limit / self.sigma_range[0] if self.has_proportional_limit else None
         return self.kernel.sample(shape, 1.0, generator, device, dtype, limit)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:

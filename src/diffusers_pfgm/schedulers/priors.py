@@ -25,6 +25,7 @@ class PriorMixin:
     init_noise_sigma: float
     sigma_range: tuple[float, float]
     data_scale: Any
+    has_proportional_limit: bool
     num_inference_steps: int | None
     _run: RunSigmas
     _sigma_factors: torch.Tensor | None  # (B, 1, ...) with the prior "hemisphere", whose samples have a σ each
@@ -60,7 +61,7 @@ class PriorMixin:
         """
         max_norm = self.config.max_norm
         if max_norm is not None:
-            is_proportional = self.config.prediction_type != "field" and self.parameterization.train_sigmas is None
+            is_proportional = self.has_proportional_limit and self.parameterization.train_sigmas is None
             share = self._run.sigmas[0] / self.sigma_range[0] if is_proportional else 1.0
             max_norm *= share / self.data_scale(self._run.sigmas[0])
         latents = self.kernel.sample(shape, self.init_noise_sigma, generator, device, dtype, max_norm)

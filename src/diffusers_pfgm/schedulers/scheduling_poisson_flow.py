@@ -78,8 +78,9 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         solver_order: order of the multistep solver, 1 to 3.
         use_corrector: whether the multistep solver corrects each step with the x̂ that is computed after it, which needs
             no further network call.
-        sigma_steps: σ's of the runs with one number of steps, from `fit_sigmas(..., num_inference_steps=n)`, together
-            with the D and the number of the network's parameters that they were fitted for. None for no such run.
+        sigma_steps: a dictionary from `fit_sigmas(..., num_inference_steps=n)`: "sigmas", the n noise levels of every
+            run of n steps, and "aug_dim" and "num_parameters", the D and the size of the network that they were fitted
+            for. None for no such run.
         sigma_knots: σ's from σ_max to σ_min between which equal shares of the steps are placed, from `fit_sigmas`. None
             for steps in equal ratios of σ, or with a beta schedule for `timestep_spacing`.
         final_sigmas_type: "zero" to end at σ = 0, "sigma_min" to end at σ_min.
@@ -369,6 +370,7 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         remaining = self._plan[index + 1 :]
         if remaining and self.is_consistency_model:
             prev_sample = self.renoise(prev_sample, remaining[0].sigma, generator)
+            self._sigma_factors = None  # from the hemisphere all samples have come to one plane
         # The next step reads no older x̂ than its weights need.
         self._denoised = self._denoised[: len(remaining[0].weights) - 1 if remaining else 0]
         if not remaining:

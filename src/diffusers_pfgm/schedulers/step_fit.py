@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,14 +11,17 @@ import torch
 from ..solvers.spacing import is_decreasing
 
 
-def num_parameters(model: Any) -> int:
-    """The number of parameters of a model, by which steps that were fitted to another one are recognized."""
-    return sum(weight.numel() for weight in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+def num_parameters(model: Any) -> int | None:
+    """The number of parameters of a model or of the model in a wrapper, such as a `functools.partial`; None if unknown.
 
-
-def describe_steps(sigmas: Sequence[float], aug_dim: float | None, model: Any) -> dict[str, Any]:
-    """Return `sigma_steps`: noise levels, and the D and the number of parameters that they were fitted for."""
-    return {"sigmas": list(sigmas), "aug_dim": aug_dim, "num_parameters": num_parameters(model)}
+    By it steps are recognized that were fitted to a network of another size.
+    """
+    for name in ("func", "__self__", "module", "_orig_mod"):
+        inner = getattr(model, name, None)
+        if callable(inner):
+            return num_parameters(inner)
+    count = sum(weight.numel() for weight in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+    return count or None
 
 
 def check_sigma_steps(steps: Mapping[str, Any], aug_dim: float | None, sigma_max: float) -> None:
@@ -27,9 +30,8 @@ def check_sigma_steps(steps: Mapping[str, Any], aug_dim: float | None, sigma_max
     Raises:
         ValueError: if an entry is missing, the noise levels do not decrease, or D or σ_max is another.
     """
-    missing = {"sigmas", "aug_dim", "num_parameters"} - steps.keys()
-    sigmas = steps.get("sigmas")
-    if missing or not sigmas or not is_decreasing(sigmas):
+    sigmas = _decreasing_list(steps.get("sigmas"))
+    if steps.keys() != {"sigmas", "aug_dim", "num_parameters"} or not sigmas:
         raise ValueError(
             "`sigma_steps` must have 'sigmas', positive and strictly decreasing, 'aug_dim' and 'num_parameters', but "
             f"is {dict(steps)!r:.200}. Compute it by `fit_sigmas(..., num_inference_steps=n)`, or set it to None."
@@ -50,6 +52,8 @@ def check_sigma_steps(steps: Mapping[str, Any], aug_dim: float | None, sigma_max
 def check_steps_of_model(model: Any, scheduler: Any, num_inference_steps: int) -> None:
     """Check that `sigma_steps`, if a run of this number of steps uses them, were fitted for a model of this size.
 
+    A model of unknown size, such as a `ChargeField`, is not checked.
+
     Raises:
         ValueError: if the model has another number of parameters.
     """
@@ -57,9 +61,15 @@ def check_steps_of_model(model: Any, scheduler: Any, num_inference_steps: int) -
     if steps is None or len(steps["sigmas"]) != num_inference_steps:
         return
     count = num_parameters(model)
-    if count != steps["num_parameters"]:
+    if None not in (count, steps["num_parameters"]) and count != steps["num_parameters"]:
         raise ValueError(
             f"The {num_inference_steps} steps of `sigma_steps` were fitted for a network of "
             f"{steps['num_parameters']:,} parameters, but this one has {count:,}. Fit them again by "
             "`fit_sigmas(..., num_inference_steps=n)`, or set `sigma_steps=None`."
         )
+
+
+def _decreasing_list(value: Any) -> list[float]:
+    """A value itself if it is a list of decreasing numbers, else an empty list."""
+    is_list = isinstance(value, list | tuple) and all(isinstance(each, float | int) for each in value)
+    return list(value) if is_list and value and is_decreasing(value) else []

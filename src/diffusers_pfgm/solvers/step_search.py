@@ -26,8 +26,8 @@ EVALUATIONS = 40  # runs for each step
 Run = Callable[[Sequence[float]], torch.Tensor]  # the ends (B, *) of a run with the noise levels of its steps
 
 
-def end_errors(ends: torch.Tensor, reference: torch.Tensor) -> float:
-    """The mean of ρ over samples.
+def end_errors(ends: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return ρ of each sample, (B,).
 
     Args:
         ends: ends of a run, (B, *), in data units.
@@ -35,7 +35,7 @@ def end_errors(ends: torch.Tensor, reference: torch.Tensor) -> float:
     """
     squares = (ends - reference).flatten(1).square().mean(1)
     scale = (TOLERANCE * reference.std()).square()
-    return float((squares / (squares + scale)).nan_to_num(nan=1.0).mean())
+    return (squares / (squares + scale)).nan_to_num(nan=1.0)
 
 
 def search_sigmas(run: Run, reference: torch.Tensor, sigmas: Sequence[float], least: float) -> list[float]:
@@ -59,7 +59,7 @@ def search_sigmas(run: Run, reference: torch.Tensor, sigmas: Sequence[float], le
         ends = [np.log(first), *logs]
         if logs[-1] < np.log(least) or any(a - b < 1e-3 for a, b in itertools.pairwise(ends)):
             return 2.0  # above all values of ρ
-        return end_errors(run([first, *np.exp(logs).tolist()]), reference)
+        return end_errors(run([first, *np.exp(logs).tolist()]), reference).mean().item()
 
     # Towards larger noise levels, since the last may be the least.
     simplex = np.vstack([start, start + FIRST_CHANGE * np.eye(start.size)])

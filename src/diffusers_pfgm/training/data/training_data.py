@@ -154,19 +154,20 @@ class TrainingData:
         train = self.images.__getitems__(range(min(self.count, len(held_out))))
         return Validation(held_out, train, self._held_out_labels)
 
-    def reference_images(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def reference_images(self, validation: Validation | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return at most 1,000 images (K, C, R, R) to compare samples with, and their labels (K,) or None.
 
-        They are the held-out images if there are any, else the first training images.
+        They are the held-out images of `validation`; if it is None, training images that are evenly spaced in the data
+        set, or the first of a stream.
         """
-        validation = self.validation()
         if validation is not None:
             return validation.held_out, validation.labels
         if self.args.streaming:
             images, labels = next(self.batches(BatchPlan(MAX_VALIDATION_IMAGES, 1, 1, 0), 0))
             return images, labels if self.args.class_conditional else None
         count = min(self.count, MAX_VALIDATION_IMAGES)
-        return self.images.__getitems__(range(count)), None if self.labels is None else self.labels[:count]
+        rows = torch.linspace(0, self.count - 1, count, dtype=torch.float64).round().long()
+        return self.images.__getitems__(rows.tolist()), None if self.labels is None else self.labels[rows]
 
     def _tensors(self, dataset: datasets.Dataset, center_crop: bool, random_flip: bool = False) -> ImageTensors:
         args = self.args

@@ -113,6 +113,8 @@ def train(args: argparse.Namespace, make_task: MakeTask, accelerator: Accelerato
         images=data.count,
         **data_settings(data.images, data.labels, data.id2label, scheduler),
         mixed_precision=accelerator.mixed_precision,
+        # The stages of consistency tuning depend on the length of the run.
+        **({"max_steps": max_steps} if isinstance(objective, ConsistencyObjective) else {}),
         **task.settings,
         **{f"unet.{name}": value for name, value in unet.config.items() if not name.startswith("_")},
     )

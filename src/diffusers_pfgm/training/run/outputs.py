@@ -32,6 +32,7 @@ from .consistency_levels import fit_levels
 from .records import Records, read_records
 from .run_files import LOG
 from .samples import save_samples
+from .settings import MODEL_CHECKSUM
 from .side_output import last_checkpoint, side_output
 from .validation import BestModel
 
@@ -121,11 +122,12 @@ class Outputs:
         """Write all outputs at the end of the run, with a spacing of noise levels that is fitted to the network."""
         with self.ema_weights() as pipeline:
             self._save(pipeline)
+            is_consistency_model = pipeline.scheduler.is_consistency_model
+            if is_consistency_model:
+                self._fit_levels(pipeline)
             self._draw(pipeline, step)
             self._validate(pipeline, step)
-            if pipeline.scheduler.is_consistency_model:
-                self._fit_levels(pipeline)
-            else:
+            if not is_consistency_model:
                 self._fit_spacing(pipeline)
             self.note("end", step)
             with self._side_output("The figure training.png"):
@@ -191,7 +193,8 @@ class Outputs:
             push(self.folder, self.repo_id, f"After step {step}", last=last)
 
     def _write_card(self, pipeline: PFGMPipeline, step: int) -> None:
-        options = {name: value for name, value in self.settings.items() if not name.startswith(("unet.", "data."))}
+        hidden = ("unet.", "data.", MODEL_CHECKSUM)
+        options = {name: value for name, value in self.settings.items() if not name.startswith(hidden)}
         with self._side_output("The model card"):
             card = make_model_card(
                 pipeline,
@@ -228,7 +231,7 @@ class Outputs:
     def _fit_levels(self, pipeline: PFGMPipeline) -> None:
         """Fit the noise levels of a consistency model's calls to held-out or training images, and save them."""
         with self._side_output("Fitting the noise levels of a consistency model"):
-            images, labels = self.data.reference_images()
+            images, labels = self.data.reference_images(self.validation)
             self._save_scheduler(pipeline, fit_levels(pipeline, images, labels, self.args.eval_batch_size))
 
     def _save_scheduler(self, pipeline: PFGMPipeline, scheduler: PoissonFlowScheduler) -> None:

@@ -50,6 +50,7 @@ IGNORED_OPTIONS = {
     "mixed_precision",
 }
 DATA_PREFIX = "data."  # the names of settings that follow from the images begin with it
+MODEL_CHECKSUM = "model_checksum"  # of the weights that a run of tune_consistency.py starts from
 STATISTICS_TOLERANCE = 1e-5  # relative; machines differ in the order of their sums
 
 
@@ -94,6 +95,8 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
             "images_per_step is --train_batch_size times --gradient_accumulation_steps times the number of processes, "
             f"so the run can resume only on a number of processes that divides {saved['images_per_step']}"
         )
+    if any(difference.startswith(MODEL_CHECKSUM) for difference in differing):
+        differing.append("the weights of `--model` are others than at the start of the run, so it cannot be resumed")
     if any(difference.startswith(DATA_PREFIX) for difference in differing):
         differing.append(
             f"settings that begin with {DATA_PREFIX!r} follow from the images and class names, so these have changed, "

@@ -6,6 +6,7 @@ import argparse
 import copy
 import functools
 import zlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,17 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from ...losses import ConsistencyObjective
+from ...physics.bounded_noise import reach
 from ...physics.denoiser import Denoise, Denoiser
 from ...pipelines import PFGMPipeline
 from ...pipelines.class_conditioning import ClassLabels
 from ...schedulers import PoissonFlowScheduler
 from ..data.statistics import DataStatistics
 from ..data.training_data import TrainingData
+from . import loop
 from .agreement import broadcast_from_main
-from .loop import main as train
 from .objectives import LEAST_STD
+from .settings import MODEL_CHECKSUM
 from .task import TrainingTask
 
 BOUNDARY = 0.1  # σ_b in standard deviations σ_d of the data
@@ -38,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
         args: The options of tune_consistency.py, from `tuning_arguments.parse_tuning_args`.
     """
     base = load_base(args)
-    train(args, functools.partial(make_tuning_task, base))
+    loop.main(args, functools.partial(make_tuning_task, base))
 
 
 def load_base(args: argparse.Namespace) -> PFGMPipeline:
@@ -47,21 +50,36 @@ def load_base(args: argparse.Namespace) -> PFGMPipeline:
     Raises:
         ValueError: if `--model` is no pipeline of a `UNet2DModel` for square images.
     """
+    if Path(args.model).resolve() == Path(args.output_dir).resolve():
+        raise ValueError(f"`--output_dir` {args.output_dir} is the folder of `--model`. Choose another folder.")
     try:
         base: PFGMPipeline = PFGMPipeline.from_pretrained(args.model)
     except (OSError, ValueError) as error:
-        raise ValueError(f"`--model` {args.model!r} cannot be loaded: {error}") from error
+        raise ValueError(
+            f"`--model` {args.model!r} cannot be loaded: {error}. Pass the output folder of train_pfgm.py, or the Hub "
+            "id of such a model."
+        ) from error
     unet = base.unet
     if not isinstance(unet, UNet2DModel):
         raise ValueError(f"`--model` {args.model!r} has a {type(unet).__name__}, but only a UNet2DModel can be tuned.")
     size = unet.config.sample_size
-    if not isinstance(size, int):
-        raise ValueError(f"`--model` {args.model!r} has the sample_size {size}, but tuning needs square images.")
-    args.resolution = size
+    sizes = {size} if isinstance(size, int) else {*(size or ())}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"`--model` {args.model!r} has the sample_size {size}, but train_pfgm.py and tuning have square images. "
+            "Write a training loop with `ConsistencyObjective`."
+        )
+    args.resolution = sizes.pop()
     args.class_conditional = base.config.id2label is not None
+    if unet.config.num_class_embeds is not None and not args.class_conditional:
+        raise ValueError(
+            f"`--model` {args.model!r} has classes without names. Save it as a pipeline with `id2label`, the names of "
+            "the classes by number."
+        )
     if not args.class_conditional and args.label_column is not None:
         raise ValueError(
-            f"`--label_column` {args.label_column!r} was passed, but `--model` {args.model!r} has no classes."
+            f"`--label_column` {args.label_column!r} was passed, but `--model` {args.model!r} has no classes. Leave it "
+            "out."
         )
     return base
 
@@ -91,7 +109,7 @@ def make_tuning_task(
     if unet.config.in_channels != data.images.channels:
         raise ValueError(
             f"The images have {data.images.channels} channels, but `--model` {args.model!r} has "
-            f"{unet.config.in_channels}. Pass `--image_mode`."
+            f"{unet.config.in_channels}. Pass images with as many, or `--image_mode` L for 1, RGB for 3, RGBA for 4."
         )
     classes = base.config.id2label
     if data.id2label != classes:
@@ -100,8 +118,13 @@ def make_tuning_task(
             "must have the same names in the same order."
         )
     null_class = ClassLabels(unet.config.num_class_embeds, classes).null_class
-    if null_class is None:
-        args.label_dropout = 0.0
+    if null_class is None and args.label_dropout:
+        raise ValueError(
+            f"`--label_dropout` {args.label_dropout:g} needs a model that was also trained without labels, but "
+            f"`--model` {args.model!r} was not. Leave it out."
+        )
+    if args.label_dropout is None:
+        args.label_dropout = 0.0 if null_class is None else 0.1
     _check_guidance(args, scheduler, null_class)
 
     statistics = broadcast_from_main(data.images.statistics())
@@ -115,8 +138,14 @@ def make_tuning_task(
         "sigma_knots": None,
         "sigma_steps": None,
     }
+    aug_dim = scheduler.config.aug_dim
+    if aug_dim is not None:  # the limit of the noise in the tuning
+        options["max_norm"] = sigma_max * reach(data.images.channels * args.resolution**2)
     tuned = PoissonFlowScheduler.from_config(scheduler.config, **options)
     unet.to(accelerator.device)
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     frozen = _frozen_denoiser(unet, scheduler, 0 if classes and null_class is None else null_class, accelerator)
     shape = (data.images.channels, args.resolution, args.resolution)
     _check_prediction(frozen, scheduler, shape, statistics, args.model)
@@ -124,7 +153,7 @@ def make_tuning_task(
         tuned.parameterization,
         sigma_max,
         std,
-        scheduler.config.aug_dim,
+        aug_dim,
         args.guidance_scale,
         None if args.guidance_scale == 1 else frozen,
         null_class,
@@ -133,7 +162,7 @@ def make_tuning_task(
         f"Tuning from sigma = {sigma_max:g}, with consistency_boundary = {options['consistency_boundary']:g}"
         + (" from a model that is already tuned." if scheduler.is_consistency_model else ".")
     )
-    return TrainingTask(objective, tuned, unet, description, {"base": _checksum(unet)})
+    return TrainingTask(objective, tuned, unet, description, {MODEL_CHECKSUM: _checksum(unet)})
 
 
 def _check_guidance(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:

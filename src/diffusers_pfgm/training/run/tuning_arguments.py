@@ -33,8 +33,7 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
     model(
         "--label_dropout",
         type=share,
-        default=0.1,
-        help="fraction of images tuned without their label, if the model was trained so",
+        help="fraction of images tuned without their label; by default 0.1 if the model was also trained so",
     )
     add_training_options(parser, train_batch_size=64, learning_rate=3e-4, lr_warmup_steps=50)
     add_record_options(parser, num_inference_steps=2)

@@ -124,8 +124,8 @@ class SigmaSchedule:
             if count > len(config.consistency_sigmas):
                 raise ValueError(
                     f"`num_inference_steps` must be at most {len(config.consistency_sigmas)} for this consistency "
-                    f"model, the number of its `consistency_sigmas`, but is {count}. Pass `num_inference_steps=1` or 2, or "
-                    "use the model that it was tuned from."
+                    f"model, the number of its `consistency_sigmas`, but is {count}. Pass `num_inference_steps=1` "
+                    "or 2, or use the model that it was tuned from."
                 )
             return self._from_sigmas(config.consistency_sigmas[:count])
         if config.sigma_steps is not None and count == len(config.sigma_steps["sigmas"]):

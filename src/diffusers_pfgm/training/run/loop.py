@@ -7,18 +7,14 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from ...hub.publishing import check_hub
 from ...losses import ConsistencyObjective
-from ...losses.loss_output import drop_labels
-from ...physics import Charges, ClassCharges
-from ..data.field_batches import FieldWindow, StepImages
+from ..data.field_batches import FieldWindow
 from ..data.fingerprint import data_settings
 from ..data.order import BatchPlan, position_generators
 from ..data.training_data import TrainingData
@@ -42,7 +38,7 @@ from .setup import (
 )
 from .side_output import side_output
 from .stopping import StopRequest
-from .task import Objective, TrainingTask
+from .task import TrainingTask, objective_options
 
 MakeTask = Callable[[argparse.Namespace, TrainingData, Accelerator], TrainingTask]
 
@@ -229,40 +225,6 @@ def train(args: argparse.Namespace, make_task: MakeTask, accelerator: Accelerato
             outputs.at_the_end(max_steps)
     end_training(accelerator, output_dir)
     accelerator.print(f'Saved to {output_dir}: PFGMPipeline.from_pretrained("{output_dir}")')
-
-
-def objective_options(
-    args: argparse.Namespace,
-    objective: Objective,
-    data: TrainingData,
-    images: StepImages,
-    labels: torch.Tensor,
-    all_charges: Charges | ClassCharges | None,
-    generators: list[torch.Generator],
-    progress: float,
-) -> dict[str, Any]:
-    """Return the charges, class labels and progress that the objective needs for one accumulated part of a step.
-
-    Args:
-        args: The options of the script.
-        objective: The objective of the run.
-        data: The data set of the run.
-        images: The images of the step.
-        labels: Class labels (B,) of the part.
-        all_charges: All images of the data set as charges; None if the charges are those of the step.
-        generators: One generator for each image of the part, for dropping labels.
-        progress: Share of the run that is done, from 0 to 1.
-    """
-    options: dict[str, Any] = {}
-    if data.id2label is not None:
-        options["class_labels"] = drop_labels(labels, args.label_dropout, len(data.id2label), generators)
-    if isinstance(objective, ConsistencyObjective):
-        options["progress"] = progress
-    if args.charges != "none":
-        options["charges"] = images.charges if all_charges is None else all_charges
-        if data.id2label is not None:
-            options["charge_labels"] = images.charge_labels
-    return options
 
 
 def end_training(accelerator: Accelerator, output_dir: Path) -> None:

@@ -5,7 +5,9 @@
 
 A classifier is trained on real images and predicts the classes of generated ones. The script prints the accuracy of
 the classifier on real test images, and the share of generated images for which its prediction is the requested class,
-in total and for each class. It saves a grid of generated images with a row for each class.
+in total and for each class. It also prints the Fréchet distance of the generated images to the test images in the
+features of the classifier, and the mean distance of generated and of test images to their nearest training image, which
+is smaller for a model that memorises. It saves a grid of generated images with a row for each class.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from diffusers_pfgm.examples.classifier import (
     predict_classes,
     train_classifier,
 )
+from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.training.run.samples import draw_samples
@@ -48,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     resolution = pipe.unet.config.sample_size
     mode = PIL_MODES[channels]
     classifier = make_classifier(channels, resolution, len(id2label))
-    train_classifier(classifier, *load_labelled_images(args.train_data, resolution, mode, id2label), args.epochs)
+    train_images, train_labels = load_labelled_images(args.train_data, resolution, mode, id2label)
+    train_classifier(classifier, train_images, train_labels, args.epochs)
     images, labels = load_labelled_images(args.test_data, resolution, mode, id2label)
     accuracy = (predict_classes(classifier, images) == labels).double().mean().item()
     print(f"Accuracy of the classifier: {100 * accuracy:.2f} % of {len(images):,} real test images")
@@ -65,9 +69,21 @@ def main(argv: list[str] | None = None) -> None:
     )
     for name, share in zip(id2label.values(), accuracies.tolist(), strict=True):
         print(f"  {name}: {100 * share:.0f} %")
+    distance = FrechetDistance(classifier[:-2], images)  # without dropout and the last layer
+    floor = distance(train_images[: len(samples)])
+    print(f"Fréchet distance: {distance(samples * 2 - 1):.1f}, of as many training images {floor:.1f}")
+    nearest = [_nearest(each, train_images) for each in (samples * 2 - 1, images[: len(samples)])]
+    print(f"Distance to the nearest training image: {nearest[0]:.2f}, of as many test images {nearest[1]:.2f}")
     rows = samples.view(len(id2label), args.per_class, *samples.shape[1:])[:, :NUM_SHOWN].flatten(0, 1)
     image_grid(rows, scale=max(1, 64 // resolution), columns=min(NUM_SHOWN, args.per_class)).save(args.output)
     print(f"Grid with a row for each class: {args.output}")
+
+
+def _nearest(images: torch.Tensor, train_images: torch.Tensor) -> float:
+    """The mean over images of the distance to the nearest training image."""
+    flat = train_images.flatten(1)
+    nearest = [torch.cdist(part.flatten(1), flat).amin(1) for part in images.split(100)]
+    return torch.cat(nearest).mean().item()
 
 
 if __name__ == "__main__":

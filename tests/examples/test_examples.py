@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -184,6 +185,8 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr().out
     accuracy = float(printed.split("Accuracy of the classifier: ")[1].split(" %")[0])
     assert accuracy > 80 and "of 100 real test images" in printed and "of 30 images, 2 steps each" in printed
+    distances = [float(word) for word in re.findall(r"(?:distance: |images? |image: )(\d+\.\d+)", printed)]
+    assert len(distances) == 4 and distances[0] > distances[1]  # the untrained network draws no digits
     assert Image.open(labelled / "grid.png").size == (3 * 68, 10 * 68)
 
 

@@ -28,6 +28,7 @@ WRONG = {
         {0.1: 0.2},
         True,
     ),
+    "a dictionary": (1, 1.5, "linear", [("sigmas", [1.0])], True),
     "a string": (1, 1.5, ["linear"], {}, True, np.array(["a", "b"])),
 }
 

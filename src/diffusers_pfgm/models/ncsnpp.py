@@ -94,6 +94,7 @@ class NCSNpp(ModelMixin, ConfigMixin):
         ValueError: if `sample_size` cannot be halved as often as there are levels.
 
     Examples:
+        >>> import torch
         >>> network = NCSNpp(sample_size=8, block_out_channels=(16, 32), layers_per_block=1, attn_resolutions=(4,))
         >>> network(torch.randn(2, 3, 8, 8), torch.tensor([0.5, 30.0])).sample.shape
         torch.Size([2, 4, 8, 8])

@@ -101,6 +101,13 @@ def test_noise_on_the_shell_has_no_heavy_tail(aug_dim: float, dtype: torch.dtype
     assert torch.allclose(noisy.float().flatten(1).norm(dim=1), torch.full((2000,), 8.0), rtol=5e-3)
 
 
+def test_predictions_are_clamped_before_new_noise_is_added() -> None:
+    denoised = torch.linspace(-3, 3, 64).view(1, 1, 8, 8)
+    for clip in (True, False):
+        noisy = make_scheduler(consistency_clip=clip).renoise(denoised, 1e-4, seeded())
+        assert torch.allclose(noisy, denoised.clamp(-1, 1) if clip else denoised, atol=1e-3)
+
+
 def test_a_consistency_model_of_the_field_has_the_bounded_noise_of_its_tuning() -> None:
     scheduler = PoissonFlowScheduler(max_norm=40.0 * 4 * 4, consistency_boundary=0.05, consistency_sigmas=[40.0, 1.0])
     norms = scheduler.renoise(torch.zeros(2000, 1, 4, 4), 0.5, seeded()).flatten(1).norm(dim=1)

@@ -87,7 +87,7 @@ def test_the_output_is_a_pipeline_of_one_and_two_calls(
     pipe.set_progress_bar_config(disable=True)
     config = pipe.scheduler.config
     assert config.aug_dim == 1 and config.consistency_boundary == 0.075 and config.consistency_guidance is None
-    assert config.consistency_sigmas[0] == 120 and 2 <= len(config.consistency_sigmas) <= 3
+    assert config.consistency_clip and config.consistency_sigmas[0] == 120 and 2 <= len(config.consistency_sigmas) <= 3
     for calls in (1, 2):
         output_of_calls = pipe(3, calls, seeded(), output_type="pt")
         assert output_of_calls.nfe == calls and output_of_calls.images.isfinite().all()

@@ -76,9 +76,11 @@ class ConsistencyMixin:
             generator: one generator, or a list of B of them.
 
         Returns:
-            (B, *), `denoised` + σ n, on the plane σ. If pipelines start on the shell (`prior_of`), all n have the norm
-            √N.
+            (B, *), `denoised` + σ n on the plane σ, with `denoised` clamped to [-1, 1] if `consistency_clip`. If
+            pipelines start on the shell (`prior_of`), all n have the norm √N.
         """
+        if self.config.consistency_clip:
+            denoised = denoised.clamp(-1, 1)
         size = denoised[0].numel()
         if self.prior_of(size) != "shell":
             return denoised + sigma * self.sample_noise(denoised.shape, generator, denoised.device, denoised.dtype)

@@ -34,7 +34,7 @@ KINDS = {
         "consistency_guidance",
     ),
     "a whole number": ("solver_order", "M", "num_train_timesteps", "steps_offset"),
-    "True or False": ("use_corrector", "rescale_betas_zero_snr"),
+    "True or False": ("use_corrector", "rescale_betas_zero_snr", "consistency_clip"),
     "a list of numbers": ("sigma_knots", "trained_betas", "consistency_sigmas"),
     "a dictionary": ("sigma_steps",),
     "a string": (

@@ -108,6 +108,8 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         consistency_sigmas: noise levels σ of a consistency model's calls, decreasing; n steps use the first n of them.
         consistency_guidance: scale of the classifier-free guidance that a consistency model has learned; None if it was
             tuned without guidance.
+        consistency_clip: whether a consistency model's prediction is clamped to [-1, 1], the range of images, before
+            new noise is added to it, as `clip_denoised` of diffusers' `CMStochasticIterativeScheduler`.
 
     Raises:
         ValueError: if an argument has another type or value than listed here, or two arguments contradict each other.
@@ -153,6 +155,7 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         consistency_boundary: float | None = None,
         consistency_sigmas: list[float] | None = None,
         consistency_guidance: float | None = None,
+        consistency_clip: bool = False,
         sigma_steps: dict[str, Any] | None = None,
     ) -> None:
         self.register_to_config(**checked_options(self.config))

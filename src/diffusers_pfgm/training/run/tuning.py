@@ -134,6 +134,7 @@ def make_tuning_task(
         "consistency_boundary": float(f"{BOUNDARY * std:.3g}"),
         "consistency_sigmas": [sigma_max, *(float(f"{level * std:.3g}") for level in LEVELS)],
         "consistency_guidance": None if args.guidance_scale == 1 else args.guidance_scale,
+        "consistency_clip": True,  # images are in [-1, 1], which guidance exceeds
         "final_sigmas_type": "zero",
         "sigma_knots": None,
         "sigma_steps": None,

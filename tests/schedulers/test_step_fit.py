@@ -10,6 +10,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlow, PoissonFlowScheduler, fit_sigmas
 from diffusers_pfgm.physics.denoiser import Denoiser
+from diffusers_pfgm.schedulers import fit_sigmas as fitting
 from diffusers_pfgm.solvers import step_search
 from diffusers_pfgm.solvers.multistep import integrate
 from tests.networks import ExactNetwork, make_tiny_unet, seeded
@@ -48,13 +49,12 @@ def test_only_a_run_of_that_many_steps_uses_them() -> None:
 def test_they_are_kept_only_if_they_are_clearly_better(
     monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor, gain: float, is_kept: bool
 ) -> None:
-    module = "diffusers_pfgm.schedulers.fit_sigmas"
     scatter = 0.1 * torch.randn(24, generator=seeded(), dtype=torch.float64)
     scatter -= scatter.mean()
     # Errors of the three starts of the search, then of what was found and of the spacing on other field lines
     errors = iter([torch.full((8,), 0.5)] * 3 + [0.5 - gain + scatter, torch.full((24,), 0.5)])
-    monkeypatch.setattr(f"{module}.search_sigmas", lambda *arguments: [40.0, 3.0, 0.2])
-    monkeypatch.setattr(f"{module}.end_errors", lambda ends, reference: next(errors))
+    monkeypatch.setattr(fitting, "search_sigmas", lambda *arguments: [40.0, 3.0, 0.2])
+    monkeypatch.setattr(fitting, "end_errors", lambda ends, reference: next(errors))
     field = ChargeField(digits[:20], 1.0, "sample")
     scheduler = PoissonFlowScheduler(prediction_type="sample")
     steps = fit_sigmas(field, scheduler, (1, 8, 8), seeded(), 32, num_inference_steps=3).config.sigma_steps
@@ -71,7 +71,7 @@ def test_other_solvers_begin_with_their_own_spacing(
         starts.append((run(sigmas) - reference).abs().max().item())
         return sigmas
 
-    monkeypatch.setattr("diffusers_pfgm.schedulers.fit_sigmas.search_sigmas", search)
+    monkeypatch.setattr(fitting, "search_sigmas", search)
     scheduler = PoissonFlowScheduler(prediction_type="sample", **options)
     field = ChargeField(digits[:2], 1.0, "sample")
     fit_sigmas(field, scheduler, (1, 8, 8), seeded(), 8, num_inference_steps=20)
@@ -114,7 +114,7 @@ def test_the_result_does_not_depend_on_the_batch_size(
     monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor, prior: str
 ) -> None:
     monkeypatch.setattr(step_search, "EVALUATIONS", 5)
-    monkeypatch.setattr("diffusers_pfgm.schedulers.fit_sigmas.MARGIN", -math.inf)  # keep what the search has found
+    monkeypatch.setattr(fitting, "MARGIN", -math.inf)  # keep what the search has found
     field = ChargeField(digits[:20], 1.0, "sample")
     scheduler = PoissonFlowScheduler(prediction_type="sample", prior=prior)
     fits = [fit_sigmas(field, scheduler, (1, 8, 8), seeded(), 32, size, 3).config for size in (None, 5)]

@@ -42,6 +42,7 @@ import torch
 
 from ..physics.bounded_noise import check_trainable, sample_bounded
 from ..physics.charges import check_finite
+from ..physics.denoiser import Denoise
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, draw
@@ -52,8 +53,6 @@ LEAST_SIGMA = 0.01  # the smallest t, below which r is 0
 P_MEAN, P_STD = 0.0, 1.8  # of ln t
 HUBER = 0.05  # c
 NUM_STAGES = 7
-
-Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class ConsistencyObjective:

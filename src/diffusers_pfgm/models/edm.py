@@ -104,36 +104,11 @@ class SongUNet(EDMNetwork):
                 resample_filter=tuple(resample_filter),
             )
 
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        skips = []
-        channels, auxiliary, size = model_channels, in_channels, sample_size
-        for level, out in enumerate(block_out_channels):
-            if level == 0:
-                self.enc[f"{size}x{size}_conv"] = nn.Conv2d(in_channels, channels, 3, padding=1)
-            else:
-                size //= 2
-                self.enc[f"{size}x{size}_down"] = block(channels, channels, "down")
-                if encoder_type == "residual":
-                    self.enc[f"{size}x{size}_aux_residual"] = ResamplingConv(
-                        auxiliary, channels, 3, "down", tuple(resample_filter), filter_last=True
-                    )
-                    auxiliary = channels
-            skips.append(channels)
-            for index in range(layers_per_block):
-                self.enc[f"{size}x{size}_block{index}"] = block(channels, out, attends=size in attn_resolutions)
-                channels = out
-                skips.append(channels)
-        for level, out in reversed([*enumerate(block_out_channels)]):
-            if level == len(block_out_channels) - 1:
-                self.dec[f"{size}x{size}_in0"] = block(channels, channels, attends=True)
-                self.dec[f"{size}x{size}_in1"] = block(channels, channels)
-            else:
-                size *= 2
-                self.dec[f"{size}x{size}_up"] = block(channels, channels, "up")
-            for index in range(layers_per_block + 1):
-                attends = index == layers_per_block and size in attn_resolutions
-                self.dec[f"{size}x{size}_block{index}"] = block(channels + skips.pop(), out, attends=attends)
-                channels = out
+        def residual(in_channels: int, out_channels: int) -> ResamplingConv:
+            return ResamplingConv(in_channels, out_channels, 3, "down", tuple(resample_filter), filter_last=True)
+
+        self._add_blocks(block, model_channels, True, residual if encoder_type == "residual" else None)
+        channels, size = block_out_channels[0], sample_size
         self.dec[f"{size}x{size}_aux_norm"] = group_norm(channels, 1e-6)
         self.dec[f"{size}x{size}_aux_conv"] = nn.Conv2d(channels, out_channels, 3, padding=1)
 
@@ -149,24 +124,9 @@ class SongUNet(EDMNetwork):
         return functional.silu(self.map_layer1(embedding))
 
     def _output(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        skips: list[torch.Tensor] = []
-        auxiliary = x
-        for name, block in self.enc.items():
-            if name.endswith("aux_residual"):
-                x = auxiliary = skips[-1] = (x + block(auxiliary)) * math.sqrt(0.5)
-                continue
-            x = self._block(block, x, embedding) if isinstance(block, EDMBlock) else block(x)
-            skips.append(x)
-        for name, block in self.dec.items():
-            if name.endswith("aux_norm"):
-                x = functional.silu(block(x))
-            elif name.endswith("aux_conv"):
-                x = block(x)
-            else:
-                if x.shape[1] != block.in_channels:
-                    x = torch.cat([x, skips.pop()], dim=1)
-                x = self._block(block, x, embedding)
-        return x
+        size = self.config.sample_size
+        x = functional.silu(self.dec[f"{size}x{size}_aux_norm"](self._run_blocks(x, embedding)))
+        return self.dec[f"{size}x{size}_aux_conv"](x)
 
 
 class DhariwalUNet(EDMNetwork):
@@ -224,32 +184,8 @@ class DhariwalUNet(EDMNetwork):
                 shortcut_conv=False,
             )
 
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        skips = []
-        channels, size = block_out_channels[0], sample_size
-        for level, out in enumerate(block_out_channels):
-            if level == 0:
-                self.enc[f"{size}x{size}_conv"] = nn.Conv2d(in_channels, channels, 3, padding=1)
-            else:
-                size //= 2
-                self.enc[f"{size}x{size}_down"] = block(channels, channels, "down")
-            skips.append(channels)
-            for index in range(layers_per_block):
-                self.enc[f"{size}x{size}_block{index}"] = block(channels, out, attends=size in attn_resolutions)
-                channels = out
-                skips.append(channels)
-        for level, out in reversed([*enumerate(block_out_channels)]):
-            if level == len(block_out_channels) - 1:
-                self.dec[f"{size}x{size}_in0"] = block(channels, channels, attends=True)
-                self.dec[f"{size}x{size}_in1"] = block(channels, channels)
-            else:
-                size *= 2
-                self.dec[f"{size}x{size}_up"] = block(channels, channels, "up")
-            for index in range(layers_per_block + 1):
-                self.dec[f"{size}x{size}_block{index}"] = block(
-                    channels + skips.pop(), out, attends=size in attn_resolutions
-                )
-                channels = out
+        channels = block_out_channels[0]
+        self._add_blocks(block, channels, False, None)
         self.out_norm = group_norm(channels, 1e-5)
         self.out_conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
@@ -261,12 +197,4 @@ class DhariwalUNet(EDMNetwork):
         return functional.silu(embedding)
 
     def _output(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        skips: list[torch.Tensor] = []
-        for block in self.enc.values():
-            x = self._block(block, x, embedding) if isinstance(block, EDMBlock) else block(x)
-            skips.append(x)
-        for block in self.dec.values():
-            if x.shape[1] != block.in_channels:
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = self._block(block, x, embedding)
-        return self.out_conv(functional.silu(self.out_norm(x)))
+        return self.out_conv(functional.silu(self.out_norm(self._run_blocks(x, embedding))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 from torch.nn import functional
+
+from .edm_blocks import EDMBlock
 
 
 class EDMNetwork(ModelMixin, ConfigMixin):
@@ -63,6 +67,69 @@ class EDMNetwork(ModelMixin, ConfigMixin):
 
     def _output(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
+
+    def _add_blocks(
+        self,
+        block: Callable[..., EDMBlock],
+        channels: int,
+        attends_once: bool,
+        residual: Callable[..., nn.Module] | None,
+    ) -> None:
+        """Add the blocks of the way down, `enc`, and of the way up, `dec`.
+
+        Args:
+            block: called as `block(in_channels, out_channels, resample, attends)`.
+            channels: channels after the first convolution.
+            attends_once: whether on the way up only the last block of a level is followed by self-attention.
+            residual: called as `residual(in_channels, out_channels)` for the part that adds the smaller image to each
+                level of NCSN++; None without it.
+        """
+        config = self.config
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        skips = []
+        auxiliary, size = config.in_channels, config.sample_size
+        for level, out in enumerate(config.block_out_channels):
+            if level == 0:
+                self.enc[f"{size}x{size}_conv"] = nn.Conv2d(config.in_channels, channels, 3, padding=1)
+            else:
+                size //= 2
+                self.enc[f"{size}x{size}_down"] = block(channels, channels, "down")
+                if residual is not None:
+                    self.enc[f"{size}x{size}_aux_residual"] = residual(auxiliary, channels)
+                    auxiliary = channels
+            skips.append(channels)
+            for index in range(config.layers_per_block):
+                self.enc[f"{size}x{size}_block{index}"] = block(channels, out, None, size in config.attn_resolutions)
+                channels = out
+                skips.append(channels)
+        for level, out in reversed([*enumerate(config.block_out_channels)]):
+            if level == len(config.block_out_channels) - 1:
+                self.dec[f"{size}x{size}_in0"] = block(channels, channels, None, True)
+                self.dec[f"{size}x{size}_in1"] = block(channels, channels)
+            else:
+                size *= 2
+                self.dec[f"{size}x{size}_up"] = block(channels, channels, "up")
+            for index in range(config.layers_per_block + 1):
+                attends = size in config.attn_resolutions and (index == config.layers_per_block or not attends_once)
+                self.dec[f"{size}x{size}_block{index}"] = block(channels + skips.pop(), out, None, attends)
+                channels = out
+
+    def _run_blocks(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """Run the blocks of the way down and up, (B, C, H, W) to (B, C', H, W)."""
+        skips: list[torch.Tensor] = []
+        auxiliary = x
+        for name, block in self.enc.items():
+            if name.endswith("aux_residual"):
+                x = auxiliary = skips[-1] = (x + block(auxiliary)) * math.sqrt(0.5)
+                continue
+            x = self._block(block, x, embedding) if isinstance(block, EDMBlock) else block(x)
+            skips.append(x)
+        for block in self.dec.values():
+            if isinstance(block, EDMBlock):
+                if x.shape[1] != block.in_channels:
+                    x = torch.cat([x, skips.pop()], dim=1)
+                x = self._block(block, x, embedding)
+        return x
 
     def _block(self, block: nn.Module, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -23,6 +23,12 @@ def output_tensor(output: Any) -> torch.Tensor:
     return tensor
 
 
+def wrapped_model(model: Any) -> Any:
+    """The model inside a `functools.partial`, a bound method or a wrapper of a module; None if there is none."""
+    inner = (getattr(model, name, None) for name in ("func", "__self__", "module", "_orig_mod"))
+    return next((value for value in inner if callable(value)), None)
+
+
 def dtype_and_device(model: Any) -> tuple[torch.dtype | None, torch.device | None]:
     """The dtype and device of a model, or of its first floating-point parameter; None where neither has them.
 
@@ -32,8 +38,7 @@ def dtype_and_device(model: Any) -> tuple[torch.dtype | None, torch.device | Non
     first = next((parameter for parameter in parameters if parameter.is_floating_point()), None)
     dtype, device = (getattr(model, name, None) or getattr(first, name, None) for name in ("dtype", "device"))
     if dtype is None:
-        inner = (getattr(model, name, None) for name in ("func", "__self__", "module", "_orig_mod"))
-        wrapped = next((value for value in inner if callable(value)), None)
+        wrapped = wrapped_model(model)
         return (None, device) if wrapped is None else dtype_and_device(wrapped)
     return dtype, device
 

@@ -231,7 +231,8 @@ class Parameterization:
         denoised = self.prediction.denoised(output, x, noise_level)
         if self.boundary is None:
             return denoised
-        return denoised + _boundary_share(self.boundary, noise_level) * (x - denoised)
+        share = 1 / (1 + (noise_level / self.boundary) ** 2)  # c_b
+        return denoised + share * (x - denoised)
 
     def target(self, denoised: torch.Tensor, x: torch.Tensor, noise_level: Scalar) -> torch.Tensor:
         """The output F for x̂ = `denoised`: (B, C, *), or (B, C + 1, *) for the normalized field."""
@@ -259,8 +260,3 @@ class Parameterization:
         """
         denoised = torch.lerp(self.denoised(unconditional, x, sigma), self.denoised(output, x, sigma), scale)
         return self.target(denoised, x, sigma)
-
-
-def _boundary_share(boundary: float, noise_level: Scalar) -> Scalar:
-    """c_b, the share of x itself in a consistency model."""
-    return 1 / (1 + (noise_level / boundary) ** 2)

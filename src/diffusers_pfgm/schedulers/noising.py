@@ -21,6 +21,7 @@ class NoisingMixin:
     config: Any
     kernel: PoissonKernel
     parameterization: Parameterization
+    is_consistency_model: bool
     _convention: StateConvention
     _run: RunSigmas
     # The timesteps and the σ's of a run whose timesteps are rounded, else None.
@@ -43,7 +44,7 @@ class NoisingMixin:
     @property
     def has_proportional_limit(self) -> bool:
         """Whether the training noise was limited in proportion to σ, so that `max_norm` is its limit at σ_max only."""
-        return self.config.prediction_type != "field" or self.config.consistency_boundary is not None
+        return self.config.prediction_type != "field" or self.is_consistency_model
 
     def data_scale(self, sigma: float) -> float:
         """The factor from a state at σ to data units: √(1 + σ²) with a beta schedule, else 1."""

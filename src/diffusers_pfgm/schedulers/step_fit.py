@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..physics.denoiser import wrapped_model
 from ..solvers.spacing import is_decreasing
 
 
@@ -16,10 +17,9 @@ def num_parameters(model: Any) -> int | None:
 
     By it steps are recognized that were fitted to a network of another size.
     """
-    for name in ("func", "__self__", "module", "_orig_mod"):
-        inner = getattr(model, name, None)
-        if callable(inner):
-            return num_parameters(inner)
+    wrapped = wrapped_model(model)
+    if wrapped is not None:
+        return num_parameters(wrapped)
     count = sum(weight.numel() for weight in model.parameters()) if isinstance(model, torch.nn.Module) else 0
     return count or None
 

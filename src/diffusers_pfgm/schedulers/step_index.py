@@ -22,6 +22,7 @@ class StepIndexMixin:
     config: Any
     parameterization: Parameterization
     timesteps: torch.Tensor
+    is_consistency_model: bool
     _run: RunSigmas
     _plan: list[Step]  # one step for each element of `timesteps`
     _timestep_values: list[float]  # those of `timesteps`, readable without waiting for the device
@@ -31,7 +32,7 @@ class StepIndexMixin:
     @property
     def order(self) -> int:
         """Network calls per step, as diffusers counts them."""
-        return 2 if self.config.solver == "heun" and self.config.consistency_boundary is None else 1
+        return 2 if self.config.solver == "heun" and not self.is_consistency_model else 1
 
     @property
     def step_index(self) -> int | None:
@@ -99,7 +100,7 @@ class StepIndexMixin:
         return begin
 
     def _make_plan(self, sigmas: list[float]) -> list[Step]:
-        if self.config.consistency_boundary is not None:
+        if self.is_consistency_model:
             return plan_consistency_steps(sigmas)
         steps = plan_steps(sigmas, self.config.solver, self.config.solver_order, self.config.use_corrector)
         return steps if self.parameterization.train_sigmas is None else variance_preserving(steps, sigmas[-1])

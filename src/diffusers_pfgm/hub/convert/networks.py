@@ -58,7 +58,7 @@ def convert_checkpoint(checkpoint: str | Path, config: str, raw: bool = False) -
         raise ValueError(
             f"`--raw` is for a .pth of PFGM's code, which holds two kinds of weights, not for {path.name}."
         )
-    tensors = _read(path, network, raw)
+    tensors = _read(path, raw)
     if name == "NCSNpp":
         tensors = _rename_ncsnpp(tensors, network)
     else:
@@ -72,7 +72,7 @@ def convert_checkpoint(checkpoint: str | Path, config: str, raw: bool = False) -
     return Conversion(network.eval(), dict(scheduler_options))
 
 
-def _read(path: Path, network: Any, raw: bool) -> dict[str, torch.Tensor]:
+def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under the authors' names."""
     if not path.is_file():
         raise ValueError(f"`--checkpoint` {path} is not a file.")

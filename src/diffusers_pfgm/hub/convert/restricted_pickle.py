@@ -29,9 +29,7 @@ def _record(*arguments: Any) -> Record:
     """The record of an object that persistence of EDM's networks would rebuild, from its description."""
     description = arguments[0] if arguments and isinstance(arguments[0], dict) else {}
     state = description.get("state")
-    record = Record(state) if isinstance(state, dict) else Record()
-    record["class_name"] = description.get("class_name")
-    return record
+    return Record(state) if isinstance(state, dict) else Record()
 
 
 def _storage(content: bytes) -> Any:

@@ -15,6 +15,7 @@ from ...schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..run.settings import DATA_PREFIX
 from .decoding import Entry, read_file
 from .images import ImageTensors
+from .order import evenly_spaced
 from .streams import StreamedImages
 
 MAX_FINGERPRINT_IMAGES = 1000  # evenly spaced in the data set
@@ -39,7 +40,7 @@ def data_settings(
         entries = (row[images.column] for row in itertools.islice(images.rows, STREAM_FINGERPRINT_IMAGES))
     else:
         count = min(len(images), MAX_FINGERPRINT_IMAGES)
-        indices = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long().tolist()
+        indices = evenly_spaced(len(images), count).tolist()
         entries = (images.files[index][images.column] for index in indices)
     settings = {"images": fingerprint(entries), "M": scheduler.config.M}
     settings |= {name: scheduler.config[name] for name in ("sigma_max", "sigma_data", "data_mean", "mean_square_std")}

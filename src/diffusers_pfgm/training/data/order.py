@@ -114,3 +114,8 @@ def position_generators(seed: int, first: int, count: int) -> list[torch.Generat
     """
     start = splitmix64(seed, -1)
     return [torch.Generator().manual_seed((start + position) % 2**32) for position in range(first, first + count)]
+
+
+def evenly_spaced(length: int, count: int) -> torch.Tensor:
+    """Indices (count,) that are evenly spaced from 0 to `length` - 1."""
+    return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()

@@ -19,7 +19,7 @@ from ..run.validation import MAX_VALIDATION_IMAGES, Validation, split_indices
 from .field_batches import Batch, choose_charges
 from .images import ImageTensors, RandomCropError
 from .labels import LabelledImages, read_class_labels
-from .order import BatchPlan, ImageOrder, PlannedBatches
+from .order import BatchPlan, ImageOrder, PlannedBatches, evenly_spaced
 from .source import load_image_dataset
 from .streams import StreamedImages
 
@@ -166,7 +166,7 @@ class TrainingData:
             images, labels = next(self.batches(BatchPlan(MAX_VALIDATION_IMAGES, 1, 1, 0), 0))
             return images, labels if self.args.class_conditional else None
         count = min(self.count, MAX_VALIDATION_IMAGES)
-        rows = torch.linspace(0, self.count - 1, count, dtype=torch.float64).round().long()
+        rows = evenly_spaced(self.count, count)
         return self.images.__getitems__(rows.tolist()), None if self.labels is None else self.labels[rows]
 
     def _tensors(self, dataset: datasets.Dataset, center_crop: bool, random_flip: bool = False) -> ImageTensors:

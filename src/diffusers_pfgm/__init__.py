@@ -6,6 +6,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .flow.poisson_flow import PoissonFlow
 from .flow.results import FlowLatents, FlowLogProb, FlowSamples
+from .hub.pretrained import pretrained_model
 from .hub.serialization import register
 from .inverse import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
 from .losses.consistency import ConsistencyObjective
@@ -79,6 +80,7 @@ __all__ = [
     "perturb",
     "plan_steps",
     "posterior_mean",
+    "pretrained_model",
     "recommend_hyperparameters",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..utils.extras import require_extra
+from .feature_statistics import FeatureStatistics, frechet_distance
 
 BATCH_SIZE = 500  # images whose features are computed at a time
 
@@ -17,12 +17,11 @@ class FrechetDistance:
         data: real images (K, C, H, W), K ≥ 2, in the range and on the device that the network expects.
 
     Raises:
-        ModuleNotFoundError: if torchmetrics is not installed. The extra `examples` installs it.
         ValueError: if there are fewer than two images, or they contain NaN or infinity.
 
     Reference:
         Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017
-        (arXiv 1706.08500), with another network in the place of Inception; computed by torchmetrics.
+        (arXiv 1706.08500), with another network in the place of Inception.
 
     Examples:
         >>> points = torch.randn(1000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -31,14 +30,8 @@ class FrechetDistance:
     """
 
     def __init__(self, features: torch.nn.Module, data: torch.Tensor) -> None:
-        require_extra("examples", "torchmetrics")
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
         self.features = features
-        known_features = torch.nn.Identity()
-        known_features.num_features = features(data[:1]).shape[1]
-        self._metric = FrechetInceptionDistance(known_features, reset_real_features=False)
-        self._update("data", data, real=True)
+        self._data = self._statistics("data", data)
 
     def __call__(self, samples: torch.Tensor) -> float:
         """Return the distance of samples (L, C, H, W), L ≥ 2, to the data.
@@ -46,15 +39,13 @@ class FrechetDistance:
         Raises:
             ValueError: if there are fewer than two samples, or they contain NaN or infinity.
         """
-        self._metric.reset()
-        self._update("samples", samples, real=False)
-        return float(self._metric.compute())
+        return frechet_distance(self._data, self._statistics("samples", samples))
 
     @torch.no_grad()
-    def _update(self, name: str, images: torch.Tensor, real: bool) -> None:
+    def _statistics(self, name: str, images: torch.Tensor) -> FeatureStatistics:
         if len(images) < 2:
             raise ValueError(f"`{name}` must be at least 2 images, whose covariance is needed, but are {len(images)}.")
         if not images.isfinite().all():
             raise ValueError(f"`{name}` must be finite, but contains NaN or infinity. Leave such images out.")
-        for batch in images.split(BATCH_SIZE):
-            self._metric.update(self.features(batch).cpu(), real=real)
+        features = [self.features(batch).cpu() for batch in images.split(BATCH_SIZE)]
+        return FeatureStatistics.of_features(torch.cat(features))

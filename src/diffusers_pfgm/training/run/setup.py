@@ -25,17 +25,20 @@ SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")  # accelerate's backends t
 Result = TypeVar("Result")
 
 
+def uses_several_cpus() -> bool:
+    """Whether processes on CPUs were launched. Without `cpu=True` accelerate would start them as independent runs."""
+    return "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
+
+
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
     """Return accelerate's `Accelerator` for the options of train_pfgm.py.
 
     Raises:
         ValueError: if the device does not support `--mixed_precision`, or if accelerate is configured to split weights.
     """
-    # Without `cpu=True` accelerate would start several processes on CPUs as independent runs.
-    only_cpus = "WORLD_SIZE" in os.environ and not torch.accelerator.is_available()
     try:
         accelerator = Accelerator(
-            cpu=only_cpus,
+            cpu=uses_several_cpus(),
             # Batches are endless, and the end of a data loader must not end an accumulation.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False

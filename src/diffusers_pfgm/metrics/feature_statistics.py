@@ -1,0 +1,126 @@
+"""Mean and covariance of a network's features over a set of images, and the Fréchet distance between two of them."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..utils.atomic_file import atomic_file
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Moments of features, as the files of EDM, pytorch-fid and clean-fid hold them.
+
+    Attributes:
+        mean: (F,), float64.
+        covariance: (F, F), float64.
+        count: the number of images; None if the file does not say.
+        network: the name of the feature network; None if the file does not say.
+        images: a fingerprint of the images; None if the file does not say.
+        features: (K, F), from which the moments were computed; None if the file holds the moments alone.
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    count: int | None = None
+    network: str | None = None
+    images: str | None = None
+    features: torch.Tensor | None = None
+
+    @classmethod
+    def of_features(
+        cls, features: torch.Tensor, network: str | None = None, images: str | None = None
+    ) -> FeatureStatistics:
+        """Compute the moments of features (K, F).
+
+        A warning says so if K ≤ F, because the covariance then has no full rank.
+
+        Raises:
+            ValueError: if there are fewer than two images, or a feature is not finite.
+        """
+        count, dim = features.shape
+        if count < 2:
+            raise ValueError(f"A covariance needs at least 2 images, but there are {count}. Pass {dim + 1:,} or more.")
+        if not features.isfinite().all():
+            raise ValueError("The features of the images contain NaN or infinity. Leave such images out.")
+        if count <= dim:
+            warnings.warn(
+                f"The covariance of {dim:,} features of {count:,} images has no full rank, so the Fréchet distance is "
+                f"biased. Pass at least {dim + 1:,} images.",
+                stacklevel=2,
+            )
+        values = features.cpu().double()
+        return cls(values.mean(0), values.T.cov().reshape(dim, dim), count, network, images, features.cpu().float())
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeatureStatistics:
+        """Load an `.npz` file with `mu` and `sigma`, and with the other attributes if `save` wrote it.
+
+        Raises:
+            ValueError: if the file cannot be read, or has no finite moments of matching shapes.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                content = {name: file[name] for name in file.files}
+            mean, covariance = (torch.from_numpy(content[name]).double() for name in ("mu", "sigma"))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} holds no feature statistics: {error}. It must be an .npz file with `mu` (F,) and `sigma` "
+                "(F, F), as those of EDM, pytorch-fid and clean-fid."
+            ) from error
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(
+                f"{path} has `mu` of shape {tuple(mean.shape)} and `sigma` of shape {tuple(covariance.shape)}, but "
+                "they must be (F,) and (F, F)."
+            )
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise ValueError(f"{path} contains NaN or infinity. Compute the statistics again.")
+        count = int(content["count"]) if "count" in content else None
+        network, images = (str(content[name]) if name in content else None for name in ("network", "images"))
+        features = torch.from_numpy(content["features"]) if "features" in content else None
+        return cls(mean, covariance, count, network, images, features)
+
+    def save(self, path: str | Path) -> None:
+        """Write an `.npz` file, whose `mu` and `sigma` other evaluation codes read too."""
+        arrays = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
+        for name in ("count", "network", "images", "features"):
+            value = getattr(self, name)
+            if value is not None:
+                arrays[name] = np.asarray(value)
+        with atomic_file(Path(path)) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """Return the squared Fréchet distance ‖m − m'‖² + tr(C + C' − 2 (C C')^½) of two normal distributions.
+
+    With the features of Inception this is the FID. The trace of the root is computed from the eigenvalues of the
+    symmetric matrix C^½ C' C^½, which are those of C C'.
+
+    Raises:
+        ValueError: if the statistics are of different networks.
+
+    Reference:
+        Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017
+        (arXiv 1706.08500).
+
+    Examples:
+        >>> first, second = (FeatureStatistics(torch.full((2,), m), torch.eye(2)) for m in (0.0, 3.0))
+        >>> frechet_distance(first, second)
+        18.0
+    """
+    names = {each.network for each in (first, second)} - {None}
+    if len(names) > 1 or first.mean.shape != second.mean.shape:
+        described = [f"{len(each.mean)} features of {each.network or 'an unknown network'}" for each in (first, second)]
+        raise ValueError(f"Only features of one network can be compared, but these are {' and '.join(described)}.")
+    values, vectors = torch.linalg.eigh(first.covariance.double())
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    common = torch.linalg.eigvalsh(root @ second.covariance.double() @ root).clamp_min(0).sqrt().sum()
+    traces = first.covariance.trace() + second.covariance.trace()
+    return float((first.mean - second.mean).double().square().sum() + traces - 2 * common)

@@ -1,0 +1,29 @@
+"""Distances to the nearest training image, by which memorised samples are found."""
+
+from __future__ import annotations
+
+import torch
+
+BATCH_SIZE = 200  # rows of a matrix of distances
+
+
+def nearest_distances(images: torch.Tensor, train_images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the Euclidean distance of each image to its nearest training image, in data units, and that one's index.
+
+    Compare the distances of samples with those of held-out images: samples of a model that memorises are closer.
+
+    Args:
+        images: (K, *).
+        train_images: (L, *) with the same number of elements.
+
+    Returns:
+        Distances (K,) and indices (K,).
+
+    Examples:
+        >>> nearest_distances(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [7.0]]))
+        (tensor([1., 2.]), tensor([0, 1]))
+    """
+    flat = train_images.flatten(1)
+    parts = [torch.cdist(part.flatten(1), flat).argmin(1) for part in images.split(BATCH_SIZE)]
+    indices = torch.cat(parts)
+    return (images.flatten(1) - flat[indices]).norm(dim=1), indices

@@ -1,0 +1,47 @@
+"""Precision and recall of a set of samples: the share of good samples, and the share of the data that they cover."""
+
+from __future__ import annotations
+
+import torch
+
+BATCH_SIZE = 1000  # rows of a matrix of distances
+
+
+def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int = 3) -> tuple[float, float]:
+    """Return the improved precision and recall of samples.
+
+    The support of each set is estimated by the union of balls around its points, each as large as the distance to the
+    point's k-th nearest neighbour in the set. Precision is the share of samples in the support of the data, recall the
+    share of the data in the support of the samples.
+
+    Args:
+        samples: features (K, F).
+        data: features (L, F) of the same network. Both depend on K and L, so compare sets of equal sizes.
+        neighbors: k, at most K − 1 and L − 1.
+
+    Raises:
+        ValueError: if one of both sets has at most k points.
+
+    Reference:
+        Kynkäänniemi et al., Improved precision and recall metric for assessing generative models, 2019
+        (arXiv 1904.06991).
+
+    Examples:
+        >>> data = torch.arange(10.0)[:, None]
+        >>> precision_recall(data[:5], data, neighbors=1)
+        (1.0, 0.6)
+    """
+    if min(len(samples), len(data)) <= neighbors:
+        raise ValueError(
+            f"Precision and recall with {neighbors} neighbours need more than {neighbors} samples and images of the "
+            f"data, but there are {len(samples)} and {len(data)}. Pass more."
+        )
+    return _covered(samples, data, neighbors), _covered(data, samples, neighbors)
+
+
+def _covered(points: torch.Tensor, others: torch.Tensor, neighbors: int) -> float:
+    """The share of points that are in a ball around one of the others."""
+    radii = [torch.cdist(part, others).kthvalue(neighbors + 1).values for part in others.split(BATCH_SIZE)]
+    limits = torch.cat(radii)
+    covered = [(torch.cdist(part, others) <= limits).any(1) for part in points.split(BATCH_SIZE)]
+    return torch.cat(covered).double().mean().item()

@@ -1,0 +1,195 @@
+"""The options and the work of evaluate_pfgm.py: images of a model, and one JSON file with all their metrics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ...metrics.feature_networks import load_feature_network
+from ...metrics.feature_statistics import FeatureStatistics
+from ...pipelines.pipeline_pfgm import PFGMPipeline
+from ...utils.atomic_file import atomic_file
+from . import likelihood_evaluation
+from .evaluation_images import read_pixels
+from .evaluation_metrics import (
+    compare_features,
+    compare_pixels,
+    compute_features,
+    find_memorized,
+    reference_statistics,
+)
+from .generated_images import GeneratedImages
+from .long_barrier import LongBarrier
+from .option_types import integer, number, positive
+from .records import read_records
+from .script_errors import ScriptParser
+from .setup import uses_several_cpus
+
+METRICS = "metrics.json"
+IMAGES = "images"
+PACKAGES = ("diffusers_pfgm", "torch", "diffusers", "torchmetrics", "torch_fidelity", "transformers", "POT")
+
+
+def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the options of evaluate_pfgm.py.
+
+    Args:
+        description: The description of the script in its help.
+        argv: The arguments; by default those of the command line.
+
+    Raises:
+        SystemExit: if an option is invalid. The message names it.
+    """
+    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", help="folder or Hub id of the pipeline that is evaluated")
+    add("--images", help="images that are evaluated instead: a folder, a parquet file or a Hub id")
+    add("--reference", required=True, help="real images, or an .npz file of their statistics `mu` and `sigma`")
+    add("--train_data", help="the training images, to find samples that are copies of them")
+    add(
+        "--features",
+        nargs="+",
+        default=["inception"],
+        help="networks whose features are compared: inception for the FID, mnist, or a vision model of transformers",
+    )
+    add("--inception_weights", type=Path, help="file of Inception's weights; by default it is downloaded")
+    add("--resolution", type=positive, help="resize and crop reference and training images to this size in pixels")
+    add("--num_images", type=integer(2), default=50_000, help="number of images to generate")
+    add("--num_inference_steps", type=positive, default=20, help="number of network calls of an image")
+    add("--guidance_scale", type=number(0), default=1.0, help="scale of guidance; 1 for no guidance")
+    add("--batch_size", type=positive, default=64, help="number of images of a process at a time")
+    add("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of the images")
+    add("--bits_per_dim_images", type=integer(0), default=0, help="number of reference images for bits per dimension")
+    add("--output_dir", type=Path, required=True, help="folder of the images and of metrics.json")
+    add("--keep_images", action="store_true", help="keep the generated images in the folder")
+    args = parser.parse_args(argv)
+    if (args.model is None) == (args.images is None):
+        parser.error("pass exactly one of --model and --images")
+    if args.bits_per_dim_images and (args.model is None or is_statistics(args.reference)):
+        parser.error("--bits_per_dim_images needs --model, and images as --reference")
+    args.command = shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
+    return args
+
+
+def is_statistics(reference: str) -> bool:
+    """Whether `--reference` is a file of statistics, not of images."""
+    return Path(reference).suffix == ".npz"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Generate the images that are missing, compute the metrics, and write and print them.
+
+    Args:
+        args: The options of evaluate_pfgm.py, from `parse_args`.
+
+    Raises:
+        ValueError: if the model, the images or the statistics cannot be used, or do not fit each other.
+    """
+    accelerator = Accelerator(cpu=uses_several_cpus())
+    barrier = LongBarrier(accelerator)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    images = None if args.model is None else _generate(args, accelerator, barrier)
+    with barrier:
+        if accelerator.is_main_process:
+            _evaluate(args, images, accelerator.device)
+
+
+def _generate(args: argparse.Namespace, accelerator: Accelerator, barrier: LongBarrier) -> GeneratedImages:
+    """Generate the images that are missing on all processes."""
+    names = ("model", "num_images", "num_inference_steps", "guidance_scale", "batch_size", "seed")
+    pipeline = PFGMPipeline.from_pretrained(args.model).to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    with accelerator.main_process_first():
+        images = GeneratedImages(args.output_dir / IMAGES, {name: getattr(args, name) for name in names})
+    with barrier:
+        images.generate(
+            pipeline,
+            accelerator,
+            args.num_images,
+            args.batch_size,
+            args.num_inference_steps,
+            args.guidance_scale,
+            args.seed,
+        )
+    return images
+
+
+def _evaluate(args: argparse.Namespace, images: GeneratedImages | None, device: torch.device) -> None:
+    """Compute, write and print the metrics. Only one process does this."""
+    report: dict[str, Any] = {"command": args.command, "versions": _versions()}
+    if images is None:
+        pixels = read_pixels("--images", args.images)
+    else:
+        pixels, report["nfe"] = images.load(args.num_images, args.batch_size)
+    report |= {"num_images": len(pixels), **_metrics(args, pixels, device)}
+    path = args.output_dir / METRICS
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    print_metrics(report["metrics"])
+    print(f"All of them with the command and versions: {path}")
+    if images is not None and not args.keep_images:
+        shutil.rmtree(images.folder)
+
+
+def print_metrics(metrics: Mapping[str, Any], prefix: str = "") -> None:
+    """Print each number of nested metrics in a line."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            print_metrics(value, f"{prefix}{name} ")
+        elif isinstance(value, float):
+            print(f"  {prefix}{name}: {value:.4f}")
+
+
+def _metrics(args: argparse.Namespace, pixels: torch.Tensor, device: torch.device) -> dict[str, Any]:
+    shape = tuple(pixels.shape[1:])
+    metrics: dict[str, Any] = {}
+    reference = None
+    if not is_statistics(args.reference):
+        reference = read_pixels("--reference", args.reference, shape, args.resolution)
+        metrics["sliced_wasserstein_distance"] = compare_pixels(pixels, reference)
+    for name in args.features:
+        network = load_feature_network(name, args.inception_weights)
+        features, logits = compute_features(network, pixels, device, f"Features {name}")
+        if reference is None:
+            statistics = FeatureStatistics.load(args.reference)
+        else:
+            cache = args.output_dir / f"reference-{Path(name).name}.npz"
+            statistics = reference_statistics(network, name, reference, device, cache)
+        metrics[name] = compare_features(features, logits, statistics, name)
+    if args.train_data is not None and reference is not None:
+        train = read_pixels("--train_data", args.train_data, shape, args.resolution)
+        metrics["nearest_training_images"] = find_memorized(pixels, reference, train)
+    if args.bits_per_dim_images:
+        metrics["bits_per_dim"] = _bits_per_dim(args)
+    return {"num_reference_images": None if reference is None else len(reference), "metrics": metrics}
+
+
+def _bits_per_dim(args: argparse.Namespace) -> dict[str, float]:
+    """Mean and standard error of the reference images' bits per dimension, as evaluate_likelihood.py computes them."""
+    output = args.output_dir / "likelihood.jsonl"
+    is_folder = Path(args.reference).is_dir()
+    options = ["--train_data_dir" if is_folder else "--dataset_name", args.reference, "--model", args.model]
+    options += ["--max_images", str(args.bits_per_dim_images), "--seed", str(args.seed), "--output", str(output)]
+    likelihood_evaluation.main(likelihood_evaluation.parse_args(None, options))
+    values = torch.tensor([record["bits_per_dim"] for record in read_records(output, "image")], dtype=torch.float64)
+    return {"mean": values.mean().item(), "standard_error": (values.std() / len(values) ** 0.5).item()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

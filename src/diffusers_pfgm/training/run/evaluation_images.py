@@ -1,0 +1,51 @@
+"""The images of a data set for an evaluation, in the size that they have."""
+
+from __future__ import annotations
+
+import torch
+
+from ..data.decoding import open_image
+from ..data.images import ImageTensors
+from ..data.source import open_images
+
+
+def read_pixels(
+    option: str, place: str, shape: tuple[int, ...] | None = None, resolution: int | None = None
+) -> torch.Tensor:
+    """Return the images (K, C, R, R) of a data set as uint8.
+
+    Args:
+        option: the option that names the data set, for error messages.
+        place: a folder, a parquet file, or any other source that `open_images` reads.
+        shape: the shape (C, R, R) that the images must have; by default that of the first image.
+        resolution: the size to which images are resized and cropped; by default they must have the size R already.
+
+    Raises:
+        ValueError: if the images cannot be read, or are not of one size and number of channels.
+    """
+    dataset = open_images(place)
+    sizes = ImageTensors(dataset, 1, cache=False)
+    first = open_image("Image 0 of the data set", sizes.files[0][sizes.column]).size
+    size = (shape[2], shape[1]) if shape is not None else first
+    if size[0] != size[1]:
+        raise ValueError(f"`{option}` must be square images, but the first is {size[0]} x {size[1]} pixels. Crop them.")
+    if resolution is None:
+        for index in range(len(sizes)):
+            other = open_image(f"Image {index} of the data set", sizes.files[index][sizes.column]).size
+            if other != size:
+                raise ValueError(
+                    f"`{option}` {place!r} must be images of {size[0]} x {size[1]} pixels, but image {index} has "
+                    f"{other[0]} x {other[1]}. Pass `--resolution {size[0]}` to resize reference and training images."
+                )
+    elif resolution != size[0]:
+        raise ValueError(
+            f"`--resolution` must be the size {size[0]} of the evaluated images, but is {resolution}. Leave it out if "
+            "the reference images have this size."
+        )
+    images = ImageTensors(dataset, size[0], center_crop=True)
+    if shape is not None and images.channels != shape[0]:
+        raise ValueError(
+            f"`{option}` {place!r} has images of {images.channels} channels, but the evaluated images have {shape[0]}. "
+            "Convert one of both."
+        )
+    return ((images.plain() + 1) * 127.5).round().to(torch.uint8)

@@ -1,0 +1,126 @@
+"""The metrics of a set of images against reference images and training images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ...metrics.feature_statistics import FeatureStatistics, frechet_distance
+from ...metrics.inception_score import inception_score
+from ...metrics.kernel_distance import kernel_distance
+from ...metrics.nearest_neighbors import nearest_distances
+from ...metrics.precision_recall import precision_recall
+from ...metrics.sliced_wasserstein import sliced_wasserstein
+from ..data.order import evenly_spaced
+
+BATCH_SIZE = 100  # images whose features are computed at a time
+MAX_COMPARED = 10_000  # images that are compared one by one, for precision, recall and nearest neighbours
+NEAR = 0.01  # the share of reference images that are closer to a training image than "near" ones
+
+
+def to_float(pixels: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] from uint8."""
+    return pixels.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def compute_features(
+    network: torch.nn.Module, pixels: torch.Tensor, device: torch.device, description: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the features (K, F) and, if the network is a classifier, the logits of images (K, C, H, W) in uint8."""
+    network.to(device)
+    batches = tqdm(pixels.split(BATCH_SIZE), desc=description, leave=False)
+    features, logits = zip(*(network(to_float(batch.to(device))) for batch in batches), strict=True)
+    return torch.cat(features).cpu(), None if logits[0] is None else torch.cat(logits).cpu()
+
+
+def reference_statistics(
+    network: torch.nn.Module, name: str, reference: torch.Tensor, device: torch.device, cache: Path
+) -> FeatureStatistics:
+    """Return the statistics of reference images (K, C, H, W) in uint8, from a file if it is of the same images.
+
+    Args:
+        network: the feature network.
+        name: its name.
+        reference: the images.
+        device: where features are computed.
+        cache: the file, which is written if it is missing or of other images.
+    """
+    images = hashlib.sha256(reference.numpy().tobytes()).hexdigest()[:16]
+    if cache.exists():
+        statistics = FeatureStatistics.load(cache)
+        if (statistics.network, statistics.images) == (name, images):
+            return statistics
+    features, _ = compute_features(network, reference, device, f"Features {name} of the reference")
+    statistics = FeatureStatistics.of_features(features, name, images)
+    statistics.save(cache)
+    return statistics
+
+
+def compare_features(
+    features: torch.Tensor, logits: torch.Tensor | None, reference: FeatureStatistics, network: str
+) -> dict[str, float]:
+    """Return the metrics that compare features: Fréchet and kernel distance, precision, recall, inception score.
+
+    Args:
+        features: (K, F), of the evaluated images.
+        logits: (K, number of classes) of these, or None, which leaves out the inception score.
+        reference: the statistics of the reference images. Without their features only the Fréchet distance is computed.
+        network: the name of the network.
+    """
+    metrics = {"frechet_distance": frechet_distance(FeatureStatistics.of_features(features, network), reference)}
+    if reference.features is not None:
+        mean, deviation = kernel_distance(features, reference.features)
+        metrics |= {"kernel_distance": mean, "kernel_distance_std": deviation}
+        count = min(len(features), len(reference.features), MAX_COMPARED)
+        metrics["precision"], metrics["recall"] = precision_recall(
+            _subset(features, count), _subset(reference.features, count)
+        )
+    if logits is not None:
+        metrics["inception_score"], metrics["inception_score_std"] = inception_score(logits)
+    return metrics
+
+
+def compare_pixels(pixels: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the sliced Wasserstein distance of equally many images of both sets (K, C, H, W) in uint8."""
+    count = min(len(pixels), len(reference), MAX_COMPARED)
+    return sliced_wasserstein(to_float(_subset(pixels, count)), to_float(_subset(reference, count)))
+
+
+def find_memorized(pixels: torch.Tensor, reference: torch.Tensor, train: torch.Tensor) -> Mapping[str, Any]:
+    """Compare the distances of samples and of reference images to their nearest training image.
+
+    Args:
+        pixels: the evaluated images (K, C, H, W) in uint8.
+        reference: images (L, C, H, W) that are not in the training data.
+        train: the training images (M, C, H, W).
+
+    Returns:
+        The mean distances in data units, the share of samples that are nearer than all but 1 % of the reference images,
+        which is about 0.01 without memorisation, and the ten nearest samples as pairs of indices with their distance.
+    """
+    count = min(len(pixels), len(reference), MAX_COMPARED)
+    rows = evenly_spaced(len(pixels), count)
+    data = to_float(train)
+    distances, indices = nearest_distances(to_float(pixels[rows]), data)
+    expected, _ = nearest_distances(to_float(_subset(reference, count)), data)
+    nearest = distances.argsort()[:10]
+    return {
+        "mean_distance": distances.mean().item(),
+        "mean_distance_of_reference": expected.mean().item(),
+        "share_of_near_copies": (distances < expected.quantile(NEAR)).double().mean().item(),
+        "nearest": [
+            {"image": int(rows[row]), "train_image": int(indices[row]), "distance": distances[row].item()}
+            for row in nearest.tolist()
+        ],
+    }
+
+
+def _subset(values: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` rows that are evenly spaced."""
+    return values[evenly_spaced(len(values), count)]

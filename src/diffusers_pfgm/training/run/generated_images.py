@@ -1,0 +1,93 @@
+"""Images of a model for its evaluation, on any number of processes and in files, so that a killed run continues."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ...pipelines.pipeline_pfgm import PFGMPipeline
+from ...utils.atomic_file import atomic_file
+from ..data.order import position_generators
+from .settings import differences
+
+SETTINGS = "settings.json"
+
+
+class GeneratedImages:
+    """A folder of generated images, one file for each batch. Image i depends on the seed and i alone.
+
+    Args:
+        folder: The folder, which is made if it is missing.
+        settings: What the images depend on, as JSON. It is written into the folder.
+
+    Raises:
+        ValueError: if the folder has images of other settings, or other files.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        note = folder / SETTINGS
+        if note.exists():
+            differing = differences(json.loads(note.read_text()), json.loads(json.dumps(settings)))
+            if differing:
+                raise ValueError(
+                    f"`--output_dir` {str(folder.parent)!r} has images of other settings: {'; '.join(differing)}. Pass "
+                    "these again, or name another folder."
+                )
+        elif any(folder.iterdir()):
+            raise ValueError(f"`--output_dir` has a folder {str(folder)!r} of other files. Name another folder.")
+        with atomic_file(note) as partial:
+            partial.write_text(json.dumps(settings))
+
+    def generate(
+        self,
+        pipeline: PFGMPipeline,
+        accelerator: Accelerator,
+        num_images: int,
+        batch_size: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: int,
+    ) -> None:
+        """Generate the batches that are missing. Each process takes its share of them.
+
+        Classes come in turn. Every process must call this, and waits for the others at the end.
+        """
+        classes = pipeline.config.id2label
+        firsts = range(0, num_images, batch_size)[accelerator.process_index :: accelerator.num_processes]
+        for first in tqdm(firsts, desc="Images", unit="batch", disable=not accelerator.is_main_process):
+            path = self._path(first)
+            if path.exists():
+                continue
+            count = min(batch_size, num_images - first)
+            labels = None if classes is None else torch.arange(first, first + count) % len(classes)
+            output = pipeline(
+                count,
+                num_inference_steps,
+                position_generators(seed, first, count),
+                output_type="np",
+                class_labels=labels,
+                guidance_scale=guidance_scale,
+            )
+            pixels = (np.asarray(output.images) * 255).round().astype(np.uint8)
+            with atomic_file(path) as partial, partial.open("wb") as file:
+                np.savez(file, pixels=pixels, nfe=output.nfe)
+
+    def load(self, num_images: int, batch_size: int) -> tuple[torch.Tensor, int]:
+        """Return the images (num_images, C, H, W) as uint8, and the largest number of network calls of one of them."""
+        pixels, calls = [], []
+        for first in range(0, num_images, batch_size):
+            with np.load(self._path(first), allow_pickle=False) as file:
+                pixels.append(file["pixels"])
+                calls.append(int(file["nfe"]))
+        return torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous(), max(calls)
+
+    def _path(self, first: int) -> Path:
+        return self.folder / f"{first:07d}.npz"

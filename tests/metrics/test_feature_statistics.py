@@ -1,0 +1,103 @@
+"""Statistics of features survive their file, and their Fréchet distance equals other libraries' and closed forms."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from diffusers_pfgm.metrics.feature_statistics import FeatureStatistics, frechet_distance
+from tests.networks import seeded
+
+
+def make_features(count: int, seed: int, dim: int = 12) -> torch.Tensor:
+    mixing = torch.randn(dim, dim, generator=seeded(99)) / dim**0.5
+    return torch.randn(count, dim, generator=seeded(seed)).exp() @ mixing
+
+
+def test_distance_equals_that_of_torchmetrics_and_of_a_matrix_root() -> None:
+    first, second = make_features(400, 0), make_features(300, 1) * 1.2 + 0.1
+    distance = frechet_distance(*map(FeatureStatistics.of_features, (first, second)))
+    network = torch.nn.Identity()
+    network.num_features = 12
+    metric = FrechetInceptionDistance(network)
+    metric.update(first, real=True)
+    metric.update(second, real=False)
+    assert distance == pytest.approx(metric.compute().item(), rel=1e-3)
+    means = [each.double().mean(0).numpy() for each in (first, second)]
+    covariances = [np.cov(each.double().numpy(), rowvar=False) for each in (first, second)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert distance == pytest.approx(expected, rel=1e-6)
+
+
+def test_few_images_are_said_with_the_number_that_is_needed() -> None:
+    with pytest.warns(UserWarning, match="no full rank.*at least 13 images"):
+        few = FeatureStatistics.of_features(make_features(12, 0))
+    assert np.isfinite(frechet_distance(few, few)) and frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeatureStatistics.of_features(make_features(13, 0))
+    with pytest.raises(ValueError, match="at least 2 images, but there are 1"):
+        FeatureStatistics.of_features(make_features(1, 0))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        FeatureStatistics.of_features(make_features(20, 0).log())
+
+
+def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
+    statistics = FeatureStatistics.of_features(make_features(50, 0), "mnist", "0123")
+    path = tmp_path / "reference.npz"
+    statistics.save(path)
+    loaded = FeatureStatistics.load(path)
+    assert torch.equal(loaded.mean, statistics.mean) and torch.equal(loaded.covariance, statistics.covariance)
+    assert (loaded.count, loaded.network, loaded.images) == (50, "mnist", "0123")
+    assert loaded.features is not None and torch.equal(loaded.features, make_features(50, 0))
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_files_of_other_codes_are_read(tmp_path: Path) -> None:
+    features = make_features(50, 0).double().numpy()
+    path = tmp_path / "fid.npz"  # the form of EDM, pytorch-fid and clean-fid
+    np.savez(path, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    loaded = FeatureStatistics.load(path)
+    assert (loaded.count, loaded.network, loaded.features) == (None, None, None)
+    expected = FeatureStatistics.of_features(torch.from_numpy(features), "inception")
+    assert frechet_distance(loaded, expected) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(3)}, "holds no feature statistics"),
+        ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"`mu` of shape \(3,\) and `sigma` of shape \(2, 2\)"),
+        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "NaN or infinity"),
+        ({"mu": np.array([None]), "sigma": np.eye(1)}, "holds no feature statistics"),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    path = tmp_path / "reference.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=message):
+        FeatureStatistics.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip"])
+def test_damaged_and_missing_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "reference.npz"
+    with pytest.raises(ValueError, match="holds no feature statistics"):
+        FeatureStatistics.load(path)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="holds no feature statistics"):
+        FeatureStatistics.load(path)
+
+
+def test_statistics_of_other_networks_are_refused() -> None:
+    statistics = [FeatureStatistics.of_features(make_features(50, 0), name) for name in ("inception", "mnist")]
+    with pytest.raises(ValueError, match="12 features of inception and 12 features of mnist"):
+        frechet_distance(*statistics)
+    other = FeatureStatistics.of_features(make_features(50, 0, dim=5))
+    with pytest.raises(ValueError, match="12 features of inception and 5 features of an unknown network"):
+        frechet_distance(statistics[0], other)

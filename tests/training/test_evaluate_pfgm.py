@@ -1,0 +1,244 @@
+"""evaluate_pfgm.py: the same metrics on any number of processes, after kills, and from files of statistics."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.examples.digits import split_digits, write_parquet
+from diffusers_pfgm.metrics.feature_statistics import FeatureStatistics
+from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
+from diffusers_pfgm.training.run import evaluation
+from diffusers_pfgm.training.run.evaluation import main, parse_args
+from diffusers_pfgm.training.run.evaluation_images import read_pixels
+from diffusers_pfgm.training.run.generated_images import GeneratedImages
+from tests.networks import make_smallest_unet, make_tiny_pipeline
+from tests.training.launch import TORCHRUN
+from tests.warm_python import WarmPython
+
+SCRIPT = Path(__file__).parents[2] / "training" / "evaluate_pfgm.py"
+
+
+class FlatFeatures(torch.nn.Module):
+    """Features of 8 x 8 images that need no weights: means over squares, and logits from them."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.nn.functional.avg_pool2d(images, 2).flatten(1)
+        return features, features[:, :10]
+
+
+@pytest.fixture
+def flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "load_feature_network", lambda name, weights: FlatFeatures())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_pipeline(prediction_type="epsilon").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parquet files of 120 and 60 digits."""
+    folder = tmp_path_factory.mktemp("data")
+    train, held_out = split_digits()
+    write_parquet(train[:120], folder / "train.parquet")
+    write_parquet(held_out[:60], folder / "test.parquet")
+    return folder
+
+
+def options_of(model: Path, data: Path, output: Path, *options: str) -> list[str]:
+    shared = [f"--model={model}", f"--reference={data / 'test.parquet'}", f"--output_dir={output}"]
+    return [*shared, "--num_images=40", "--num_inference_steps=2", "--batch_size=6", "--features=flat", *options]
+
+
+def evaluate(arguments: list[str]) -> dict[str, Any]:
+    args = parse_args(None, arguments)
+    main(args)
+    return json.loads((args.output_dir / "metrics.json").read_text())
+
+
+@pytest.mark.usefixtures("flat")
+def test_one_file_has_all_metrics(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--keep_images", "--bits_per_dim_images=2", f"--train_data={data / 'train.parquet'}"]
+    result = evaluate(options_of(model, data, tmp_path / "e", *options))
+    assert (result["num_images"], result["num_reference_images"], result["nfe"]) == (40, 60, 2)
+    assert "--num_images=40" in result["command"] and result["versions"]["torch"]
+    metrics = result["metrics"]
+    names = {"frechet_distance", "kernel_distance", "precision", "recall", "inception_score"}
+    assert names < {*metrics["flat"]} and metrics["bits_per_dim"]["mean"] > 0
+    assert {"mean_distance", "mean_distance_of_reference", "nearest"} < {*metrics["nearest_training_images"]}
+    assert f"flat frechet_distance: {metrics['flat']['frechet_distance']:.4f}" in capsys.readouterr().out
+    # The images that were kept are those that were evaluated.
+    images, calls = GeneratedImages(tmp_path / "e" / "images", SETTINGS | {"model": str(model)}).load(40, 6)
+    held_out = read_pixels("--reference", str(data / "test.parquet"))
+    expected = sliced_wasserstein(images / 127.5 - 1, held_out[np.linspace(0, 59, 40).round()] / 127.5 - 1)
+    assert metrics["sliced_wasserstein_distance"] == pytest.approx(expected) and calls == 2
+
+
+SETTINGS = {"num_images": 40, "num_inference_steps": 2, "guidance_scale": 1.0, "batch_size": 6, "seed": 0}
+
+
+@pytest.mark.usefixtures("flat")
+def test_a_killed_evaluation_ends_with_the_same_file(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = evaluate(options_of(model, data, tmp_path / "e"))
+    path = tmp_path / "e" / "metrics.json"
+    path.unlink()
+    assert not (tmp_path / "e" / "images").exists()  # without --keep_images
+    call = PFGMPipeline.__call__
+    for batches in (1, 2, 0, 3):
+        left = [True] * batches
+
+        def killed(*arguments: Any, left: list[bool] = left, **options: Any) -> Any:
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(PFGMPipeline, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(options_of(model, data, tmp_path / "e"))
+    monkeypatch.setattr(PFGMPipeline, "__call__", call)
+    (tmp_path / "e" / "images" / ".0000036.npz.partial").write_bytes(b"half of a file")
+    assert evaluate(options_of(model, data, tmp_path / "e")) == expected
+
+
+def test_images_do_not_depend_on_the_number_of_processes(model: Path, tmp_path: Path) -> None:
+    pipeline = PFGMPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    folders = []
+    for processes in (1, 3):
+        images = GeneratedImages(tmp_path / str(processes), SETTINGS)
+        for process in range(processes):
+            accelerator: Any = SimpleNamespace(
+                process_index=process, num_processes=processes, is_main_process=process == 0
+            )
+            images.generate(pipeline, accelerator, 40, 6, 2, 1.0, 0)
+        folders.append(images.load(40, 6)[0])
+    assert torch.equal(*folders)
+    assert len({image.numpy().tobytes() for image in folders[0]}) == 40
+
+
+@pytest.mark.usefixtures("flat")
+def test_statistics_take_the_place_of_images(model: Path, data: Path, tmp_path: Path) -> None:
+    first = evaluate(options_of(model, data, tmp_path / "e"))
+    statistics = tmp_path / "e" / "reference-flat.npz"
+    again = evaluate(options_of(model, data, tmp_path / "f", f"--reference={statistics}"))
+    assert again["metrics"] == {"flat": first["metrics"]["flat"]} and again["num_reference_images"] is None
+    loaded = FeatureStatistics.load(statistics)
+    np.savez(tmp_path / "edm.npz", mu=loaded.mean.numpy(), sigma=loaded.covariance.numpy())
+    other = evaluate(options_of(model, data, tmp_path / "g", f"--reference={tmp_path / 'edm.npz'}"))
+    assert "kernel_distance" not in other["metrics"]["flat"]
+    assert other["metrics"]["flat"]["frechet_distance"] == first["metrics"]["flat"]["frechet_distance"]
+    np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
+    with pytest.raises(ValueError, match="16 features of flat and 7 features of an unknown network"):
+        evaluate(options_of(model, data, tmp_path / "h", f"--reference={tmp_path / 'other.npz'}"))
+
+
+@pytest.mark.usefixtures("flat")
+def test_statistics_of_the_reference_are_kept_for_the_same_images(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    original = FlatFeatures.forward
+    monkeypatch.setattr(FlatFeatures, "forward", lambda self, x: (sizes.append(len(x)), original(self, x))[1])
+    first = evaluate(options_of(model, data, tmp_path / "e"))
+    assert sizes == [40, 60]
+    assert evaluate(options_of(model, data, tmp_path / "e")) == first and sizes == [40, 60, 40]
+    evaluate(options_of(model, data, tmp_path / "e", f"--reference={data / 'train.parquet'}"))
+    assert sizes == [40, 60, 40, 40, 100, 20]
+
+
+@pytest.mark.usefixtures("flat")
+def test_a_folder_of_images_is_evaluated(data: Path, tmp_path: Path) -> None:
+    paths = {name: data / f"{name}.parquet" for name in ("train", "test")}
+    options = [f"--reference={paths['test']}", f"--output_dir={tmp_path}", "--features=flat"]
+    result = evaluate([*options, f"--images={paths['test']}"])
+    assert "nfe" not in result
+    assert result["metrics"]["flat"]["frechet_distance"] == pytest.approx(0, abs=1e-9)
+    assert result["metrics"]["sliced_wasserstein_distance"] == 0
+
+
+def save_images(folder: Path, sizes: list[tuple[int, ...]]) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    for number, size in enumerate(sizes):
+        pixels = np.random.default_rng(number).integers(0, 255, size, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.usefixtures("flat")
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([(8, 8, 3)] * 4, "has images of 3 channels, but the evaluated images have 1"),
+        ([(16, 16)] * 4, "must be images of 8 x 8 pixels, but image 0 has 16 x 16. Pass `--resolution 8`"),
+        ([(8, 8)] * 3 + [(8, 9)], "must be images of 8 x 8 pixels, but image 3 has 9 x 8"),
+        ([(8, 8)], "at least 2 images, but there are 1. Pass 17 or more"),
+    ],
+)
+def test_references_that_do_not_fit_are_refused(
+    model: Path, data: Path, tmp_path: Path, sizes: list[tuple[int, ...]], message: str
+) -> None:
+    folder = save_images(tmp_path / "reference", sizes)
+    with pytest.raises(ValueError, match=message):
+        evaluate(options_of(model, data, tmp_path / "e", f"--reference={folder}"))
+
+
+@pytest.mark.usefixtures("flat")
+def test_larger_references_are_resized_on_request(model: Path, data: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "reference", [(16, 20)] * 20)
+    result = evaluate(options_of(model, data, tmp_path / "e", f"--reference={folder}", "--resolution=8"))
+    assert result["num_reference_images"] == 20
+    with pytest.raises(ValueError, match="`--resolution` must be the size 8 of the evaluated images, but is 16"):
+        evaluate(options_of(model, data, tmp_path / "e", f"--reference={folder}", "--resolution=16"))
+
+
+@pytest.mark.usefixtures("flat")
+def test_images_of_other_settings_and_other_files_are_kept(model: Path, data: Path, tmp_path: Path) -> None:
+    evaluate(options_of(model, data, tmp_path / "e", "--keep_images"))
+    with pytest.raises(ValueError, match=r"has images of other settings.*seed"):
+        evaluate(options_of(model, data, tmp_path / "e", "--seed=1"))
+    (tmp_path / "f" / "images").mkdir(parents=True)
+    (tmp_path / "f" / "images" / "photo.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="of other files"):
+        evaluate(options_of(model, data, tmp_path / "f"))
+    assert (tmp_path / "f" / "images" / "photo.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reference=x", "--output_dir=e"], "exactly one of --model and --images"),
+        (["--reference=x", "--output_dir=e", "--model=m", "--images=i"], "exactly one of --model and --images"),
+        (["--reference=x.npz", "--output_dir=e", "--model=m", "--bits_per_dim_images=5"], "images as --reference"),
+        (["--reference=x", "--output_dir=e", "--model=m", "--num_images=1"], "must be a whole number >= 2"),
+    ],
+)
+def test_options_are_checked(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(None, options)
+    assert message in capsys.readouterr().err
+
+
+def test_two_processes_evaluate_one_model(python: WarmPython, data: Path, tmp_path: Path) -> None:
+    images = save_images(tmp_path / "reference", [(28, 28)] * 12)
+    scheduler = PoissonFlowScheduler(prediction_type="epsilon")
+    PFGMPipeline(make_smallest_unet(sample_size=28), scheduler).save_pretrained(tmp_path / "model")
+    options = options_of(tmp_path / "model", data, tmp_path / "e", f"--reference={images}", "--features=mnist")
+    run = python.run(*TORCHRUN, SCRIPT, *options)
+    assert run.returncode == 0, run.stderr
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    options = options_of(tmp_path / "model", data, tmp_path / "f", f"--reference={images}", "--features=mnist")
+    assert evaluate(options)["metrics"] == metrics["metrics"]

@@ -5,8 +5,6 @@ The names of the modules are those of EDM's published networks, so that their we
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -141,16 +139,3 @@ class EDMBlock(nn.Module):
         attended = functional.scaled_dot_product_attention(query, key, value)
         result: torch.Tensor = self.proj(attended.transpose(2, 3).reshape(x.shape))
         return result
-
-
-def frequencies_embedding(values: torch.Tensor, frequencies: torch.Tensor, sine_first: bool) -> torch.Tensor:
-    """The sines and cosines (B, 2 F) of values (B,) times frequencies (F,)."""
-    angles = values[:, None] * frequencies.to(values.dtype)
-    parts = (angles.sin(), angles.cos()) if sine_first else (angles.cos(), angles.sin())
-    return torch.cat(parts, dim=1)
-
-
-def geometric_frequencies(dim: int, with_last: bool) -> torch.Tensor:
-    """The frequencies (dim/2,) from 1 down to 1/10,000, which is included if `with_last`."""
-    count = dim // 2
-    return torch.exp(-math.log(10_000.0) * torch.arange(count, dtype=torch.float32) / (count - with_last))

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ...models import edm, ncsnpp
+from ...models import edm, ncsnpp, ncsnpp_blocks
 from .presets import read_configuration
 from .restricted_pickle import check_archive, read_pickle, state_dict_of
 
@@ -122,7 +122,7 @@ def _rename_ncsnpp(tensors: Mapping[str, torch.Tensor], network: Any) -> dict[st
         part, _, leaf = inner.rpartition(".")
         if leaf in ("W", "b"):  # a linear layer that multiplies from the other side
             tensor, leaf = (tensor.T, "weight") if leaf == "W" else (tensor, "bias")
-        parts = ATTENTION if isinstance(module, ncsnpp.SelfAttention) else BLOCK
+        parts = ATTENTION if isinstance(module, ncsnpp_blocks.SelfAttention) else BLOCK
         renamed[".".join(filter(None, [names[id(module)], parts.get(part, part), leaf]))] = tensor
     return renamed
 

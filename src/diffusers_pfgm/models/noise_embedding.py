@@ -29,7 +29,7 @@ class RandomFrequencies(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sines and cosines (B, 2 F) of 2π f v for values v (B,)."""
-        angles = values[:, None] * (2 * math.pi * self.freqs)
+        angles = values[:, None] * self.freqs * 2 * math.pi
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RandomFrequencies:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_pfgm import PFGMPipeline, SongUNet
 from diffusers_pfgm.hub.convert import convert_checkpoint
+from diffusers_pfgm.hub.convert.presets import read_configuration
 from diffusers_pfgm.hub.convert.restricted_pickle import read_pickle
 from diffusers_pfgm.training.run.conversion import main
 from tests.networks import seeded
@@ -98,6 +99,30 @@ def test_a_pickle_of_edm_is_read_without_its_code(edm_modules: None, tmp_path: P
     x = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(loaded(x, 0.3).sample, network(x, 0.3).sample)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "safetensors"])
+def test_a_network_with_condition_channels(suffix: str, edm_modules: None, tmp_path: Path) -> None:
+    """As conditional PFGM++ (arXiv 2312.09754) has it: the network gets x and an image, and predicts x̂."""
+    config = json.loads(Path(f"{NCSNPP}_config.json").read_text())
+    config |= {"img_channels": 1, "in_channels": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, options, _ = read_configuration(str(tmp_path / "config.json"))
+    outer = torch.nn.Module()
+    outer.model = SongUNet(**options).eval()
+    path = tmp_path / f"network.{suffix}"
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps({"ema": persistent(outer)}))
+    else:
+        save_file(outer.state_dict(), path)
+    pipe = convert(path, str(tmp_path / "config.json"), tmp_path / "model", "--aug_dim=64")
+    x, condition = torch.randn(2, 1, 16, 16).split(1)
+    with torch.no_grad():
+        output = pipe.unet(torch.cat([x, condition], dim=1), 0.3).sample
+        assert torch.allclose(output, outer.model(torch.cat([x, condition], dim=1), 0.3).sample, atol=1e-5)
+    assert output.shape == x.shape and pipe.scheduler.config.aug_dim == 64
+    with pytest.raises(ValueError, match="2 input channels and predicts 1, so the other 1 are condition channels"):
+        pipe()
 
 
 class Call:

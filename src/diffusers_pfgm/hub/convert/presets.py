@@ -55,8 +55,9 @@ def read_configuration(config: str) -> tuple[str, dict[str, Any], dict[str, Any]
 
     Args:
         config: the name of a preset, or a JSON file: the configuration of PFGM's or score_sde's code with "model",
-            "data", "training" and "sampling", the options of a network of EDM's code with "model_type", or a
-            configuration of one of our networks with "_class_name".
+            "data", "training" and "sampling", the options of a network of EDM's code with "model_type" (and
+            "in_channels" and "out_channels" if they are not both "img_channels"), or a configuration of one of our
+            networks with "_class_name".
 
     Raises:
         ValueError: if it is neither, or describes another network.
@@ -82,8 +83,9 @@ def _edm_configuration(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], 
     width = values["model_channels"]
     options = {
         "sample_size": values["img_resolution"],
-        "in_channels": values["img_channels"],
-        "out_channels": values["img_channels"],
+        # They differ in a network that also gets a condition as further input channels.
+        "in_channels": values.get("in_channels", values["img_channels"]),
+        "out_channels": values.get("out_channels", values["img_channels"]),
         "block_out_channels": [width * factor for factor in values["channel_mult"]],
         "layers_per_block": values["num_blocks"],
         "attn_resolutions": values["attn_resolutions"],

@@ -92,7 +92,7 @@ class SongUNet(EDMNetwork):
             )
 
         def residual(in_channels: int, out_channels: int) -> ResamplingConv:
-            return ResamplingConv(in_channels, out_channels, 3, "down", tuple(resample_filter), filter_last=True)
+            return ResamplingConv(in_channels, out_channels, 3, "down", tuple(resample_filter), pads_once=True)
 
         self._add_blocks(block, model_channels, True, residual if encoder_type == "residual" else None)
         channels, size = block_out_channels[0], sample_size

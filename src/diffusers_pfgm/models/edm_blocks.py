@@ -23,7 +23,8 @@ class ResamplingConv(nn.Module):
         kernel: the size of the convolution's kernel, 1 or 3; 0 to resample only.
         resample: "up", "down" or None.
         resample_filter: the low-pass filter in one dimension, normalized here.
-        filter_last: whether the filter of "down" follows the convolution.
+        pads_once: whether "down" pads the image for the filter and the convolution at once, as in NCSN++, instead of
+            padding the filtered image again. Defaults to False.
     """
 
     def __init__(
@@ -33,11 +34,11 @@ class ResamplingConv(nn.Module):
         kernel: int,
         resample: str | None = None,
         resample_filter: tuple[int, ...] = (1, 1),
-        filter_last: bool = False,
+        pads_once: bool = False,
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.filter_last = filter_last
+        self.pads_once = pads_once
         self.padding = kernel // 2
         self.margin = (len(resample_filter) - 1) // 2
         self.weight: torch.Tensor | None = None
@@ -51,17 +52,17 @@ class ResamplingConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, out_channels, H', W') for x (B, in_channels, H, W)."""
+        channels = x.shape[1]
+        stride, padding = 1, self.padding
         if self.resample == "up":
             taps = self._taps(4 * self.low_pass, x)
-            x = functional.conv_transpose2d(x, taps, stride=2, padding=self.margin, groups=x.shape[1])
-        if self.resample == "down" and not self.filter_last:
-            x = functional.conv2d(x, self._taps(self.low_pass, x), stride=2, padding=self.margin, groups=x.shape[1])
-        if self.weight is not None:
-            padding = self.padding + (self.margin if self.filter_last else 0)
-            x = functional.conv2d(x, self.weight, self.bias, padding=padding)
-        if self.resample == "down" and self.filter_last:
-            x = functional.conv2d(x, self._taps(self.low_pass, x), stride=2, groups=x.shape[1])
-        return x
+            x = functional.conv_transpose2d(x, taps, stride=2, padding=self.margin, groups=channels)
+        elif self.resample == "down" and self.pads_once:
+            x = functional.conv2d(x, self._taps(self.low_pass, x), padding=self.margin + padding, groups=channels)
+            stride, padding = 2, 0
+        elif self.resample == "down":
+            x = functional.conv2d(x, self._taps(self.low_pass, x), stride=2, padding=self.margin, groups=channels)
+        return x if self.weight is None else functional.conv2d(x, self.weight, self.bias, stride, padding)
 
     @staticmethod
     def _taps(low_pass: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ class InputResidual(nn.Module):
 
     def __init__(self, image_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv = ResamplingConv(image_channels, channels, 3, "down", FIR_FILTER, filter_last=True)
+        self.conv = ResamplingConv(image_channels, channels, 3, "down", FIR_FILTER, pads_once=True)
 
     def forward(self, image: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the next image and the features, both (B, channels, H/2, W/2).

@@ -86,24 +86,22 @@ def read_score_sde(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict
     }
     options |= {name: model[name] for name in ("fir", "progressive_input", "progressive", "embedding_type")}
     if sde == "poisson":
-        return "NCSNpp", options, _poisson_options(training, values["sampling"])
+        sampling = values["sampling"]
+        scheduler = {
+            "sigma_min": sampling["z_min"],
+            "sigma_max": sampling["z_max"],
+            "max_norm": sampling["upper_norm"],
+            "M": training["M"],
+            "gamma": training["gamma"],
+            "prior": "plane",
+        }
+        return "NCSNpp", options, scheduler
     if sde == "vpsde":
         return "NCSNpp", options, _vp_options(model, training["continuous"])
     scale = 1.0 if is_centered else 2.0  # from the range of the images to [-1, 1]
     options |= {"timestep_scale": 1 / scale, "output_scale": -1.0}
     sigmas = {"sigma_min": scale * model["sigma_min"], "sigma_max": scale * model["sigma_max"]}
     return "NCSNpp", options, sigmas | {"aug_dim": None, "prediction_type": "epsilon"}
-
-
-def _poisson_options(training: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "sigma_min": sampling["z_min"],
-        "sigma_max": sampling["z_max"],
-        "max_norm": sampling["upper_norm"],
-        "M": training["M"],
-        "gamma": training["gamma"],
-        "prior": "plane",
-    }
 
 
 def _vp_options(model: Mapping[str, Any], is_continuous: bool) -> dict[str, Any]:

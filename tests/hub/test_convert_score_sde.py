@@ -12,6 +12,7 @@ import torch
 from diffusers_pfgm import NCSNpp, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.hub.convert import convert_checkpoint
 from diffusers_pfgm.hub.convert.presets import PRESETS
+from diffusers_pfgm.hub.convert.score_sde import read_score_sde
 from diffusers_pfgm.training.run.conversion import main
 from tests.networks import seeded
 
@@ -47,6 +48,25 @@ def test_ve(centered: bool, tmp_path: Path) -> None:
     scale = 1 if centered else 2
     assert (config.aug_dim, config.prediction_type, config.sigma_data) == (None, "epsilon", None)
     assert (config.sigma_min, config.sigma_max) == (scale * 0.01, scale * 50)
+
+
+@pytest.mark.parametrize(
+    ("size", "model", "count"),
+    [
+        (32, {"ch_mult": [1, 2, 2, 2], "num_res_blocks": 4}, 62_758_787),
+        (256, {"ch_mult": [1, 1, 2, 2, 2, 2, 2], "num_res_blocks": 2}, 65_574_421),
+    ],
+)
+def test_sizes_of_the_networks_of_ve(size: int, model: dict[str, Any], count: int) -> None:
+    """Parameters that are trained, counted from score_sde's code with its configurations of CIFAR-10 and FFHQ 256."""
+    values = read(VE)
+    values["model"] |= {"nf": 128, "attn_resolutions": [16], **model}
+    values["data"]["image_size"] = size
+    if size == 32:
+        values["model"] |= {"progressive": "none", "progressive_input": "residual"}
+    _, options, _ = read_score_sde(values)
+    with torch.device("meta"):
+        assert NCSNpp(**options).num_parameters() == count
 
 
 def test_ve_becomes_a_pipeline(tmp_path: Path) -> None:

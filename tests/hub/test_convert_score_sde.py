@@ -160,9 +160,13 @@ def authors_state(network: NCSNpp) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("preset", ["celeba64", "bedroom256"])
-def test_presets_at_a_small_width(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "sigma_max", "max_norm", "M"), [("celeba64", 60, 6000, 291), ("bedroom256", 100, 30_000, 356)]
+)
+def test_presets_at_a_small_width(preset: str, sigma_max: float, max_norm: float, M: int, tmp_path: Path) -> None:
     name, options, sampling = PRESETS[preset]
+    published = {"sigma_min": 1e-3, "sigma_max": sigma_max, "max_norm": max_norm, "M": M, "gamma": 5, "prior": "plane"}
+    assert sampling == published
     assert name == "NCSNpp"
     widths = options.get("block_out_channels", (128, 256, 256, 256))
     size = options["sample_size"] // 4
@@ -185,9 +189,9 @@ def test_presets_at_a_small_width(preset: str, tmp_path: Path) -> None:
     values["data"]["image_size"] = size
     values["model"] |= {"nf": widths[0] // 16, "ch_mult": [width // widths[0] for width in widths]}
     values["model"] |= {"num_res_blocks": network.config.layers_per_block, "attn_resolutions": [4]}
-    values["sampling"] |= {"z_max": sampling["sigma_max"], "upper_norm": sampling["max_norm"]}
-    values["training"]["M"] = sampling["M"]
+    values["sampling"] |= {"z_max": sigma_max, "upper_norm": max_norm}
+    values["training"]["M"] = M
     conversion = convert_checkpoint(tmp_path / "checkpoint.pth", write(values, tmp_path))
     with torch.no_grad():
         assert torch.equal(conversion.network(x, z).sample, output)
-    assert conversion.scheduler_options == sampling
+    assert conversion.scheduler_options == published

@@ -1,4 +1,4 @@
-"""Convert a published checkpoint of PFGM, PFGM++ or EDM to a pipeline.
+"""Convert a published checkpoint of PFGM, score_sde, PFGM++ or EDM to a pipeline.
 
     python training/convert_checkpoint.py --checkpoint checkpoint_5.pth --config cifar10 --output_dir pfgm-cifar10
 

@@ -14,19 +14,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional
 
-from .edm_blocks import EDMBlock, ResamplingConv, frequencies_embedding, geometric_frequencies, group_norm
+from .edm_blocks import EDMBlock, ResamplingConv, group_norm
 from .edm_network import EDMNetwork
-
-FOURIER_SCALE = 16.0  # standard deviation of the random frequencies
-
-
-class _RandomFrequencies(nn.Module):
-    """The random frequencies of the embedding of NCSN++."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.freqs: torch.Tensor
-        self.register_buffer("freqs", FOURIER_SCALE * torch.randn(count))
+from .noise_embedding import RandomFrequencies, sinusoidal_embedding
 
 
 class SongUNet(EDMNetwork):
@@ -82,10 +72,7 @@ class SongUNet(EDMNetwork):
         self.gradient_checkpointing = False
         noise_dim = channel_mult_noise * model_channels
         embedding_dim = 4 * model_channels
-        if embedding_type == "positional":
-            self.register_buffer("frequencies", geometric_frequencies(noise_dim, with_last=True), persistent=False)
-        else:
-            self.map_noise = _RandomFrequencies(noise_dim // 2)
+        self.map_noise = RandomFrequencies(noise_dim // 2) if embedding_type == "fourier" else None
         self.map_label = None if num_class_embeds is None else nn.Linear(num_class_embeds, noise_dim)
         self.map_augment = nn.Linear(augment_dim, noise_dim, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise_dim, embedding_dim)
@@ -105,7 +92,7 @@ class SongUNet(EDMNetwork):
             )
 
         def residual(in_channels: int, out_channels: int) -> ResamplingConv:
-            return ResamplingConv(in_channels, out_channels, 3, "down", tuple(resample_filter), filter_last=True)
+            return ResamplingConv(in_channels, out_channels, 3, "down", tuple(resample_filter), pads_once=True)
 
         self._add_blocks(block, model_channels, True, residual if encoder_type == "residual" else None)
         channels, size = block_out_channels[0], sample_size
@@ -113,11 +100,10 @@ class SongUNet(EDMNetwork):
         self.dec[f"{size}x{size}_aux_conv"] = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def _embedding(self, timesteps: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor | None) -> torch.Tensor:
-        if self.config.embedding_type == "positional":
-            embedding = frequencies_embedding(timesteps, self.frequencies, sine_first=True)
+        if self.map_noise is None:
+            embedding = sinusoidal_embedding(timesteps, self.map_layer0.in_features).to(dtype)
         else:
-            embedding = frequencies_embedding(timesteps, 2 * math.pi * self.map_noise.freqs, sine_first=True)
-        embedding = embedding.to(dtype)
+            embedding = self.map_noise(timesteps).to(dtype)
         if self.map_label is not None and classes is not None:
             embedding = embedding + self.map_label(classes * math.sqrt(self.map_label.in_features))
         embedding = functional.silu(self.map_layer0(embedding))
@@ -165,7 +151,6 @@ class DhariwalUNet(EDMNetwork):
         self._check_size()
         self.gradient_checkpointing = False
         embedding_dim = 4 * model_channels
-        self.register_buffer("frequencies", geometric_frequencies(model_channels, with_last=False), persistent=False)
         self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(model_channels, embedding_dim)
         self.map_layer1 = nn.Linear(embedding_dim, embedding_dim)
@@ -190,7 +175,8 @@ class DhariwalUNet(EDMNetwork):
         self.out_conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def _embedding(self, timesteps: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor | None) -> torch.Tensor:
-        embedding = frequencies_embedding(timesteps, self.frequencies, sine_first=False).to(dtype)
+        channels = self.map_layer0.in_features
+        embedding = sinusoidal_embedding(timesteps, channels, with_last=False, sine_first=False).to(dtype)
         embedding = self.map_layer1(functional.silu(self.map_layer0(embedding)))
         if self.map_label is not None and classes is not None:
             embedding = embedding + self.map_label(classes)

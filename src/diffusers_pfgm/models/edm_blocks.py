@@ -5,8 +5,6 @@ The names of the modules are those of EDM's published networks, so that their we
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -25,7 +23,8 @@ class ResamplingConv(nn.Module):
         kernel: the size of the convolution's kernel, 1 or 3; 0 to resample only.
         resample: "up", "down" or None.
         resample_filter: the low-pass filter in one dimension, normalized here.
-        filter_last: whether the filter of "down" follows the convolution.
+        pads_once: whether "down" pads the image for the filter and the convolution at once, as in NCSN++, instead of
+            padding the filtered image again. Defaults to False.
     """
 
     def __init__(
@@ -35,11 +34,11 @@ class ResamplingConv(nn.Module):
         kernel: int,
         resample: str | None = None,
         resample_filter: tuple[int, ...] = (1, 1),
-        filter_last: bool = False,
+        pads_once: bool = False,
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.filter_last = filter_last
+        self.pads_once = pads_once
         self.padding = kernel // 2
         self.margin = (len(resample_filter) - 1) // 2
         self.weight: torch.Tensor | None = None
@@ -53,17 +52,17 @@ class ResamplingConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, out_channels, H', W') for x (B, in_channels, H, W)."""
+        channels = x.shape[1]
+        stride, padding = 1, self.padding
         if self.resample == "up":
             taps = self._taps(4 * self.low_pass, x)
-            x = functional.conv_transpose2d(x, taps, stride=2, padding=self.margin, groups=x.shape[1])
-        if self.resample == "down" and not self.filter_last:
-            x = functional.conv2d(x, self._taps(self.low_pass, x), stride=2, padding=self.margin, groups=x.shape[1])
-        if self.weight is not None:
-            padding = self.padding + (self.margin if self.filter_last else 0)
-            x = functional.conv2d(x, self.weight, self.bias, padding=padding)
-        if self.resample == "down" and self.filter_last:
-            x = functional.conv2d(x, self._taps(self.low_pass, x), stride=2, groups=x.shape[1])
-        return x
+            x = functional.conv_transpose2d(x, taps, stride=2, padding=self.margin, groups=channels)
+        elif self.resample == "down" and self.pads_once:
+            x = functional.conv2d(x, self._taps(self.low_pass, x), padding=self.margin + padding, groups=channels)
+            stride, padding = 2, 0
+        elif self.resample == "down":
+            x = functional.conv2d(x, self._taps(self.low_pass, x), stride=2, padding=self.margin, groups=channels)
+        return x if self.weight is None else functional.conv2d(x, self.weight, self.bias, stride, padding)
 
     @staticmethod
     def _taps(low_pass: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -141,16 +140,3 @@ class EDMBlock(nn.Module):
         attended = functional.scaled_dot_product_attention(query, key, value)
         result: torch.Tensor = self.proj(attended.transpose(2, 3).reshape(x.shape))
         return result
-
-
-def frequencies_embedding(values: torch.Tensor, frequencies: torch.Tensor, sine_first: bool) -> torch.Tensor:
-    """The sines and cosines (B, 2 F) of values (B,) times frequencies (F,)."""
-    angles = values[:, None] * frequencies.to(values.dtype)
-    parts = (angles.sin(), angles.cos()) if sine_first else (angles.cos(), angles.sin())
-    return torch.cat(parts, dim=1)
-
-
-def geometric_frequencies(dim: int, with_last: bool) -> torch.Tensor:
-    """The frequencies (dim/2,) from 1 down to 1/10,000, which is included if `with_last`."""
-    count = dim // 2
-    return torch.exp(-math.log(10_000.0) * torch.arange(count, dtype=torch.float32) / (count - with_last))

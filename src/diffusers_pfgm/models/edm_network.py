@@ -14,17 +14,18 @@ from torch import nn
 from torch.nn import functional
 
 from .edm_blocks import EDMBlock
+from .noise_embedding import FLOAT32_BUFFERS
 
 
 class EDMNetwork(ModelMixin, ConfigMixin):
     """Base class of `SongUNet` and `DhariwalUNet`."""
 
     _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules = FLOAT32_BUFFERS
     _no_split_modules = ["EDMBlock"]
     config: Any
     map_label: nn.Linear | None
     map_augment: nn.Linear | None
-    frequencies: torch.Tensor
     gradient_checkpointing: bool
 
     def _check_size(self) -> None:

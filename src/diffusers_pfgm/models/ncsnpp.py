@@ -1,14 +1,15 @@
-"""DDPM++, the network of the published PFGM models and of score-based SDE models.
+"""DDPM++ and NCSN++, the networks of PFGM and of score-based SDE models.
 
 The architecture is that of arXiv 2011.13456 (appendix H): residual blocks of BigGAN (arXiv 1809.11096) with group
 normalization, which add the embedding of the noise level after their first convolution, resample inside, and divide the
-sum with their input by √2; self-attention at chosen resolutions; and a U-Net of them. PFGM (arXiv 2209.11178, appendix
-D.1) uses it with z as the noise level and one output channel more, whose spatial mean is the z component of the field.
+sum with their input by √2; self-attention at chosen resolutions; and a U-Net of them. NCSN++ also resamples with a
+low-pass filter, embeds ln σ by Fourier features, and adds smaller images to the features. PFGM (arXiv 2209.11178,
+appendix D.1) uses DDPM++ with z as the noise level and one output channel more, whose spatial mean is the z component
+of the field.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,68 +19,15 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 from torch.nn import functional
 
-EPSILON = 1e-6  # of the group normalization
-MAX_PERIOD = 10_000.0  # of the embedding of the noise level
+from .edm_blocks import group_norm
+from .ncsnpp_blocks import EPSILON, InputResidual, InputSkip, OutputSkip, ResidualBlock, SelfAttention
+from .noise_embedding import FLOAT32_BUFFERS, RandomFrequencies, sinusoidal_embedding
 
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=EPSILON)
-
-
-class ResidualBlock(nn.Module):
-    """A residual block of BigGAN, which may halve or double the resolution.
-
-    Args:
-        in_channels, out_channels: the number of channels before and after.
-        embedding_dim: the size of the embedding of the noise level.
-        resample: "down" to average over 2 × 2 pixels, "up" to repeat each pixel, None to keep the resolution.
-        dropout: the probability of dropout before the second convolution.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, embedding_dim: int, resample: str | None, dropout: float
-    ) -> None:
-        super().__init__()
-        self.resample = resample
-        self.norm1 = _group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.embedding = nn.Linear(embedding_dim, out_channels)
-        self.norm2 = _group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        has_shortcut = in_channels != out_channels or resample is not None
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if has_shortcut else nn.Identity()
-
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """Return (B, out_channels, H', W') for x (B, in_channels, H, W) and the embedding (B, embedding_dim)."""
-        h = functional.silu(self.norm1(x))
-        h, x = (_resample(each, self.resample) for each in (h, x))
-        h = self.conv1(h) + self.embedding(functional.silu(embedding))[:, :, None, None]
-        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
-        return (self.shortcut(x) + h) / math.sqrt(2)
-
-
-class SelfAttention(nn.Module):
-    """Self-attention of all pixels with one head.
-
-    Args:
-        channels: the number of channels.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _group_norm(channels)
-        self.query, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (B, C, H, W) for x (B, C, H, W)."""
-        h = self.norm(x).flatten(2).transpose(1, 2)
-        h = functional.scaled_dot_product_attention(self.query(h), self.key(h), self.value(h))
-        return (x + self.out(h).transpose(1, 2).reshape(x.shape)) / math.sqrt(2)
+INPUT_PYRAMIDS = {"none": None, "input_skip": InputSkip, "residual": InputResidual}
 
 
 class NCSNpp(ModelMixin, ConfigMixin):
-    """DDPM++ of score-based SDE models and PFGM, called like `UNet2DModel`.
+    """DDPM++ and NCSN++ of score-based SDE models and PFGM, called like `UNet2DModel`.
 
     Args:
         sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
@@ -89,9 +37,19 @@ class NCSNpp(ModelMixin, ConfigMixin):
         layers_per_block: residual blocks of each level on the way down; one more on the way up. Defaults to 4.
         attn_resolutions: heights of the images that are followed by self-attention. Defaults to (16,).
         dropout: probability of dropout. Defaults to 0.1.
+        fir: whether resampling uses the low-pass filter (1, 3, 3, 1). Defaults to False, as in DDPM++.
+        progressive_input: "residual" to add the downsampled image at each level, with a convolution whose output is
+            downsampled in turn; "input_skip" to add a linear projection of it; "none", the default, for neither.
+        progressive: "output_skip" for an output that is the sum of upsampled images from each level; "none", the
+            default, for the output of the last level.
+        embedding_type: "positional", the default, for sines of σ, or "fourier" for random Fourier features of ln σ.
+        timestep_scale: the factor of the timestep before its embedding. Defaults to 1; 0.5 for a network whose noise
+            levels in training were relative to images in [0, 1].
+        output_scale: the factor of the output. Defaults to 1; -1 for a network that was trained to predict −ε.
 
     Raises:
-        ValueError: if `sample_size` cannot be halved as often as there are levels.
+        ValueError: if an option is unknown, `sample_size` cannot be halved as often as there are levels, or
+            `progressive_input` or `progressive` is used without `fir`.
 
     Examples:
         >>> import torch
@@ -101,6 +59,7 @@ class NCSNpp(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules = FLOAT32_BUFFERS
     _no_split_modules = ["ResidualBlock", "SelfAttention"]
     config: Any
 
@@ -114,53 +73,82 @@ class NCSNpp(ModelMixin, ConfigMixin):
         layers_per_block: int = 4,
         attn_resolutions: tuple[int, ...] = (16,),
         dropout: float = 0.1,
+        fir: bool = False,
+        progressive_input: str = "none",
+        progressive: str = "none",
+        embedding_type: str = "positional",
+        timestep_scale: float = 1.0,
+        output_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        levels = len(block_out_channels)
-        if sample_size % 2 ** (levels - 1):
-            raise ValueError(
-                f"`sample_size` must be a multiple of {2 ** (levels - 1)} for {levels} levels, but is {sample_size}. "
-                "Use fewer `block_out_channels` or another size."
-            )
+        self._check_options()
         self.gradient_checkpointing = False
+        levels = len(block_out_channels)
         width = block_out_channels[0]
         embedding_dim = 4 * width
-        self.time_embedding = nn.ModuleList([nn.Linear(width, embedding_dim), nn.Linear(embedding_dim, embedding_dim)])
+        self.fourier = RandomFrequencies(width) if embedding_type == "fourier" else None
+        noise_dim = width if self.fourier is None else 2 * width
+        self.time_embedding = nn.ModuleList(
+            [nn.Linear(noise_dim, embedding_dim), nn.Linear(embedding_dim, embedding_dim)]
+        )
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
 
-        def block(in_channels: int, out_channels: int, resample: str | None = None) -> ResidualBlock:
-            return ResidualBlock(in_channels, out_channels, embedding_dim, resample, dropout)
+        def stage(in_channels: int, out_channels: int, attends: bool = False, resample: str | None = None) -> Any:
+            block = ResidualBlock(in_channels, out_channels, embedding_dim, resample, dropout, fir)
+            return nn.ModuleList([block, SelfAttention(out_channels)] if attends else [block])
 
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.input_pyramid, self.output_pyramid = nn.ModuleList(), nn.ModuleList()
         skips = [width]
-        channels, size = width, sample_size
+        channels, image_channels, size = width, in_channels, sample_size
+        add_image = INPUT_PYRAMIDS[progressive_input]
         for level, out in enumerate(block_out_channels):
             for _ in range(layers_per_block):
-                self.down.append(self._stage(block(channels, out), size in attn_resolutions))
+                self.down.append(stage(channels, out, size in attn_resolutions))
                 channels = out
                 skips.append(channels)
             if level < levels - 1:
-                self.down.append(self._stage(block(channels, channels, "down"), False))
+                self.down.append(stage(channels, channels, resample="down"))
                 size //= 2
                 skips.append(channels)
-        self.middle.extend(
-            [self._stage(block(channels, channels), True), self._stage(block(channels, channels), False)]
-        )
+                if add_image is not None:
+                    self.input_pyramid.append(add_image(image_channels, channels))
+                    image_channels = channels if progressive_input == "residual" else in_channels
+        self.middle.extend([stage(channels, channels, True), stage(channels, channels)])
         for level, out in reversed([*enumerate(block_out_channels)]):
             for index in range(layers_per_block + 1):
                 attends = index == layers_per_block and size in attn_resolutions
-                self.up.append(self._stage(block(channels + skips.pop(), out), attends))
+                self.up.append(stage(channels + skips.pop(), out, attends))
                 channels = out
+            if progressive == "output_skip":
+                self.output_pyramid.append(OutputSkip(channels, out_channels))
             if level:
-                self.up.append(self._stage(block(channels, channels, "up"), False))
+                self.up.append(stage(channels, channels, resample="up"))
                 size *= 2
-        self.norm_out = _group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        if progressive == "none":
+            self.norm_out = group_norm(channels, EPSILON)
+            self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
 
-    @staticmethod
-    def _stage(block: ResidualBlock, attends: bool) -> nn.ModuleList:
-        channels = block.conv2.out_channels
-        return nn.ModuleList([block, SelfAttention(channels)] if attends else [block])
+    def _check_options(self) -> None:
+        config = self.config
+        for name, allowed in (
+            ("progressive_input", (*INPUT_PYRAMIDS,)),
+            ("progressive", ("none", "output_skip")),
+            ("embedding_type", ("positional", "fourier")),
+        ):
+            if config[name] not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, but is {config[name]!r}.")
+        if not config.fir and (config.progressive_input, config.progressive) != ("none", "none"):
+            raise ValueError(
+                f"`progressive_input` = {config.progressive_input!r} and `progressive` = {config.progressive!r} "
+                "resample images with the low-pass filter, but `fir` is False. Set `fir=True`."
+            )
+        levels = len(config.block_out_channels)
+        if config.sample_size % 2 ** (levels - 1):
+            raise ValueError(
+                f"`sample_size` must be a multiple of {2 ** (levels - 1)} for {levels} levels, but is "
+                f"{config.sample_size}. Use fewer `block_out_channels` or another size."
+            )
 
     def forward(
         self,
@@ -172,30 +160,47 @@ class NCSNpp(ModelMixin, ConfigMixin):
 
         Args:
             sample: x, (B, C, H, W), in data units.
-            timestep: z, a number, () or (B,).
+            timestep: z or σ, a number, () or (B,); positive with Fourier features.
             return_dict: whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
             (B, C', H, W), with C' = `out_channels`.
         """
-        width = self.config.block_out_channels[0]
         timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
-        embedding = sinusoidal_embedding(timesteps, width).to(sample.dtype)
-        embedding = self.time_embedding[1](functional.silu(self.time_embedding[0](embedding)))
+        embedding = self._embedding(timesteps, sample.dtype)
+        image = sample
         h = self.conv_in(sample)
         skips = [h]
-        for stage in self.down:
+        smaller_images = iter(self.input_pyramid)
+        down: Any = self.down
+        for stage in down:
             h = self._run(stage, h, embedding)
+            if self.input_pyramid and stage[0].resample:
+                image, h = next(smaller_images)(image, h)
             skips.append(h)
         for stage in self.middle:
             h = self._run(stage, h, embedding)
+        output = None
+        images = iter(self.output_pyramid)
         up: Any = self.up
         for stage in up:
             if stage[0].resample is None:
                 h = torch.cat([h, skips.pop()], dim=1)
+            elif self.output_pyramid:
+                output = next(images)(h, output)
             h = self._run(stage, h, embedding)
-        output = self.conv_out(functional.silu(self.norm_out(h)))
+        output = next(images)(h, output) if self.output_pyramid else self.conv_out(functional.silu(self.norm_out(h)))
+        if self.config.output_scale != 1:
+            output = self.config.output_scale * output
         return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    def _embedding(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        timesteps = self.config.timestep_scale * timesteps
+        if self.fourier is None:
+            embedding = sinusoidal_embedding(timesteps, self.config.block_out_channels[0])
+        else:
+            embedding = self.fourier(timesteps.log())
+        return self.time_embedding[1](functional.silu(self.time_embedding[0](embedding.to(dtype))))
 
     def _run(self, stage: Any, h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Run a residual block and the attention after it, if any."""
@@ -207,18 +212,3 @@ class NCSNpp(ModelMixin, ConfigMixin):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return torch.utils.checkpoint.checkpoint(run, h, embedding, use_reentrant=False)
         return run(h, embedding)
-
-
-def sinusoidal_embedding(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """The sines and cosines (B, dim) of values (B,), with frequencies from 1 to 1/10,000 (arXiv 1706.03762)."""
-    exponents = torch.linspace(0, -math.log(MAX_PERIOD), dim // 2, device=values.device)
-    angles = values[:, None] * exponents.exp()
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def _resample(x: torch.Tensor, resample: str | None) -> torch.Tensor:
-    if resample == "down":
-        return functional.avg_pool2d(x, 2)
-    if resample == "up":
-        return functional.interpolate(x, scale_factor=2.0, mode="nearest")
-    return x

@@ -31,13 +31,21 @@ def check_inputs(
         output_type: one of `OUTPUT_TYPES`.
 
     Raises:
-        ValueError: if the scheduler belongs to another field than the `ChargeField`, if the network's output channels
-            are not those of the prediction type, if `output_type` is unknown or impossible for the data's shape, if
-            `latents` has another shape than the network's or is not finite, or as in `latents_shape`.
+        ValueError: if the scheduler belongs to another field than the `ChargeField`, if the network has condition
+            channels, if its output channels are not those of the prediction type, if `output_type` is unknown or
+            impossible for the data's shape, if `latents` has another shape than the network's or is not finite, or as
+            in `latents_shape`.
     """
     parameterization = flow.parameterization
     channels = config.in_channels
     check_field_config(config, flow)
+    data_channels = config.out_channels - parameterization.output_channels(0)
+    if config.out_channels < channels and 0 < data_channels < channels:
+        raise ValueError(
+            f"`unet` has {channels} input channels and predicts {data_channels}, so the other "
+            f"{channels - data_channels} are condition channels, such as a measured image, which this pipeline does "
+            "not supply. Sample in a loop of `scheduler.step`, and concatenate the condition to the network's input."
+        )
     if not parameterization.allows_channels(config.out_channels, channels):
         raise ValueError(
             f"`unet` returns {config.out_channels} channels for {channels}, but prediction_type "

@@ -14,14 +14,10 @@ from safetensors.torch import load_file
 from ...models import edm, ncsnpp
 from .presets import read_configuration
 from .restricted_pickle import check_archive, read_pickle, state_dict_of
+from .score_sde import is_averaged, rename_score_sde
 
 CLASSES = {"NCSNpp": ncsnpp.NCSNpp, "SongUNet": edm.SongUNet, "DhariwalUNet": edm.DhariwalUNet}
 SHOWN = 5  # keys that an error message lists
-
-# The names of PFGM's code for the parts of a residual block and of self-attention.
-BLOCK = {"GroupNorm_0": "norm1", "Conv_0": "conv1", "Dense_0": "embedding", "GroupNorm_1": "norm2"}
-BLOCK |= {"Conv_1": "conv2", "Conv_2": "shortcut"}
-ATTENTION = {"GroupNorm_0": "norm", "NIN_0": "query", "NIN_1": "key", "NIN_2": "value", "NIN_3": "out"}
 
 
 @dataclass
@@ -38,10 +34,11 @@ class Conversion:
 
 
 def convert_checkpoint(checkpoint: str | Path, config: str, raw: bool = False) -> Conversion:
-    """Convert a checkpoint of PFGM's, PFGM++'s or EDM's authors.
+    """Convert a checkpoint of the authors of PFGM, score-based SDE models, PFGM++ or EDM.
 
     Args:
-        checkpoint: the `.pth` of PFGM's code, the `.pkl` of EDM's or PFGM++'s, or a state dict as `.safetensors`.
+        checkpoint: the `.pth` of PFGM's or score_sde's code, the `.pkl` of EDM's or PFGM++'s, or a state dict as
+            `.safetensors`.
         config: the name of a preset, or a JSON file, see `presets.read_configuration`.
         raw: whether to take the weights of the last training step instead of their average, from a `.pth`.
 
@@ -56,11 +53,11 @@ def convert_checkpoint(checkpoint: str | Path, config: str, raw: bool = False) -
     network = CLASSES[name](**options)
     if raw and path.suffix != ".pth":
         raise ValueError(
-            f"`--raw` is for a .pth of PFGM's code, which holds two kinds of weights, not for {path.name}."
+            f"`--raw` is for a .pth of PFGM or score_sde, which holds two kinds of weights, not for {path.name}."
         )
     tensors = _read(path, raw)
     if name == "NCSNpp":
-        tensors = _rename_ncsnpp(tensors, network)
+        tensors = rename_score_sde(tensors, network)
     else:
         tensors = {
             key.removeprefix("model."): value
@@ -92,39 +89,16 @@ def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
     except Exception as error:  # zip, pickle and torch each raise their own
         raise ValueError(f"{path} was not read: {type(error).__name__}: {error}.") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
-        raise ValueError(f"{path} has no weights under 'model', so it is not a checkpoint of PFGM's code.")
+        raise ValueError(f"{path} has no weights under 'model', so it is no checkpoint of PFGM or score_sde.")
     tensors = {key.removeprefix("module."): value for key, value in content["model"].items()}
     if raw:
         return tensors
-    # The averages are a list in the order of the parameters, without the buffer `sigmas`.
-    names = [key for key in tensors if key != "sigmas"]
+    # The averages are a list in the order of the parameters that are trained.
+    names = [key for key in tensors if is_averaged(key)]
     averages = content.get("ema", {}).get("shadow_params")
     if not isinstance(averages, list) or len(averages) != len(names):
         raise ValueError(f"{path} has no average of all {len(names)} weights under 'ema'. Pass `--raw`.")
-    return dict(zip(names, averages, strict=True))
-
-
-def _rename_ncsnpp(tensors: Mapping[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
-    """Rename the tensors of PFGM's code, whose modules are numbered in the order in which they run."""
-    stages = [*network.down, *network.middle, *network.up]
-    modules = [*network.time_embedding, network.conv_in, *(module for stage in stages for module in stage)]
-    modules += [network.norm_out, network.conv_out]
-    names = {id(module): name for name, module in network.named_modules()}
-    renamed = {}
-    for key, tensor in tensors.items():
-        _, _, rest = key.partition("all_modules.")
-        number, _, inner = rest.partition(".")
-        if not number.isdecimal() or int(number) >= len(modules):
-            if key != "sigmas":
-                renamed[key] = tensor  # `_check_match` names it
-            continue
-        module = modules[int(number)]
-        part, _, leaf = inner.rpartition(".")
-        if leaf in ("W", "b"):  # a linear layer that multiplies from the other side
-            tensor, leaf = (tensor.T, "weight") if leaf == "W" else (tensor, "bias")
-        parts = ATTENTION if isinstance(module, ncsnpp.SelfAttention) else BLOCK
-        renamed[".".join(filter(None, [names[id(module)], parts.get(part, part), leaf]))] = tensor
-    return renamed
+    return tensors | dict(zip(names, averages, strict=True))
 
 
 def _check_match(path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -26,14 +26,19 @@ def main(description: str | None, argv: list[str] | None = None) -> None:
     """
     parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="a .pth of PFGM, a .pkl of PFGM++ or EDM, or a .safetensors")
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a .pth of PFGM or score_sde, a .pkl of PFGM++ or EDM, or a .safetensors",
+    )
     add("--config", required=True, help=f"a JSON file, or one of {', '.join(PRESETS)}")
     add("--output_dir", type=Path, required=True, help="folder of the pipeline")
     add("--raw", action="store_true", help="the weights of the last step of a .pth instead of their average")
     add(
         "--aug_dim",
         type=number(0, or_infinity=True),
-        help="D of a network of PFGM++; infinity by default, as for EDM. PFGM has 1",
+        help="D of a network of PFGM++; infinity by default, as for EDM. PFGM has 1, score_sde infinity",
     )
     args = parser.parse_args(argv)
     if args.output_dir.exists() and any(args.output_dir.iterdir()):
@@ -42,8 +47,9 @@ def main(description: str | None, argv: list[str] | None = None) -> None:
     options = conversion.scheduler_options
     if "sigma_data" in options:
         options |= {"aug_dim": None if args.aug_dim in (None, math.inf) else args.aug_dim}
-    elif args.aug_dim not in (None, 1):
-        raise ValueError(f"`--aug_dim` is {args.aug_dim:g}, but PFGM has D = 1. Leave it out.")
+    elif args.aug_dim not in (None, options.get("aug_dim", 1) or math.inf):
+        trained = "PFGM has D = 1" if "aug_dim" not in options else "a network of the VE or VP SDE has D = inf"
+        raise ValueError(f"`--aug_dim` is {args.aug_dim:g}, but {trained}. Leave it out.")
     pipe = PFGMPipeline(conversion.network, PoissonFlowScheduler(**options))
     pipe.save_pretrained(args.output_dir)
     print(f"{conversion.network.num_parameters():,} parameters, saved to {args.output_dir}")

@@ -26,6 +26,7 @@ from diffusers_pfgm.examples.classifier import (
     train_classifier,
 )
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
+from diffusers_pfgm.metrics.nearest_neighbors import nearest_distances
 from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.training.run.samples import draw_samples
@@ -72,18 +73,12 @@ def main(argv: list[str] | None = None) -> None:
     distance = FrechetDistance(classifier[:-2], images)  # without dropout and the last layer
     floor = distance(train_images[: len(samples)])
     print(f"Fréchet distance: {distance(samples * 2 - 1):.1f}, of as many training images {floor:.1f}")
-    nearest = [_nearest(each, train_images) for each in (samples * 2 - 1, images[: len(samples)])]
+    compared = (samples * 2 - 1, images[: len(samples)])
+    nearest = [nearest_distances(each, train_images)[0].mean() for each in compared]
     print(f"Distance to the nearest training image: {nearest[0]:.2f}, of as many test images {nearest[1]:.2f}")
     rows = samples.view(len(id2label), args.per_class, *samples.shape[1:])[:, :NUM_SHOWN].flatten(0, 1)
     image_grid(rows, scale=max(1, 64 // resolution), columns=min(NUM_SHOWN, args.per_class)).save(args.output)
     print(f"Grid with a row for each class: {args.output}")
-
-
-def _nearest(images: torch.Tensor, train_images: torch.Tensor) -> float:
-    """The mean over images of the distance to the nearest training image."""
-    flat = train_images.flatten(1)
-    nearest = [torch.cdist(part.flatten(1), flat).amin(1) for part in images.split(100)]
-    return torch.cat(nearest).mean().item()
 
 
 if __name__ == "__main__":

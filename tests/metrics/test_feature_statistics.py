@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from diffusers_pfgm.metrics.feature_statistics import FeatureStatistics, frechet_distance
+from diffusers_pfgm.metrics import FeatureStatistics, frechet_distance
 from tests.networks import seeded
 
 

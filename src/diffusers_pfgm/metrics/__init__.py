@@ -1,8 +1,8 @@
 """Measures of the quality of samples, one in each file, and the networks whose features they compare."""
 
 from .feature_networks import load_feature_network
-from .feature_statistics import FeatureStatistics, frechet_distance
-from .frechet_distance import FrechetDistance
+from .feature_statistics import FeatureStatistics
+from .frechet_distance import FrechetDistance, frechet_distance
 from .inception_score import inception_score
 from .kernel_distance import kernel_distance
 from .nearest_neighbors import nearest_distances

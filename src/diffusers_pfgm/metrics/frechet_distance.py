@@ -1,12 +1,41 @@
-"""The Fréchet distance between generated and real images, in the features of a network."""
+"""The Fréchet distance between two sets of images, in the features of a network."""
 
 from __future__ import annotations
 
 import torch
 
-from .feature_statistics import FeatureStatistics, frechet_distance
+from .feature_statistics import FeatureStatistics
 
 BATCH_SIZE = 500  # images whose features are computed at a time
+
+
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """Return the squared Fréchet distance ‖m − m'‖² + tr(C + C' − 2 (C C')^½) of two normal distributions.
+
+    With the features of Inception this is the FID. The trace of the root is computed from the eigenvalues of the
+    symmetric matrix C^½ C' C^½, which are those of C C'.
+
+    Raises:
+        ValueError: if the statistics are of different networks.
+
+    Reference:
+        Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017
+        (arXiv 1706.08500).
+
+    Examples:
+        >>> first, second = (FeatureStatistics(torch.full((2,), m), torch.eye(2)) for m in (0.0, 3.0))
+        >>> frechet_distance(first, second)
+        18.0
+    """
+    names = {each.network for each in (first, second)} - {None}
+    if len(names) > 1 or first.mean.shape != second.mean.shape:
+        described = [f"{len(each.mean)} features of {each.network or 'an unknown network'}" for each in (first, second)]
+        raise ValueError(f"Only features of one network can be compared, but these are {' and '.join(described)}.")
+    values, vectors = torch.linalg.eigh(first.covariance.double())
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    common = torch.linalg.eigvalsh(root @ second.covariance.double() @ root).clamp_min(0).sqrt().sum()
+    traces = first.covariance.trace() + second.covariance.trace()
+    return float((first.mean - second.mean).double().square().sum() + traces - 2 * common)
 
 
 class FrechetDistance:

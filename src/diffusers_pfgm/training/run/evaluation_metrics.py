@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ...metrics.feature_statistics import FeatureStatistics, frechet_distance
+from ...metrics.feature_statistics import FeatureStatistics
+from ...metrics.frechet_distance import frechet_distance
 from ...metrics.inception_score import inception_score
 from ...metrics.kernel_distance import kernel_distance
 from ...metrics.nearest_neighbors import nearest_distances

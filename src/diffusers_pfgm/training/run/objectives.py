@@ -76,8 +76,8 @@ def make_objective(
         return FieldObjective(values, args.gamma, args.sigma_data), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
     options: dict[str, Any] = {"aug_dim": aug_dim, "prediction_type": args.prediction_type}
-    p_mean, p_std = EDM_P_MEAN, EDM_P_STD
     if aug_dim is None or args.preconditioning == "edm":
+        p_mean, p_std = EDM_P_MEAN, EDM_P_STD
         options |= {"sigma_data": args.sigma_data, "sigma_min": EDM_SIGMA_MIN, "sigma_max": EDM_SIGMA_MAX}
     else:
         statistics = broadcast_from_main(images.statistics())

@@ -147,16 +147,18 @@ def make_tuning_task(
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    frozen = _frozen_denoiser(unet, scheduler, 0 if classes and null_class is None else null_class, accelerator)
+    # Guidance needs the untuned network during the whole run, the check only before it.
+    network = unet if args.guidance_scale == 1 else copy.deepcopy(unet).requires_grad_(False).eval()
+    denoise = _denoiser(network, scheduler, 0 if classes and null_class is None else null_class, accelerator)
     shape = (data.images.channels, args.resolution, args.resolution)
-    _check_prediction(frozen, scheduler, shape, statistics, args.model)
+    _check_prediction(denoise, scheduler, shape, statistics, args.model)
     objective = ConsistencyObjective(
         tuned.parameterization,
         sigma_max,
         std,
         aug_dim,
         args.guidance_scale,
-        None if args.guidance_scale == 1 else frozen,
+        None if args.guidance_scale == 1 else denoise,
         null_class,
     )
     description = (
@@ -197,11 +199,10 @@ def _check_prediction(
         )
 
 
-def _frozen_denoiser(
+def _denoiser(
     unet: UNet2DModel, scheduler: PoissonFlowScheduler, label: int | None, accelerator: Accelerator
 ) -> Denoise:
-    """Return x̂ of a copy of the network, with one class label for all samples, or without classes for None."""
-    frozen = copy.deepcopy(unet).requires_grad_(False).eval()
+    """Return x̂ of the network, with one class label for all samples, or without classes for None."""
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         x = x.to(accelerator.device)
@@ -209,7 +210,7 @@ def _frozen_denoiser(
         if label is not None:
             labels["class_labels"] = torch.full((len(x),), label, device=x.device)
         with accelerator.autocast():
-            return Denoiser(frozen, scheduler.parameterization, **labels)(x, sigma)
+            return Denoiser(unet, scheduler.parameterization, **labels)(x, sigma)
 
     return denoise
 

@@ -88,6 +88,11 @@ class InceptionFeatures(torch.nn.Module):
                 f"torch-fidelity cannot be imported: {one_line(error)}. Install the torchvision of your torch build."
             ) from error
         try:
+            # torch-fidelity loads the file without `weights_only`, so it is loaded with it first.
+            if weights is None:
+                torch.hub.load_state_dict_from_url(INCEPTION_URL, check_hash=True, weights_only=True)
+            else:
+                torch.load(weights, map_location="cpu", weights_only=True)
             self.network: Any = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], None if weights is None else str(weights)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -18,6 +19,14 @@ if TYPE_CHECKING:  # pytest's own process imports this file, and needs none of t
     import torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+gc.disable()  # until all modules are imported, which make a million objects and no garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # collections during the tests need not visit what is imported
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # pytest's own process imports this file, and needs none of t
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-gc.disable()  # until all modules are imported, which make a million objects and no garbage
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("dist", "no") == "no":  # the process imports the tests itself
+        gc.disable()  # imports make a million objects and no garbage
 
 
 def pytest_collection_finish() -> None:

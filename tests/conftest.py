@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -18,6 +19,16 @@ if TYPE_CHECKING:  # pytest's own process imports this file, and needs none of t
     import torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("dist", "no") == "no":  # the process imports the tests itself
+        gc.disable()  # imports make a million objects and no garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # collections during the tests need not visit what is imported
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

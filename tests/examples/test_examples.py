@@ -86,9 +86,11 @@ def test_swap_solver(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_quality_against_calls(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_layout: None
 ) -> None:
     monkeypatch.setattr("diffusers_pfgm.solvers.step_search.EVALUATIONS", 1)
+    for steps in ("FINE_STEPS", "REFERENCE_STEPS"):  # of 512 field lines
+        monkeypatch.setattr(f"diffusers_pfgm.schedulers.fit_sigmas.{steps}", 10)
     output, data, tuned = tmp_path / "quality.png", tmp_path / "digits.parquet", tmp_path / "tuned"
     write_parquet(split_digits()[1][:20], data)
     pipe = PFGMPipeline.from_pretrained(model)

@@ -71,7 +71,14 @@ def test_control_has_the_noise_levels_of_one_augmented_dimension() -> None:
     assert std == pytest.approx((1.3**2 + logs.var().item()) ** 0.5, abs=0.02)
 
 
-def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_layout: None
+) -> None:
+    example = load_script("quality_against_aug_dim")
+    train_classifier = example.train_classifier
+    # The distances of untrained networks are only compared with the table, so a roughly trained classifier is enough.
+    monkeypatch.setattr(example, "train_classifier", lambda *args, epochs: train_classifier(*args, epochs=4))
+    monkeypatch.setattr(example, "ROBUSTNESS_CALLS", 3)
     trained: list[dict[str, str]] = []
 
     def train(command: list[str], check: bool) -> None:
@@ -83,6 +90,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
         trained.append(options)
         config = UNet2DModel.load_config(options["model_config_name_or_path"])
         folder = Path(options["output_dir"])
+        torch.manual_seed(int(options["seed"]))
         unet = UNet2DModel.from_config(config, sample_size=8)
         pipe = PFGMPipeline(unet, PoissonFlowScheduler(prediction_type="sample"))
         pipe.save_pretrained(folder)
@@ -104,7 +112,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     ]
     options += ["--calls", "2", "--noises", "0.2", "--bits", "4", "--output_dir", str(tmp_path)]
     for seeds in (["0"], ["0", "1"]):
-        load_script("quality_against_aug_dim").main([*options, "--seeds", *seeds])
+        example.main([*options, "--seeds", *seeds])
     names = [(each["preconditioning"], each["aug_dim"], each["seed"]) for each in trained]
     assert names[:4] == [("student_t", "1.0", "0"), ("edm", "inf", "0"), ("edm", "1.0", "0"), ("edm", "inf", "0")]
     assert [seed for *_, seed in names[4:]] == ["1"] * 4  # those of seed 0 are kept
@@ -118,7 +126,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     first = json.loads((tmp_path / "student_t-D1-width8-seed0" / "distances.json").read_text())
     second = json.loads((tmp_path / "student_t-D1-width8-seed1" / "distances.json").read_text())
     with pytest.raises(SystemExit, match="max_train_steps was 2 and is 3"):
-        load_script("quality_against_aug_dim").main([*options, "--max_train_steps", "3"])
+        example.main([*options, "--max_train_steps", "3"])
     mean = (first["2 calls"] + second["2 calls"]) / 2
     assert f"| student_t | 8 | 1 | {mean:.1f} ± " in table
     assert Image.open(tmp_path / "quality-against-aug-dim.png").width > 900

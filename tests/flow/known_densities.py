@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from diffusers_pfgm import ChargeField, PoissonFlow, PoissonFlowScheduler, PoissonKernel
+from diffusers_pfgm import ChargeField, PoissonFlow, PoissonFlowScheduler, PoissonKernel, posterior_mean
 from tests.networks import seeded
 
 
@@ -16,8 +16,61 @@ def charges_in(dim: int, count: int = 7) -> torch.Tensor:
 def flow_of_charges(
     charges: torch.Tensor, aug_dim: float | None = 1.0, prediction_type: str = "field", **options: Any
 ) -> PoissonFlow:
+    """The exact flow of charges (K, *). For points and "sample" the network is `PosteriorMean`, which is faster."""
     scheduler = PoissonFlowScheduler(aug_dim=aug_dim, prediction_type=prediction_type, **options)
+    if prediction_type == "sample" and charges.ndim == 2:
+        return PoissonFlow(PosteriorMean(charges, aug_dim), scheduler)
     return PoissonFlow(ChargeField(charges, aug_dim, prediction_type), scheduler)
+
+
+class PosteriorMean(torch.nn.Module):
+    """x̂ of charges (K, N), with its Jacobian in closed form: a product with it takes one operation instead of twenty.
+
+    Args:
+        charges: (K, N) charges, in float64.
+        aug_dim: D; None for ∞.
+    """
+
+    dtype = torch.float64
+
+    def __init__(self, charges: torch.Tensor, aug_dim: float | None) -> None:
+        super().__init__()
+        self.charges = charges
+        self.aug_dim = aug_dim
+
+    def jacobian(self, x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """∂x̂/∂x (B, N, N) = Σ p_i (y_i − x̂) ∂ log w_i/∂x with the normalized weights p_i.
+
+        The weights are w_i = (‖x − y_i‖² + Dσ²)^(−(N+D)/2), or exp(−‖x − y_i‖²/2σ²) for D = ∞.
+        """
+        offsets = x.unsqueeze(1) - self.charges
+        squares = offsets.square().sum(2)
+        if self.aug_dim is None:
+            log_weights = -squares / (2 * sigma**2)
+            slopes = -offsets / sigma**2
+        else:
+            power = x.shape[1] + self.aug_dim
+            squares = squares + self.aug_dim * sigma**2
+            log_weights = -power / 2 * squares.log()
+            slopes = -power * offsets / squares.unsqueeze(2)
+        deviations = log_weights.softmax(1).unsqueeze(2) * (self.charges - denoised.unsqueeze(1))
+        return deviations.mT @ slopes
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        return (_WithJacobian.apply(sample, timestep, self),)
+
+
+class _WithJacobian(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, sigma: torch.Tensor, model: PosteriorMean) -> torch.Tensor:
+        denoised = posterior_mean(x, sigma, model.charges, model.aug_dim)
+        if ctx.needs_input_grad[0]:
+            ctx.jacobian = model.jacobian(x, denoised, sigma)
+        return denoised
+
+    @staticmethod
+    def backward(ctx: Any, vector: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return (vector.unsqueeze(1) @ ctx.jacobian).squeeze(1), None, None
 
 
 def density(x: torch.Tensor, charges: torch.Tensor, aug_dim: float | None, sigma: float) -> torch.Tensor:

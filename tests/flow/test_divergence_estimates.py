@@ -5,9 +5,20 @@ from typing import Any
 import pytest
 import torch
 
-from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
-from tests.flow.known_densities import charges_in, density, draw_points, flow_of_charges
+from diffusers_pfgm import ChargeField, PoissonFlow, PoissonFlowScheduler
+from tests.flow.known_densities import PosteriorMean, charges_in, density, draw_points, flow_of_charges
 from tests.networks import make_tiny_unet, seeded
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 2.5, 64.0, None])
+def test_the_jacobian_of_these_tests_is_that_of_the_charge_field(aug_dim: float | None) -> None:
+    charges = charges_in(5)
+    x = draw_points(charges, aug_dim, 0.5, 4).requires_grad_()
+    vector = torch.randn(4, 5, generator=seeded(1), dtype=torch.float64)
+    outputs = ChargeField(charges, aug_dim, "sample")(x, 0.5).sample, PosteriorMean(charges, aug_dim)(x, 0.5)[0]
+    products = [torch.autograd.grad(output, x, vector)[0] for output in outputs]
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*products, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ PUBLIC = {
     "Stable Video Diffusion": SVD,
 }
 # KDPM2 evaluates a Python function for each trained timestep when it is made, which takes 0.3 s for 1000 of them.
-FEW_TIMESTEPS = {"num_train_timesteps": 150}
+FEW_TIMESTEPS = {"num_train_timesteps": 50}
 ODD_OPTIONS = {  # unusual values of all options that one scheduler may pass on to another
     **FEW_TIMESTEPS,
     "beta_schedule": "scaled_linear",

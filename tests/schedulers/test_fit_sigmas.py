@@ -7,12 +7,19 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler, fit_sigmas
 from diffusers_pfgm.plots import plot_sigma_density
+from diffusers_pfgm.schedulers import fit_sigmas as fitting
 from tests.networks import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 
 @pytest.fixture(scope="module")
 def charges() -> torch.Tensor:
     return torch.randn(7, 1, 4, 4, generator=seeded())
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follow field lines in fewer steps, for tests that compare fits with each other."""
+    monkeypatch.setattr(fitting, "FINE_STEPS", 50)
 
 
 def test_a_fit_only_sets_the_knots_of_a_copy(charges: torch.Tensor) -> None:
@@ -46,7 +53,7 @@ def test_a_network_is_called_200_times_with_its_class_labels(charges: torch.Tens
     assert all(passed is class_labels for _, passed in network.calls)
 
 
-def test_a_fit_does_not_depend_on_the_batch_size(charges: torch.Tensor) -> None:
+def test_a_fit_does_not_depend_on_the_batch_size(coarse: None, charges: torch.Tensor) -> None:
     scheduler, labels = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=1.0), torch.arange(7) % 2
     class_labels = torch.tensor([0, 1, 2, 2, 0])
     knots = []
@@ -80,7 +87,7 @@ def test_knots_of_the_ddpm_family_are_within_its_timesteps(charges: torch.Tensor
         fit_sigmas(ExactNetwork(charges, infinite.parameterization), infinite, (1, 4, 4))
 
 
-def test_a_saved_pipeline_keeps_the_knots(tmp_path: Path) -> None:
+def test_a_saved_pipeline_keeps_the_knots(coarse: None, tmp_path: Path) -> None:
     pipe = make_tiny_pipeline()
     pipe.scheduler = fit_sigmas(pipe.unet, pipe.scheduler, (1, 8, 8), seeded(), 2)
     pipe.save_pretrained(tmp_path)

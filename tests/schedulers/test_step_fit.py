@@ -15,6 +15,14 @@ from diffusers_pfgm.solvers import step_search
 from diffusers_pfgm.solvers.multistep import integrate
 from tests.networks import ExactNetwork, make_tiny_unet, seeded
 
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follow field lines in fewer steps, for tests that do not ask how good the spacing is."""
+    monkeypatch.setattr(fitting, "FINE_STEPS", 50)
+    monkeypatch.setattr(fitting, "REFERENCE_STEPS", 30)
+
+
 STEPS = {"sigmas": [40.0, 2.0, 0.3], "aug_dim": 1.0, "num_parameters": 7}
 
 
@@ -47,7 +55,7 @@ def test_only_a_run_of_that_many_steps_uses_them() -> None:
 
 @pytest.mark.parametrize(("gain", "is_kept"), [(0.2, True), (0.01, False), (0.0, False), (-0.2, False)])
 def test_they_are_kept_only_if_they_are_clearly_better(
-    monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor, gain: float, is_kept: bool
+    coarse: None, monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor, gain: float, is_kept: bool
 ) -> None:
     scatter = 0.1 * torch.randn(24, generator=seeded(), dtype=torch.float64)
     scatter -= scatter.mean()
@@ -78,7 +86,10 @@ def test_other_solvers_begin_with_their_own_spacing(
     assert starts[0] < 0.5
 
 
-def test_networks_with_a_beta_schedule_have_searched_steps(digits: torch.Tensor) -> None:
+def test_networks_with_a_beta_schedule_have_searched_steps(
+    coarse: None, monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor
+) -> None:
+    monkeypatch.setattr(step_search, "EVALUATIONS", 5)
     for options in ({}, {"final_sigmas_type": "sigma_min"}, {"solver": "heun"}):
         scheduler = PoissonFlowScheduler(
             None, None, None, "epsilon", beta_schedule="linear", timestep_spacing="trailing", **options
@@ -111,7 +122,7 @@ def test_they_are_saved_with_a_pipeline(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prior", ["plane", "shell", "hemisphere"])
 def test_the_result_does_not_depend_on_the_batch_size(
-    monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor, prior: str
+    coarse: None, monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor, prior: str
 ) -> None:
     monkeypatch.setattr(step_search, "EVALUATIONS", 5)
     monkeypatch.setattr(fitting, "MARGIN", -math.inf)  # keep what the search has found

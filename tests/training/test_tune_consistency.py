@@ -17,7 +17,7 @@ from diffusers_pfgm.training.run.records import read_records
 from diffusers_pfgm.training.run.tuning import main
 from diffusers_pfgm.training.run.tuning_arguments import parse_tuning_args
 from tests.networks import make_smallest_unet, seeded
-from tests.training.launch import ACCELERATE, TORCHRUN
+from tests.training.launch import ACCELERATE, CHEAP_OUTPUTS, TORCHRUN
 from tests.warm_python import WarmPython
 
 SCRIPT = Path(__file__).parents[2] / "training" / "tune_consistency.py"
@@ -122,7 +122,7 @@ def test_two_processes_tune_the_same_model(python: WarmPython, cheap: None, data
     shared = ["--guidance_scale=2", "--max_train_steps=2"]
     tune(base, data, tmp_path / "one", *shared)
     options = options_of(base, data, tmp_path / "two", *shared, "--train_batch_size=8")
-    done = python.run(*TORCHRUN, SCRIPT, *options)
+    done = python.run(*TORCHRUN, CHEAP_OUTPUTS, SCRIPT, *options)
     assert done.returncode == 0, done.stderr
     one, two = (weights(tmp_path / name / "checkpoint-2" / "unet") for name in ("one", "two"))
     assert max((value - two[name]).abs().max().item() for name, value in one.items()) < 1e-5
@@ -131,7 +131,7 @@ def test_two_processes_tune_the_same_model(python: WarmPython, cheap: None, data
 def test_half_precision(python: WarmPython, data: Path, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", classes=True)
     options = options_of(base, data, tmp_path / "tuned", "--mixed_precision=bf16", "--logging_steps=1")
-    done = python.run(SCRIPT, *options, "--guidance_scale=2")
+    done = python.run(CHEAP_OUTPUTS, SCRIPT, *options, "--guidance_scale=2")
     assert done.returncode == 0, done.stderr
     losses = [record["loss"] for record in read_records(tmp_path / "tuned" / "log.jsonl", "train")]
     assert len(losses) == 4 and all(math.isfinite(loss) for loss in losses)
@@ -263,6 +263,7 @@ def test_the_levels_are_fitted_to_images_of_all_classes(
 
     monkeypatch.setattr("diffusers_pfgm.training.run.outputs.fit_levels", fit)
     monkeypatch.setattr("diffusers_pfgm.training.data.training_data.MAX_VALIDATION_IMAGES", 20)
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds at each end of a stream
     monkeypatch.setattr(Outputs, "_save_figure", lambda self, figure, name: None)
     labels = split_labels()[0][:100].sort()
     write_parquet(split_digits()[0][:100][labels.indices], tmp_path / "sorted.parquet", labels.values)

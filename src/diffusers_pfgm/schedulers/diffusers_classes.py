@@ -51,16 +51,19 @@ def class_of_config(config: Mapping[str, Any]) -> type[Any] | None:
     if "_use_default_values" in keys:
         keys = keys[: keys.index("_use_default_values")]
     best: type[Any] | None = None
-    for name in dir(diffusers.schedulers):
-        candidate = class_of_name(name)
-        if candidate is None or candidate is SchedulerMixin:
-            continue
-        names = list(_defaults(candidate))
+    for candidate, names in _scheduler_classes():
         longest = 0 if best is None else len(_defaults(best))
         # Schedulers with equal options differ in the network calls per step only. Prefer one call per step.
         if keys[: len(names)] == names and (len(names) > longest or (len(names) == longest and candidate.order == 1)):
             best = candidate
     return best
+
+
+@functools.cache
+def _scheduler_classes() -> list[tuple[type[Any], list[str]]]:
+    """All scheduler classes of diffusers, each with the names of its options in the order of their declaration."""
+    classes = (class_of_name(name) for name in dir(diffusers.schedulers))
+    return [(each, list(_defaults(each))) for each in classes if each is not None and each is not SchedulerMixin]
 
 
 def options_of(config: Mapping[str, Any], scheduler_class: type[Any]) -> dict[str, Any]:

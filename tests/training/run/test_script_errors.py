@@ -12,15 +12,16 @@ from diffusers_pfgm.training.run import script_errors
 from diffusers_pfgm.training.run.script_errors import ScriptParser, run_script
 from tests.training.launch import ACCELERATE, TORCHRUN
 
-# It does not import diffusers, which takes the most time.
+# It imports neither diffusers nor torch, which take the most time.
 SCRIPT = f"""
 import sys, types
 sys.modules["diffusers_pfgm"] = types.ModuleType("diffusers_pfgm")
 sys.modules["diffusers_pfgm"].__path__ = [{str(script_errors.PACKAGE)!r}]
-from diffusers_pfgm.physics import PoissonKernel
 from diffusers_pfgm.training.run.script_errors import run_script
+from diffusers_pfgm.utils.checks import check_whole_number
 
-run_script(lambda: PoissonKernel(-1.0))
+assert "torch" not in sys.modules
+run_script(lambda: check_whole_number("num_steps", 0, 1))
 """
 
 
@@ -80,7 +81,7 @@ def test_the_message_is_the_last_line_under_a_launcher(tmp_path: Path, launcher:
     launch = [sys.executable, *launcher, str(tmp_path / "work.py")]
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300)
     lines = done.stderr.rstrip().splitlines()
-    assert done.returncode != 0 and lines[-1].startswith("work.py: error: `aug_dim` must be a number > 0")
+    assert done.returncode != 0 and lines[-1] == "work.py: error: `num_steps` must be a whole number >= 1, but is 0."
     traceback_start = next(i for i, line in enumerate(lines) if line.startswith("Traceback"))
     assert error in "".join(lines[traceback_start:])
     # The message is printed before the launcher's traceback too, and the script has no traceback.

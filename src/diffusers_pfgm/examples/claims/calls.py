@@ -15,7 +15,7 @@ from ...schedulers.fit_sigmas import fit_sigmas
 from ..digits import split_digits
 from .claim import Cell, Check, Claim, interval
 from .digits_field import IMAGE_SHAPE, REFERENCE_STEPS, shares_of_same_digit
-from .mnist_model import draw_digits, load_model, quality
+from .mnist_model import draw_digits, label_agreement, load_model, mnist_distance
 
 AUG_DIMS = (1.0, 64.0, None)
 CALLS = (5, 10, 20)
@@ -53,15 +53,15 @@ def few_calls(
     _draw(curves, distances, calls).savefig(pictures / PICTURE, dpi=80)
     return Claim(
         title="Few network calls",
-        statement="The ODE of PFGM needs ten to twenty times fewer network calls than the samplers of SDEs, which take one "
-        "to two thousand, at the same quality",
+        statement="The ODE of PFGM needs ten to twenty times fewer network calls than the samplers of SDEs, which "
+        "take one to two thousand, at the same quality",
         source="PFGM, abstract and section 4: about 110 calls of RK45 on CIFAR-10",
-        method="No SDE is sampled here. It is checked that a few calls suffice. Exact field of 1,437 digits: the share of "
-        f"starts that end at the digit of their own run of {REFERENCE_STEPS} steps. Heun's method takes as many steps as "
-        "the number of calls allows. MNIST model of the package, with labels and without guidance: the Fréchet distance "
-        "to the 10,000 test images in the features of the package's classifier, and its agreement with the label. One "
-        "and two calls are those of the consistency model, which was tuned with guidance 2. Distances of few images are "
-        "too large, by the same amount in all columns.",
+        method="No SDE is sampled here. It is checked that a few calls suffice. Exact field of 1,437 digits: the "
+        f"share of starts that end at the digit of their own run of {REFERENCE_STEPS} steps. Heun's method takes as "
+        "many steps as the number of calls allows. MNIST model of the package, with labels and without guidance: the "
+        "Fréchet distance to the 10,000 test images in the features of the package's classifier, and its agreement "
+        "with the label. One and two calls are those of the consistency model, which was tuned with guidance 2. "
+        "Distances of few images are too large, by the same amount in all columns.",
         checks=[
             Check(
                 f"share at its own digit, exact field, D = 1, {FITTED}, {calls[-1]} calls",
@@ -109,8 +109,9 @@ def _mnist(
     for name, counts in (("mnist_consistency", (1, 2)), ("mnist", calls)):
         pipe = load_model(name)
         for count in counts:
-            measured = [quality(draw_digits(pipe, images, seed, count)) for seed in seeds]
-            distances[name, count], agreements[name, count] = (list(values) for values in zip(*measured, strict=True))
+            drawn = [draw_digits(pipe, images, seed, count) for seed in seeds]
+            distances[name, count] = [mnist_distance(each) for each in drawn]
+            agreements[name, count] = [label_agreement(each) for each in drawn]
     return distances, agreements
 
 

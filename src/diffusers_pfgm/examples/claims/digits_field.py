@@ -30,7 +30,7 @@ def shares_of_same_digit(
     seeds: Sequence[int],
     starts: int,
 ) -> list[list[float]]:
-    """Return the share of starts that end at the digit of their own run of 200 steps, for each of `steps` and each seed.
+    """Return the share of starts that end at the digit of their own run of 200 steps, for each step number and seed.
 
     Args:
         aug_dim: D; None for ∞.

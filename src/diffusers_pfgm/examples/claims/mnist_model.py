@@ -36,9 +36,14 @@ def draw_digits(pipe: PFGMPipeline, count: int, seed: int, num_inference_steps: 
 
 
 @torch.no_grad()
-def quality(images: torch.Tensor) -> tuple[float, float]:
-    """Return the Fréchet distance of images from `draw_digits` to MNIST's test images, and the agreement with labels."""
-    features, logits = load_feature_network("mnist")(images)
-    distance = frechet_distance(FeatureStatistics.of_features(features, "mnist"), mnist_statistics())
-    agreement = (logits.argmax(1) == torch.arange(len(images)) % 10).double().mean().item()
-    return distance, agreement
+def mnist_distance(images: torch.Tensor) -> float:
+    """Return the Fréchet distance of images to MNIST's test images, in the features of the package's classifier."""
+    features, _ = load_feature_network("mnist")(images)
+    return frechet_distance(FeatureStatistics.of_features(features, "mnist"), mnist_statistics())
+
+
+@torch.no_grad()
+def label_agreement(images: torch.Tensor) -> float:
+    """Return the share of images from `draw_digits` that the package's classifier assigns to their label."""
+    _, logits = load_feature_network("mnist")(images)
+    return (logits.argmax(1) == torch.arange(len(images)) % 10).double().mean().item()

@@ -6,22 +6,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ...utils.atomic_file import atomic_file
 from .claim import Cell, Check, Claim, interval
 from .reproduction import SECTION
 
 COMMAND = "python pipelines_examples/claims/claims.py"
-INTRODUCTION = f"""# Claims of the papers
+INTRODUCTION = """# Claims of the papers
 
-The claims of PFGM (arXiv 2209.11178) and PFGM++ (arXiv 2302.04265), checked at the size that two CPU cores allow, on the models and
-data that come with the package. `make claims` measures all of them in about 20 minutes on two quiet cores, writes `docs/claims.json`, and writes this page from that
-file. MNIST's images are not part of the package: `make claims MNIST=<folder or parquet file>` adds the claims that need them.
+The claims of PFGM (arXiv 2209.11178) and PFGM++ (arXiv 2302.04265), checked at the size that two CPU cores allow, on
+the models and data that come with the package. `make claims` measures all of them in about 20 minutes on two quiet
+cores, writes `docs/claims.json`, and writes this page from that file. MNIST's images are not part of the package:
+`make claims MNIST=<folder or parquet file>` adds the claims that need them.
 
-Each claim has checks: a quantity and a bound, which were fixed before the measurement. "±" is half the width of the 95 % interval over
-seeds (Student's t). A check is **confirmed** if the whole interval is on the claimed side of the bound and **refuted** if it is on the other
-side. If the interval contains the bound, this size cannot decide: **not measurable here**. A claim is refuted if one of its checks is, and
-confirmed if all are. A verdict holds for these small models and data only.
+Each claim has checks: a quantity and a bound, which was written down before the measurement. "±" is half the width of
+the 95 % interval over seeds (Student's t). A check is **confirmed** if the whole interval is on the claimed side of
+the bound, and **refuted** if it is on the other side. If the interval contains the bound, this size cannot decide:
+**not measurable here**. A claim is refuted if one of its checks is, and confirmed if all are. A verdict is about
+these small models and data only.
 """
 
 
@@ -32,7 +35,7 @@ def read_claims(path: Path) -> dict[str, Claim]:
 
 
 def write_claims(claims: Mapping[str, Claim], path: Path) -> None:
-    """Write claims to a JSON file, and a page beside it with the suffix .md. Claims of the file with other letters stay."""
+    """Write claims to a JSON file, and the page beside it as .md. Claims of the file with other letters stay."""
     content = {letter: asdict(claim) for letter, claim in sorted((read_claims(path) | dict(claims)).items())}
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -42,7 +45,7 @@ def write_claims(claims: Mapping[str, Claim], path: Path) -> None:
 
 
 def make_page(claims: Mapping[str, Claim]) -> str:
-    """Return the page of claims in Markdown: a table of verdicts, a section for each claim, and the commands for a GPU."""
+    """Return the page of claims in Markdown: the verdicts, a section for each claim, and the commands for a GPU."""
     summary = _table(
         ["", "claim", "verdict"], [[letter, claim.title, f"**{claim.verdict}**"] for letter, claim in claims.items()]
     )
@@ -50,7 +53,7 @@ def make_page(claims: Mapping[str, Claim]) -> str:
     return "\n".join([INTRODUCTION, summary, *sections, SECTION])
 
 
-def _claim(values: dict) -> Claim:
+def _claim(values: dict[str, Any]) -> Claim:
     return Claim(**(values | {"checks": [Check(**check) for check in values["checks"]]}))
 
 

@@ -46,9 +46,9 @@ def few_calls(
             curves[label] = values
             rows.append([label, "share at its own digit", "", "", *values])
     distances, agreements = _mnist(seeds, images, calls)
-    for label, values in (("Fréchet distance", distances), ("agreement with the label", agreements)):
-        one_or_two = [values["mnist_consistency", count] for count in (1, 2)]
-        rows.append(["MNIST model, D = 1", label, *one_or_two, *(values["mnist", count] for count in calls)])
+    for label, figures in (("Fréchet distance", distances), ("agreement with the label", agreements)):
+        one_or_two = [figures["mnist_consistency", count] for count in (1, 2)]
+        rows.append(["MNIST model, D = 1", label, *one_or_two, *(figures["mnist", count] for count in calls)])
     ratio = [few / many for few, many in zip(*(distances["mnist", count] for count in calls[-2:]), strict=True)]
     _draw(curves, distances, calls).savefig(pictures / PICTURE, dpi=80)
     return Claim(

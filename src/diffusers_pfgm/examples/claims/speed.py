@@ -35,7 +35,7 @@ def naive_target(x: torch.Tensor, z: torch.Tensor, charges: torch.Tensor, gamma:
     weights = ratios ** samples.shape[1]
     weights = weights / weights.sum(1, keepdim=True)
     field = -(weights.unsqueeze(-1) * differences).sum(1)
-    return field * samples.shape[1] ** 0.5 / (field.norm(dim=1, keepdim=True) + gamma)
+    return field * x.shape[1] ** 0.5 / (field.norm(dim=1, keepdim=True) + gamma)
 
 
 def time_of_a_step(scheduler: Any, output: torch.Tensor, x: torch.Tensor, steps: int = STEPS) -> float:
@@ -70,7 +70,7 @@ def speed(rounds: int = 8, shape: Sequence[int] = (1, 3, 32, 32), sizes: Sequenc
     state = torch.randn(*shape, generator=generator)
     ratios: dict[str, list[float]] = {}
     for prediction_type in LARGEST_STEP:
-        scheduler = PoissonFlowScheduler(prediction_type=prediction_type)  # type: ignore[arg-type]
+        scheduler = PoissonFlowScheduler(prediction_type=prediction_type)
         channels = shape[1] + (prediction_type == "field")
         output = torch.randn(shape[0], channels, *shape[2:], generator=generator)
         ratios[prediction_type] = [

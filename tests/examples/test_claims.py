@@ -137,7 +137,7 @@ def test_norms(aug_dim: float | None, verdict: str, monkeypatch: pytest.MonkeyPa
     """Measured on few samples, and with a kernel without heavy tails in the place of PFGM's."""
     monkeypatch.setattr(norms, "FLOWS", {"PFGM, D = 1": aug_dim, "VE, D = ∞": None})
     leave_out_pictures(norms, verdict, monkeypatch)
-    claim = norms.norms_against_z(tmp_path, samples=200, steps=4)
+    claim = norms.norms_against_z(tmp_path, samples=400, steps=4)
     assert [check.verdict for check in claim.checks[1:]] == [verdict] * 2
     assert claim.checks[0].verdict == verdict or aug_dim != 1
     assert Image.open(tmp_path / norms.PICTURE).width >= 512

@@ -16,12 +16,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusers_pfgm import PoissonKernel
+from diffusers_pfgm import ChargeField, PoissonFlow, PoissonFlowScheduler, PoissonKernel
 from diffusers_pfgm.examples.claims import calls, euler, field_target, latents, norms, speed, weak_networks
 from diffusers_pfgm.examples.claims.claim import CONFIRMED, NOT_MEASURABLE, REFUTED, Check, Claim, interval
 from diffusers_pfgm.examples.claims.page import make_page, read_claims, write_claims
 from diffusers_pfgm.examples.claims.reproduction import COMMANDS
 from diffusers_pfgm.examples.claims.weak_networks import CONTROL, EDM, PFGM
+from diffusers_pfgm.examples.digits import split_digits
 from diffusers_pfgm.training.run import conversion, evaluation
 from tests.networks import seeded
 from tests.scripts import load_script
@@ -181,23 +182,25 @@ def test_likelihood(bits: float, verdict: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("prior", "verdict"), [(1.0, CONFIRMED), (None, REFUTED), (2.0, REFUTED)])
 def test_theorem_one(prior: float | None, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Latents of another kernel than that of D = 1 are not uniform on the hemisphere."""
-    mean, sigma_max = -0.7, 98.0
 
-    class Flow:
-        scheduler = SimpleNamespace(kernel=PoissonKernel(1.0), config=SimpleNamespace(data_mean=mean))
-        sigma_min = 0.002
+    def encode(flow: PoissonFlow, x: torch.Tensor, tolerance: float, class_labels: torch.Tensor | None = None) -> Any:
+        assert class_labels is None or (class_labels == 10).all()
+        mean = flow.scheduler.config.data_mean or 0.0
+        return SimpleNamespace(latents=mean + PoissonKernel(prior).sample(x.shape, flow.sigma_max, seeded(5)))
 
-        def __init__(self, unet: Any, scheduler: Any) -> None:
-            self.sigma_max = sigma_max
-
-        def encode(self, x: torch.Tensor, tolerance: float, class_labels: torch.Tensor) -> Any:
-            assert (class_labels == 10).all()
-            return SimpleNamespace(latents=mean + PoissonKernel(prior).sample(x.shape, sigma_max, seeded(5)))
-
-    monkeypatch.setattr(latents, "load_model", lambda name: SimpleNamespace(unet=None, scheduler=Flow.scheduler))
-    monkeypatch.setattr(latents, "PoissonFlow", Flow)
+    monkeypatch.setattr(PoissonFlow, "encode", encode)
     monkeypatch.setattr(latents, "test_images", lambda mnist, sets, count: [torch.zeros(count, 1, 28, 28)] * sets)
     assert latents.theorem_one("mnist.parquet", images=200).verdict == verdict
+
+
+def test_digits_become_uniform_in_their_exact_field() -> None:
+    """The control of Theorem 1, which fails for directions that are measured from another point than the mean."""
+    digits = split_digits()[0].double()
+    flow = PoissonFlow(ChargeField(digits), PoissonFlowScheduler(sigma_max=98.0))
+    (angles,) = latents.encoded_uniformity(flow, {0: digits[:60]}, digits.mean().item(), 1e-3)
+    assert min(agreement.p_value for agreement in angles.values()) > 0.01
+    (angles,) = latents.encoded_uniformity(flow, {0: digits[:60]}, digits.mean().item() + 20, 1e-3)
+    assert angles["elevation"].p_value < 0.01
 
 
 def test_claims_on_images_that_are_missing() -> None:

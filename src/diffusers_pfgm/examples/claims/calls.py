@@ -26,7 +26,7 @@ FITTED = "multistep, fitted"
 
 
 def few_calls(
-    pictures: Path, seeds: Sequence[int] = (0, 1, 2), starts: int = 256, images: int = 300, calls: Sequence[int] = CALLS
+    pictures: Path, seeds: Sequence[int] = (0, 1, 2), starts: int = 256, images: int = 140, calls: Sequence[int] = CALLS
 ) -> Claim:
     """Measure claim a.
 

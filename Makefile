@@ -8,7 +8,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PIP := $(BIN)/python $(INSTALL) --constraint .ci/constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test pytest test-oldest lint bench docs soak clean
+.PHONY: demo test pytest test-oldest lint bench claims docs soak clean
 
 demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/quickstart/demo.py
@@ -31,6 +31,10 @@ test-oldest: $(VENV)-oldest/ready
 
 bench: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/benchmarks -s
+
+# The claims of the papers, in docs/claims.md. MNIST=<folder or parquet file> adds those that need its test images.
+claims: $(VENV)/ready-demo
+	$(BIN)/python -u pipelines_examples/claims/claims.py $(if $(MNIST),--mnist "$(MNIST)")
 
 # The pages of docs/ with the API reference, in docs-output.
 docs: $(VENV)/ready-docs

@@ -31,16 +31,13 @@ from diffusers_pfgm import PFGMPipeline
 from diffusers_pfgm.examples.classifier import load_labelled_images, make_classifier, predict_classes, train_classifier
 from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
 from diffusers_pfgm.examples.launch import has_ended, launch_training
-from diffusers_pfgm.examples.robustness import NoiseInSteps, round_weights
+from diffusers_pfgm.examples.robustness import NoiseInSteps, levels_of_one_aug_dim, round_weights, small_unet_config
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
-from diffusers_pfgm.physics import PoissonKernel
-from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM, sample_bounded
+from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM
 from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.labels import read_class_labels
 from diffusers_pfgm.training.data.source import open_images
-from diffusers_pfgm.training.data.statistics import DataStatistics
-from diffusers_pfgm.training.run.objectives import LEAST_STD, P_MEAN, P_STD
 from diffusers_pfgm.training.run.option_types import integer, number
 from diffusers_pfgm.training.run.samples import draw_samples
 from diffusers_pfgm.training.run.settings import differences
@@ -155,18 +152,8 @@ def variants(args: argparse.Namespace) -> list[Variant]:
 def training_options(variant: Variant, args: argparse.Namespace, images: torch.Tensor) -> list[str]:
     """Write the configuration of a variant's network, and return the options of train_pfgm.py for it."""
     folder = args.output_dir / variant.name
-    blocks = 2 if args.resolution <= 12 else 3
-    config = {
-        "in_channels": images.shape[1],
-        "out_channels": images.shape[1],
-        "layers_per_block": 1,
-        "block_out_channels": [variant.width] + [2 * variant.width] * (blocks - 1),
-        "down_block_types": ["DownBlock2D"] * blocks,
-        "up_block_types": ["UpBlock2D"] * blocks,
-        "norm_num_groups": 8,
-    }
     path = args.output_dir / f"unet-width{variant.width}.json"
-    path.write_text(json.dumps(config, indent=2))
+    path.write_text(json.dumps(small_unet_config(variant.width, images.shape[1], args.resolution), indent=2))
     options = {
         "dataset_name": args.train_data,
         "resolution": args.resolution,
@@ -185,17 +172,6 @@ def training_options(variant: Variant, args: argparse.Namespace, images: torch.T
     if variant.preconditioning == CONTROL:
         options["p_mean"], options["p_std"] = levels_of_one_aug_dim(images)
     return [f"--{name}={value}" for name, value in options.items()]
-
-
-def levels_of_one_aug_dim(images: torch.Tensor) -> tuple[float, float]:
-    """Return mean and standard deviation of ln s, for the noise levels s that samples have in a training at D = 1."""
-    count, generator = 10_000, torch.Generator().manual_seed(0)
-    unit = torch.ones(count)
-    noise = sample_bounded(PoissonKernel(1.0), (count, *images.shape[1:]), unit, generator, unit.device, unit.dtype)
-    log_ratio = noise.flatten(1).square().mean(1).log() / 2  # ln(s / σ)
-    std = max(DataStatistics.of_images([images]).std, LEAST_STD)
-    mean = math.log(std) + P_MEAN + log_ratio.mean().item()
-    return mean, math.sqrt(P_STD**2 + log_ratio.var().item())
 
 
 def conditions(args: argparse.Namespace) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import normalized_field
+from diffusers_pfgm.examples.claims.speed import naive_target
 from tests.networks import seeded
 
 
@@ -23,19 +24,6 @@ def seconds(*functions: Callable[[], object], rounds: int) -> list[float]:
             function()
             times.append(time.perf_counter() - start)
     return [median(times[2:]) for times in taken]
-
-
-def naive_target(x: torch.Tensor, z: torch.Tensor, charges: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
-    """The field target from tensors (B, L, N + 1) of differences."""
-    samples = torch.cat([x, z.unsqueeze(1)], dim=1)
-    points = torch.cat([charges, charges.new_zeros(len(charges), 1)], dim=1)
-    differences = samples.unsqueeze(1) - points.unsqueeze(0)
-    distances = differences.square().sum(-1).sqrt()
-    ratios = distances.amin(1, keepdim=True) / (distances + 1e-7)
-    weights = ratios ** samples.shape[1]
-    weights = weights / weights.sum(1, keepdim=True)
-    field = -(weights.unsqueeze(-1) * differences).sum(1)
-    return field * samples.shape[1] ** 0.5 / (field.norm(dim=1, keepdim=True) + gamma)
 
 
 def test_speed() -> None:

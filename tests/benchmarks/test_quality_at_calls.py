@@ -1,22 +1,17 @@
 """Share of latents that lead to the same digit as a run of 400 steps, with the exact field of scikit-learn's digits."""
 
 from statistics import mean
-from typing import Any
 
 import pytest
 import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler, fit_sigmas
+from diffusers_pfgm.examples.claims.digits_field import digit_reached
 from tests.networks import seeded
 
 SEEDS, STARTS = range(3), 512
 BARS = {5: 0.79, 6: 0.87, 8: 0.955, 10: 0.98, 15: 0.99}
 SEARCHED_BARS = {5: 0.83, 6: 0.91, 8: 0.965}  # of steps that are searched for one number of calls
-
-
-def digit_reached(pipe: PFGMPipeline, digits: torch.Tensor, latents: torch.Tensor, **options: Any) -> torch.Tensor:
-    images = pipe(latents=latents, output_type="pt", **options).images * 2 - 1
-    return torch.cdist(images.flatten(1), digits.flatten(1)).argmin(1)
 
 
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])

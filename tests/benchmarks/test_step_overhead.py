@@ -1,26 +1,16 @@
 """Time of a scheduler's step compared with that of diffusers' DPMSolverMultistepScheduler."""
 
-import time
 from statistics import median
-from typing import Any
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from diffusers_pfgm import PoissonFlowScheduler
+from diffusers_pfgm.examples.claims.speed import time_of_a_step
 from tests.networks import seeded
 
 STEPS, ROUNDS = 100, 20
-
-
-def time_of_a_step(scheduler: Any, output: torch.Tensor, x: torch.Tensor) -> float:
-    scheduler.set_timesteps(STEPS)
-    timesteps = list(scheduler.timesteps)
-    start = time.perf_counter()
-    for t in timesteps:
-        scheduler.step(output, t, x, return_dict=False)
-    return (time.perf_counter() - start) / len(timesteps)
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 64, 64), (1, 3, 32, 32)])
@@ -33,8 +23,8 @@ def test_step(shape: tuple[int, ...], prediction_type: str, solver: str, beta_sc
     channels = shape[1] + (prediction_type == "field")
     output = torch.randn(shape[0], channels, *shape[2:], generator=seeded(1))
     for _ in range(ROUNDS):
-        ours.append(time_of_a_step(PoissonFlowScheduler(**options), output, x))
-        theirs.append(time_of_a_step(DPMSolverMultistepScheduler(), output[:, : shape[1]].contiguous(), x))
+        ours.append(time_of_a_step(PoissonFlowScheduler(**options), output, x, STEPS))
+        theirs.append(time_of_a_step(DPMSolverMultistepScheduler(), output[:, : shape[1]].contiguous(), x, STEPS))
     ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
     print(
         f"\nstep at {shape}, {prediction_type}, {solver}, {beta_schedule}: {ratio:.2f} of DPMSolverMultistepScheduler"

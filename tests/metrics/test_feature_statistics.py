@@ -9,8 +9,10 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from diffusers_pfgm.metrics import FeatureStatistics, frechet_distance
+from diffusers_pfgm.metrics import FeatureStatistics, frechet_distance, load_feature_network
+from diffusers_pfgm.metrics.feature_statistics import MNIST_STATISTICS, mnist_statistics
 from tests.networks import seeded
+from tests.scripts import load_script
 
 
 def make_features(count: int, seed: int, dim: int = 12) -> torch.Tensor:
@@ -101,3 +103,21 @@ def test_statistics_of_other_networks_are_refused() -> None:
     other = FeatureStatistics.of_features(make_features(50, 0, dim=5))
     with pytest.raises(ValueError, match="12 features of inception and 5 features of an unknown network"):
         frechet_distance(statistics[0], other)
+
+
+def test_statistics_of_mnist_are_those_of_the_script(tmp_path: Path) -> None:
+    """They are symmetric, fit the bundled network, and are of its size in float32; the script writes the same form."""
+    statistics = mnist_statistics()
+    assert MNIST_STATISTICS.stat().st_size < 100_000
+    assert (statistics.network, statistics.count, statistics.features) == ("mnist", 10_000, None)
+    assert (
+        torch.linalg.eigvalsh(statistics.covariance).min() > -1e-4 and frechet_distance(statistics, statistics) < 1e-4
+    )
+    images = torch.rand(300, 1, 28, 28, generator=seeded()) * 2 - 1
+    network = load_feature_network("mnist")
+    load_script("train_mnist_classifier").save_statistics(network, images, tmp_path / "statistics.npz")
+    written = FeatureStatistics.load(tmp_path / "statistics.npz")
+    expected = FeatureStatistics.of_features(network(images)[0].detach())
+    assert torch.allclose(written.mean, expected.mean, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(written.covariance, expected.covariance, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "statistics.npz").stat().st_size < 100_000 and written.count == 300

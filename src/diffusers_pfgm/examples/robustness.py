@@ -1,14 +1,19 @@
-"""Errors that are added to a trained model on purpose, to measure how much its samples depend on them."""
+"""Small networks for comparisons of D, and errors that are added to a trained model on purpose."""
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
+from ..physics import PoissonKernel
+from ..physics.bounded_noise import sample_bounded
 from ..physics.tensors import append_dims
+from ..training.data.statistics import DataStatistics
+from ..training.run.objectives import LEAST_STD, P_MEAN, P_STD
 from ..utils.checks import check_whole_number
 
 
@@ -59,3 +64,34 @@ def round_weights(unet: UNet2DModel, bits: int) -> UNet2DModel:
         scale = (largest / limit).clamp_min(torch.finfo(wide.dtype).tiny)
         weight.copy_((wide / scale).round() * scale)
     return unet
+
+
+def small_unet_config(width: int, channels: int, resolution: int) -> dict[str, Any]:
+    """Return the configuration of a `UNet2DModel` without `sample_size`.
+
+    Args:
+        width: the number of channels of the first block, a multiple of 8. The others have twice as many.
+        channels: the number of channels of the images.
+        resolution: the height and width of the images.
+    """
+    blocks = 2 if resolution <= 12 else 3
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "block_out_channels": [width] + [2 * width] * (blocks - 1),
+        "down_block_types": ["DownBlock2D"] * blocks,
+        "up_block_types": ["UpBlock2D"] * blocks,
+        "norm_num_groups": 8,
+    }
+
+
+def levels_of_one_aug_dim(images: torch.Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of ln s, for the noise levels s that samples have in a training at D = 1."""
+    count, generator = 10_000, torch.Generator().manual_seed(0)
+    unit = torch.ones(count)
+    noise = sample_bounded(PoissonKernel(1.0), (count, *images.shape[1:]), unit, generator, unit.device, unit.dtype)
+    log_ratio = noise.flatten(1).square().mean(1).log() / 2  # ln(s / σ)
+    std = max(DataStatistics.of_images([images]).std, LEAST_STD)
+    mean = math.log(std) + P_MEAN + log_ratio.mean().item()
+    return mean, math.sqrt(P_STD**2 + log_ratio.var().item())

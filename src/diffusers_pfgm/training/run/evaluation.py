@@ -66,6 +66,11 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add("--resolution", type=positive, help="resize and crop reference and training images to this size in pixels")
     add("--num_images", type=integer(2), default=50_000, help="number of images to generate")
     add("--num_inference_steps", type=positive, default=20, help="number of network calls of an image")
+    add(
+        "--tolerance",
+        type=number(0, above_low=True),
+        help="relative and absolute tolerance of the adaptive solver RK45, in place of --num_inference_steps",
+    )
     add("--guidance_scale", type=number(0), default=1.0, help="scale of guidance; 1 for no guidance")
     add("--batch_size", type=positive, default=64, help="number of images of a process at a time")
     add("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of the images")
@@ -106,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _generate(args: argparse.Namespace, accelerator: Accelerator, barrier: LongBarrier) -> GeneratedImages:
     """Generate the images that are missing on all processes."""
-    names = ("model", "num_images", "num_inference_steps", "guidance_scale", "batch_size", "seed")
+    names = ("model", "num_images", "num_inference_steps", "tolerance", "guidance_scale", "batch_size", "seed")
     pipeline = PFGMPipeline.from_pretrained(args.model).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
     with accelerator.main_process_first():
@@ -120,6 +125,7 @@ def _generate(args: argparse.Namespace, accelerator: Accelerator, barrier: LongB
             args.num_inference_steps,
             args.guidance_scale,
             args.seed,
+            args.tolerance,
         )
     return images
 

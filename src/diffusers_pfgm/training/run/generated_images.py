@@ -55,8 +55,11 @@ class GeneratedImages:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        tolerance: float | None = None,
     ) -> None:
         """Generate the batches that are missing. Each process takes its share of them.
+
+        With a `tolerance` the adaptive solver replaces the fixed steps, and an image depends on its batch within it.
 
         Classes come in turn. Every process must call this, and waits for the others at the end.
         """
@@ -75,6 +78,7 @@ class GeneratedImages:
                 output_type="np",
                 class_labels=labels,
                 guidance_scale=guidance_scale,
+                tolerance=tolerance,
             )
             pixels = (np.asarray(output.images) * 255).round().astype(np.uint8)
             with atomic_file(path) as partial, partial.open("wb") as file:

@@ -17,6 +17,7 @@ from diffusers_pfgm.training.run import evaluation
 from diffusers_pfgm.training.run.evaluation import main, parse_args
 from diffusers_pfgm.training.run.evaluation_images import read_pixels
 from diffusers_pfgm.training.run.generated_images import GeneratedImages
+from diffusers_pfgm.training.run.likelihood_evaluation import mean_and_error
 from tests.networks import make_smallest_unet, make_tiny_pipeline
 from tests.training.launch import TORCHRUN
 from tests.warm_python import WarmPython
@@ -126,6 +127,22 @@ def test_images_do_not_depend_on_the_number_of_processes(model: Path, tmp_path: 
         folders.append(images.load(40, 6)[0])
     assert torch.equal(*folders)
     assert len({image.numpy().tobytes() for image in folders[0]}) == 40
+
+
+def test_the_settings_of_images_are_written_once(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / ".settings.json.partial").write_bytes(b"half of a file")  # of a killed run
+    GeneratedImages(folder, SETTINGS)
+    written = (folder / "settings.json").stat().st_ino
+    GeneratedImages(folder, SETTINGS)  # as the other processes of a run, at the same time
+    assert (folder / "settings.json").stat().st_ino == written
+
+
+def test_one_image_has_no_standard_error() -> None:
+    mean, error = mean_and_error([{"bits_per_dim": 2.5}], "bits_per_dim")
+    assert mean == 2.5 and np.isnan(error)
+    assert mean_and_error([{"bits_per_dim": 2.0}, {"bits_per_dim": 4.0}], "bits_per_dim") == (3.0, pytest.approx(1.0))
 
 
 @pytest.mark.usefixtures("flat")

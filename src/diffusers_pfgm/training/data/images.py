@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 
 from .columns import with_image_files
-from .decoding import SKIP_HINT, BrokenImageError, Entry, ImageReader
+from .decoding import SKIP_HINT, BrokenImageError, Entry, ImageReader, open_image
 from .order import splitmix64
 from .statistics import DataStatistics
 
@@ -92,6 +93,14 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
             flip = torch.tensor([bool(torch.randint(2, (), generator=self._generator(key, 1))) for key in keys])
             images[flip] = images[flip].flip(-1)
         return images
+
+    def original(self, index: int) -> Image.Image:
+        """Return an image in its own size and mode.
+
+        Raises:
+            BrokenImageError: if the image cannot be read.
+        """
+        return open_image(*self._entry(index))
 
     def plain(self) -> torch.Tensor:
         """Return all images (len(self), C, R, R) without random flips.

@@ -38,7 +38,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     Raises:
         SystemExit: if an option is invalid. The message names it.
     """
-    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     add_data_options(parser)
     model = parser.add_argument_group("model and objective").add_argument
     model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def main(description: str | None, argv: list[str] | None = None) -> None:
     Raises:
         ValueError: if the checkpoint, its configuration or the output folder does not fit.
     """
-    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     add = parser.add_argument
     add(
         "--checkpoint",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -50,7 +51,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     Raises:
         SystemExit: if an option is invalid. The message names it.
     """
-    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     add = parser.add_argument
     add("--model", help="folder or Hub id of the pipeline that is evaluated")
     add("--images", help="images that are evaluated instead: a folder, a parquet file or a Hub id")
@@ -180,15 +181,15 @@ def _metrics(args: argparse.Namespace, pixels: torch.Tensor, device: torch.devic
     return {"num_reference_images": None if reference is None else len(reference), "metrics": metrics}
 
 
-def _bits_per_dim(args: argparse.Namespace) -> dict[str, float]:
+def _bits_per_dim(args: argparse.Namespace) -> dict[str, float | None]:
     """Mean and standard error of the reference images' bits per dimension, as evaluate_likelihood.py computes them."""
     output = args.output_dir / "likelihood.jsonl"
     is_folder = Path(args.reference).is_dir()
     options = ["--train_data_dir" if is_folder else "--dataset_name", args.reference, "--model", args.model]
     options += ["--max_images", str(args.bits_per_dim_images), "--seed", str(args.seed), "--output", str(output)]
     likelihood_evaluation.main(likelihood_evaluation.parse_args(None, options))
-    values = torch.tensor([record["bits_per_dim"] for record in read_records(output, "image")], dtype=torch.float64)
-    return {"mean": values.mean().item(), "standard_error": (values.std() / len(values) ** 0.5).item()}
+    mean, error = likelihood_evaluation.mean_and_error(read_records(output, "image"), "bits_per_dim")
+    return {"mean": mean, "standard_error": None if math.isnan(error) else error}
 
 
 def _versions() -> dict[str, str]:

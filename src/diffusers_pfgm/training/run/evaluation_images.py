@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..data.decoding import open_image
 from ..data.images import ImageTensors
 from ..data.source import open_images
 
@@ -25,13 +24,13 @@ def read_pixels(
     """
     dataset = open_images(place)
     sizes = ImageTensors(dataset, 1, cache=False)
-    first = open_image("Image 0 of the data set", sizes.files[0][sizes.column]).size
+    first = sizes.original(0).size
     size = (shape[2], shape[1]) if shape is not None else first
     if size[0] != size[1]:
         raise ValueError(f"`{option}` must be square images, but the first is {size[0]} x {size[1]} pixels. Crop them.")
     if resolution is None:
         for index in range(len(sizes)):
-            other = open_image(f"Image {index} of the data set", sizes.files[index][sizes.column]).size
+            other = sizes.original(index).size
             if other != size:
                 raise ValueError(
                     f"`{option}` {place!r} must be images of {size[0]} x {size[1]} pixels, but image {index} has "

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ...pipelines.pipeline_pfgm import PFGMPipeline
-from ...utils.atomic_file import atomic_file
+from ...utils.atomic_file import atomic_file, partial_path
 from ..data.order import position_generators
 from .settings import differences
 
@@ -41,7 +41,8 @@ class GeneratedImages:
                     f"`--output_dir` {str(folder.parent)!r} has images of other settings: {'; '.join(differing)}. Pass "
                     "these again, or name another folder."
                 )
-        elif any(folder.iterdir()):
+            return
+        if any(path != partial_path(note) for path in folder.iterdir()):
             raise ValueError(f"`--output_dir` has a folder {str(folder)!r} of other files. Name another folder.")
         with atomic_file(note) as partial:
             partial.write_text(json.dumps(settings))
@@ -61,7 +62,7 @@ class GeneratedImages:
 
         With a `tolerance` the adaptive solver replaces the fixed steps, and an image depends on its batch within it.
 
-        Classes come in turn. Every process must call this, and waits for the others at the end.
+        Classes come in turn. Every process must call this, and none waits for the others.
         """
         classes = pipeline.config.id2label
         firsts = range(0, num_images, batch_size)[accelerator.process_index :: accelerator.num_processes]

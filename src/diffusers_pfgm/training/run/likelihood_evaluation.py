@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from ...pipelines.class_conditioning import Label
 from ...pipelines.inputs import PIL_MODES
 from ...pipelines.pipeline_pfgm_likelihood import PFGMLikelihoodPipeline
-from ..data.decoding import open_image
 from ..data.images import ImageTensors
 from ..data.labels import read_class_labels
 from ..data.order import position_generators
@@ -41,7 +40,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     Raises:
         SystemExit: if an option is invalid. The message names it.
     """
-    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
     parser.add_argument("--dataset_name", help="Hub id, parquet file, folder of `save_to_disk`")
     parser.add_argument("--train_data_dir", help="folder of image files, instead of --dataset_name")
@@ -162,19 +161,21 @@ def print_summary(path: Path) -> None:
     The standard error includes the randomness of dequantization and divergence estimates.
     """
     records = read_records(path, "image")
-
-    def mean(name: str) -> str:
-        values = torch.tensor([record[name] for record in records], dtype=torch.float64)
-        error = values.std().item() / math.sqrt(len(records)) if len(records) > 1 else math.nan
-        return f"{values.mean():.4f} ± {error:.4f}"
-
     calls = max(record["nfe"] for record in records)
     bounds = [record["truncation"] for record in records]
     print(f"{len(records):,} images, at most {calls} network calls each: {path}")
-    print(f"  {mean('bits_per_dim')} bits/dim (mean ± standard error)")
-    print(f"  {mean('log_prob')} nats")
+    for name, unit in (("bits_per_dim", "bits/dim (mean ± standard error)"), ("log_prob", "nats")):
+        mean, error = mean_and_error(records, name)
+        print(f"  {mean:.4f} ± {error:.4f} {unit}")
     mean_bound = sum(bounds) / len(bounds)
     print(f"  bound of the error of one image: {mean_bound:.2g} nats on average, at most {max(bounds):.2g} nats")
+
+
+def mean_and_error(records: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
+    """Return mean and standard error of a result over the images of an output file; NaN as the error of one image."""
+    values = torch.tensor([record[name] for record in records], dtype=torch.float64)
+    error = values.std().item() / math.sqrt(len(records)) if len(records) > 1 else math.nan
+    return values.mean().item(), error
 
 
 class _FittedImages:
@@ -192,14 +193,10 @@ class _FittedImages:
 
     def _image(self, index: int) -> torch.Tensor:
         height, width = self.size
-        image = _open(self.files, index).convert(self.files.mode)
+        image = self.files.original(index).convert(self.files.mode)
         fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(fitted)).view(height, width, -1)
         return pixels.permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _open(files: ImageTensors, index: int) -> Image.Image:
-    return open_image(f"Image {index} of the data set", files.files[index][files.column])
 
 
 def _images(dataset: datasets.Dataset, column: str | None, config: Any) -> ImageTensors | _FittedImages:
@@ -213,7 +210,7 @@ def _images(dataset: datasets.Dataset, column: str | None, config: Any) -> Image
     files = ImageTensors(dataset, size if isinstance(size, int) else 1, column, mode, center_crop=True)
     if isinstance(size, int):
         return files
-    first = _open(files, 0) if size is None else None
+    first = files.original(0) if size is None else None
     return _FittedImages(files, tuple(size) if first is None else (first.height, first.width))
 
 

@@ -34,7 +34,14 @@ print(line, file=sys.stderr, flush=True)
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """A parser whose error messages are also visible below the output of a launcher."""
+    """A parser whose error messages are also visible below the output of a launcher.
+
+    Args:
+        description: The description of the script in its help, which keeps its line breaks; None for none.
+    """
+
+    def __init__(self, description: str | None = None) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)

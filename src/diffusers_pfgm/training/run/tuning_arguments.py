@@ -20,7 +20,7 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
     Raises:
         SystemExit: if an option is invalid. The message names it.
     """
-    parser = ScriptParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     add_data_options(parser)
     model = parser.add_argument_group("model").add_argument
     model("--model", required=True, help="folder or Hub id of the trained pipeline to start from")

@@ -5,7 +5,7 @@ import torch
 
 from diffusers_pfgm import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
 from diffusers_pfgm.inverse import check_adjoint
-from diffusers_pfgm.inverse.operators import SOLVE_TOLERANCE
+from diffusers_pfgm.inverse.linear_operator import SOLVE_TOLERANCE
 from tests.networks import seeded
 
 SHAPE = (2, 3, 8, 6)

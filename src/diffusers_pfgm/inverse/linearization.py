@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from ..physics.tensors import append_dims, draw
-from .operators import LinearOperator, Measurement, dot
+from .linear_operator import LinearOperator, Measurement, dot
 
 AGREEMENT = 1e-2  # of ⟨A Aᵀ u, u⟩ with ‖Aᵀ u‖², relative; a central difference has an error of about 1e-4
 DIFFERENCE_TOLERANCE = 1e-3  # of `solve` with products by central differences

@@ -42,8 +42,8 @@ from ..physics.denoiser import Denoiser
 from ..physics.kernel import check_aug_dim
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import append_dims
+from .linear_operator import RIDGE, LinearOperator, Measurement, measurement_like
 from .linearization import linearized
-from .operators import RIDGE, LinearOperator, Measurement, measurement_like
 
 GUIDANCE_METHODS = ("guidance", "replacement")
 MAX_MOVE = 1.0

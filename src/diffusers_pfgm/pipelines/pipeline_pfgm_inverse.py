@@ -10,8 +10,9 @@ from diffusers.utils import BaseOutput
 
 from ..flow.poisson_flow import PoissonFlow
 from ..inverse.latent_sampling import LatentSampler, LatentSamples
+from ..inverse.linear_operator import LinearOperator, Measurement, check_adjoint, measurement_like
 from ..inverse.measurement_guidance import GUIDANCE_METHODS, GuidedByMeasurement
-from ..inverse.operators import Inpainting, LinearOperator, Measurement, check_adjoint, measurement_like
+from ..inverse.operators import Inpainting
 from ..physics.charges import check_finite
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler

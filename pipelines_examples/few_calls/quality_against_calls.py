@@ -9,14 +9,18 @@ calls, and the sliced Wasserstein distance between all images and the data. The 
 limit that the network itself sets. The table has the time per image too.
 
 --consistency_model adds a model of training/tune_consistency.py that was tuned from the first one. --searched adds runs
-whose noise levels are searched for one number of calls, which takes minutes for each. A model with classes draws all
-classes in turn.
+whose noise levels are searched for one number of calls, which takes minutes for each. --diffusers_solvers adds three
+solvers of diffusers at the noise levels of EDM, and our solver at the same ones. --features replaces the sliced
+Wasserstein distance by the Fréchet distance in the features of a network. A model with classes draws all classes in
+turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,11 @@ import torch
 from matplotlib.figure import Figure
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler, fit_sigmas
+from diffusers_pfgm.examples.diffusers_solvers import DIFFUSERS_SOLVERS, integrate_by_diffusers, karras_sigmas
+from diffusers_pfgm.metrics.feature_networks import load_feature_network
+from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
+from diffusers_pfgm.physics.denoiser import Denoiser
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
 
@@ -50,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--consistency_model", help="folder or Hub id of a model that was tuned from the first")
     parser.add_argument("--searched", type=int, nargs="*", default=[], help="calls whose noise levels are searched")
+    parser.add_argument("--diffusers_solvers", action="store_true", help="compare with three solvers of diffusers")
+    parser.add_argument("--features", help="feature network of the Fréchet distance: inception, mnist or a backbone")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="guidance of a model with classes")
     parser.add_argument("--batch_size", type=int, default=1024, help="number of images of each solver, in one batch")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
@@ -73,6 +83,13 @@ def main(argv: list[str] | None = None) -> None:
     classes = pipe.config.id2label
     labels = None if classes is None else [index % len(classes) for index in range(args.batch_size)]
 
+    if args.features:
+        measure_name = "Fréchet distance"
+        measure_distance: Callable[[torch.Tensor], float] = FrechetDistance(load_feature_network(args.features), real)
+    else:
+        measure_name = "sliced Wasserstein distance"
+        measure_distance = functools.partial(sliced_wasserstein, data=real)
+
     def draw(pipe: PFGMPipeline, **options: Any) -> tuple[int, torch.Tensor, float]:
         if labels is not None:
             options |= {"class_labels": labels, "guidance_scale": args.guidance_scale}
@@ -81,12 +98,23 @@ def main(argv: list[str] | None = None) -> None:
         images = output.images.cpu()
         return output.nfe, images * 2 - 1, (time.perf_counter() - start) / len(images)
 
+    def draw_by_diffusers(name: str, sigmas: list[float]) -> tuple[int, torch.Tensor, float]:
+        flow = PoissonFlowScheduler.from_config(config)
+        model_kwargs = pipe.prepare_class_labels(labels, args.batch_size, latents.device)
+        denoiser = Denoiser(
+            pipe.prepare_model(flow, labels, model_kwargs, args.guidance_scale), flow.parameterization, pipe.unet.dtype
+        )
+        start = time.perf_counter()
+        with torch.no_grad():
+            images = integrate_by_diffusers(name, denoiser, flow.move_to_prior(latents), sigmas).clamp(-1, 1).cpu()
+        return denoiser.nfe, images, (time.perf_counter() - start) / len(images)
+
     def measure(nfe: int, images: torch.Tensor, seconds: float) -> tuple[int, float, float, float]:
         error = (images - reference).flatten(1).square().mean(1).sqrt().mean().item()
-        return nfe, error, sliced_wasserstein(images, real), 1000 * seconds
+        return nfe, error, measure_distance(images), 1000 * seconds
 
     _, reference, _ = draw(pipe, num_inference_steps=REFERENCE_STEPS)
-    reference_distance = sliced_wasserstein(reference, real)
+    reference_distance = measure_distance(reference)
     results: dict[str, list[tuple[int, float, float, float]]] = {}
     for name, options in SOLVERS.items():
         pipe.scheduler = PoissonFlowScheduler.from_config(config, **options)
@@ -95,6 +123,11 @@ def main(argv: list[str] | None = None) -> None:
         results[name] = [measure(*draw(pipe, num_inference_steps=count)) for count in steps]
     pipe.scheduler = PoissonFlowScheduler.from_config(config)
     results["RK45"] = [measure(*draw(pipe, tolerance=tolerance)) for tolerance in TOLERANCES]
+    if args.diffusers_solvers:
+        spacings = [karras_sigmas(*pipe.scheduler.sigma_range, calls) for calls in args.calls]
+        results["multistep, EDM's levels"] = [measure(*draw(pipe, sigmas=sigmas)) for sigmas in spacings]
+        for name in DIFFUSERS_SOLVERS:
+            results[name] = [measure(*draw_by_diffusers(name, sigmas)) for sigmas in spacings]
     for calls in args.searched:
         options = {} if labels is None else {"class_labels": torch.arange(512, device=args.device) % len(classes)}
         generator = torch.Generator().manual_seed(2)
@@ -109,8 +142,8 @@ def main(argv: list[str] | None = None) -> None:
         results["consistency model"] = [measure(*draw(tuned, num_inference_steps=count)) for count in counts]
 
     print(f"{args.batch_size} generated images, {len(real)} images of data")
-    print(f"Sliced Wasserstein distance of a run of {REFERENCE_STEPS} calls: {reference_distance:.4f}\n")
-    print(f"{'solver':<24} calls  error   sliced Wasserstein distance  ms per image")
+    print(f"{measure_name.capitalize()} of a run of {REFERENCE_STEPS} calls: {reference_distance:.4f}\n")
+    print(f"{'solver':<24} calls  error   {measure_name:<27}  ms per image")
     for name, rows in results.items():
         for nfe, error, distance, milliseconds in rows:
             print(f"{name:<24} {nfe:5d}  {error:.4f}  {distance:<27.4f}  {milliseconds:.2f}")
@@ -125,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         right.plot(calls, distances, marker="o", markersize=4)
     right.axhline(reference_distance, color="gray", linestyle=":", label=f"{REFERENCE_STEPS} calls")
     left.set(xlabel="network calls", ylabel=f"RMS difference from {REFERENCE_STEPS} calls", xscale="log", yscale="log")
-    right.set(xlabel="network calls", ylabel="sliced Wasserstein distance to data", xscale="log", yscale="log")
+    right.set(xlabel="network calls", ylabel=f"{measure_name} to data", xscale="log", yscale="log")
     for axes in (left, right):
         axes.set_xticks(args.calls, [str(calls) for calls in args.calls])
         axes.minorticks_off()

@@ -98,7 +98,7 @@ def test_quality_against_calls(
     PFGMPipeline(pipe.unet, PoissonFlowScheduler.from_config(pipe.scheduler.config, **levels)).save_pretrained(tuned)
     options = ["--model", model, "--data", str(data), "--calls", "3", "5", "--batch_size", "16", "--device", "cpu"]
     options += ["--consistency_model", str(tuned), "--searched", "2"]
-    load_script("quality_against_calls").main([*options, "--output", str(output)])
+    load_script("quality_against_calls").main([*options, "--output", str(output), "--diffusers_solvers"])
     table = [line.split() for line in capsys.readouterr().out.splitlines()[4:-2]]
     names = [" ".join(row[:-4]) for row in table]
     assert [row[-4] for row in table][:8] == ["3", "5"] * 4 and names[8] == "RK45" and len(table) == 14

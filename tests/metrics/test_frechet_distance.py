@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffusers_pfgm.metrics.feature_networks import load_feature_network
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from tests.networks import seeded
 
@@ -24,6 +25,13 @@ def test_distance_to_the_data_themselves_is_zero_at_each_call() -> None:
     distance = FrechetDistance(torch.nn.Flatten(), data)
     assert distance(data + 1) == pytest.approx(4, rel=1e-4)
     assert distance(data) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_features_of_a_classifier_are_the_first_of_its_results() -> None:
+    first, second = torch.rand(2, 150, 1, 28, 28, generator=seeded(0)) * 2 - 1
+    network = load_feature_network("mnist")
+    assert isinstance(network(first[:1]), tuple)
+    assert FrechetDistance(network, first)(second) == FrechetDistance(network.features, first)(second)
 
 
 def test_too_few_and_infinite_images_are_refused() -> None:

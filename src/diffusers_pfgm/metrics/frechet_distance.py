@@ -42,7 +42,8 @@ class FrechetDistance:
     """The Fréchet distance of samples to data: that of two normal distributions with their features' moments.
 
     Args:
-        features: a network in evaluation mode from images (B, C, H, W) to features (B, F). It stays on its device.
+        features: a network in evaluation mode from images (B, C, H, W) to features (B, F), or to a tuple that begins
+            with them, such as one of `load_feature_network`. It stays on its device.
         data: real images (K, C, H, W), K ≥ 2, in the range and on the device that the network expects.
 
     Raises:
@@ -76,5 +77,6 @@ class FrechetDistance:
             raise ValueError(f"`{name}` must be at least 2 images, whose covariance is needed, but are {len(images)}.")
         if not images.isfinite().all():
             raise ValueError(f"`{name}` must be finite, but contains NaN or infinity. Leave such images out.")
-        features = [self.features(batch).cpu() for batch in images.split(BATCH_SIZE)]
-        return FeatureStatistics.of_features(torch.cat(features))
+        outputs = [self.features(batch) for batch in images.split(BATCH_SIZE)]
+        features = [output[0] if isinstance(output, tuple) else output for output in outputs]
+        return FeatureStatistics.of_features(torch.cat(features).cpu())

@@ -1,0 +1,52 @@
+"""Multistep solvers of diffusers on the field lines of any Poisson flow model, to compare them with ours.
+
+The classes of diffusers solve the ODE for the state x/√(1 + σ²). They need nothing but x̂ of each state
+(`prediction_type="sample"`) and the noise levels, so that they run on the ODE dx/dσ = (x − x̂)/σ at every D.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+from ..physics.denoiser import Denoise
+
+DIFFUSERS_SOLVERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "UniPC (diffusers)": (UniPCMultistepScheduler, {"solver_order": 3}),
+    "DPM-Solver++ (diffusers)": (DPMSolverMultistepScheduler, {"solver_order": 3}),
+    "DEIS (diffusers)": (DEISMultistepScheduler, {"solver_order": 3}),
+}
+
+
+def integrate_by_diffusers(name: str, denoise: Denoise, x: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    """Follow the field lines to σ = 0 by a solver of diffusers. The last step is x' = x̂, as in our solvers.
+
+    Args:
+        name: a key of `DIFFUSERS_SOLVERS`.
+        denoise: x̂ (B, C, H, W) as a function of x and σ.
+        x: points at the first σ, (B, C, H, W), in data units.
+        sigmas: noise level of each network call, decreasing and positive.
+
+    Returns:
+        (B, C, H, W), in data units.
+    """
+    solver_class, options = DIFFUSERS_SOLVERS[name]
+    scheduler = solver_class(prediction_type="sample", **options)
+    scheduler.set_timesteps(len(sigmas))
+    # These classes choose noise levels for timesteps that were trained, which a network for any σ does not have.
+    scheduler.sigmas = torch.tensor([*sigmas, 0.0], dtype=torch.float32)
+    scheduler.set_begin_index(0)
+    for index, timestep in enumerate(scheduler.timesteps[:-1]):
+        scale, next_scale = math.hypot(1, sigmas[index]), math.hypot(1, sigmas[index + 1])
+        x = next_scale * scheduler.step(denoise(x, sigmas[index]), timestep, x / scale).prev_sample
+    return denoise(x, sigmas[-1])
+
+
+def karras_sigmas(sigma_max: float, sigma_min: float, count: int) -> list[float]:
+    """Return the noise levels of EDM (arXiv 2206.00364, equation 5, ρ = 7), the usual ones of these solvers."""
+    roots = torch.linspace(sigma_max ** (1 / 7), sigma_min ** (1 / 7), count, dtype=torch.float64)
+    return roots.pow(7).tolist()

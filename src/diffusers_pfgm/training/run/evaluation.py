@@ -83,6 +83,8 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         parser.error("pass exactly one of --model and --images")
     if args.bits_per_dim_images and (args.model is None or is_statistics(args.reference)):
         parser.error("--bits_per_dim_images needs --model, and images as --reference")
+    if args.train_data is not None and is_statistics(args.reference):
+        parser.error("--train_data needs images as --reference, whose distances to the training images are compared")
     args.command = shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
     return args
 
@@ -104,17 +106,22 @@ def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator(cpu=uses_several_cpus())
     barrier = LongBarrier(accelerator)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    images = None if args.model is None else _generate(args, accelerator, barrier)
+    pipeline = None if args.model is None else PFGMPipeline.from_pretrained(args.model)
+    with barrier:
+        if accelerator.is_main_process:  # before hours of generation, since any of this may be missing
+            evaluation = _Evaluation(args, pipeline)
+    images = None if pipeline is None else _generate(args, pipeline, accelerator, barrier)
     with barrier:
         if accelerator.is_main_process:
-            _evaluate(args, images, accelerator.device)
+            evaluation.write_report(images, accelerator.device)
 
 
-def _generate(args: argparse.Namespace, accelerator: Accelerator, barrier: LongBarrier) -> GeneratedImages:
+def _generate(
+    args: argparse.Namespace, pipeline: PFGMPipeline, accelerator: Accelerator, barrier: LongBarrier
+) -> GeneratedImages:
     """Generate the images that are missing on all processes."""
     names = ("model", "num_images", "num_inference_steps", "tolerance", "guidance_scale", "batch_size", "seed")
-    pipeline = PFGMPipeline.from_pretrained(args.model).to(accelerator.device)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(accelerator.device).set_progress_bar_config(disable=True)
     with accelerator.main_process_first():
         images = GeneratedImages(args.output_dir / IMAGES, {name: getattr(args, name) for name in names})
     with barrier:
@@ -131,21 +138,62 @@ def _generate(args: argparse.Namespace, accelerator: Accelerator, barrier: LongB
     return images
 
 
-def _evaluate(args: argparse.Namespace, images: GeneratedImages | None, device: torch.device) -> None:
-    """Compute, write and print the metrics. Only one process does this."""
-    report: dict[str, Any] = {"command": args.command, "versions": _versions()}
-    if images is None:
-        pixels = read_pixels("--images", args.images)
-    else:
-        pixels, report["nfe"] = images.load(args.num_images, args.batch_size)
-    report |= {"num_images": len(pixels), **_metrics(args, pixels, device)}
-    path = args.output_dir / METRICS
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    print_metrics(report["metrics"])
-    print(f"All of them with the command and versions: {path}")
-    if images is not None and not args.keep_images:
-        shutil.rmtree(images.folder)
+class _Evaluation:
+    """The reference, the training images and the feature networks of one process, and the report that they lead to."""
+
+    def __init__(self, args: argparse.Namespace, pipeline: PFGMPipeline | None) -> None:
+        self.args = args
+        self.pixels = None  # the images of `--images`
+        if pipeline is None:
+            self.pixels = read_pixels("--images", args.images)
+            shape = tuple(self.pixels.shape[1:])
+        else:
+            size = pipeline.unet.config.sample_size
+            shape = (pipeline.unet.config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+        self.networks = {name: load_feature_network(name, args.inception_weights) for name in args.features}
+        self.statistics = self.reference = self.train = None
+        if is_statistics(args.reference):
+            self.statistics = FeatureStatistics.load(args.reference)
+        else:
+            self.reference = read_pixels("--reference", args.reference, shape, args.resolution)
+        if args.train_data is not None:
+            self.train = read_pixels("--train_data", args.train_data, shape, args.resolution)
+
+    def write_report(self, images: GeneratedImages | None, device: torch.device) -> None:
+        """Compute, write and print the metrics."""
+        args = self.args
+        report: dict[str, Any] = {"command": args.command, "versions": _versions()}
+        pixels = self.pixels
+        if images is not None:
+            pixels, report["nfe"] = images.load(args.num_images, args.batch_size)
+        assert pixels is not None
+        count = None if self.reference is None else len(self.reference)
+        report |= {"num_images": len(pixels), "num_reference_images": count, "metrics": self._metrics(pixels, device)}
+        path = args.output_dir / METRICS
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        print_metrics(report["metrics"])
+        print(f"All of them with the command and versions: {path}")
+        if images is not None and not args.keep_images:
+            shutil.rmtree(images.folder)
+
+    def _metrics(self, pixels: torch.Tensor, device: torch.device) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        if self.reference is not None:
+            metrics["sliced_wasserstein_distance"] = compare_pixels(pixels, self.reference)
+        for name, network in self.networks.items():
+            features, logits = compute_features(network, pixels, device, f"Features {name}")
+            statistics = self.statistics
+            if self.reference is not None:
+                cache = self.args.output_dir / f"reference-{Path(name).name}.npz"
+                statistics = reference_statistics(network, name, self.reference, device, cache)
+            assert statistics is not None  # the reference is either images or statistics
+            metrics[name] = compare_features(features, logits, statistics, name)
+        if self.reference is not None and self.train is not None:
+            metrics["nearest_training_images"] = find_memorized(pixels, self.reference, self.train)
+        if self.args.bits_per_dim_images:
+            metrics["bits_per_dim"] = _bits_per_dim(self.args)
+        return metrics
 
 
 def print_metrics(metrics: Mapping[str, Any], prefix: str = "") -> None:
@@ -155,30 +203,6 @@ def print_metrics(metrics: Mapping[str, Any], prefix: str = "") -> None:
             print_metrics(value, f"{prefix}{name} ")
         elif isinstance(value, float):
             print(f"  {prefix}{name}: {value:.4f}")
-
-
-def _metrics(args: argparse.Namespace, pixels: torch.Tensor, device: torch.device) -> dict[str, Any]:
-    shape = tuple(pixels.shape[1:])
-    metrics: dict[str, Any] = {}
-    reference = None
-    if not is_statistics(args.reference):
-        reference = read_pixels("--reference", args.reference, shape, args.resolution)
-        metrics["sliced_wasserstein_distance"] = compare_pixels(pixels, reference)
-    for name in args.features:
-        network = load_feature_network(name, args.inception_weights)
-        features, logits = compute_features(network, pixels, device, f"Features {name}")
-        if reference is None:
-            statistics = FeatureStatistics.load(args.reference)
-        else:
-            cache = args.output_dir / f"reference-{Path(name).name}.npz"
-            statistics = reference_statistics(network, name, reference, device, cache)
-        metrics[name] = compare_features(features, logits, statistics, name)
-    if args.train_data is not None and reference is not None:
-        train = read_pixels("--train_data", args.train_data, shape, args.resolution)
-        metrics["nearest_training_images"] = find_memorized(pixels, reference, train)
-    if args.bits_per_dim_images:
-        metrics["bits_per_dim"] = _bits_per_dim(args)
-    return {"num_reference_images": None if reference is None else len(reference), "metrics": metrics}
 
 
 def _bits_per_dim(args: argparse.Namespace) -> dict[str, float | None]:

@@ -124,7 +124,8 @@ def main(argv: list[str] | None = None) -> None:
     pipe.scheduler = PoissonFlowScheduler.from_config(config)
     results["RK45"] = [measure(*draw(pipe, tolerance=tolerance)) for tolerance in TOLERANCES]
     if args.diffusers_solvers:
-        spacings = [karras_sigmas(*pipe.scheduler.sigma_range, calls) for calls in args.calls]
+        sigma_max, sigma_min = pipe.scheduler.sigma_range
+        spacings = [karras_sigmas(sigma_max, sigma_min, calls) for calls in args.calls]
         results["multistep, EDM's levels"] = [measure(*draw(pipe, sigmas=sigmas)) for sigmas in spacings]
         for name in DIFFUSERS_SOLVERS:
             results[name] = [measure(*draw_by_diffusers(name, sigmas)) for sigmas in spacings]

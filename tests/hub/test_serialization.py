@@ -1,12 +1,13 @@
 """A saved folder is never incomplete, and loads with and without this package's own class."""
 
 import json
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import EDMEulerScheduler, UNet2DModel
+from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 
 from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
 from tests.networks import make_tiny_pipeline, make_tiny_unet, seeded
@@ -166,3 +167,13 @@ def test_a_saved_folder_does_not_contain_the_path_it_was_loaded_from(tmp_path: P
     pipe.save_pretrained(second)
     assert json.loads((second / "unet" / "config.json").read_text())["_name_or_path"] == "ada/digits"
     assert type(PFGMPipeline.from_pretrained(second)) is PFGMPipeline
+
+
+@pytest.mark.parametrize("name", ["save_pretrained", "push_to_hub", "from_pretrained"])
+def test_positional_arguments_are_those_of_diffusers(name: str) -> None:
+    def names(pipeline_class: type) -> list[str]:
+        parameters = signature(getattr(pipeline_class, name)).parameters.values()
+        return [parameter.name for parameter in parameters if parameter.kind != Parameter.VAR_KEYWORD]
+
+    ours = names(PFGMPipeline)
+    assert names(DiffusionPipeline)[: len(ours)] == ours

@@ -157,10 +157,21 @@ def test_names_survive_a_saved_configuration() -> None:
     # JSON turns the numbers into strings.
     classes = ClassLabels(4, {str(number): name for number, name in NAMES.items()})
     assert classes.numbers(["middle", 0], 2) == [2, 0] and classes.null_class == 3
-    assert ClassLabels(3, {0: "crane", 1: "crane", 2: "owl"}).numbers([2, 1], 2) == [
-        2,
-        1,
-    ]  # two classes with the same name
+
+
+def test_a_name_of_two_classes_is_refused() -> None:
+    classes = ClassLabels(3, {0: "crane", 1: "crane", 2: "owl"})
+    assert classes.numbers(["owl", 1], 2) == [2, 1]
+    with pytest.raises(ValueError, match=r"has 'crane', but classes \[0, 1\] have this name. Pass a number"):
+        classes.numbers(["crane"], 1)
+
+
+@pytest.mark.parametrize("names", [{1: "left", 2: "right"}, {0: "left", 2: "right"}, dict(enumerate("abcde"))])
+def test_names_that_are_not_those_of_the_embeddings_are_refused(
+    charges: torch.Tensor, labels: torch.Tensor, names: dict[int, str]
+) -> None:
+    with pytest.raises(ValueError, match=r"`id2label` must name the classes 0, 1, 2, .* for the 4 embeddings"):
+        pipeline(charges, labels, names=names)
 
 
 @pytest.mark.parametrize(

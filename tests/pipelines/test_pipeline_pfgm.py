@@ -169,7 +169,9 @@ def test_a_network_without_a_size_takes_it_from_the_latents() -> None:
     pipe = make_tiny_pipeline()
     pipe.unet.register_to_config(sample_size=None)
     assert pipe(latents=torch.randn(2, 1, 16, 8), num_inference_steps=2, output_type="pt").images.shape == (2, 1, 16, 8)
-    message = r"`unet` has no `sample_size`, so pass `latents` .* `pipe.unet.register_to_config\(sample_size=\(height"
+    message = (
+        r"`unet` has no `sample_size`. Set it by `pipe.unet.register_to_config\(sample_size=\(height.* pass `latents`"
+    )
     restore, operator = PFGMInversePipeline(**pipe.components), Inpainting(torch.ones(1, 1))
     restore.set_progress_bar_config(disable=True)
     measurement = torch.zeros(2, 1, 16, 8)

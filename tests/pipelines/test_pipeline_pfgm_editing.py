@@ -123,6 +123,18 @@ def test_bad_requests_are_explained(pipe: PFGMEditingPipeline, charges: torch.Te
         pipe(images, "dark", temperature=0.0, num_inference_steps=30)
     with pytest.raises(ValueError, match="`output_type` must be 'pil', 'np', 'pt' or 'latent', but is 'png'"):
         pipe.decode(charges[:2], "dark", output_type="png")
+    before = len(pipe.unet.calls)
+    with pytest.raises(ValueError, match="`output_type` must be"):
+        pipe(images, "dark", output_type="png")
+    with pytest.raises(ValueError, match="`output_type` must be"):
+        pipe.interpolate(images, images, output_type="png")
+    with pytest.raises(ValueError, match="has 'grey'"):
+        pipe(images, "dark", "grey")
+    with pytest.raises(ValueError, match="`guidance_scale` = 3 needs `class_labels`"):
+        pipe(images, guidance_scale=3)
+    with pytest.raises(ValueError, match="`temperature`"):
+        pipe(images, temperature=-1)
+    assert len(pipe.unet.calls) == before  # before the images are encoded
     plain = make_tiny_pipeline()
     plain = PFGMEditingPipeline(plain.unet, plain.scheduler)
     plain.set_progress_bar_config(disable=True)

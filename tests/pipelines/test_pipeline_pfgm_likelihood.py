@@ -107,6 +107,23 @@ def test_bad_requests_are_explained() -> None:
         pipe(images, num_levels=1)
     with pytest.raises(ValueError, match="`class_labels` were given, but the network has no classes"):
         pipe(images, class_labels=3)
+    with pytest.raises(ValueError, match="`generator` is a list of 3, but there are 2 images"):
+        pipe(images, generator=[seeded()] * 3)
+
+
+def test_batches_have_about_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, sizes = make_tiny_pipeline(prediction_type="sample"), []
+    pipe.unet.register_forward_pre_hook(lambda unet, inputs: sizes.append(len(inputs[0])))
+    pipe = pipeline_of(pipe.unet, pipe.scheduler)
+    images, options = torch.rand(10, 1, 8, 8, generator=seeded()), {"num_inference_steps": 1, "num_levels": None}
+    for batch_size, expected in ((None, {10}), (10, {10}), (9, {5}), (4, {4, 2})):
+        sizes.clear()
+        pipe(images, generator=seeded(), batch_size=batch_size, **options)
+        assert set(sizes) == expected
+    monkeypatch.setattr("diffusers_pfgm.flow.densities.GRAPH_NUMBERS", 64 * 9)
+    sizes.clear()
+    pipe(images, generator=seeded(), **options)
+    assert set(sizes) == {5}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """evaluate_pfgm.py: the same metrics on any number of processes, after kills, and from files of statistics."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,11 @@ from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.metrics.feature_statistics import FeatureStatistics
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
-from diffusers_pfgm.training.run import evaluation
+from diffusers_pfgm.training.data.source import load_image_dataset
+from diffusers_pfgm.training.run import evaluation, evaluation_metrics
 from diffusers_pfgm.training.run.evaluation import main, parse_args
 from diffusers_pfgm.training.run.evaluation_images import read_pixels
+from diffusers_pfgm.training.run.evaluation_metrics import compare_pixels, find_memorized
 from diffusers_pfgm.training.run.generated_images import GeneratedImages
 from diffusers_pfgm.training.run.likelihood_evaluation import mean_and_error
 from tests.networks import make_smallest_unet, make_tiny_pipeline
@@ -78,7 +81,8 @@ def test_one_file_has_all_metrics(model: Path, data: Path, tmp_path: Path, capsy
     assert {"mean_distance", "mean_distance_of_reference", "nearest"} < {*metrics["nearest_training_images"]}
     assert f"flat frechet_distance: {metrics['flat']['frechet_distance']:.4f}" in capsys.readouterr().out
     # The images that were kept are those that were evaluated.
-    images, calls = GeneratedImages(tmp_path / "e" / "images", SETTINGS | {"model": str(model)}).load(40, 6)
+    folder = tmp_path / "e" / "images"
+    images, calls = GeneratedImages(folder, json.loads((folder / "settings.json").read_text())).load(40, 6)
     held_out = read_pixels("--reference", str(data / "test.parquet"))
     expected = sliced_wasserstein(images / 127.5 - 1, held_out[np.linspace(0, 59, 40).round()] / 127.5 - 1)
     assert metrics["sliced_wasserstein_distance"] == pytest.approx(expected) and calls == 2
@@ -157,8 +161,9 @@ def test_statistics_take_the_place_of_images(model: Path, data: Path, tmp_path: 
     assert "kernel_distance" not in other["metrics"]["flat"]
     assert other["metrics"]["flat"]["frechet_distance"] == first["metrics"]["flat"]["frechet_distance"]
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
-    with pytest.raises(ValueError, match="16 features of flat and 7 features of an unknown network"):
+    with pytest.raises(ValueError, match=r"statistics of 7 features of an unknown network, but .* flat has 16"):
         evaluate(options_of(model, data, tmp_path / "h", f"--reference={tmp_path / 'other.npz'}"))
+    assert not (tmp_path / "h" / "images").exists()
 
 
 @pytest.mark.usefixtures("flat")
@@ -169,10 +174,72 @@ def test_statistics_of_the_reference_are_kept_for_the_same_images(
     original = FlatFeatures.forward
     monkeypatch.setattr(FlatFeatures, "forward", lambda self, x: (sizes.append(len(x)), original(self, x))[1])
     first = evaluate(options_of(model, data, tmp_path / "e"))
-    assert sizes == [40, 60]
-    assert evaluate(options_of(model, data, tmp_path / "e")) == first and sizes == [40, 60, 40]
+    assert sizes == [2, 40, 60]  # the first two images are blank, to see that the network accepts the size
+    assert evaluate(options_of(model, data, tmp_path / "e")) == first and sizes == [2, 40, 60, 2, 40]
     evaluate(options_of(model, data, tmp_path / "e", f"--reference={data / 'train.parquet'}"))
-    assert sizes == [40, 60, 40, 40, 100, 20]
+    assert sizes == [2, 40, 60, 2, 40, 2, 40, 100, 20]
+
+
+@pytest.mark.usefixtures("flat")
+def test_other_weights_in_the_same_folder_are_evaluated_anew(model: Path, data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    options = options_of(copy, data, tmp_path / "e", "--keep_images", "--bits_per_dim_images=1")
+    evaluate(options)
+    pipe = PFGMPipeline.from_pretrained(copy)
+    with torch.no_grad():
+        pipe.unet.conv_in.bias += 1
+    pipe.save_pretrained(copy)
+    with pytest.raises(ValueError, match=r"results of other settings: model_checksum was \d+ and is \d+"):
+        evaluate(options)
+    shutil.rmtree(tmp_path / "e" / "images")
+    (tmp_path / "e" / "likelihood.jsonl").unlink()
+    assert evaluate(options)["metrics"] == evaluate([*options, f"--output_dir={tmp_path / 'f'}"])["metrics"]
+
+
+def test_models_and_networks_that_cannot_be_used_are_refused_before_the_generation(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    def refused(message: str, *options: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            evaluate(options_of(model, data, tmp_path / "e", *options))
+        assert not (tmp_path / "e" / "images").exists()
+
+    refused("'mnist' takes images 1 x 28 x 28, but got", "--features=mnist")
+    pipe = PFGMPipeline.from_pretrained(model)
+    pipe.unet.register_to_config(sample_size=None)
+    pipe.save_pretrained(tmp_path / "any-size")
+    refused("has no `sample_size`", f"--model={tmp_path / 'any-size'}")
+    unet = make_smallest_unet(sample_size=8, num_class_embeds=3)
+    PFGMPipeline(unet, pipe.scheduler, {0: "a", 1: "b", 2: "c"}).save_pretrained(tmp_path / "classes")
+    options = [f"--model={tmp_path / 'classes'}", "--bits_per_dim_images=1", f"--reference={data / 'test.parquet'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "load_feature_network", lambda name, weights: FlatFeatures())
+        refused("The network needs `class_labels`", *options)
+
+
+@pytest.mark.usefixtures("flat")
+def test_bits_per_dim_of_a_saved_data_set(model: Path, data: Path, tmp_path: Path) -> None:
+    load_image_dataset(str(data / "test.parquet")).save_to_disk(tmp_path / "saved")
+    bits = [
+        evaluate(options_of(model, data, tmp_path / name, f"--reference={place}", "--bits_per_dim_images=2"))
+        for name, place in (("e", tmp_path / "saved"), ("f", data / "test.parquet"))
+    ]
+    assert bits[0]["metrics"] == bits[1]["metrics"]
+    fewer = evaluate(
+        options_of(model, data, tmp_path / "e", f"--reference={tmp_path / 'saved'}", "--bits_per_dim_images=1")
+    )
+    assert fewer["metrics"]["bits_per_dim"]["standard_error"] is None
+
+
+def test_images_are_compared_within_a_bound_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = ((split_digits()[0][:90] + 1) * 127.5).round().to(torch.uint8)
+    expected = find_memorized(digits[:20], digits[20:40], digits[10:])
+    monkeypatch.setattr(evaluation_metrics, "_count_compared", lambda pixels, reference: 20)
+    assert find_memorized(digits[:20], digits[20:40], digits[10:]) == expected
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation_metrics, "MAX_BYTES", 8 * 64 * 7)
+    assert compare_pixels(digits, digits) == 0 and len(find_memorized(digits, digits, digits)["nearest"]) == 7
 
 
 @pytest.mark.usefixtures("flat")

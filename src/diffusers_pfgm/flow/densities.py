@@ -30,7 +30,18 @@ from .results import FlowLogProb
 
 DENSITY_TOLERANCE = 3e-4  # nats
 END_RATIO = 2.0  # ratio of the two noise levels from which x̂ is extrapolated beyond σ_max
-GRAPH_NUMBERS = 2**16  # largest B · N of a batch with an autograd graph; bounds the memory
+GRAPH_NUMBERS = 2**16  # largest B · N of a batch with an autograd graph by default; bounds the memory
+
+
+def even_batch_size(x: torch.Tensor, batch_size: int | None) -> int:
+    """The number of points of each batch of x (B, *), about the same for all: a small last batch costs a whole run.
+
+    Args:
+        x: the points, (B, *).
+        batch_size: the largest number of points of a batch; None for as many as have `GRAPH_NUMBERS` numbers.
+    """
+    limit = max(1, GRAPH_NUMBERS // x[0].numel()) if batch_size is None else batch_size
+    return math.ceil(len(x) / math.ceil(len(x) / limit))
 
 
 class Densities:
@@ -70,14 +81,19 @@ class Densities:
         self.method = divergence
 
     def log_prob(
-        self, sigmas: list[float] | None, tolerance: float | None, step_tolerance: float | None
+        self,
+        sigmas: list[float] | None,
+        tolerance: float | None,
+        step_tolerance: float | None,
+        batch_size: int | None = None,
     ) -> FlowLogProb:
-        """Log-densities at σ_min, in batches of at most `GRAPH_NUMBERS` numbers.
+        """Log-densities at σ_min, in batches of about the same size.
 
         Args:
             sigmas: the σ's of fixed steps, from σ_max to σ_min; None for the adaptive solver.
             tolerance: absolute tolerance of the adaptive solver, in nats; None for `DENSITY_TOLERANCE`.
             step_tolerance: relative tolerance of the equation of each fixed step; None for `DENSITY_TOLERANCE`/N.
+            batch_size: largest number of points of a batch; None for as many as have `GRAPH_NUMBERS` numbers.
 
         Raises:
             ValueError: if the model returns NaN or infinity, or a solver fails.
@@ -85,7 +101,7 @@ class Densities:
         x = self.x
         tolerance = DENSITY_TOLERANCE if tolerance is None else tolerance
         step_tolerance = DENSITY_TOLERANCE / x[0].numel() if step_tolerance is None else step_tolerance
-        batch_size = max(1, GRAPH_NUMBERS // x[0].numel())
+        batch_size = even_batch_size(x, batch_size)
         results = [
             self._log_prob_of_rows(slice(first, first + batch_size), sigmas, tolerance, step_tolerance)
             for first in range(0, len(x), batch_size)

@@ -184,14 +184,14 @@ class PoissonFlow:
         probe_distribution: str = "rademacher",
         tolerance: float | None = None,
         step_tolerance: float | None = None,
+        batch_size: int | None = None,
         **model_kwargs: Any,
     ) -> FlowLogProb:
         """Compute log-densities at σ_min: the prior's log-density plus the integral of the divergence along the path.
 
         The field lines are followed from the data to σ_max, and from there to infinity by the series expansion of a
         field far from its data. At infinity the prior is the whole kernel around 0, also if the scheduler's `max_norm`
-        limits the samples that are drawn from it. Large batches are split, to bound the memory. TF32 is disabled
-        during the computation.
+        limits the samples that are drawn from it. TF32 is disabled during the computation.
 
         Args:
             x: (B, *), in data units.
@@ -207,6 +207,8 @@ class PoissonFlow:
                 error estimate. If the network is less precise, `truncation` is larger. None with `num_inference_steps`.
             step_tolerance: relative tolerance of the equation of each fixed step, by default 3e-4/N. It is at least the
                 precision of the network.
+            batch_size: the largest number of points that are computed at once, by default as many as have 65,536
+                numbers, since each needs the memory of a backward pass. On a GPU with free memory more are faster.
             **model_kwargs: passed to the model; tensors (B, ...) are split with the batch.
 
         Raises:
@@ -230,7 +232,9 @@ class PoissonFlow:
         if step_tolerance is not None:
             check_tolerance(step_tolerance, "step_tolerance")
         sigmas = None if num_inference_steps is None else self._step_sigmas(num_inference_steps)
-        return densities.log_prob(sigmas, tolerance, step_tolerance)
+        if batch_size is not None:
+            check_whole_number("batch_size", batch_size, 1)
+        return densities.log_prob(sigmas, tolerance, step_tolerance, batch_size)
 
     @without_tf32()
     @torch.inference_mode(False)

@@ -30,7 +30,7 @@ class LossOutput:
 
         This synchronizes with the device, so call it only for logging.
         """
-        index = torch.bucketize(self.sigma.float().cpu(), torch.tensor(BAND_EDGES))
+        index = torch.bucketize(self.sigma.float().cpu(), torch.tensor(BAND_EDGES, device="cpu"))
         losses = self.per_sample.float().cpu()
         edges = ("0", *map(str, BAND_EDGES), "inf")
         return {

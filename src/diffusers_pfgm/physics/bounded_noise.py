@@ -98,5 +98,5 @@ def _candidates(aug_dim: float) -> int:
 
     The probability that a draw is within the reach is P(√(χ²_D / D) ≥ 1/c) in high dimensions, and close to it in low.
     """
-    half = torch.tensor([aug_dim / 2, aug_dim / MAX_RATIO**2 / 2], dtype=torch.float64)
+    half = torch.tensor([aug_dim / 2, aug_dim / MAX_RATIO**2 / 2], dtype=torch.float64, device="cpu")
     return math.ceil(FAILURE / torch.special.gammaincc(half[0], half[1]).item())

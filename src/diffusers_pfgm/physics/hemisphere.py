@@ -154,6 +154,13 @@ def interpolate(
     return HemisphereLatents(direction.view(*radius.shape, *first.sample_shape), radius)
 
 
+def check_temperature(temperature: float, has_centre: bool = False) -> None:
+    """Raise a ValueError unless `with_temperature` allows the temperature, without or with a centre."""
+    low = ">= 0" if has_centre else "> 0"
+    if not 0 <= temperature < math.inf or (temperature == 0 and not has_centre):
+        raise ValueError(f"`temperature` must be a finite number {low}, but is {temperature}. Use 1 for no change.")
+
+
 def with_temperature(
     latents: HemisphereLatents, temperature: float, centre: torch.Tensor | None = None
 ) -> HemisphereLatents:
@@ -175,9 +182,7 @@ def with_temperature(
     Reference:
         PFGM, arXiv 2209.11178, section 4.3: temperature by the norm of the latents.
     """
-    low = "> 0" if centre is None else ">= 0"
-    if not 0 <= temperature < math.inf or (centre is None and temperature == 0):
-        raise ValueError(f"`temperature` must be a finite number {low}, but is {temperature}. Use 1 for no change.")
+    check_temperature(temperature, centre is not None)
     if centre is None:
         return HemisphereLatents(latents.direction, latents.radius * temperature)
     shape, leading = latents.direction.shape, latents.radius.ndim

@@ -146,13 +146,13 @@ class DDPMPreconditioning(Preconditioning):
 
     def c_noise(self, sigma: Scalar) -> Scalar:
         if not isinstance(sigma, torch.Tensor):
-            return float(self.c_noise(torch.tensor(sigma, dtype=torch.float64)))
+            return float(self.c_noise(torch.tensor(sigma, dtype=torch.float64, device="cpu")))
         timesteps, log_sigmas = self._table(sigma)
         return piecewise_linear(_at_least_float32(sigma).log(), log_sigmas, timesteps)
 
     def sigma(self, c_noise: Scalar) -> Scalar:
         if not isinstance(c_noise, torch.Tensor):
-            return float(self.sigma(torch.tensor(c_noise, dtype=torch.float64)))
+            return float(self.sigma(torch.tensor(c_noise, dtype=torch.float64, device="cpu")))
         timesteps, log_sigmas = self._table(c_noise)
         return piecewise_linear(_at_least_float32(c_noise), timesteps, log_sigmas).exp()
 

@@ -39,6 +39,10 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
             network with `sigma_data`, one of the DDPM family for a network with a beta schedule. Make it by
             `from_config`, so that it keeps the network's settings.
         id2label: the names of the classes by number, from 0, for a network that was trained with class labels.
+
+    Raises:
+        ValueError: if the numbers of `id2label` are not 0, 1, 2, ..., or there are more names than the network has
+            embeddings.
     """
 
     model_cpu_offload_seq = "unet"
@@ -53,6 +57,7 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
         # A saved configuration is JSON, which turns the numbers into strings.
         self.register_to_config(id2label=id2label and {int(number): name for number, name in id2label.items()})
+        self._classes()  # raises unless the classes are those of the network
 
     def prepare_latents(
         self,
@@ -134,7 +139,8 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         return {} if numbers is None else {"class_labels": torch.tensor(numbers, device=device)}
 
     def _classes(self) -> ClassLabels:
-        return ClassLabels(getattr(self.unet.config, "num_class_embeds", None), self.config.id2label)
+        config = getattr(self.unet, "config", None)
+        return ClassLabels(getattr(config, "num_class_embeds", None), self.config.id2label)
 
     def prepare_model(
         self,
@@ -173,13 +179,22 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
             )
         return GuidedModel(self.unet, flow.parameterization, model_kwargs["class_labels"], null_class, guidance_scale)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Save network and scheduler to a folder that `from_pretrained` of this package and of diffusers can load.
 
         A model card is added unless the folder has one. Existing files are replaced atomically, one by one.
 
         Args:
             save_directory: the folder.
+            safe_serialization, variant, max_shard_size: as in `DiffusionPipeline.save_pretrained`.
             push_to_hub: whether to call `push_to_hub` after saving.
             **kwargs: the other arguments of `DiffusionPipeline.save_pretrained`, and those of `push_to_hub`.
 
@@ -195,14 +210,13 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
             )
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         with atomic_directory(save_directory) as partial:
-            super().save_pretrained(partial, **kwargs)
+            super().save_pretrained(partial, safe_serialization, variant, max_shard_size, **kwargs)
             add_loader_code(partial)
         if not (Path(save_directory) / CARD).exists():
             save_model_card(make_model_card(self), save_directory)
         if push_to_hub:
             repo_id = options.pop("repo_id", Path(save_directory).resolve().name)
-            variants = {name: kwargs[name] for name in ("variant", "safe_serialization") if name in kwargs}
-            self.push_to_hub(repo_id, **options, **variants)
+            self.push_to_hub(repo_id, safe_serialization=safe_serialization, variant=variant, **options)
 
     def push_to_hub(
         self,
@@ -231,11 +245,11 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
             card = Path(folder) / CARD
-            if file_exists(repo_id, card.name, token=token):
+            prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+            if file_exists(repo_id, f"{prefix}{card.name}", token=token):
                 card.unlink()
             else:
                 make_model_card(self, repo_id=repo_id).save(card)
-            prefix = f"{subfolder.strip('/')}/" if subfolder else ""
             published = list_repo_files(repo_id, token=token)
             present = [name.removeprefix(prefix) for name in published if name.startswith(prefix)]
             written = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]

@@ -39,11 +39,23 @@ class ClassLabels:
     Args:
         num_class_embeds: the number of embeddings of the network; None for a network without classes.
         id2label: the names of the classes by number, from 0; None if every embedding is a class without a name.
+
+    Raises:
+        ValueError: if the numbers of `id2label` are not 0, 1, 2, ..., or there are more names than embeddings.
     """
 
     def __init__(self, num_class_embeds: int | None, id2label: Mapping[Any, str] | None) -> None:
         self.embeddings = num_class_embeds or 0
-        self.names = {str(name): int(number) for number, name in (id2label or {}).items()}
+        numbers = sorted(int(number) for number in id2label or {})
+        if numbers != [*range(len(numbers))] or len(numbers) > self.embeddings > 0:
+            limit = f" for the {self.embeddings} embeddings of the network" if self.embeddings else ""
+            raise ValueError(
+                f"`id2label` must name the classes 0, 1, 2, ...{limit}, but has the numbers {numbers!r:.80}. Number "
+                "the classes from 0, as in the training."
+            )
+        self.numbers_of: dict[str, list[int]] = {}
+        for number, name in (id2label or {}).items():
+            self.numbers_of.setdefault(str(name), []).append(int(number))
         self.count = len(id2label) if id2label else self.embeddings
         self.null_class = self.count if self.embeddings > self.count else None
 
@@ -81,9 +93,12 @@ class ClassLabels:
 
     def _number(self, label: Label) -> int:
         if isinstance(label, str):
-            if label not in self.names:
-                raise ValueError(f"`class_labels` has {label!r}, but the classes are {sorted(self.names)}.")
-            return self.names[label]
+            numbers = self.numbers_of.get(label, [])
+            if not numbers:
+                raise ValueError(f"`class_labels` has {label!r}, but the classes are {sorted(self.numbers_of)}.")
+            if len(numbers) > 1:
+                raise ValueError(f"`class_labels` has {label!r}, but classes {numbers} have this name. Pass a number.")
+            return numbers[0]
         try:
             number = operator.index(label)
         except TypeError:

@@ -87,8 +87,8 @@ def latents_shape(config: Any, batch_size: int | None, latents: torch.Tensor | N
     if size is None:
         if latents is None:
             raise ValueError(
-                "`unet` has no `sample_size`, so pass `latents` of the size that you want, or set it by "
-                "`pipe.unet.register_to_config(sample_size=(height, width))`."
+                "`unet` has no `sample_size`. Set it by `pipe.unet.register_to_config(sample_size=(height, width))`, "
+                "or pass `latents` of the size that you want to a pipeline that accepts them."
             )
         size = latents.shape[2:]
     return (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))

@@ -8,7 +8,7 @@ import torch
 
 from ..flow.poisson_flow import NUM_STEPS, STEP_TOLERANCE, PoissonFlow
 from ..flow.results import FlowLatents
-from ..physics.hemisphere import HemisphereLatents, interpolate, with_temperature
+from ..physics.hemisphere import HemisphereLatents, check_temperature, interpolate, with_temperature
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
 from .base import PoissonFlowPipeline
@@ -145,6 +145,7 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             ValueError: if `num` is not a whole number ≥ 2, or as in `encode` and `decode`.
         """
         num = check_whole_number("num", num, 2, ", the ends included")
+        self._check_decoding(second_images, class_labels, 1.0, output_type)
         solver = _solver_options(num_inference_steps, tolerance, step_tolerance)
         first = self.encode(first_images, class_labels, **solver)
         second = self.encode(second_images, class_labels, **solver)
@@ -189,13 +190,23 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         Raises:
             ValueError: if `temperature` is not a finite number > 0, or as in `encode` and `decode`.
         """
+        check_temperature(temperature)
+        target = class_labels if target_class_labels is None else target_class_labels
+        self._check_decoding(image, target, guidance_scale, output_type)
         solver = _solver_options(num_inference_steps, tolerance, step_tolerance)
         encoded = self.encode(image, class_labels, **solver)
         latents = with_temperature(HemisphereLatents.from_latents(encoded.latents), temperature).to_latents()
-        target = class_labels if target_class_labels is None else target_class_labels
         output = self.decode(latents, target, output_type=output_type, guidance_scale=guidance_scale, **solver)
         output.nfe += encoded.nfe
         return output if return_dict else output.to_tuple()
+
+    def _check_decoding(self, images: Any, class_labels: Labels, guidance_scale: float, output_type: str) -> None:
+        """Raise a ValueError for an argument of `decode` that is not allowed, before the images are encoded."""
+        x = images_to_tensor(images, self.unet.config)
+        scheduler = PoissonFlowScheduler.from_scheduler(self.scheduler)
+        check_inputs(self.unet.config, scheduler, None, x, output_type)
+        labels = as_list(class_labels)
+        self.prepare_model(scheduler, labels, self.prepare_class_labels(labels, len(x), x.device), guidance_scale)
 
     def _flow(self, class_labels: Labels, guidance_scale: float, x: torch.Tensor, progress_bar: Any) -> PoissonFlow:
         """Return the flow for these classes. The progress bar counts its network calls."""

@@ -17,6 +17,7 @@ from ..physics.charges import check_finite
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..schedulers.stepping import scheduler_steps
+from ..utils.checks import check_whole_number
 from .base import PoissonFlowPipeline
 from .calls import Callback, check_callback_inputs, copy_scheduler
 from .class_conditioning import Label, as_list
@@ -132,6 +133,7 @@ class PFGMInversePipeline(PoissonFlowPipeline):
                 f"`noise_std` must be a finite number > 0 for 'latent', whose likelihood has no density without noise, "
                 f"but is {noise_std}. Use 'guidance', or a small number such as 0.01."
             )
+        num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
         measurement = torch.as_tensor(measurement)
         if not measurement.ndim:
             raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
+from ..flow.densities import even_batch_size
 from ..flow.dequantization import bits_per_dim, check_num_levels, dequantize
 from ..flow.poisson_flow import PoissonFlow
 from ..physics.tensors import Generators
@@ -63,7 +64,7 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
         num_probes: int = 1,
         generator: Generators = None,
         num_levels: int | None = 256,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         tolerance: float | None = None,
         guidance_scale: float = 1.0,
         return_dict: bool = True,
@@ -82,7 +83,9 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
                 one for each image.
             num_levels: the number of values of a pixel, 256 for 8 bits; None for the density of the images as they are,
                 without dequantization.
-            batch_size: the number of images that are evaluated at once.
+            batch_size: the largest number of images that are evaluated at once, by default as many as have 65,536
+                numbers (21 of 3 x 32 x 32), since each needs the memory of a backward pass. On a GPU with free memory
+                more are faster.
             tolerance: the tolerance of the adaptive solver in nats, by default 3e-4; see `PoissonFlow.log_prob`.
             guidance_scale: must be 1, because a guided sampler has no likelihood.
             return_dict: whether to return an output object instead of a tuple of its values that are not None.
@@ -106,7 +109,14 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
         data = images_to_tensor(images, self.unet.config).to(self._execution_device)
         flow = PoissonFlow(self.unet, self.scheduler)
         model_kwargs = self.prepare_class_labels(as_list(class_labels), len(data), data.device)
-        batch_size = check_whole_number("batch_size", batch_size, 1)
+        if batch_size is not None:
+            check_whole_number("batch_size", batch_size, 1)
+        batch_size = even_batch_size(data, batch_size)
+        if isinstance(generator, list | tuple) and len(generator) != len(data):
+            raise ValueError(
+                f"`generator` is a list of {len(generator)}, but there are {len(data)} images. Pass one generator for "
+                "each image, or one for all."
+            )
         batches = []
         for first in self.progress_bar(range(0, len(data), batch_size)):
             rows = slice(first, first + batch_size)
@@ -122,6 +132,7 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
                     generators,
                     tolerance=tolerance,
                     step_tolerance=step_tolerance,
+                    batch_size=batch_size,
                     **batch_kwargs,
                 )
             )

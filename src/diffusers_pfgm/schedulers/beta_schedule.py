@@ -46,20 +46,21 @@ class BetaSchedule:
     ) -> None:
         if trained_betas is None and beta_schedule not in BETA_SCHEDULES:
             raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES} or None, but is {beta_schedule!r}.")
-        schedule = DDIMScheduler(
-            num_train_timesteps=num_train_timesteps if trained_betas is None else len(trained_betas),
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        )
+        with torch.device("cpu"):  # whatever torch's default device is: MPS has no float64
+            schedule = DDIMScheduler(
+                num_train_timesteps=num_train_timesteps if trained_betas is None else len(trained_betas),
+                beta_start=beta_start,
+                beta_end=beta_end,
+                beta_schedule=beta_schedule,
+                trained_betas=trained_betas,
+                rescale_betas_zero_snr=rescale_betas_zero_snr,
+            )
         self.betas = schedule.betas
         self.alphas_cumprod = schedule.alphas_cumprod
         alphas = self.alphas_cumprod.double()
         # A valid β is neither so large that ᾱ becomes 0, nor so small that ᾱ does not change in float32.
         is_valid = (self.betas > 0) & (self.betas < 1) & (alphas > 0)
-        is_valid &= alphas.diff(prepend=torch.ones(1, dtype=alphas.dtype)) < 0
+        is_valid &= alphas.diff(prepend=alphas.new_ones(1)) < 0
         if rescale_betas_zero_snr:
             is_valid[-1] = True
         if not is_valid.all():

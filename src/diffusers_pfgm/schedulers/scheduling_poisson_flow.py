@@ -302,7 +302,7 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         self._timestep_values = timesteps.tolist()
         self._rounded_timesteps = schedule.rounded_timesteps(run)
         self.timesteps = timesteps.to(device)
-        self.sigmas = torch.tensor([*call_sigmas, run.final], dtype=torch.float32)
+        self.sigmas = torch.tensor([*call_sigmas, run.final], dtype=torch.float32, device="cpu")
         self._begin_index = None
         self._step_index = None
         self._denoised = []

@@ -113,8 +113,8 @@ class SigmaSchedule:
         """
         timesteps = torch.tensor(run.timesteps, dtype=torch.float64, device="cpu")
         sigmas = torch.tensor(run.sigmas, dtype=torch.float64, device="cpu")
-        implied = torch.as_tensor(self.parameterization.sigma(timesteps))
-        if self.train_sigmas is None or torch.allclose(implied, sigmas, rtol=1e-4, atol=0):
+        implied = torch.as_tensor(self.parameterization.sigma(timesteps), device="cpu")
+        if self.train_sigmas is None or ((implied - sigmas).abs() <= 1e-4 * sigmas).all():
             return None
         return timesteps, sigmas
 

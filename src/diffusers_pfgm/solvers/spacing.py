@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -29,15 +30,16 @@ KNOTS = 33
 
 def geometric_sigmas(sigma_max: float, sigma_min: float, count: int) -> list[float]:
     """Return `count` noise levels from σ_max to σ_min with equal ratios."""
-    exponents = torch.linspace(math.log(sigma_max), math.log(sigma_min), count, dtype=torch.float64)
+    exponents = torch.linspace(math.log(sigma_max), math.log(sigma_min), count, dtype=torch.float64, device="cpu")
     return exponents.exp().tolist()
 
 
 def knotted_sigmas(knots: Sequence[float], count: int) -> list[float]:
     """Return `count` noise levels from the first knot to the last, at equal quantiles of the density of the knots."""
-    values = torch.tensor(knots, dtype=torch.float64).log()
-    quantiles = torch.linspace(0, 1, len(knots), dtype=torch.float64)
-    return piecewise_linear(torch.linspace(0, 1, count, dtype=torch.float64), quantiles, values).exp().tolist()
+    options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    values = torch.tensor(knots, **options).log()
+    quantiles = torch.linspace(0, 1, len(knots), **options)
+    return piecewise_linear(torch.linspace(0, 1, count, **options), quantiles, values).exp().tolist()
 
 
 def fit_knots(
@@ -63,7 +65,7 @@ def fit_knots(
             speeds.append((denoised - last).square().mean().sqrt())
         last = denoised
     assert last is not None  # there is at least one step
-    lambdas = -torch.tensor(sigmas, dtype=torch.float64).log()
+    lambdas = -torch.tensor(sigmas, dtype=torch.float64, device="cpu").log()
     lengths = lambdas.diff()
     speed = torch.stack(speeds).cpu().double() / lengths
     if not speed.isfinite().all():
@@ -78,7 +80,7 @@ def fit_knots(
     density = (speed / (middle_sigmas / sigma_data).clamp(min=1)) ** EXPONENT
     density = density / density.max() + FLOOR
     integral = torch.cat([lambdas.new_zeros(1), (density * lengths).cumsum(0)])
-    quantiles = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
+    quantiles = torch.linspace(0, 1, KNOTS, dtype=torch.float64, device="cpu")
     knots = (-piecewise_linear(quantiles, integral / integral[-1], lambdas)).exp().tolist()
     return [sigmas[0], *knots[1:-1], sigmas[-1]]
 

@@ -31,3 +31,7 @@ def test_weights_on_a_device_and_step_counts_on_the_cpu_are_read_together() -> N
             flag = all_finite([weights.to(MPS), counts])
             assert flag.device == MPS
             assert flag.item() == (value == 1.0)
+
+
+def test_an_optimizer_without_state_is_finite() -> None:
+    assert all_finite([])

@@ -78,6 +78,23 @@ def test_numeric_options_have_a_range(name: str, values: list[str], capsys: pyte
         assert f"argument {name}: must be " in last and value in last
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--streaming", "--dataloader_num_workers=2"], "Leave out --dataloader_num_workers"),
+        (["--hub_model_id=me/model"], "publish nothing without --push_to_hub"),
+        (["--hub_private_repo"], "publish nothing without --push_to_hub"),
+        (["--dataset_config_name=small"], "--dataset_config_name is for a data set of the Hub"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(None, ["--train_data_dir=photos", "--max_train_steps=1", *options])
+    assert message in capsys.readouterr().err
+
+
 def test_usual_values_are_accepted() -> None:
     options = ["--learning_rate=30", "--lr_warmup_steps=0", "--adam_weight_decay=0", "--ema_max_decay=0"]
     args = parse_args(None, [PERTURBATION, "--aug_dim=inf", "--sigma_data=0.1", "--adam_beta1=0", *options])

@@ -54,6 +54,20 @@ def test_one_process_at_a_time(python: WarmPython, tmp_path: Path) -> None:
     lock_output_dir(folder).release()
 
 
+def test_a_locked_file_that_cannot_be_read_and_written_still_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *args: object, **options: object) -> str:
+        raise PermissionError(13, "Permission denied")  # as on Windows, where locks are mandatory
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    lock = lock_output_dir(tmp_path)
+    with pytest.raises(ValueError, match=r"in use by a running process\. Wait for it"):
+        lock_output_dir(tmp_path)
+    lock.release()
+
+
 def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"`--output_dir` .*inside' cannot be written to: Not a directory"):

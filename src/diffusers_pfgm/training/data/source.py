@@ -15,8 +15,13 @@ from .folders import folder_files, is_image, is_table, load_image_folder
 
 def open_images(place: str) -> datasets.Dataset:
     """Load images from a folder of image files, or from any other source that `load_image_dataset` reads by name."""
-    is_folder = Path(place).is_dir() and not _is_saved(Path(place))
+    is_folder = is_image_folder(place)
     return load_image_dataset(None if is_folder else place, data_dir=place if is_folder else None)
+
+
+def is_image_folder(place: str) -> bool:
+    """Whether `open_images` reads a place as a folder of image files."""
+    return Path(place).is_dir() and not _is_saved(Path(place))
 
 
 def load_image_dataset(

@@ -20,6 +20,7 @@ from ...metrics.feature_networks import load_feature_network
 from ...metrics.feature_statistics import FeatureStatistics
 from ...pipelines.pipeline_pfgm import PFGMPipeline
 from ...utils.atomic_file import atomic_file
+from ..data.source import is_image_folder
 from . import likelihood_evaluation
 from .evaluation_images import read_pixels
 from .evaluation_metrics import (
@@ -28,12 +29,15 @@ from .evaluation_metrics import (
     compute_features,
     find_memorized,
     reference_statistics,
+    to_float,
 )
 from .generated_images import GeneratedImages
 from .long_barrier import LongBarrier
+from .model_checksum import pipeline_checksum
 from .option_types import integer, number, positive
 from .records import read_records
 from .script_errors import ScriptParser
+from .settings import MODEL_CHECKSUM
 from .setup import uses_several_cpus
 
 METRICS = "metrics.json"
@@ -123,7 +127,8 @@ def _generate(
     names = ("model", "num_images", "num_inference_steps", "tolerance", "guidance_scale", "batch_size", "seed")
     pipeline.to(accelerator.device).set_progress_bar_config(disable=True)
     with accelerator.main_process_first():
-        images = GeneratedImages(args.output_dir / IMAGES, {name: getattr(args, name) for name in names})
+        settings = {name: getattr(args, name) for name in names} | {MODEL_CHECKSUM: pipeline_checksum(pipeline)}
+        images = GeneratedImages(args.output_dir / IMAGES, settings)
     with barrier:
         images.generate(
             pipeline,
@@ -149,6 +154,11 @@ class _Evaluation:
             shape = tuple(self.pixels.shape[1:])
         else:
             size = pipeline.unet.config.sample_size
+            if size is None:
+                raise ValueError(
+                    f"`--model` {args.model!r} has no `sample_size`, so the size of its images is unknown. Generate "
+                    "them yourself, and pass the folder as `--images`."
+                )
             shape = (pipeline.unet.config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
         self.networks = {name: load_feature_network(name, args.inception_weights) for name in args.features}
         self.statistics = self.reference = self.train = None
@@ -156,8 +166,34 @@ class _Evaluation:
             self.statistics = FeatureStatistics.load(args.reference)
         else:
             self.reference = read_pixels("--reference", args.reference, shape, args.resolution)
+        self._check_networks(shape)
+        if pipeline is not None and args.bits_per_dim_images:
+            likelihood_evaluation.check_model(pipeline)
+            options = _likelihood_options(args)
+            likelihood_evaluation.count_results(
+                options.output, likelihood_evaluation.result_settings(options, pipeline)
+            )
         if args.train_data is not None:
             self.train = read_pixels("--train_data", args.train_data, shape, args.resolution)
+
+    @torch.no_grad()
+    def _check_networks(self, shape: tuple[int, ...]) -> None:
+        """Check that the networks accept images of this shape (C, H, W), and that the statistics are of their features.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        for name, network in self.networks.items():
+            features, _ = network(to_float(torch.zeros(2, *shape, dtype=torch.uint8)))
+            if self.statistics is None:
+                continue
+            count, owner = len(self.statistics.mean), self.statistics.network
+            if count != features.shape[1] or owner not in (None, name):
+                raise ValueError(
+                    f"`--reference` {self.args.reference!r} has statistics of {count} features of "
+                    f"{owner or 'an unknown network'}, but `--features` {name} has {features.shape[1]}. Pass "
+                    "statistics of the same network, or the reference images."
+                )
 
     def write_report(self, images: GeneratedImages | None, device: torch.device) -> None:
         """Compute, write and print the metrics."""
@@ -205,14 +241,20 @@ def print_metrics(metrics: Mapping[str, Any], prefix: str = "") -> None:
             print(f"  {prefix}{name}: {value:.4f}")
 
 
+def _likelihood_options(args: argparse.Namespace) -> argparse.Namespace:
+    """The options of evaluate_likelihood.py for the bits per dimension of the reference images."""
+    output = args.output_dir / "likelihood.jsonl"
+    option = "--train_data_dir" if is_image_folder(args.reference) else "--dataset_name"
+    options = [option, args.reference, "--model", args.model, "--max_images", str(args.bits_per_dim_images)]
+    return likelihood_evaluation.parse_args(None, [*options, "--seed", str(args.seed), "--output", str(output)])
+
+
 def _bits_per_dim(args: argparse.Namespace) -> dict[str, float | None]:
     """Mean and standard error of the reference images' bits per dimension, as evaluate_likelihood.py computes them."""
-    output = args.output_dir / "likelihood.jsonl"
-    is_folder = Path(args.reference).is_dir()
-    options = ["--train_data_dir" if is_folder else "--dataset_name", args.reference, "--model", args.model]
-    options += ["--max_images", str(args.bits_per_dim_images), "--seed", str(args.seed), "--output", str(output)]
-    likelihood_evaluation.main(likelihood_evaluation.parse_args(None, options))
-    mean, error = likelihood_evaluation.mean_and_error(read_records(output, "image"), "bits_per_dim")
+    options = _likelihood_options(args)
+    likelihood_evaluation.main(options)
+    records = read_records(options.output, "image")[: options.max_images]
+    mean, error = likelihood_evaluation.mean_and_error(records, "bits_per_dim")
     return {"mean": mean, "standard_error": None if math.isnan(error) else error}
 
 

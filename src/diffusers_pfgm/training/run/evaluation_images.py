@@ -7,6 +7,8 @@ import torch
 from ..data.images import ImageTensors
 from ..data.source import open_images
 
+BATCH_SIZE = 100  # images that are converted at a time
+
 
 def read_pixels(
     option: str, place: str, shape: tuple[int, ...] | None = None, resolution: int | None = None
@@ -41,10 +43,13 @@ def read_pixels(
             f"`--resolution` must be the size {size[0]} of the evaluated images, but is {resolution}. Leave it out if "
             "the reference images have this size."
         )
-    images = ImageTensors(dataset, size[0], center_crop=True)
+    images = ImageTensors(dataset, size[0], center_crop=True, cache=False)
     if shape is not None and images.channels != shape[0]:
         raise ValueError(
             f"`{option}` {place!r} has images of {images.channels} channels, but the evaluated images have {shape[0]}. "
             "Convert one of both."
         )
-    return ((images.plain() + 1) * 127.5).round().to(torch.uint8)
+    pixels = torch.empty(len(images), images.channels, size[0], size[0], dtype=torch.uint8)
+    for rows in torch.arange(len(images)).split(BATCH_SIZE):  # as float32 they would need four times the memory
+        pixels[rows] = ((images.__getitems__(rows.tolist()) + 1) * 127.5).round().to(torch.uint8)
+    return pixels

@@ -21,6 +21,7 @@ from ..data.order import evenly_spaced
 
 BATCH_SIZE = 100  # images whose features are computed at a time
 MAX_COMPARED = 10_000  # images that are compared one by one, for precision, recall and nearest neighbours
+MAX_BYTES = 2**31  # memory of the compared images as float64
 NEAR = 0.01  # the share of reference images that are closer to a training image than "near" ones
 
 
@@ -89,7 +90,7 @@ def compare_features(
 
 def compare_pixels(pixels: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the sliced Wasserstein distance of equally many images of both sets (K, C, H, W) in uint8."""
-    count = min(len(pixels), len(reference), MAX_COMPARED)
+    count = _count_compared(pixels, reference)
     return sliced_wasserstein(to_float(_subset(pixels, count)), to_float(_subset(reference, count)))
 
 
@@ -105,11 +106,10 @@ def find_memorized(pixels: torch.Tensor, reference: torch.Tensor, train: torch.T
         The mean distances in data units, the share of samples that are nearer than all but 1 % of the reference images,
         which is about 0.01 without memorisation, and the ten nearest samples as pairs of indices with their distance.
     """
-    count = min(len(pixels), len(reference), MAX_COMPARED)
+    count = _count_compared(pixels, reference)
     rows = evenly_spaced(len(pixels), count)
-    data = to_float(train)
-    distances, indices = nearest_distances(to_float(pixels[rows]), data)
-    expected, _ = nearest_distances(to_float(_subset(reference, count)), data)
+    distances, indices = _nearest(pixels[rows], train, count)
+    expected, _ = _nearest(_subset(reference, count), train, count)
     nearest = distances.argsort()[:10]
     return {
         "mean_distance": distances.mean().item(),
@@ -120,6 +120,23 @@ def find_memorized(pixels: torch.Tensor, reference: torch.Tensor, train: torch.T
             for row in nearest.tolist()
         ],
     }
+
+
+def _count_compared(pixels: torch.Tensor, reference: torch.Tensor) -> int:
+    """How many images of both sets are compared: as many as both have, and as fit into the memory for them."""
+    fitting = max(1, MAX_BYTES // (8 * pixels[0].numel()))
+    return min(len(pixels), len(reference), MAX_COMPARED, fitting)
+
+
+def _nearest(pixels: torch.Tensor, train: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The distance of each image to its nearest training image, and that one's index, for images in uint8."""
+    images = to_float(pixels)
+    distances, indices = nearest_distances(images, to_float(train[:batch_size]))
+    for first in range(batch_size, len(train), batch_size):
+        others, rows = nearest_distances(images, to_float(train[first : first + batch_size]))
+        indices = torch.where(others < distances, rows + first, indices)
+        distances = torch.minimum(distances, others)
+    return distances, indices
 
 
 def _subset(values: torch.Tensor, count: int) -> torch.Tensor:

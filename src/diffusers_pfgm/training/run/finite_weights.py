@@ -12,11 +12,14 @@ from safetensors import safe_open
 def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return whether all tensors are finite, as a boolean tensor () on the device of the first.
 
-    They may be on several devices: optimizers keep their step counts on the CPU beside weights on a GPU.
+    They may be on several devices: optimizers keep their step counts on the CPU beside weights on a GPU. There may be
+    none: an optimizer has no state before its first step, which a gradient scaler may have skipped.
     """
     flags: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors:
         flags.setdefault(tensor.device, []).append(tensor.isfinite().all())
+    if not flags:
+        return torch.tensor(True)
     first = next(iter(flags))
     return torch.stack([torch.stack(on_device).all().to(first) for on_device in flags.values()]).all()
 

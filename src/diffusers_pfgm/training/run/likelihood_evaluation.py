@@ -14,19 +14,23 @@ import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from ...flow.poisson_flow import PoissonFlow
 from ...pipelines.class_conditioning import Label
 from ...pipelines.inputs import PIL_MODES
 from ...pipelines.pipeline_pfgm_likelihood import PFGMLikelihoodPipeline
+from ...schedulers.conversion import check_density
 from ..data.images import ImageTensors
 from ..data.labels import read_class_labels
 from ..data.order import position_generators
 from ..data.source import load_image_dataset
+from .model_checksum import pipeline_checksum
 from .option_types import integer, number, positive
 from .records import Records, read_records
 from .script_errors import ScriptParser
-from .settings import differences
+from .settings import MODEL_CHECKSUM, differences
 
 DEFAULT_TOLERANCE = 0.03  # nats
+RECORDED = 64  # images whose results are written at a time
 IGNORED_OPTIONS = ("output", "batch_size", "max_images", "device")  # options that do not change an image's results
 
 
@@ -52,7 +56,11 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     parser.add_argument(
         "--output", type=Path, default=Path("likelihood.jsonl"), help="file of the results, one line for each image"
     )
-    parser.add_argument("--batch_size", type=positive, default=64)
+    parser.add_argument(
+        "--batch_size",
+        type=positive,
+        help="largest number of images that are evaluated at once; by default as many as have 65,536 numbers",
+    )
     parser.add_argument("--divergence", choices=["hutchinson", "hutch++", "exact"], default="hutchinson")
     parser.add_argument("--num_probes", type=positive, default=1, help="probes of a divergence estimate")
     parser.add_argument(
@@ -83,11 +91,10 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if the output file has results of other settings, or the model or the data set cannot be used.
     """
-    settings = {name: value for name, value in vars(args).items() if name not in IGNORED_OPTIONS}
-    done = count_results(args.output, settings)
-
     pipe = PFGMLikelihoodPipeline.from_pretrained(args.model).to(args.device or default_device())
     pipe.set_progress_bar_config(disable=True)
+    settings = result_settings(args, pipe)
+    done = count_results(args.output, settings)
     dataset = load_image_dataset(args.dataset_name, data_dir=args.train_data_dir)
     images = _images(dataset, args.image_column, pipe.unet.config)
     labels = None if args.label_column is None else _labels(dataset, args.label_column, pipe.config.id2label)
@@ -95,8 +102,8 @@ def main(args: argparse.Namespace) -> None:
     records = Records(args.output)
     count = min(len(images), args.max_images or len(images))
     with tqdm(total=count, initial=min(done, count), desc="Images", unit="image") as progress_bar:
-        for first in range(done, count, args.batch_size):
-            rows = range(first, min(first + args.batch_size, count))
+        for first in range(done, count, args.batch_size or RECORDED):
+            rows = range(first, min(first + (args.batch_size or RECORDED), count))
             output = pipe(
                 images.__getitems__(rows) / 2 + 0.5,
                 None if labels is None else labels[first : rows.stop],
@@ -131,6 +138,22 @@ def default_device() -> str:
     return "cpu" if accelerator is None else accelerator.type
 
 
+def check_model(pipeline: Any) -> None:
+    """Check that a pipeline's images have a likelihood without labels.
+
+    Raises:
+        ValueError: if its scheduler solves no ODE, or its network needs class labels.
+    """
+    check_density(pipeline.unet, PoissonFlow(pipeline.unet, pipeline.scheduler).sampler)
+    pipeline.prepare_class_labels(None, 1, torch.device("cpu"))
+
+
+def result_settings(args: argparse.Namespace, pipeline: Any) -> dict[str, Any]:
+    """Return what an image's results depend on: options of evaluate_likelihood.py, and a checksum of the model."""
+    options = {name: value for name, value in vars(args).items() if name not in IGNORED_OPTIONS}
+    return options | {MODEL_CHECKSUM: pipeline_checksum(pipeline)}
+
+
 def count_results(path: Path, settings: dict[str, object]) -> int:
     """Return the number of images whose results are in an output file of the same settings.
 
@@ -146,6 +169,7 @@ def count_results(path: Path, settings: dict[str, object]) -> int:
     if "levels" in known:  # as version 0.1.0 wrote it, with a tolerance also for fixed steps, which did not use it
         known["num_levels"] = known.pop("levels")
         known["tolerance"] = settings["tolerance"] if known["num_inference_steps"] else known["tolerance"]
+    known.setdefault(MODEL_CHECKSUM, settings[MODEL_CHECKSUM])  # which version 0.1.0 did not write
     differing = differences(known, settings)
     if differing:
         raise ValueError(

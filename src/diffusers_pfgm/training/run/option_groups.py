@@ -150,5 +150,12 @@ def check_shared_options(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error("--keep_best needs --validation_split, such as 0.1")
     if args.streaming and args.max_train_steps is None:
         parser.error("--streaming needs --max_train_steps, since the length of a stream is unknown")
+    if args.streaming and args.dataloader_num_workers:
+        parser.error("--streaming reads the images in the main process. Leave out --dataloader_num_workers")
+    is_file = str(args.dataset_name).endswith(".parquet") or args.train_data_dir is not None
+    if args.dataset_config_name is not None and is_file:
+        parser.error("--dataset_config_name is for a data set of the Hub. Leave it out")
+    if not args.push_to_hub and (args.hub_model_id is not None or args.hub_private_repo):
+        parser.error("--hub_model_id and --hub_private_repo publish nothing without --push_to_hub. Add it")
     if args.streaming and args.validation_split:
         parser.error("--validation_split needs the whole data set, not a stream. Leave out --streaming")

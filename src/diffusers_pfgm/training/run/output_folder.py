@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -68,9 +69,10 @@ def lock_output_dir(path: str | Path) -> FileLock:
     lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
-        file.write_text(f"process {os.getpid()}")
     except Timeout as error:
-        owner = file.read_text(errors="replace").strip()
+        owner = ""
+        with contextlib.suppress(OSError):
+            owner = file.read_text(errors="replace").strip()
         raise ValueError(
             f"`--output_dir` {str(path)!r} is in use by a running process{owner and f' ({owner})'}. Wait for it, stop "
             "it, or choose another folder."
@@ -80,4 +82,7 @@ def lock_output_dir(path: str | Path) -> FileLock:
             f"`--output_dir` {str(path)!r} cannot be locked: its file {LOCK}, left there by an earlier run, cannot be "
             f"opened ({error.strerror}). If no run uses the folder, remove that file; else choose another folder."
         ) from error
+    # Windows refuses to read and write a locked file, also in the process that has locked it.
+    with contextlib.suppress(OSError):
+        file.write_text(f"process {os.getpid()}")
     return lock

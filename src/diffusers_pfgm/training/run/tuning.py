@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..data.statistics import DataStatistics
 from ..data.training_data import TrainingData
 from . import loop
 from .agreement import broadcast_from_main
+from .model_checksum import weights_checksum
 from .objectives import LEAST_STD
 from .settings import MODEL_CHECKSUM
 from .task import TrainingTask
@@ -165,7 +165,7 @@ def make_tuning_task(
         f"Tuning from sigma = {sigma_max:g}, with consistency_boundary = {options['consistency_boundary']:g}"
         + (" from a model that is already tuned." if scheduler.is_consistency_model else ".")
     )
-    return TrainingTask(objective, tuned, unet, description, {MODEL_CHECKSUM: _checksum(unet)})
+    return TrainingTask(objective, tuned, unet, description, {MODEL_CHECKSUM: weights_checksum(unet)})
 
 
 def _check_guidance(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:
@@ -213,11 +213,3 @@ def _denoiser(
             return Denoiser(unet, scheduler.parameterization, **labels)(x, sigma)
 
     return denoise
-
-
-def _checksum(unet: UNet2DModel) -> int:
-    """A checksum of the weights."""
-    value = 0
-    for weight in unet.state_dict().values():
-        value = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes(), value)
-    return value

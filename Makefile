@@ -8,7 +8,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PIP := $(BIN)/python $(INSTALL) --constraint .ci/constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test pytest test-oldest lint bench claims docs soak clean
+.PHONY: demo test pytest test-slow test-oldest lint bench claims docs soak clean
 
 demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/quickstart/demo.py
@@ -17,8 +17,14 @@ test: $(VENV)/ready-test
 	$(MAKE) --jobs=2 --no-print-directory lint pytest
 
 # One thread for each process: threads that wait for each other are slower than none on small tensors.
+PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
 pytest: $(VENV)/compiled
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow"
+
+# The tests that start processes, such as those of launchers, kills and the Hub, or that follow many field lines.
+test-slow: $(VENV)/compiled
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m slow
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
@@ -27,7 +33,7 @@ lint: $(VENV)/ready-test
 
 # The same tests with the oldest releases that pyproject.toml allows, in a virtual environment of their own.
 test-oldest: $(VENV)-oldest/ready
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python $(PYTEST)
 
 bench: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/benchmarks -s

@@ -26,6 +26,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         gc.disable()  # imports make a million objects and no garbage
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "plain_python" in getattr(item, "fixturenames", ()):  # starts processes of its own
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # collections during the tests need not visit what is imported
     gc.enable()

@@ -32,6 +32,7 @@ import diffusers_pfgm
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_physics_needs_torch_only() -> None:
     script = """
 import sys, types, importlib.util, pathlib

@@ -18,6 +18,7 @@ QUICKSTART, FLOW, SWAP = re.findall(r"```python\n(.*?)```", README, flags=re.DOT
 EXTRAS = ("accelerate", "datasets", "matplotlib", "ot", "psutil", "sklearn", "tensorboard")
 
 
+@pytest.mark.slow
 def test_the_first_lines_run_on_a_plain_install(tmp_path: Path) -> None:
     hidden = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS}))\n"  # an import of one of these raises
     command = [sys.executable, "-c", hidden + QUICKSTART + FLOW]

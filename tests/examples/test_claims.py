@@ -124,6 +124,7 @@ def test_step_sizes(share: float, growth: float, verdict: str, monkeypatch: pyte
     assert Image.open(tmp_path / euler.PICTURE).width >= 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("aug_dim", "verdict"), [(1.0, CONFIRMED), (1000.0, REFUTED)])
 def test_norms(aug_dim: float | None, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Measured on few samples, and with a kernel without heavy tails in the place of PFGM's."""
@@ -184,6 +185,7 @@ def test_theorem_one(prior: float | None, verdict: str, monkeypatch: pytest.Monk
     assert latents.theorem_one("mnist.parquet", images=200).verdict == verdict
 
 
+@pytest.mark.slow
 def test_digits_become_uniform_in_their_exact_field() -> None:
     """The control of Theorem 1, which fails for directions that are measured from another point than the mean."""
     digits = split_digits()[0].double()

@@ -81,6 +81,7 @@ class SquareMeans(torch.nn.Module):
         return features, features[:, :10]
 
 
+@pytest.mark.slow
 def test_the_commands_for_a_gpu_run_at_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = []
     monkeypatch.chdir(tmp_path)

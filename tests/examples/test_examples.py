@@ -85,6 +85,7 @@ def test_swap_solver(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert Image.open(output).size == (8 * 36, 4 * 36)
 
 
+@pytest.mark.slow
 def test_quality_against_calls(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_layout: None
 ) -> None:
@@ -109,6 +110,7 @@ def test_quality_against_calls(
     assert errors["RK45"] < errors["euler"] and Image.open(output).width > 900
 
 
+@pytest.mark.slow
 def test_swap_schedulers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     example = load_script("swap_schedulers")
     assert example.make_network()(torch.zeros(4, 1, 16, 16), 1.0).sample.shape == (4, 1, 16, 16)
@@ -177,6 +179,7 @@ def test_mnist_to_parquet(labelled: Path, capsys: pytest.CaptureFixture[str]) ->
         read_idx(images)
 
 
+@pytest.mark.slow
 def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unet = make_smallest_unet(2, num_class_embeds=10)
     names = {digit: str(digit) for digit in range(10)}
@@ -200,6 +203,7 @@ def test_classes_are_numbered_by_the_models_names(labelled: Path) -> None:
         load_labelled_images(str(labelled / "test.parquet"), 8, "L", {number: str(number) for number in range(1, 10)})
 
 
+@pytest.mark.slow
 def test_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load_script("likelihood").main(["--count", "8", "--output", str(tmp_path / "histograms.png")])
     printed = capsys.readouterr().out

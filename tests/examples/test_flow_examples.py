@@ -40,6 +40,7 @@ def save_model(folder: Path, unet: UNet2DModel | None = None, names: dict[int, s
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_interpolation(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_parquet(split_digits()[1][:12], tmp_path / "digits.parquet")
@@ -83,6 +84,7 @@ def write_digits(folder: Path, rows: slice) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_editing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unet = make_smallest_unet(num_class_embeds=10)
     names = {digit: str(digit) for digit in range(10)}
@@ -108,6 +110,7 @@ def test_editing_needs_classes(tmp_path: Path) -> None:
         run("editing", "--model", save_model(tmp_path / "model"), "--data", str(tmp_path / "images"))
 
 
+@pytest.mark.slow
 def test_point_cloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--max_train_steps", "100", "--samples", "300", "--grid", "32", "--sigma_min", "0.2"]
     run("point_cloud", *options, "--output", str(tmp_path / "points.png"))
@@ -120,6 +123,7 @@ def test_point_cloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert Image.open(tmp_path / "points.png").width > 900 and spread(tmp_path / "points.png") > 20
 
 
+@pytest.mark.slow
 def test_the_moons_density_is_that_of_their_points() -> None:
     moons = load_script("point_cloud")
     mean, scale = torch.tensor([0.5, 0.2], dtype=torch.float64), torch.tensor([0.9, 0.5], dtype=torch.float64)
@@ -128,6 +132,7 @@ def test_the_moons_density_is_that_of_their_points() -> None:
     assert torch.trapezoid(torch.trapezoid(density, axis), axis).item() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--table", "wine", "--max_train_steps", "100", "--samples", "200", "--sigma_min", "0.3"]
     run("table", *options, "--output", str(tmp_path / "table.png"))

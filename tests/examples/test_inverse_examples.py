@@ -22,6 +22,7 @@ def figures(printed: str) -> dict[str, list[float]]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inpainting", "super_resolution", "deblurring"])
 def test_exact_field(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--num_images", "6", "--draws", "4", "--num_sweeps", "2", "--device", "cpu", "--noise_std", "0.3"]

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_layout")
 FIGURES = ("field-lines", "hemisphere-plane", "hemisphere-digits", "trajectories", "denoised")
 
 
+@pytest.mark.slow
 def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = load_script("physics_pictures")
     example.main(["--output_dir", str(tmp_path), "--num_frames", "3", "--num_inference_steps", "8"])
@@ -38,6 +39,7 @@ def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert float(re.search(r"from that expected for the data: ([\d.]+) %", printed)[1]) < 5
 
 
+@pytest.mark.slow
 def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     example = load_script("physics_pictures")
     # The first pictures are the same with and without a model.

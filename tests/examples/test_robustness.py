@@ -52,6 +52,7 @@ def test_rounded_weights_are_multiples_of_the_scale_of_their_channel(bits: int) 
         assert ((value - before[name]).flatten(1).abs() <= 0.5001 * scale).all()
 
 
+@pytest.mark.slow
 def test_digits_have_their_labels(tmp_path: Path) -> None:
     for images, labels in zip(split_digits(), split_labels(), strict=True):
         write_parquet(images, tmp_path / "digits.parquet", labels)
@@ -71,6 +72,7 @@ def test_control_has_the_noise_levels_of_one_augmented_dimension() -> None:
     assert std == pytest.approx((1.3**2 + logs.var().item()) ** 0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_layout: None
 ) -> None:
@@ -138,6 +140,7 @@ def test_data_are_passed_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--train_data and --test_data must be passed together" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_field_errors_of_models_in_bands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

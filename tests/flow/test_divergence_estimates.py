@@ -30,6 +30,7 @@ def random_case() -> tuple[PoissonFlow, torch.Tensor, torch.Tensor, torch.Tensor
     return flow, x, density(x, charges, None, 0.3), flow.log_prob(x[:1]).log_prob
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "num_probes"), [("hutchinson", 10), ("hutch++", 30)])
 def test_standard_error_of_random_divergences(random_case: tuple[Any, ...], method: str, num_probes: int) -> None:
     flow, x, expected, exact = random_case
@@ -70,6 +71,7 @@ def test_log_prob_works_in_inference_mode() -> None:
     assert torch.equal(divergence, flow.divergence(x, 1.0))
 
 
+@pytest.mark.slow
 def test_classes_work_in_inference_mode() -> None:
     flow = PoissonFlow(
         make_tiny_unet(out_channels=1, num_class_embeds=3), PoissonFlowScheduler(prediction_type="sample")

@@ -12,6 +12,7 @@ from tests.flow.known_densities import charges_in, draw_points, flow_of_charges
 from tests.networks import ExactNetwork, make_tiny_unet, seeded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])
 def test_decoding_inverts_encoding_on_the_exact_field(aug_dim: float | None) -> None:
     charges = charges_in(16).view(7, 1, 4, 4)
@@ -26,6 +27,7 @@ def test_decoding_inverts_encoding_on_the_exact_field(aug_dim: float | None) -> 
     assert encoded.nfe > 60 and decoded.sample.shape == x.shape
 
 
+@pytest.mark.slow
 def test_decoding_inverts_encoding_of_a_network() -> None:
     unet = make_tiny_unet(out_channels=1)
     flow = PoissonFlow(unet, PoissonFlowScheduler(prediction_type="sample", max_norm=300.0))
@@ -36,6 +38,7 @@ def test_decoding_inverts_encoding_of_a_network() -> None:
         assert (flow.decode(latents, **options).sample - x).norm() / x.norm() < bound
 
 
+@pytest.mark.slow
 def test_step_tolerance_is_at_least_the_precision_of_the_network() -> None:
     flow = PoissonFlow(make_tiny_unet(out_channels=1), PoissonFlowScheduler(prediction_type="sample", max_norm=300.0))
     x = torch.rand(3, 1, 8, 8, generator=seeded()) * 2 - 1

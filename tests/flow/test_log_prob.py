@@ -20,6 +20,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "aug_dim", "prediction_type"), CASES)
 def test_log_prob_equals_the_density_of_charges(dim: int, aug_dim: float | None, prediction_type: str) -> None:
     charges = charges_in(dim)
@@ -58,6 +59,7 @@ def test_log_prob_of_preconditioned_networks(parameterization: Parameterization)
     assert (result.log_prob - density(x, charges, None, 0.3)).abs().max() < 2e-3
 
 
+@pytest.mark.slow
 def test_fixed_steps_converge_to_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusers_pfgm.flow.densities.DENSITY_TOLERANCE", 3e-9)  # of the equations of fixed steps
     charges = charges_in(3)
@@ -77,6 +79,7 @@ def test_density_integrates_to_one(aug_dim: float) -> None:
     assert (density / u.cos().square()).mean() * math.pi == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_density_of_an_untrained_network_integrates_to_one() -> None:
     scheduler = PoissonFlowScheduler(aug_dim=None, prediction_type="sample", sigma_min=0.5)
     flow = PoissonFlow(SmoothNetwork().double(), scheduler)
@@ -101,6 +104,7 @@ def test_class_labels_are_passed_to_the_model() -> None:
     assert torch.allclose(swapped.sample, charges[1:])
 
 
+@pytest.mark.slow
 def test_large_batches_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = flow_of_charges(charges_in(3), sigma_min=0.3)
     x = draw_points(charges_in(3), 1.0, 0.3, 10)

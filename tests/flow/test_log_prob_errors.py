@@ -26,6 +26,7 @@ def outliers(charges: torch.Tensor, aug_dim: float | None, sigma: float) -> torc
     return torch.cat([draw_points(charges, aug_dim, sigma, 4), charges[:4] + directions * distances])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aug_dim", [1.0, 5.0, 64.0, None])
 @pytest.mark.parametrize("dim", [1, 2, 16])
 def test_errors_are_within_the_tolerance_and_the_bound(dim: int, aug_dim: float | None) -> None:
@@ -40,6 +41,7 @@ def test_errors_are_within_the_tolerance_and_the_bound(dim: int, aug_dim: float 
         assert result.truncation.max() < 10 * tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "stds"), [(1, [0.5]), (2, [0.5]), (2, [0.02, 0.3, 0.1]), (3072, [0.5])])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_outliers_of_smooth_data(dim: int, stds: list[float], dtype: torch.dtype) -> None:
@@ -59,6 +61,7 @@ def test_outliers_of_smooth_data(dim: int, stds: list[float], dtype: torch.dtype
         assert (error <= tolerance).all() or (dtype == torch.float32 and result.truncation.max() > tolerance)
 
 
+@pytest.mark.slow
 def test_the_tolerance_is_in_nats_in_many_dimensions() -> None:
     charges = charges_in(80, 10)
     x = draw_points(charges, 1.0, 0.05, 1)

@@ -11,6 +11,7 @@ from diffusers_pfgm.metrics.feature_networks import load_feature_network
 from tests.networks import seeded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps", "count"), [("mnist", 10, 50), ("mnist_consistency", 1, 200)])
 def test_images_have_the_class_that_was_asked_for(name: str, steps: int, count: int) -> None:
     pipe = PFGMPipeline.from_pretrained(pretrained_model(name))

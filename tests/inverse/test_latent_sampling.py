@@ -38,6 +38,7 @@ def test_a_constant_likelihood_leaves_the_prior_invariant(aug_dim: float | None)
     assert (2 * math.pi * (initial_angles - angles)).cos().mean().abs() < 0.06  # 3 standard deviations 1/√(2 · 1500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aug_dim", [1.0, None])
 def test_charges_get_their_exact_weights(aug_dim: float | None) -> None:
     # Under the prior each charge has the weight 1/3, by symmetry.

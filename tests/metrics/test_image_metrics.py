@@ -93,6 +93,7 @@ def ladder(quarters: tuple[torch.Tensor, torch.Tensor]) -> dict[str, dict[str, f
         return {name: compare_features(*network(images), reference, "mnist") for name, images in sets.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["frechet_distance", "kernel_distance"])
 def test_distances_notice_every_corruption(ladder: dict[str, dict[str, float]], metric: str) -> None:
     values = {name: metrics[metric] for name, metrics in ladder.items()}

@@ -93,6 +93,7 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
         assert torch.allclose(gradient, gradients[1][key], rtol=1e-4, atol=1e-7), key
 
 
+@pytest.mark.slow
 @each_network
 def test_compile_without_graph_breaks(name: str) -> None:
     network, x, t = make(name), torch.randn(2, 3, 8, 8), torch.tensor([0.5, 3.0])

@@ -53,6 +53,7 @@ def test_each_generator_draws_its_own_row() -> None:
         assert torch.equal(row, sample_bounded(kernel, (1, 5), sigma[i : i + 1], seeded(i), CPU, torch.float32)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aug_dim", [0.2, 1.0])
 def test_the_flow_of_bounded_noise_ends_at_the_data(aug_dim: float) -> None:
     """Two charges with the weights 0.3 and 0.7 in two dimensions, and x̂ for the conditioned kernel."""

@@ -180,6 +180,7 @@ FLOWS: dict[str, Callable[[PoissonFlow, torch.Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_flow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "FINE_STEPS", 20)
@@ -200,6 +201,7 @@ MEASURES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_inverse_problems(name: str) -> None:
     measure = MEASURES[name]

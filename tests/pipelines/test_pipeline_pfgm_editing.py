@@ -40,6 +40,7 @@ def nearest(images: torch.Tensor, charges: torch.Tensor) -> tuple[torch.Tensor, 
     return nearest.values, nearest.indices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [STEPS, {"tolerance": 1e-7}])
 def test_images_are_recovered_with_their_own_class(
     pipe: PFGMEditingPipeline, charges: torch.Tensor, options: dict[str, Any]
@@ -76,6 +77,7 @@ def test_temperature_scales_the_latents_radius(pipe: PFGMEditingPipeline, charge
     assert torch.allclose(cooled, expected, atol=1e-6) and (cooled - images).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_paths_start_and_end_at_their_images(pipe: PFGMEditingPipeline, charges: torch.Tensor) -> None:
     images = charges / 2 + 0.5
     first, second = images[[0, 1]], images[[2, 3]]  # of the same classes
@@ -88,6 +90,7 @@ def test_paths_start_and_end_at_their_images(pipe: PFGMEditingPipeline, charges:
     assert len(pipe.interpolate(first, second, 3, "dark", num_inference_steps=30).images) == 6
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_generating_pipeline_loads(tmp_path: Path) -> None:
     unet = make_tiny_unet()
     PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0, sigma_min=1.0)).save_pretrained(tmp_path)

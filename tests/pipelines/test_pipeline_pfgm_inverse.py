@@ -144,6 +144,7 @@ def test_a_complex_measurement_is_one_of_real_and_imaginary_parts(
         assert torch.equal(torch.cdist(samples.flatten(1), charges.flatten(1)).argmin(1), torch.arange(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["guidance", "latent"])
 @pytest.mark.parametrize("kind", ["mask", "operator", "function"])
 def test_each_image_may_be_measured_differently(method: str, kind: str, charges: torch.Tensor) -> None:
@@ -202,6 +203,7 @@ def test_classes(charges: torch.Tensor) -> None:
         pipe(torch.zeros(3, 1, 8, 8), nothing, 1.0, class_labels=[0, 1])
 
 
+@pytest.mark.slow
 def test_a_saved_network(tmp_path: Path) -> None:
     make_tiny_pipeline().save_pretrained(tmp_path)
     pipe = PFGMInversePipeline.from_pretrained(tmp_path)

@@ -38,6 +38,7 @@ def random_images(count: int) -> torch.Tensor:
     return torch.randint(256, (count, 1, 4, 4), generator=seeded()).double() / 255
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_the_exact_density() -> None:
     images = random_images(6)
     charges = images[:3] * 2 - 1
@@ -55,6 +56,7 @@ def test_bits_are_those_of_the_exact_density() -> None:
     assert (output.bits_per_dim[:3] < output.bits_per_dim[3:].min()).all()  # the charges are more likely
 
 
+@pytest.mark.slow
 def test_images_are_accepted_in_every_form() -> None:
     images = random_images(2)
     pipe = pipeline_of(ChargeField(images * 2 - 1))
@@ -66,6 +68,7 @@ def test_images_are_accepted_in_every_form() -> None:
     assert len(whole) == 5 and whole[1].shape == (2,)  # no bits per dimension without `num_levels`
 
 
+@pytest.mark.slow
 def test_likelihood_under_a_class() -> None:
     charges = torch.stack([torch.full((1, 4, 4), -0.6), torch.full((1, 4, 4), 0.6)]).double()
     network = ExactNetwork(charges, Parameterization("sample"), 1.0, torch.tensor([0, 1]))
@@ -80,6 +83,7 @@ def test_likelihood_under_a_class() -> None:
     assert (right - any_class - math.log(2)).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_computes_likelihoods(tmp_path: Path) -> None:
     make_tiny_pipeline(prediction_type="sample").save_pretrained(tmp_path)
     pipe = PFGMLikelihoodPipeline.from_pretrained(tmp_path)
@@ -148,6 +152,7 @@ def evaluate(arguments: list[str]) -> None:
     likelihood_evaluation.main(likelihood_evaluation.parse_args(None, arguments))
 
 
+@pytest.mark.slow
 def test_an_interrupted_data_set_is_continued(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +179,7 @@ def test_a_rejected_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
     evaluate(options(folder, output, "--divergence=hutch++", "--num_probes=3", "--max_images=1"))
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_name(folder: Path, tmp_path: Path) -> None:
     unet = make_tiny_unet(out_channels=1, num_class_embeds=3)
     pipe = PFGMLikelihoodPipeline(unet, PoissonFlowScheduler(prediction_type="sample"), {0: "a", 1: "b", 2: "c"})

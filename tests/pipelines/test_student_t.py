@@ -65,6 +65,7 @@ def test_guidance_and_measurements_use_the_same_denoiser(pipe: PFGMPipeline) -> 
     assert torch.allclose(output.samples, pipe(2, 5, seeded(), output_type="latent").images, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_encode_decode_and_density_use_the_gradient_of_the_estimate(pipe: PFGMPipeline) -> None:
     scheduler = PoissonFlowScheduler(sigma_min=0.3, sigma_max=20.0, **OPTIONS)
     flow = PoissonFlow(pipe.unet.double(), scheduler)

@@ -50,6 +50,7 @@ def test_the_first_frame_shows_the_hemisphere_and_the_last_the_charges(lines: to
         assert (group[:, 2] == 0).all()
 
 
+@pytest.mark.slow
 def test_frames_and_gif(lines: torch.Tensor, tmp_path: Path) -> None:
     frames = animate_points(lines, CHARGES, num_frames=4)
     assert len(frames) == 4 and {frame.size for frame in frames} == {(500, 400)}

@@ -58,6 +58,7 @@ def test_angles_of_known_points() -> None:
     assert angles["elevation"].tolist() == pytest.approx([math.pi / 4, 0, 0], abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "aug_dim"), DIMENSIONS[:4])
 def test_the_prior_is_uniform_and_p_values_are_fair(dim: int, aug_dim: float) -> None:
     draws = [PoissonKernel(aug_dim).sample((200, dim), 7.0, seeded(i), dtype=torch.float64) for i in range(100)]

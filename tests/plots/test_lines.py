@@ -31,6 +31,7 @@ def test_lines_of_two_charges_keep_their_flux() -> None:
     assert (angle_sums - angle_sums[0]).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_figure_has_both_panels() -> None:
     charges = torch.randn(5, 2, generator=seeded(), dtype=torch.float64)
     figure = plot_field_lines(charges[:, :1], charges)

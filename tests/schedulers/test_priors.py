@@ -96,6 +96,7 @@ def share_of_first_charge(size: int, aug_dim: float, prior: str | None) -> float
     return ((samples - first).norm(dim=1) < 0.5).double().mean().item()
 
 
+@pytest.mark.slow
 def test_digits_remain_equally_likely(digits: torch.Tensor) -> None:
     count = 100
     charges = digits[:count]

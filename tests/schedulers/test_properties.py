@@ -5,6 +5,7 @@ import math
 import warnings
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,7 @@ class Silence(logging.Handler):
         self.caught.__exit__(*error)
 
 
+@pytest.mark.slow
 @RUNS
 @given(
     batch=st.integers(1, 4),
@@ -101,6 +103,7 @@ def test_any_run(
         assert len(scheduler.timesteps) == calls
 
 
+@pytest.mark.slow
 @RUNS
 @given(
     batch=st.integers(1, 3),
@@ -145,6 +148,7 @@ def test_any_run_of_the_ddpm_family(
         assert x.isfinite().all() and x.dtype == dtype
 
 
+@pytest.mark.slow
 @CASES
 @given(
     batch=st.integers(1, 5),
@@ -166,6 +170,7 @@ def test_any_draw_of_the_kernel(
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 @CASES
 @given(
     batch=st.integers(1, 4),

@@ -65,6 +65,7 @@ def vision() -> CLIPVisionModelWithProjection:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [6, 20])
 def test_stable_video_diffusion_is_edm_with_data_of_scale_one(steps: int) -> None:
     with torch.random.fork_rng():

@@ -26,6 +26,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 STEPS = {"sigmas": [40.0, 2.0, 0.3], "aug_dim": 1.0, "num_parameters": 7}
 
 
+@pytest.mark.slow
 def test_five_calls_reach_more_of_the_right_digits(digits: torch.Tensor) -> None:
     digits = digits[:600].float()
     field = ChargeField(digits, 1.0, "sample")

@@ -49,6 +49,7 @@ def test_step_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch
         x = scheduler.step(output, t, scheduler.scale_model_input(x, t)).prev_sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
 @pytest.mark.parametrize(
     "options",

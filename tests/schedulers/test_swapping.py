@@ -123,6 +123,7 @@ def test_images_of_every_pipeline_equal_those_with_ddim(name: str, tmp_path: Pat
     assert (actual - expected).norm() < 1e-5 * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["StableDiffusion", "DDIM"])
 def test_the_default_solver_is_closer_to_many_steps_than_ddim(name: str, tmp_path: Path) -> None:
     theirs = DDIMScheduler(**SCALED_LINEAR, clip_sample=False, steps_offset=1, timestep_spacing="trailing")

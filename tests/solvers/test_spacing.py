@@ -106,6 +106,7 @@ def decode_to_digit(field: ChargeField, scheduler: Any, calls: int, x: torch.Ten
 SHELL_BARS = {5: 0.77, 8: 0.935, 10: 0.965, 15: 0.98}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("aug_dim", "prior", "bars"),
     [

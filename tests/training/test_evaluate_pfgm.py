@@ -69,6 +69,7 @@ def evaluate(arguments: list[str]) -> dict[str, Any]:
     return json.loads((args.output_dir / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 def test_one_file_has_all_metrics(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--keep_images", "--bits_per_dim_images=2", f"--train_data={data / 'train.parquet'}"]
@@ -91,6 +92,7 @@ def test_one_file_has_all_metrics(model: Path, data: Path, tmp_path: Path, capsy
 SETTINGS = {"num_images": 40, "num_inference_steps": 2, "guidance_scale": 1.0, "batch_size": 6, "seed": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 def test_a_killed_evaluation_ends_with_the_same_file(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +119,7 @@ def test_a_killed_evaluation_ends_with_the_same_file(
     assert evaluate(options_of(model, data, tmp_path / "e")) == expected
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_number_of_processes(model: Path, tmp_path: Path) -> None:
     pipeline = PFGMPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
@@ -149,6 +152,7 @@ def test_one_image_has_no_standard_error() -> None:
     assert mean_and_error([{"bits_per_dim": 2.0}, {"bits_per_dim": 4.0}], "bits_per_dim") == (3.0, pytest.approx(1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 def test_statistics_take_the_place_of_images(model: Path, data: Path, tmp_path: Path) -> None:
     first = evaluate(options_of(model, data, tmp_path / "e"))
@@ -166,6 +170,7 @@ def test_statistics_take_the_place_of_images(model: Path, data: Path, tmp_path: 
     assert not (tmp_path / "h" / "images").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 def test_statistics_of_the_reference_are_kept_for_the_same_images(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -262,6 +267,7 @@ def save_images(folder: Path, sizes: list[tuple[int, ...]]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 @pytest.mark.parametrize(
     ("sizes", "message"),
@@ -281,6 +287,7 @@ def test_references_that_do_not_fit_are_refused(
     assert len(sizes) == 1 or not (tmp_path / "e" / "images").exists()  # no image was generated in vain
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 def test_larger_references_are_resized_on_request(model: Path, data: Path, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "reference", [(16, 20)] * 20)

@@ -240,6 +240,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert largest_difference(tmp_path / "unet", output / "unet") == 0
 
 
+@pytest.mark.slow
 def test_a_step_perturbs_its_part_of_the_field_batch(
     without_outputs: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_step_perturbs_its_part_of_the_field_batch(
     assert sizes == [(32, 100, torch.Tensor)] * 2 + [(32, 200, Charges)] * 2 + [(32, 400, Charges)]
 
 
+@pytest.mark.slow
 def test_pipelines_are_saved_during_training(
     cheap: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +315,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "dropout"), [("field", 0.5), ("perturbation", 0.0)])
 def test_class_labels_reach_the_objective_and_the_pipeline(
     cheap: None, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, dropout: float

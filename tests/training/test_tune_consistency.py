@@ -96,6 +96,7 @@ def test_the_output_is_a_pipeline_of_one_and_two_calls(
     assert not is_same(base / "unet", output / "unet")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(cheap: None, base: Path, data: Path, tmp_path: Path) -> None:
     tune(base, data, tmp_path / "whole", "--checkpointing_steps=2")
     (tmp_path / "resumed").mkdir()
@@ -170,6 +171,7 @@ def test_guidance_is_learned_and_saved(cheap: None, data: Path, tmp_path: Path) 
         tune(tmp_path / "2", data, tmp_path / "again", "--guidance_scale=2")
 
 
+@pytest.mark.slow
 def test_the_loss_falls(cheap: None, base: Path, data: Path, tmp_path: Path) -> None:
     tune(base, data, tmp_path / "tuned", "--max_train_steps=60", "--learning_rate=3e-3", "--logging_steps=10")
     losses = [record["loss"] for record in read_records(tmp_path / "tuned" / "log.jsonl", "train")]

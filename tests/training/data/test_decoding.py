@@ -211,6 +211,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_images_are_opened_by_url_and_archive_path_as_datasets_does(tmp_path: Path, server: str) -> None:
     (tmp_path / "a.png").write_bytes(encoded("PNG"))
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:

@@ -67,6 +67,7 @@ def test_the_weights_are_restored_after_an_error(tmp_path: Path) -> None:
     assert equal(weights(run.unet), before) and run.unet.training
 
 
+@pytest.mark.slow
 def test_no_call_has_more_samples_than_eval_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     forward = UNet2DModel.forward
@@ -146,6 +147,7 @@ def test_a_pipeline_that_cannot_be_saved_is_an_error(tmp_path: Path, monkeypatch
     assert not (tmp_path / "model_index.json").exists() and run.unet.training
 
 
+@pytest.mark.slow
 def test_a_damaged_log_is_plotted(tmp_path: Path) -> None:
     run = make_outputs(tmp_path)
     run.log(1, {"loss": 1.0})
@@ -174,6 +176,7 @@ def test_due_outputs_depend_on_the_step_and_the_options() -> None:
     assert outputs.due(args, 5, 2) == set() and len(outputs.due(args, 12, 2)) == 3
 
 
+@pytest.mark.slow
 def test_published_files_do_not_contain_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "secret-place"
     folder.mkdir()

@@ -90,6 +90,7 @@ def test_pauses_are_not_counted() -> None:
     assert summary["images_per_second"] > 40 and summary["seconds_left"] < 0.75  # 20 and 1.5 with the pause
 
 
+@pytest.mark.slow
 def test_a_log_is_plotted(tmp_path: Path) -> None:
     records = Records(tmp_path / "log.jsonl")
     meter = Meter(300, 8, 1, CPU)

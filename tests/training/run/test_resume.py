@@ -122,6 +122,7 @@ def output(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +157,7 @@ def test_folders_without_an_undamaged_checkpoint_are_refused(data: Path, output:
     assert (tmp_path / "other" / "model_index.json").exists()
 
 
+@pytest.mark.slow
 def test_the_newer_branch_is_set_aside(data: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--max_train_steps=7", "--checkpointing_steps=1", "--checkpoints_total_limit=1"]
     train(data, output, *more, "--resume_from_checkpoint=checkpoint-4")
@@ -193,6 +195,7 @@ def test_an_end_before_the_checkpoint_is_refused(data: Path, output: Path) -> No
     assert checkpoints(output)[-1] == "checkpoint-8"
 
 
+@pytest.mark.slow
 def test_an_overwritten_run_is_set_aside_completely(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_scripts_that_succeed_or_exit_are_not_changed() -> None:
     assert script_errors.launcher_process() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "error"),
     [((*ACCELERATE, "--cpu"), "CalledProcessError"), (TORCHRUN, "ChildFailedError")],

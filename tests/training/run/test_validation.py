@@ -32,6 +32,7 @@ def test_a_split_is_disjoint_complete_and_reproducible() -> None:
             split_indices(100, share, seed=0)
 
 
+@pytest.mark.slow
 def test_good_samples_have_the_distance_of_real_images_and_noise_a_larger_one(digits: torch.Tensor) -> None:
     images = digits.float()
     validation = Validation(images[:300], images[300:])
@@ -82,6 +83,7 @@ def watch(event: str, arguments: tuple[object, ...]) -> None:
             raise Kill
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_a_kill_leaves_the_best_model_with_its_own_distance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool

@@ -44,7 +44,7 @@ def flat(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    make_tiny_pipeline(prediction_type="epsilon").save_pretrained(folder)
+    make_tiny_pipeline(prediction_type="sample").save_pretrained(folder)
     return folder
 
 
@@ -185,6 +185,7 @@ def test_statistics_of_the_reference_are_kept_for_the_same_images(
     assert sizes == [2, 40, 60, 2, 40, 2, 40, 100, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 def test_other_weights_in_the_same_folder_are_evaluated_anew(model: Path, data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
@@ -223,6 +224,7 @@ def test_models_and_networks_that_cannot_be_used_are_refused_before_the_generati
         refused("The network needs `class_labels`", *options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 def test_bits_per_dim_of_a_saved_data_set(model: Path, data: Path, tmp_path: Path) -> None:
     load_image_dataset(str(data / "test.parquet")).save_to_disk(tmp_path / "saved")

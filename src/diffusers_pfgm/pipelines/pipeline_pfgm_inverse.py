@@ -133,7 +133,8 @@ class PFGMInversePipeline(PoissonFlowPipeline):
                 f"`noise_std` must be a finite number > 0 for 'latent', whose likelihood has no density without noise, "
                 f"but is {noise_std}. Use 'guidance', or a small number such as 0.01."
             )
-        num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
+        if method == "latent":  # whose chains begin after the first sample
+            num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
         measurement = torch.as_tensor(measurement)
         if not measurement.ndim:
             raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")

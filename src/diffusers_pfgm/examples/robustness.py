@@ -13,7 +13,7 @@ from ..physics import PoissonKernel
 from ..physics.bounded_noise import sample_bounded
 from ..physics.tensors import append_dims
 from ..training.data.statistics import DataStatistics
-from ..training.run.objectives import LEAST_STD, P_MEAN, P_STD
+from ..training.run.hyperparameters import LEAST_STD, P_MEAN, P_STD
 from ..utils.checks import check_whole_number
 
 

@@ -15,7 +15,7 @@ from ...metrics import FrechetDistance
 from ...pipelines import PFGMPipeline
 from ...training.data.statistics import DataStatistics
 from ...training.run.arguments import parse_args
-from ...training.run.objectives import make_objective
+from ...training.run.hyperparameters import make_objective
 from ...training.run.samples import draw_samples
 from ..classifier import make_classifier, train_classifier
 from ..digits import split_digits, split_labels

@@ -378,7 +378,7 @@ class PoissonFlow:
         return as_dtype_of(end, x), denoiser.nfe
 
     def _step_sigmas(self, num_inference_steps: int) -> list[float]:
-        """Return the n + 1 σ's of n fixed steps, from σ_max to σ_min: from the scheduler's knots, or in equal ratios."""
+        """Return the n + 1 σ's of n fixed steps, from σ_max to σ_min, by the scheduler's knots or in equal ratios."""
         count = check_whole_number("num_inference_steps", num_inference_steps, 1) + 1
         knots = self.scheduler.config.sigma_knots
         return knotted_sigmas(knots, count) if knots else geometric_sigmas(self.sigma_max, self.sigma_min, count)

@@ -23,9 +23,9 @@ cores, writes `docs/claims.json`, and writes this page from that file. MNIST's i
 Each claim has checks: a quantity and a bound, which was written down before the measurement. "±" is half the width of
 the 95 % interval over seeds (Student's t). A check is **confirmed** if the whole interval is on the claimed side of
 the bound, and **refuted** if it is on the other side. If the interval contains the bound, a measurement of this size
-cannot decide: **not measurable here (inconclusive)**. A claim without its data is **not measurable here (not
-measured)**. A claim is refuted if one of its checks is, confirmed if all are, and otherwise inconclusive. A verdict is
-about these small models and data only.
+cannot decide: **not measurable here (inconclusive)**. A claim is refuted if one of its checks is, confirmed if all are,
+and otherwise inconclusive. A claim whose data were missing is **not measurable here (not measured)**. A verdict is only
+about these small models and data.
 """
 INCONCLUSIVE = f"{NOT_MEASURABLE} (inconclusive)"
 NOT_MEASURED = f"{NOT_MEASURABLE} (not measured)"

@@ -4,7 +4,8 @@
         --num_inference_steps 35 --output_dir evaluation
 
 All metrics are written to metrics.json in the output folder. Started again with the same options, the script continues
-with the images that are missing there. Image i depends only on the seed and i, on any number of processes.
+with the images that are missing there. On any number of processes the images are the same: image i depends only on the
+seed and i, and with --tolerance also on the other images of its batch, which share the steps of the adaptive solver.
 """
 
 from diffusers_pfgm.training.run.evaluation import main, parse_args

@@ -23,8 +23,15 @@ import datasets
 import numpy as np
 from PIL import Image
 
-DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}  # by type code of the IDX format
-FILE_PREFIXES = {"train": "train", "test": "t10k"}  # by split
+DTYPES = {
+    8: ">u1",
+    9: ">i1",
+    11: ">i2",
+    12: ">i4",
+    13: ">f4",
+    14: ">f8",
+}  # NumPy's dtypes by the type code of the IDX format
+FILE_PREFIXES = {"train": "train", "test": "t10k"}  # prefixes of file names by split
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -40,7 +40,7 @@ from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
 
 REFERENCE_STEPS = 200
-TOLERANCES = (1e-2, 1e-3, 1e-4)  # of RK45
+TOLERANCES = (1e-2, 1e-3, 1e-4)  # the tolerances of RK45
 SOLVERS: dict[str, dict[str, Any]] = {
     "multistep, fitted": {},
     "multistep, equal ratios": {"sigma_knots": None},

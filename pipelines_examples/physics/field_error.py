@@ -22,8 +22,8 @@ from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
 from diffusers_pfgm.training.run.option_types import positive
 
-EDGES = [0.1, 0.3, 1.0, 3.0, 10.0]  # of the bands of z
-BATCH_SIZE = 100  # of points for which a network is called
+EDGES = [0.1, 0.3, 1.0, 3.0, 10.0]  # the edges of the bands of z
+BATCH_SIZE = 100  # the number of points in a call of a network
 
 
 def main(argv: list[str] | None = None) -> None:

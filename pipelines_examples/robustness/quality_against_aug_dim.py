@@ -31,7 +31,7 @@ from diffusers_pfgm import PFGMPipeline
 from diffusers_pfgm.examples.classifier import load_labelled_images, make_classifier, predict_classes, train_classifier
 from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
 from diffusers_pfgm.examples.launch import has_ended, launch_training
-from diffusers_pfgm.examples.robustness import NoiseInSteps, levels_of_one_aug_dim, round_weights, small_unet_config
+from diffusers_pfgm.examples.robustness import NoiseInSteps, pfgm_log_noise_moments, round_weights, small_unet_config
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM
 from diffusers_pfgm.pipelines.inputs import PIL_MODES
@@ -170,7 +170,7 @@ def training_options(variant: Variant, args: argparse.Namespace, images: torch.T
         "output_dir": folder,
     }
     if variant.preconditioning == CONTROL:
-        options["p_mean"], options["p_std"] = levels_of_one_aug_dim(images)
+        options["p_mean"], options["p_std"] = pfgm_log_noise_moments(images)
     return [f"--{name}={value}" for name, value in options.items()]
 
 

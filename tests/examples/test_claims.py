@@ -15,10 +15,11 @@ from PIL import Image
 from diffusers_pfgm import ChargeField, PoissonFlow, PoissonFlowScheduler, PoissonKernel
 from diffusers_pfgm.examples.claims import calls, euler, field_target, latents, norms, speed, weak_networks
 from diffusers_pfgm.examples.claims.claim import CONFIRMED, NOT_MEASURABLE, REFUTED, Check, Claim, interval
-from diffusers_pfgm.examples.claims.page import make_page
+from diffusers_pfgm.examples.claims.page import make_page, read_claims
 from diffusers_pfgm.examples.claims.weak_networks import CONTROL, EDM, PFGM
 from diffusers_pfgm.examples.digits import split_digits
 from tests.networks import seeded
+from tests.training.data.test_images import write_images
 
 NOISE = (0.99, 1.0, 1.01)  # factors of a figure, one for each seed
 
@@ -51,6 +52,21 @@ def leave_out_pictures(module: ModuleType, verdict: str, monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "_draw", lambda *figures: Figure())
 
 
+def check_published_texts(letter: str, claim: Claim, has_same_sizes: bool = True) -> None:
+    """Check that docs/claims.json has the texts of the code, so that a change of one is also made in the other."""
+    published = read_claims(Path(__file__).parents[2] / "docs" / "claims.json")[letter]
+    texts = [
+        (each.title, each.statement, each.source, each.header, each.pictures, list(each.sizes))
+        for each in (claim, published)
+    ]
+    assert texts[0] == texts[1]
+    assert [check.quantity for check in claim.checks] == [check.quantity for check in published.checks]
+    assert {cell for row in claim.rows for cell in row if isinstance(cell, str)} <= {
+        cell for row in published.rows for cell in row if isinstance(cell, str)
+    }
+    assert claim.method == published.method or not has_same_sizes
+
+
 def claim_of(*values: float) -> Claim:
     return Claim("", "", "", "", checks=[Check("", "above", 0.0, [value]) for value in values])
 
@@ -75,10 +91,12 @@ def test_few_calls(share: float, growth: float, verdict: str, monkeypatch: pytes
         figures["mnist", counts[-2]] = [growth * value for value in figures["mnist", counts[-1]]]
         return figures, figures
 
-    monkeypatch.setattr(calls, "_shares", lambda *arguments: {calls.FITTED: [[share] * 3] * 3})
+    monkeypatch.setattr(calls, "_agreements", lambda *arguments: {calls.FITTED: [[share] * 3] * 3})
     monkeypatch.setattr(calls, "_mnist", mnist)
     leave_out_pictures(calls, verdict, monkeypatch)
-    assert calls.few_calls(tmp_path).verdict == verdict
+    claim = calls.few_calls(tmp_path)
+    assert claim.verdict == verdict
+    check_published_texts("a", claim)
     assert Image.open(tmp_path / calls.PICTURE).width >= 512
 
 
@@ -89,7 +107,9 @@ def test_weak_networks(edm: float, control: float, verdict: str, monkeypatch: py
     distances = {PFGM: 1.0, EDM: edm, CONTROL: control}
     monkeypatch.setattr(weak_networks, "trained_network", lambda kind, width, seed, steps: (kind, seed))
     monkeypatch.setattr(weak_networks, "distance_of", lambda pipe, *sizes: distances[pipe[0]] * NOISE[pipe[1]])
-    assert weak_networks.weak_networks().verdict == verdict
+    claim = weak_networks.weak_networks()
+    assert claim.verdict == verdict
+    check_published_texts("b", claim)
 
 
 def test_small_networks_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,19 +128,21 @@ def test_small_networks_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     ("share", "growth", "verdict"), [(0.9, 2.0, CONFIRMED), (0.6, 2.0, REFUTED), (0.9, 0.5, REFUTED)]
 )
 def test_step_sizes(share: float, growth: float, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def shares(aug_dim: float | None, prior: str | None, runs: Any, steps: list, *sizes: Any) -> list[list[float]]:
+    def agreements(aug_dim: float | None, prior: str | None, runs: Any, steps: list, *sizes: Any) -> list[list[float]]:
         return [[noise * (0.8 if aug_dim is None else share) for noise in NOISE] for _ in steps]
 
     def distance(pipe: tuple[str, int], samples: int, count: int, epochs: int) -> float:
         return NOISE[pipe[1]] * (growth if pipe[0] == EDM and count == 10 else 1.0)
 
-    monkeypatch.setattr(euler, "shares_of_same_digit", shares)
+    monkeypatch.setattr(euler, "agreement_with_reference", agreements)
     monkeypatch.setattr(euler, "trained_network", lambda kind, width, seed, steps: (kind, seed))
     monkeypatch.setattr(euler, "with_euler", lambda pipe: pipe)
     monkeypatch.setattr(euler, "distance_of", distance)
     leave_out_pictures(euler, verdict, monkeypatch)
     monkeypatch.setattr(euler, "_mnist", lambda *sizes: ([[0.0] * 3] * 4,) * 2)
-    assert euler.step_sizes(tmp_path).verdict == verdict
+    claim = euler.step_sizes(tmp_path)
+    assert claim.verdict == verdict
+    check_published_texts("c", claim)
     assert Image.open(tmp_path / euler.PICTURE).width >= 512
 
 
@@ -133,6 +155,7 @@ def test_norms(aug_dim: float | None, verdict: str, monkeypatch: pytest.MonkeyPa
     claim = norms.norms_against_z(tmp_path, samples=400, steps=4)
     assert [check.verdict for check in claim.checks[1:]] == [verdict] * 2
     assert claim.checks[0].verdict == verdict or aug_dim != 1
+    check_published_texts("d", claim)
     assert Image.open(tmp_path / norms.PICTURE).width >= 512
     closed_form, measured = claim.rows[2][-2], claim.rows[0][-2]
     assert interval(measured)[0] == pytest.approx(closed_form, rel=0.4 if aug_dim == 1 else 0.1)
@@ -147,6 +170,11 @@ def test_variance_of_the_target(errors: list[float], verdict: str, monkeypatch: 
         field_target, "target_errors", lambda points, charges, seed: [error * NOISE[seed] for error in errors]
     )
     assert field_target.variance_of_the_target(charges=(1, 2, 4)).verdict == verdict
+
+
+def test_the_texts_of_the_target_are_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_target, "target_errors", lambda points, charges, seed: [1.0 / count for count in charges])
+    check_published_texts("e", field_target.variance_of_the_target())
 
 
 def test_the_target_of_all_charges_has_no_error() -> None:
@@ -166,9 +194,10 @@ def test_likelihood(bits: float, verdict: str, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(latents, "load_model", lambda name: SimpleNamespace(components={}))
     monkeypatch.setattr(latents, "PFGMLikelihoodPipeline", Pipe)
-    monkeypatch.setattr(latents, "test_images", lambda mnist, sets, count: [torch.zeros(2, 1, 28, 28)] * sets)
+    monkeypatch.setattr(latents, "image_sets", lambda mnist, sets, count: [torch.zeros(2, 1, 28, 28)] * sets)
     claim = latents.likelihood("mnist.parquet")
     assert claim.verdict == verdict and claim.checks[0].values == pytest.approx([bits] * 3)
+    check_published_texts("f", claim)
 
 
 @pytest.mark.parametrize(("prior", "verdict"), [(1.0, CONFIRMED), (None, REFUTED), (2.0, REFUTED)])
@@ -181,8 +210,19 @@ def test_theorem_one(prior: float | None, verdict: str, monkeypatch: pytest.Monk
         return SimpleNamespace(latents=mean + PoissonKernel(prior).sample(x.shape, flow.sigma_max, seeded(5)))
 
     monkeypatch.setattr(PoissonFlow, "encode", encode)
-    monkeypatch.setattr(latents, "test_images", lambda mnist, sets, count: [torch.zeros(count, 1, 28, 28)] * sets)
-    assert latents.theorem_one("mnist.parquet", images=200).verdict == verdict
+    monkeypatch.setattr(latents, "image_sets", lambda mnist, sets, count: [torch.zeros(count, 1, 28, 28)] * sets)
+    claim = latents.theorem_one("mnist.parquet", images=200)
+    assert claim.verdict == verdict
+    check_published_texts("g", claim)
+
+
+def test_sets_of_images_are_disjoint_and_complete(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", count=6, size=(28, 28))
+    sets = latents.image_sets(str(folder), 3, 2)
+    assert [tuple(images.shape) for images in sets] == [(2, 1, 28, 28)] * 3
+    assert len(torch.cat(sets).unique(dim=0)) == 6
+    with pytest.raises(ValueError, match=r"`mnist` \(option `--mnist`\) .* has 6 images, but 2 sets of 4 .* least 8"):
+        latents.image_sets(str(folder), 2, 4)
 
 
 @pytest.mark.slow
@@ -199,7 +239,9 @@ def test_digits_become_uniform_in_their_exact_field() -> None:
 def test_claims_on_images_that_are_missing() -> None:
     for claim in (latents.likelihood(None), latents.theorem_one(None)):
         assert claim.verdict == NOT_MEASURABLE
-        assert f"**{NOT_MEASURABLE}**: {latents.MISSING}" in make_page({"f": claim})
+        page = make_page({"f": claim})
+        assert f"**{NOT_MEASURABLE} (not measured)**: {latents.MISSING}" in page
+        assert f"| f | {claim.title} | **{NOT_MEASURABLE} (not measured)** |" in page
     assert "MNIST=" in latents.MISSING
 
 
@@ -218,7 +260,9 @@ def test_speed(naive: float, step: float, verdict: str, monkeypatch: pytest.Monk
         return next(taken)
 
     monkeypatch.setattr(speed, "seconds", seconds)
-    assert speed.speed(2, (1, 1, 8, 8), (4, 16, 64)).verdict == verdict
+    claim = speed.speed(2, (1, 1, 8, 8), (4, 16, 64))
+    assert claim.verdict == verdict
+    check_published_texts("h", claim, has_same_sizes=False)
 
 
 def test_the_naive_target_is_the_same() -> None:

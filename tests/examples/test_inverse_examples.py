@@ -16,7 +16,7 @@ from tests.scripts import load_script
 def figures(printed: str) -> dict[str, list[float]]:
     """The numbers of each row of the printed table."""
     rows = {}
-    for name in ("pseudo-inverse", "best charge", "replacement", "guidance", "latent"):
+    for name in ("pseudo-inverse", "nearest training image", "replacement", "guidance", "latent"):
         lines = [line for line in printed.splitlines() if line.startswith(name)]
         rows[name] = [float(number) for number in lines[0].removeprefix(name).split()] if lines else []
     return rows
@@ -36,7 +36,9 @@ def test_exact_field(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert psnr_of_mean > mean_psnr and psnr_of_mean > rows["pseudo-inverse"][0]
     assert rows["latent"][1] > rows["replacement"][1]
     grid = np.asarray(Image.open(tmp_path / "solved.png"))
-    assert grid.shape == (7 * 52, 6 * 52) and "truth, pseudo-inverse, best charge, guidance, latent" in printed
+    assert (
+        grid.shape == (7 * 52, 6 * 52) and "truth, pseudo-inverse, nearest training image, guidance, latent" in printed
+    )
     assert len(np.unique(grid[52:104])) > 5 and grid[208:].std() > 50
 
 
@@ -50,8 +52,8 @@ def test_saved_model_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
         [*options, *data, "--noise_std", "0.01", "--observed", "border", "--device", "cpu", "--output", str(output)]
     )
     rows = figures(capsys.readouterr().out)
-    # The images are also the training images, so the best charge of an image is the image itself.
-    assert rows["latent"] == [] and rows["best charge"][0] > 90 > rows["pseudo-inverse"][0]
+    # The images are also the training images, so the nearest training image of an image is the image itself.
+    assert rows["latent"] == [] and rows["nearest training image"][0] > 90 > rows["pseudo-inverse"][0]
     assert Image.open(output).size == (5 * 52, 5 * 52 - 52)
 
 

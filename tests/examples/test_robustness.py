@@ -65,7 +65,7 @@ def test_control_has_the_noise_levels_of_one_augmented_dimension() -> None:
     """ln of the noise level is ln σ − ln q, q = |ξ| and ξ normal: known moments if the noise were not limited."""
     example = load_script("quality_against_aug_dim")
     images = torch.randn(500, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 0.5
-    mean, std = example.levels_of_one_aug_dim(images)
+    mean, std = example.pfgm_log_noise_moments(images)
     normal = torch.randn(200_000, generator=torch.Generator().manual_seed(1)).abs()
     logs = -normal[normal > 0.25].log()  # the noise is at most 4 σ
     assert mean == pytest.approx(math.log(0.5) - 0.3 + logs.mean().item(), abs=0.02)

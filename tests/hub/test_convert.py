@@ -138,9 +138,9 @@ def test_checkpoints_of_another_configuration_are_named(tmp_path: Path) -> None:
 
 def test_other_files_and_configurations_are_named(tmp_path: Path) -> None:
     config = f"{PFGM}_config.json"
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match=r"`checkpoint` \(option `--checkpoint`\) '.*none.pth' is not a file"):
         convert_checkpoint(tmp_path / "none.pth", config)
-    with pytest.raises(ValueError, match="`--config` must be a JSON file or one of cifar10"):
+    with pytest.raises(ValueError, match=r"`config` \(option `--config`\) must be a JSON file or one of cifar10"):
         convert_checkpoint(f"{PFGM}.pth", "cifar11")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="has no weights under 'model'"):
@@ -151,7 +151,7 @@ def test_other_files_and_configurations_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(Path(f"{NCSNPP}.safetensors").read_bytes()[:1000])
     with pytest.raises(ValueError, match="was not read"):
         convert_checkpoint(tmp_path / "cut.safetensors", f"{NCSNPP}_config.json")
-    with pytest.raises(ValueError, match=r"`--raw` is for a \.pth"):
+    with pytest.raises(ValueError, match=r"`raw` \(option `--raw`\) needs a \.pth"):
         convert_checkpoint(f"{NCSNPP}.safetensors", f"{NCSNPP}_config.json", raw=True)
     (tmp_path / "network.pkl").write_bytes(pickle.dumps({"net": 1}))
     with pytest.raises(ValueError, match="has no network under 'ema'"):
@@ -174,4 +174,8 @@ def test_a_configuration_of_ours_is_read(tmp_path: Path) -> None:
     network.save_config(tmp_path)
     again = convert_checkpoint(f"{NCSNPP}.safetensors", str(tmp_path / "config.json")).network
     assert isinstance(again, SongUNet)
+    for name in ("NCSNpp", "UNet2DModel"):  # these say nothing about their sampling, which need not be EDM's
+        (tmp_path / "config.json").write_text(json.dumps({"_class_name": name, "sample_size": 16}))
+        with pytest.raises(ValueError, match=f"saved configuration of {name}, but must be one of SongUNet or Dhariwal"):
+            convert_checkpoint(f"{PFGM}.pth", str(tmp_path / "config.json"))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())

@@ -121,7 +121,8 @@ def test_vp(continuous: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "options", "message"),
     [
-        ("training", {"sde": "subvpsde"}, "A network of sde = 'subvpsde' cannot be converted, only of poisson"),
+        ("training", {"sde": "subvpsde"}, "one of poisson, vesde, vpsde, but is 'subvpsde', .*noise of the sub-VP SDE"),
+        ("training", {"sde": "cold"}, r"one of poisson, vesde, vpsde, but is 'cold', so .* converted\.$"),
         ("training", {"continuous": False}, "'vesde' cannot be converted with continuous = False"),
         ("training", {"sde": "poisson"}, "with scale_by_sigma = True, progressive = 'output_skip', centered = False"),
         ("training", {"sde": "vpsde"}, "with scale_by_sigma = True, embedding_type = 'fourier', centered = False"),

@@ -37,7 +37,7 @@ def test_distance_equals_that_of_torchmetrics_and_of_a_matrix_root() -> None:
 
 
 def test_few_images_are_said_with_the_number_that_is_needed() -> None:
-    with pytest.warns(UserWarning, match="no full rank.*at least 13 images"):
+    with pytest.warns(UserWarning, match="does not have full rank.*at least 13 images"):
         few = FeatureStatistics.of_features(make_features(12, 0))
     assert np.isfinite(frechet_distance(few, few)) and frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
     with warnings.catch_warnings():

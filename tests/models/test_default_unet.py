@@ -21,7 +21,9 @@ def test_own_network_must_fit(tmp_path: Path) -> None:
     assert isinstance(make_unet(8, 3, 4, str(tmp_path)), UNet2DModel)
     with pytest.raises(ValueError, match=r"has \(in_channels, out_channels\) = \(3, 4\), but .* need \(1, 2\)"):
         make_unet(8, 1, 2, str(tmp_path))
-    with pytest.raises(ValueError, match="`--resolution` 30 is not a multiple of 4"):
+    with pytest.raises(
+        ValueError, match=r"`resolution` \(option `--resolution`\) must be a multiple of 4 .*, but is 30\."
+    ):
         make_unet(30, 1, 2)
 
 
@@ -43,19 +45,29 @@ def test_the_resolution_is_that_of_the_images_drawn(tmp_path: Path) -> None:
     for size in (8, [8, 8], None, "absent"):
         assert make_unet(8, 1, 2, written(tmp_path, sample_size=size)).config.sample_size == 8
     for size in (8, [16, 8], [8, 16]):
-        with pytest.raises(ValueError, match=r"has the sample_size .*8.*, but `--resolution` is 16"):
+        with pytest.raises(
+            ValueError, match=r"has the sample_size .*8.*, but `resolution` \(option `--resolution`\) is 16"
+        ):
             make_unet(16, 1, 2, written(tmp_path, sample_size=size))
 
 
 def test_a_configuration_that_cannot_serve_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`--resolution` 9 is not a multiple of 2, but the 2 blocks of"):
+    with pytest.raises(
+        ValueError, match=r"`--resolution`\) must be a multiple of 2, since the 2 blocks of .*, but is 9\."
+    ):
         make_unet(9, 1, 2, written(tmp_path, sample_size=None))
-    with pytest.raises(ValueError, match="is of a UNet2DConditionModel, but must be of a UNet2DModel"):
+    with pytest.raises(ValueError, match="describes a UNet2DConditionModel, but must describe a UNet2DModel"):
         make_unet(8, 1, 2, written(tmp_path, _class_name="UNet2DConditionModel"))
-    with pytest.raises(ValueError, match=r"`--model_config_name_or_path` .*nowhere.* cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"`config` \(option `--model_config_name_or_path`\) .*nowhere.* cannot be read"
+    ):
         make_unet(8, 1, 2, str(tmp_path / "nowhere"))
     (tmp_path / "torn.json").write_text('{"sample_size": 8,')
-    with pytest.raises(ValueError, match=r"`--model_config_name_or_path` .*torn\.json.* cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"`config` \(option `--model_config_name_or_path`\) .*torn\.json.* cannot be read"
+    ):
         make_unet(8, 1, 2, str(tmp_path / "torn.json"))
-    with pytest.raises(ValueError, match=r"`--model_config_name_or_path` .* does not describe a network"):
+    with pytest.raises(
+        ValueError, match=r"`config` \(option `--model_config_name_or_path`\) .* does not describe a network"
+    ):
         make_unet(8, 1, 2, written(tmp_path, block_out_channels=[8]))

@@ -9,7 +9,7 @@ import torch
 
 from diffusers_pfgm import Parameterization
 from diffusers_pfgm.hub.convert import convert_checkpoint
-from diffusers_pfgm.hub.convert.networks import CLASSES
+from diffusers_pfgm.hub.convert.checkpoint_conversion import CLASSES
 from diffusers_pfgm.hub.convert.presets import PRESETS
 
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"

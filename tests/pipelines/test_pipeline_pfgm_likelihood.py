@@ -21,7 +21,7 @@ from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.flow.dequantization import dequantize
 from diffusers_pfgm.training.data.order import position_generators
 from diffusers_pfgm.training.run import likelihood_evaluation
-from diffusers_pfgm.training.run.records import read_records
+from diffusers_pfgm.training.run.records import Records, read_records
 from tests.networks import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
 SCHEDULER = PoissonFlowScheduler(sigma_min=0.3, sigma_max=2000.0)
@@ -169,6 +169,19 @@ def test_an_interrupted_data_set_is_continued(
     bits = torch.tensor([record["bits_per_dim"] for record in parts], dtype=torch.float64)
     printed = capsys.readouterr().out
     assert f"{bits.mean():.4f} ± {bits.std() / math.sqrt(10):.4f} bits/dim" in printed and "10 images" in printed
+
+
+@pytest.mark.parametrize(("steps", "left_out"), [(None, ""), (8, ", without the error of the fixed steps")])
+def test_the_summary_says_what_the_estimated_error_contains(
+    steps: int | None, left_out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = Records(tmp_path / "likelihood.jsonl")
+    records.write("settings", 0, settings={"num_inference_steps": steps})
+    for index, error in enumerate((0.1, 0.3)):
+        records.write("image", index, log_prob=1.0, bits_per_dim=2.0, truncation=error, nfe=9)
+    likelihood_evaluation.print_summary(records.path)
+    line = f"estimated error of the log-density of one image{left_out}: 0.2 nats on average, at most 0.3 nats\n"
+    assert line in capsys.readouterr().out
 
 
 def test_a_rejected_run_writes_nothing(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import load_image_dataset
 from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.arguments import parse_args
-from diffusers_pfgm.training.run.objectives import make_objective
+from diffusers_pfgm.training.run.hyperparameters import make_objective
 from diffusers_pfgm.training.run.outputs import Outputs
 from tests.networks import seeded
 from tests.training.launch import ACCELERATE, CHEAP_OUTPUTS

@@ -1,4 +1,4 @@
-"""A run does not depend on the numbers of processes and accumulated parts, nor on interruptions."""
+"""A run does not depend on the numbers of processes and micro-batches, nor on interruptions."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def two_processes(python: WarmPython, data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def four_parts(python: WarmPython, data: Path) -> Path:
-    """20 steps of one process with batches of 8 in 4 accumulated parts."""
+    """20 steps of one process with 4 micro-batches of 8."""
     options = ["--train_batch_size=8", "--gradient_accumulation_steps=4", "--max_train_steps=20"]
     run(python, data, data / "1-4", 1, *options, "--charges=gathered")
     return data / "1-4"

@@ -224,12 +224,12 @@ def test_models_that_do_not_fit_are_named(
         tune(save_base(tmp_path / "base", **base_options), data, tmp_path / "tuned", *options)
 
 
-def test_a_model_that_predicts_nothing_at_sigma_max_is_named(data: Path, tmp_path: Path) -> None:
+def test_a_model_whose_prediction_at_sigma_max_is_far_from_the_mean_is_named(data: Path, tmp_path: Path) -> None:
     pipe = PFGMPipeline.from_pretrained(save_base(tmp_path / "base"))
     with torch.no_grad():
         pipe.unet.conv_out.bias.add_(50)
     pipe.save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="predicts no x̂ at sigma_max = 120"):
+    with pytest.raises(ValueError, match="does not predict the posterior mean x̂ at sigma_max = 120"):
         tune(tmp_path / "base", data, tmp_path / "tuned")
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-NUM_HELD_OUT = 360  # of the 1,797 digits
+NUM_HELD_OUT = 360  # the number of held-out digits; there are 1,797 digits
 
 
 def split_digits() -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,8 @@ from ..training.data.images import ImageTensors
 from ..training.data.source import open_images
 from .digits import split_digits
 
-NUM_SHOWN = 2  # samples of each method in the image grid
+NUM_SHOWN = 2  # the number of samples of each method in the image grid
+NEAREST = "nearest training image"
 
 
 def make_parser(description: str, output: str) -> argparse.ArgumentParser:
@@ -31,7 +32,8 @@ def make_parser(description: str, output: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--train_data",
-        help="images of the same size for the exact field and the best charge; by default scikit-learn's digits",
+        help="images of the same size for the exact field and the nearest training image; by default scikit-learn's "
+        "digits",
     )
     parser.add_argument(
         "--noise_std", type=float, default=0.1, help="standard deviation of the noise, for images in [-1, 1]"
@@ -96,7 +98,8 @@ def compare_methods(
     Args:
         args: the arguments of `make_parser`.
         pipe: the pipeline.
-        train: (K, C, H, W), the training images, for the "best charge".
+        train: (K, C, H, W), the training images. The nearest training image is the one whose measurement without noise
+            is closest to the measurement of an image.
         truth: (B, C, H, W), the images that are measured.
         operator: the measurement.
     """
@@ -105,15 +108,15 @@ def compare_methods(
     measurement = clean + args.noise_std * torch.randn(clean.shape, generator=generator).to(clean)
     pseudo_inverse = operator.pseudo_inverse(measurement)
     distances = torch.cdist(measurement.flatten(1), operator(train).flatten(1))
-    baselines = {"pseudo-inverse": pseudo_inverse, "best charge": train[distances.argmin(1)]}
+    baselines = {"pseudo-inverse": pseudo_inverse, NEAREST: train[distances.argmin(1)]}
     prior = f"the model {args.model}" if args.model else f"the exact field of {len(train)} images"
     print(f"{len(truth)} images, noise {args.noise_std:g}, {args.draws} samples of each with {prior}\n")
-    print(f"{'':<16} PSNR   of the samples' mean   error of the measurement   calls   seconds")
+    print(f"{'':<22} PSNR   PSNR of the samples' mean   error of the measurement   calls   seconds")
     for name, images in baselines.items():
         error = (operator(images) - clean).square().mean().sqrt()
-        print(f"{name:<16} {psnr(images, truth):5.2f} {'':22} {error:25.3f}")
+        print(f"{name:<22} {psnr(images, truth):5.2f} {'':27} {error:25.3f}")
 
-    rows = [truth, pseudo_inverse, baselines["best charge"]]
+    rows = [truth, *baselines.values()]
     for method in ("replacement", "guidance", "latent")[: 3 if args.num_sweeps else 2]:
         started = time.perf_counter()
         output = pipe(
@@ -131,10 +134,10 @@ def compare_methods(
         mean_psnr = sum(psnr(samples[:, i], truth) for i in range(args.draws)) / args.draws
         psnr_of_mean = psnr(samples.clamp(-1, 1).mean(1), truth)
         error = (operator(output.samples) - clean.repeat_interleave(args.draws, 0)).square().mean().sqrt()
-        print(f"{method:<16} {mean_psnr:5.2f} {psnr_of_mean:22.2f} {error:25.3f} {output.nfe:9d} {seconds:9.1f}")
+        print(f"{method:<22} {mean_psnr:5.2f} {psnr_of_mean:27.2f} {error:25.3f} {output.nfe:9d} {seconds:9.1f}")
         if method != "replacement":
             rows += [samples[:, i] for i in range(min(NUM_SHOWN, args.draws))]
     images = torch.cat(rows).clamp(-1, 1) / 2 + 0.5
     image_grid(images, max(1, 48 // truth.shape[-1]), columns=len(truth)).save(args.output)
-    names = ["truth", "pseudo-inverse", "best charge", "guidance", "latent samples"][: 5 if args.num_sweeps else 4]
+    names = ["truth", *baselines, "guidance", "latent samples"][: 5 if args.num_sweeps else 4]
     print(f"\nRows of the image grid (samples in {NUM_SHOWN} rows each): {', '.join(names)}: {args.output}")

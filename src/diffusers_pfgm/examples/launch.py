@@ -1,4 +1,4 @@
-"""Starts the training script as a user does, by accelerate's launcher."""
+"""Starts the training script with accelerate's launcher, as a user does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def launch_training(script: Path, options: list[str], threads: int | None = None
 
     Args:
         script: the path of train_pfgm.py.
-        options: its options.
+        options: the options of train_pfgm.py.
         threads: the number of CPU threads; None for all.
 
     Raises:
@@ -28,6 +28,9 @@ def launch_training(script: Path, options: list[str], threads: int | None = None
 
 
 def has_ended(output_dir: Path) -> bool:
-    """Whether a training has reached its end, after which a pipeline with a fitted spacing is in its output folder."""
+    """Whether a training has reached its last step, after which its pipeline is in the output folder.
+
+    The pipeline has noise levels that are fitted to its network, unless the fit failed, which the run then reported.
+    """
     log = output_dir / "log.jsonl"
     return log.exists() and bool(read_records(log, "end"))

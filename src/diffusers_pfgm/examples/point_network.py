@@ -9,7 +9,7 @@ import torch
 from ..losses import PerturbationObjective
 from ..schedulers import PoissonFlowScheduler
 
-NUM_FREQUENCIES = 16  # of the Fourier embedding of c_noise
+NUM_FREQUENCIES = 16  # the number of frequencies in the Fourier embedding of c_noise
 
 
 class PointNetwork(torch.nn.Module):

@@ -13,7 +13,7 @@ from ..physics import PoissonKernel
 from ..physics.bounded_noise import sample_bounded
 from ..physics.tensors import append_dims
 from ..training.data.statistics import DataStatistics
-from ..training.run.objectives import LEAST_STD, P_MEAN, P_STD
+from ..training.run.hyperparameters import LEAST_STD, P_MEAN, P_STD
 from ..utils.checks import check_whole_number
 
 
@@ -46,7 +46,7 @@ class NoiseInSteps:
 def round_weights(unet: UNet2DModel, bits: int) -> UNet2DModel:
     """Return a copy of a network whose weights are rounded to a number of bits, with one scale per output channel.
 
-    Biases and the parameters of normalizations are kept.
+    Biases and the parameters of normalizations are not rounded.
 
     Args:
         unet: the network.
@@ -86,8 +86,19 @@ def small_unet_config(width: int, channels: int, resolution: int) -> dict[str, A
     }
 
 
-def levels_of_one_aug_dim(images: torch.Tensor) -> tuple[float, float]:
-    """Return mean and standard deviation of ln s, for the noise levels s that samples have in a training at D = 1."""
+def pfgm_log_noise_moments(images: torch.Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of ln s in a training of PFGM, for the noise levels s of its samples.
+
+    At D = 1 the noise level s = ‖x − y‖/√N of a training sample x = y + σ n varies even at fixed σ. A diffusion model
+    whose ln σ is drawn from the normal distribution with these moments is trained on almost the same noise levels.
+
+    Args:
+        images: training images (K, C, H, W) in [-1, 1].
+
+    Returns:
+        The mean and the standard deviation of ln s, with s in data units: `--p_mean` and `--p_std` of such a diffusion
+        model. They are estimated from 10,000 draws with a fixed seed.
+    """
     count, generator = 10_000, torch.Generator().manual_seed(0)
     unit = torch.ones(count)
     noise = sample_bounded(PoissonKernel(1.0), (count, *images.shape[1:]), unit, generator, unit.device, unit.dtype)

@@ -18,7 +18,9 @@ import torch
 from ..physics.tensors import Generators, draw
 from ..utils.checks import check_whole_number
 
-OFF_LEVEL = 0.02  # of the distance between two levels: tolerance for images that were rounded to floats
+# The largest distance of a pixel to its level, relative to the distance between two levels. Images that were rounded to
+# floats need such a tolerance.
+OFF_LEVEL = 0.02
 
 
 def check_num_levels(num_levels: int) -> None:

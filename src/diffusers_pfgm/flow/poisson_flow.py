@@ -27,8 +27,10 @@ from .densities import Densities
 from .points import as_dtype_of, check_points, check_radius, float_dtype
 from .results import FlowLatents, FlowLogProb, FlowSamples
 
-NUM_STEPS = 50  # fixed steps of encode and decode
-STEP_TOLERANCE = 1e-6  # of the equations of fixed steps; encoding amplifies errors made near the data
+NUM_STEPS = 50  # the default number of fixed steps of encode and decode
+# The default relative tolerance of the implicit equation of a fixed step. It is small, since encoding amplifies errors
+# made near the data.
+STEP_TOLERANCE = 1e-6
 
 
 class PoissonFlow:
@@ -98,6 +100,9 @@ class PoissonFlow:
                 are not moved to the scheduler's `prior`.
             **model_kwargs: passed to the model, such as `class_labels` (B,).
 
+        Returns:
+            The samples (B, *), in data units, and the number of network calls.
+
         Raises:
             ValueError: if not exactly one of `shape` and `latents` is given, `latents` is empty, without a batch
                 dimension or not finite, or `num_inference_steps` is not allowed or has `sigma_steps` of another model.
@@ -142,6 +147,10 @@ class PoissonFlow:
                 the network.
             **model_kwargs: passed to the model, such as `class_labels` (B,).
 
+        Returns:
+            The latents (B, *) at σ_max, in data units and the dtype of `x`, but at least float32, and the number of
+            network calls.
+
         Raises:
             ValueError: if `x` is empty, has no batch dimension, or contains NaN or infinity, `num_inference_steps` or a
                 tolerance is not allowed, the model returns NaN or infinity, or a fixed step is too long to be inverted.
@@ -165,8 +174,13 @@ class PoissonFlow:
             latents: (B, *), points at σ_max, in data units.
             num_inference_steps, tolerance, step_tolerance, **model_kwargs: see `encode`.
 
+        Returns:
+            The points (B, *) at σ_min, in data units and the dtype of `latents`, but at least float32, and the number
+            of network calls.
+
         Raises:
-            ValueError: as `encode`.
+            ValueError: if `latents` is empty, has no batch dimension, or contains NaN or infinity; otherwise see
+                `encode`.
         """
         sample, nfe = self._transport(latents, False, num_inference_steps, tolerance, step_tolerance, model_kwargs)
         return FlowSamples(sample, nfe)
@@ -195,7 +209,7 @@ class PoissonFlow:
 
         Args:
             x: (B, *), in data units.
-            num_inference_steps: number of fixed steps as in `encode`. Their error is of second order, and is not
+            num_inference_steps: number of fixed steps, see `encode`. Their error is of second order, and is not
                 estimated. None for the adaptive solver.
             divergence: "exact" (N vector-Jacobian products per network call, each of about the cost of a network
                 call), or the estimators "hutchinson" or "hutch++".
@@ -210,6 +224,10 @@ class PoissonFlow:
             batch_size: the largest number of points that are computed at once, by default as many as have 65,536
                 numbers, since each needs the memory of a backward pass. On a GPU with free memory more are faster.
             **model_kwargs: passed to the model; tensors (B, ...) are split with the batch.
+
+        Returns:
+            The log-densities (B,) in nats, with estimates of their errors, the latents (B, *) and the number of network
+            calls, see `FlowLogProb`.
 
         Raises:
             ValueError: if the model is guided or the scheduler stochastic, which have no such density; if both
@@ -260,7 +278,7 @@ class PoissonFlow:
             "hutchinson", and a third of it for "hutch++".
 
         Raises:
-            ValueError: as `log_prob`, or if `sigma` is not between σ_min and σ_max.
+            ValueError: see `log_prob`; also if `sigma` is not between σ_min and σ_max.
         """
         check_density(self.model, self.sampler)
         sigma_range = self.sigma_max, self.sigma_min
@@ -331,7 +349,20 @@ class PoissonFlow:
         step_tolerance: float,
         model_kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, int]:
-        """Points (B, *) at the other end of the flow, and the number of network calls."""
+        """Follow the field lines from one end of the flow to the other.
+
+        Args:
+            x: (B, *), points at σ_min if `is_encoding`, otherwise at σ_max, in data units.
+            is_encoding: whether the direction is from σ_min to σ_max.
+            num_inference_steps: number of fixed steps; without effect with `tolerance`.
+            tolerance: relative tolerance of the adaptive solver; None for fixed steps.
+            step_tolerance: relative tolerance of the implicit equation of each fixed step.
+            model_kwargs: keyword arguments of the model.
+
+        Returns:
+            The points (B, *) at the other end, in data units and the dtype of `x`, but at least float32, and the number
+            of network calls.
+        """
         check_points("x" if is_encoding else "latents", x)
         check_tolerance(step_tolerance, "step_tolerance")
         denoiser = Denoiser(self.model, self.scheduler.parameterization, float_dtype(x), **model_kwargs)
@@ -351,7 +382,7 @@ class PoissonFlow:
         return as_dtype_of(end, x), denoiser.nfe
 
     def _step_sigmas(self, num_inference_steps: int) -> list[float]:
-        """The n + 1 σ's of n fixed steps, from σ_max to σ_min: by the scheduler's knots, or in equal ratios."""
+        """Return the n + 1 σ's of n fixed steps, from σ_max to σ_min, by the scheduler's knots or in equal ratios."""
         count = check_whole_number("num_inference_steps", num_inference_steps, 1) + 1
         knots = self.scheduler.config.sigma_knots
         return knotted_sigmas(knots, count) if knots else geometric_sigmas(self.sigma_max, self.sigma_min, count)

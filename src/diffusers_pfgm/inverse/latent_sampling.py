@@ -40,7 +40,7 @@ from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
 from .chains import Chains
 
-START_STEPS = 30  # of `encode`
+START_STEPS = 30  # the number of fixed steps that encode the first samples
 MIN_BRACKET = 1e-5  # radians
 INSIDE = 1 - 1e-5  # share of `max_norm` that is below it in float32 as well
 

@@ -21,8 +21,10 @@ import torch
 from ..physics.tensors import append_dims, draw
 from .linear_operator import LinearOperator, Measurement, dot
 
-AGREEMENT = 1e-2  # of ⟨A Aᵀ u, u⟩ with ‖Aᵀ u‖², relative; a central difference has an error of about 1e-4
-DIFFERENCE_TOLERANCE = 1e-3  # of `solve` with products by central differences
+# The largest relative difference of ⟨A Aᵀ u, u⟩ and ‖Aᵀ u‖², which are equal if A and Aᵀ are adjoint. Central
+# differences have an error of about 1e-4.
+AGREEMENT = 1e-2
+DIFFERENCE_TOLERANCE = 1e-3  # the tolerance of `solve` if products with A are computed by central differences
 FLOOR = 1e-2  # added to the root mean square of a point, in data units, so that the step of a difference is never 0
 
 Product = Callable[[torch.Tensor], torch.Tensor]

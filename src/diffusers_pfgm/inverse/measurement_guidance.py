@@ -77,7 +77,7 @@ class GuidedByMeasurement:
         >>> parameterization = Parameterization()
         >>> first_number = LinearOperator(lambda x: x[:, :1], lambda y: torch.nn.functional.pad(y, (0, 1)))
         >>> guided = GuidedByMeasurement(field, parameterization, first_number, torch.tensor([[1.0]]))
-        >>> midpoint = torch.zeros(1, 2)  # of the two charges
+        >>> midpoint = torch.zeros(1, 2)  # the point between the two charges
         >>> [f"{Denoiser(model, parameterization)(midpoint, 0.5)[0, 0].abs():.2f}" for model in (field, guided)]
         ['0.00', '0.76']
     """

@@ -25,13 +25,16 @@ def target_of_charges(
     """Compute the target of each sample from all charges, or with class labels from those of its class.
 
     Args:
-        target: called as `target(x, sigma, charges)` for some samples; returns one row for each.
+        target: called as `target(x, sigma, charges)` with some of the samples; returns one row for each of them.
         x: perturbed samples, (B, C, *), in data units.
         sigma: noise level σ of each sample, (B,).
         charges: charges (K, C, *). With class labels a tensor or `ClassCharges`.
         class_labels: class of each sample, (B,). A label that no charge has, such as the null class, selects all
             charges. None for all charges.
         charge_labels: class of each charge of a tensor, (K,); None for `class_labels`.
+
+    Returns:
+        The targets of all samples (B, ...), in the order of the samples. The other dimensions are those of `target`.
 
     Raises:
         ValueError: if `charge_labels` are given without `class_labels` or do not have one label for each charge, or

@@ -18,17 +18,20 @@ ODE from x_t, for the Student-t kernel as for the Gaussian. The loss compares f 
 
     L = E [√(‖f(x_t, t) − f(x_r, r)‖²/N + c²) − c] / [(1 − r/t) √(s² + σ_d²)].
 
+with c = 0.05 σ_d, where σ_d is the standard deviation of the data. t is drawn from ln(t/σ_d) ~ N(0, 1.8²), and moved to
+the nearest end of the range from 0.01 σ_d to σ_max if it is outside.
+
 The weight depends on x_t and t alone, so it does not move the minimum. At r = 0 the target is x_r = y and f is the
 denoiser; the closer r is to t, the closer f is to the solution of the ODE, but the noisier its training. So r
-approaches t in stages k = 0, 1, …, of equal length, which the progress of the run selects:
+approaches t in seven stages k = 0, …, 6 of equal length, which the progress of the run selects:
 
     r/t = 1 − 2^(−k−1) (1 + 8 sigmoid(−t/(2 σ_d))),        0 if negative or if r < 0.01 σ_d.
 
-With classifier-free guidance (arXiv 2207.12598) of scale w the direction of the step is that of the guided field,
-w n − (w − 1)(x_t − x̂_∅)/t, where x̂_∅ is the frozen network without a class. f then jumps along the guided field
-lines, and at r = 0 its target is w y − (w − 1) x̂_∅.
+With classifier-free guidance (arXiv 2207.12598) of scale w the step has the direction of the guided field,
+w n − (w − 1)(x_t − x̂_∅)/t, where x̂_∅ is the prediction of the frozen network without a class. f then jumps along the
+guided field lines, and at r = 0 its target is w y − (w − 1) x̂_∅.
 
-Dropout would make the network at x_t another one than at x_r, so it should be off.
+With dropout the predictions at x_t and x_r would come from two different networks, so dropout should be off.
 """
 
 from __future__ import annotations
@@ -48,11 +51,11 @@ from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, draw
 from .loss_output import LossOutput
 
-# In standard deviations σ_d of the data
-LEAST_SIGMA = 0.01  # the smallest t, below which r is 0
-P_MEAN, P_STD = 0.0, 1.8  # of ln t
-HUBER = 0.05  # c
-NUM_STAGES = 7
+# Noise levels in standard deviations σ_d of the data, see above.
+LEAST_SIGMA = 0.01  # the smallest t; a smaller r is replaced by 0
+P_MEAN, P_STD = 0.0, 1.8  # mean and standard deviation of ln(t/σ_d)
+HUBER = 0.05  # the constant c of the loss, in σ_d
+NUM_STAGES = 7  # the number of stages k in which r approaches t
 
 
 class ConsistencyObjective:
@@ -100,11 +103,14 @@ class ConsistencyObjective:
         self.null_class = null_class
 
     def smaller_sigma(self, sigma: torch.Tensor, progress: float) -> torch.Tensor:
-        """The noise level r of the target for each t = `sigma` (B,), 0 where the target is the data.
+        """Return the noise level r of the target for each t = `sigma`.
 
         Args:
             sigma: noise levels t, (B,), in data units.
             progress: the share of the run that is done, from 0 to 1, which selects the stage.
+
+        Returns:
+            (B,), in data units; 0 where the target is the clean sample.
         """
         stage = min(int(progress * NUM_STAGES), NUM_STAGES - 1)
         ratio = 1 - 2.0 ** (-stage - 1) * (1 + 8 * torch.sigmoid(-sigma / (2 * self.data_std)))
@@ -177,7 +183,7 @@ class ConsistencyObjective:
     def _direction(
         self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """The estimate of dx/dσ (B, C, *): the noise n, or with guidance w n − (w − 1)(x − x̂_∅)/t."""
+        """Return the estimate of dx/dσ (B, C, *): the noise n, or with guidance w n − (w − 1)(x − x̂_∅)/t."""
         if self.unconditional is None or class_labels is None or self.guidance_scale == 1:
             return noise
         scale = torch.full_like(sigma, self.guidance_scale)

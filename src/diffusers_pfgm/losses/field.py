@@ -33,7 +33,7 @@ from ..physics.tensors import Generators, append_dims
 from .charge_targets import target_of_charges
 from .loss_output import LossOutput, mean_squares
 
-LEAST_Z = 1e-6  # least z of a preconditioned network's timestep ln(z)/4, in units of sigma_data
+LEAST_Z = 1e-6  # the smallest z whose ln(z)/4 a preconditioned network gets as its timestep, in units of sigma_data
 
 
 class FieldObjective:
@@ -44,6 +44,9 @@ class FieldObjective:
         gamma: γ of the normalized field, in data units. Defaults to 5.
         sigma_data: standard deviation of the data. The network's input is then x/√(z² + sigma_data²) and its timestep
             ln(z)/4, as with EDM's preconditioning. None, the default, for the paper's network, which receives x and z.
+
+    Raises:
+        ValueError: if `gamma` is negative or not finite, or `sigma_data` is not positive.
 
     Examples:
         >>> from diffusers_pfgm import ChargeField, recommend_hyperparameters

@@ -26,7 +26,7 @@ class LossOutput:
     sigma: torch.Tensor
 
     def bands(self) -> dict[str, float]:
-        """The mean loss in each band of σ, such as {"loss/sigma_0.1_1.0": 0.02}, without bands that have no sample.
+        """Return the mean loss in each band of σ that has samples, such as {"loss/sigma_0.1_1.0": 0.02}.
 
         This synchronizes with the device, so call it only for logging.
         """
@@ -58,6 +58,6 @@ def drop_labels(
 
 
 def mean_squares(error: torch.Tensor, sigma: torch.Tensor) -> LossOutput:
-    """The mean squares of an error (B, *) at noise levels σ (B,)."""
+    """Return the mean squares of an error (B, *) at noise levels σ (B,) as a loss."""
     per_sample = error.flatten(1).square().mean(1)
     return LossOutput(per_sample.mean(), per_sample.detach(), sigma)

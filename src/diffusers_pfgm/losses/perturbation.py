@@ -10,14 +10,18 @@ For fixed x and σ it is minimal where c_skip x + c_out F is the conditional mea
 distribution of n. In terms of x̂ it is the error ‖x̂ − y‖² weighted by 1/c_out², which for `sigma_data` is EDM's weight.
 At D = ∞ this is denoising score matching.
 
-For finite D the noise is heavy-tailed. By default it is conditioned on ‖n‖ ≤ 4 √N (`physics.bounded_noise`), which in
-many dimensions samples that start on the shell never leave. With the Student-t preconditioning the coefficients, and so
-the weights, are those of an estimate ŝ(x, σ). As functions of x and σ they do not move the minimum either. A weight
-that depended on the noise level s of a sample would: a factor 1/s² ≈ N/‖x − y‖² acts like D + 2 in the place of D.
+For finite D the noise is heavy-tailed. By default it is conditioned on ‖n‖ ≤ 4 √N (`physics.bounded_noise`). In many
+dimensions a sample that starts on the shell keeps this bound on its whole field line, so that sampling only calls the
+network where it was trained.
 
-Given charges, x̂ over them replaces y in the target (arXiv 2302.00670, "stable target field", here for any D). It has no
-noise, but costs a distance to each charge. x̂ is that of the whole kernel, so that for fewer than about 64 dimensions
-the noise should not be bounded.
+With the Student-t preconditioning the coefficients, and therefore the weight 1/c_out², follow from the estimate ŝ(x, σ)
+of the noise level of a sample. A weight that is a function of x and σ alone does not move the minimum. A weight that
+depends on the true noise level s of a sample does: for example, 1/s² ≈ N/‖x − y‖² multiplies each term of the
+conditional mean by ‖x − y‖⁻², which in many dimensions gives almost the conditional mean for D + 2 in place of D.
+
+Given charges, their posterior mean x̂ replaces y in the target (arXiv 2302.00670, "stable target field", here for any
+D). This target has no noise, but costs a distance to each charge. It is the posterior mean for the whole kernel, so for
+fewer than about 64 dimensions the noise should not be bounded.
 """
 
 from __future__ import annotations
@@ -42,15 +46,15 @@ from .loss_output import LossOutput, mean_squares
 class PerturbationObjective:
     """The objective of PFGM++ for any D: the mean squared error of the network's output for a perturbed sample.
 
-    σ is log-normal as in EDM (arXiv 2206.00364, table 1), whose hyperparameters are used at any D by r = σ√D.
+    σ is log-normal as in EDM (arXiv 2206.00364, table 1). By r = σ√D the same hyperparameters serve any D.
 
     By default the root mean square of a sample's noise is limited to 4 σ (`physics.bounded_noise`), so that inputs,
     targets and gradients are bounded for finite D. With the same limit as the scheduler's `max_norm`, see `max_norm`,
     the flow maps the prior exactly to the data.
 
     Args:
-        parameterization: the network's parameterization, with any prediction type but "field", whose target requires
-            more than one charge.
+        parameterization: the network's parameterization, with any prediction type but "field". The target of "field"
+            requires more than one charge.
         aug_dim: D, at least 0.01; None for ∞. Defaults to 1.
         p_mean: mean of ln σ. Defaults to -1.2.
         p_std: standard deviation of ln σ. Defaults to 1.2.
@@ -120,15 +124,16 @@ class PerturbationObjective:
             generator: one generator, or a list of B of them.
             charges: charges whose x̂ is the target, (K, C, *), in data units, including `clean`. None, the default, for
                 y itself as the target.
-            class_labels, charge_labels: as for `FieldObjective`; `class_labels` are passed to the model.
+            class_labels, charge_labels: see `FieldObjective`; `class_labels` are passed to the model.
             **model_kwargs: further keyword arguments of the model.
 
         Returns:
             The loss and its parts.
 
         Raises:
-            ValueError: if `clean` or `charges` hold NaN or infinity (the error names the index), the labels do not fit
-                the charges, or the model's output has the wrong shape.
+            ValueError: if `clean` or `charges` hold NaN or infinity (the error names the index), `charge_labels` are
+                given without `class_labels` or do not have one label for each charge, `charges` are `Charges` although
+                there are class labels, or the model's output has the wrong shape.
         """
         check_finite("clean", clean)
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)

@@ -33,7 +33,7 @@ def load_feature_network(name: str, weights: str | Path | None = None) -> torch.
 
     Raises:
         ModuleNotFoundError: if torch-fidelity or transformers is needed and missing.
-        ValueError: if weights cannot be read or downloaded; the message says where to get them.
+        ValueError: if weights cannot be read or downloaded. The message says where to get them.
     """
     if name == "mnist":
         return MNISTFeatures().eval()
@@ -43,7 +43,7 @@ def load_feature_network(name: str, weights: str | Path | None = None) -> torch.
 
 
 class MNISTFeatures(torch.nn.Module):
-    """A classifier of MNIST digits, 28 x 28 with one channel. Its features are those before the last layer, F = 128.
+    """A classifier of MNIST digits, 28 x 28 with one channel. Its features are the input of the last layer, F = 128.
 
     It was trained on the 60,000 training images by `pipelines_examples/data/train_mnist_classifier.py`.
     """
@@ -96,10 +96,10 @@ class InceptionFeatures(torch.nn.Module):
             self.network: Any = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], None if weights is None else str(weights)
             )
-        except Exception as error:  # of the download or of torch.load
+        except Exception as error:  # the download and torch.load raise errors of many classes
             raise ValueError(
                 f"The weights of Inception cannot be loaded: {one_line(error)}. Download {INCEPTION_URL} on another "
-                "machine and pass its path as `--inception_weights`."
+                "machine and pass its path as `weights` (option `--inception_weights` of evaluate_pfgm.py)."
             ) from error
 
     def forward(self, images: torch.Tensor) -> Features:
@@ -108,7 +108,7 @@ class InceptionFeatures(torch.nn.Module):
 
 
 class BackboneFeatures(torch.nn.Module):
-    """A vision model of transformers, such as DINOv2 (arXiv 2304.07193), whose pooled output are the features.
+    """A vision model of transformers, such as DINOv2 (arXiv 2304.07193). Its pooled output are the features.
 
     Images are resized to the model's size by bicubic interpolation, and normalized as its configuration says.
 
@@ -149,6 +149,6 @@ def _in_colour(images: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H, W) from images with one or three channels."""
     if images.shape[1] not in (1, 3):
         raise ValueError(
-            f"Features are computed of images with 1 or 3 channels, but these have {images.shape[1]}. Convert them."
+            f"Feature networks take images with 1 or 3 channels, but these have {images.shape[1]}. Convert them."
         )
     return images.expand(-1, 3, -1, -1)

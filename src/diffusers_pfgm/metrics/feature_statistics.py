@@ -17,7 +17,7 @@ MNIST_STATISTICS = Path(__file__).with_name("mnist_statistics.npz")
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Moments of features, as the files of EDM, pytorch-fid and clean-fid hold them.
+    """Mean and covariance of features, as in the files of EDM, pytorch-fid and clean-fid.
 
     Attributes:
         mean: (F,), float64.
@@ -25,7 +25,7 @@ class FeatureStatistics:
         count: the number of images; None if the file does not say.
         network: the name of the feature network; None if the file does not say.
         images: a fingerprint of the images; None if the file does not say.
-        features: (K, F), from which the moments were computed; None if the file holds the moments alone.
+        features: (K, F), the features from which the moments were computed; None if the file has only the moments.
     """
 
     mean: torch.Tensor
@@ -41,7 +41,12 @@ class FeatureStatistics:
     ) -> FeatureStatistics:
         """Compute the moments of features (K, F).
 
-        A warning says so if K ≤ F, because the covariance then has no full rank.
+        If K ≤ F the covariance does not have full rank, and Fréchet distances are biased. A warning then says so.
+
+        Args:
+            features: (K, F), the features of K ≥ 2 images.
+            network: the name of the feature network; None if it is unknown.
+            images: a fingerprint of the images; None if it is unknown.
 
         Raises:
             ValueError: if there are fewer than two images, or a feature is not finite.
@@ -53,8 +58,8 @@ class FeatureStatistics:
             raise ValueError("The features of the images contain NaN or infinity. Leave such images out.")
         if count <= dim:
             warnings.warn(
-                f"The covariance of {dim:,} features of {count:,} images has no full rank, so the Fréchet distance is "
-                f"biased. Pass at least {dim + 1:,} images.",
+                f"The covariance of {dim:,} features of {count:,} images does not have full rank, so the Fréchet "
+                f"distance is biased. Pass at least {dim + 1:,} images.",
                 stacklevel=2,
             )
         values = features.cpu().double()
@@ -74,7 +79,7 @@ class FeatureStatistics:
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{path} holds no feature statistics: {error}. It must be an .npz file with `mu` (F,) and `sigma` "
-                "(F, F), as those of EDM, pytorch-fid and clean-fid."
+                "(F, F), like the files of EDM, pytorch-fid and clean-fid."
             ) from error
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(

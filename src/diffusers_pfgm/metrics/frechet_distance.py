@@ -1,4 +1,7 @@
-"""The Fréchet distance between two sets of images, in the features of a network."""
+"""The squared Fréchet distance between two sets of images, in the features of a network.
+
+As usual for the FID, "Fréchet distance" means the squared distance.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,22 @@ import torch
 
 from .feature_statistics import FeatureStatistics
 
-BATCH_SIZE = 500  # images whose features are computed at a time
+BATCH_SIZE = 500  # the number of images whose features are computed at a time
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
     """Return the squared Fréchet distance ‖m − m'‖² + tr(C + C' − 2 (C C')^½) of two normal distributions.
 
-    With the features of Inception this is the FID. The trace of the root is computed from the eigenvalues of the
-    symmetric matrix C^½ C' C^½, which are those of C C'.
+    These are the normal distributions with the means m, m' and the covariances C, C' of two sets of features. With the
+    features of Inception the distance is the FID. The symmetric matrix C^½ C' C^½ has the eigenvalues of C C', from
+    which the trace of the root is computed.
+
+    Args:
+        first: the statistics of one set of images.
+        second: the statistics of the other set, by the same network. The order of the two does not matter.
 
     Raises:
-        ValueError: if the statistics are of different networks.
+        ValueError: if the statistics have different networks or different numbers of features.
 
     Reference:
         Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017
@@ -39,11 +47,14 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
 
 
 class FrechetDistance:
-    """The Fréchet distance of samples to data: that of two normal distributions with their features' moments.
+    """The squared Fréchet distance of samples to data, in the features of a network.
+
+    The features of the samples and those of the data are each described by the normal distribution with their mean and
+    covariance. The distance between these two distributions is returned, see `frechet_distance`.
 
     Args:
         features: a network in evaluation mode from images (B, C, H, W) to features (B, F), or to a tuple that begins
-            with them, such as one of `load_feature_network`. It stays on its device.
+            with the features, such as a network from `load_feature_network`. It stays on its device.
         data: real images (K, C, H, W), K ≥ 2, in the range and on the device that the network expects.
 
     Raises:
@@ -64,7 +75,10 @@ class FrechetDistance:
         self._data = self._statistics("data", data)
 
     def __call__(self, samples: torch.Tensor) -> float:
-        """Return the distance of samples (L, C, H, W), L ≥ 2, to the data.
+        """Return the squared Fréchet distance of samples to the data.
+
+        Args:
+            samples: (L, C, H, W), L ≥ 2, in the range and on the device that the network expects.
 
         Raises:
             ValueError: if there are fewer than two samples, or they contain NaN or infinity.

@@ -33,7 +33,7 @@ def inception_score(logits: torch.Tensor, seed: int = 0) -> tuple[float, float]:
     if len(logits) < SPLITS:
         raise ValueError(f"The inception score needs at least {SPLITS} images, but there are {len(logits)}. Pass more.")
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # that all features are kept in memory
+        warnings.simplefilter("ignore")  # torchmetrics warns that it keeps all logits in memory
         # One process computes the metric, so it must not wait for features of others.
         metric = InceptionScore(torch.nn.Identity(), splits=SPLITS, sync_on_compute=False)
         torch.manual_seed(seed)

@@ -39,7 +39,7 @@ def kernel_distance(samples: torch.Tensor, data: torch.Tensor, seed: int = 0) ->
             f"{len(data)}. Pass more."
         )
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # that all features are kept in memory
+        warnings.simplefilter("ignore")  # torchmetrics warns that it keeps all features in memory
         # One process computes the metric, so it must not wait for features of others.
         metric = KernelInceptionDistance(torch.nn.Identity(), subset_size=size, sync_on_compute=False)
         torch.manual_seed(seed)

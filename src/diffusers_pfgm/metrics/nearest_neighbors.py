@@ -1,14 +1,14 @@
-"""Distances to the nearest training image, by which memorised samples are found."""
+"""Distances to the nearest training image, which detect memorised samples."""
 
 from __future__ import annotations
 
 import torch
 
-BATCH_SIZE = 200  # rows of a matrix of distances
+BATCH_SIZE = 200  # the number of rows of a matrix of distances
 
 
 def nearest_distances(images: torch.Tensor, train_images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the Euclidean distance of each image to its nearest training image, in data units, and that one's index.
+    """Return the Euclidean distance of each image to its nearest training image, in data units, and the index of it.
 
     Compare the distances of samples with those of held-out images: samples of a model that memorises are closer.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-BATCH_SIZE = 1000  # rows of a matrix of distances
+BATCH_SIZE = 1000  # the number of rows of a matrix of distances
 
 
 def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int = 3) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""Networks, one architecture in each file."""
+"""Networks: diffusers' U-Net by default, and DDPM++, NCSN++ and ADM, the published networks, with their parts."""

@@ -27,8 +27,9 @@ def make_unet(
             classes.
 
     Raises:
-        ValueError: if `config` cannot be read or is of another class, if its channels or its `sample_size` are not
-            those of the data, or if the resolution cannot be halved as often as the network needs.
+        ValueError: if `config` cannot be read or describes another class, if its channels or its `sample_size` are not
+            those of the data, or if the resolution cannot be halved as often as the network needs. Messages name the
+            arguments and the options of train_pfgm.py for them.
     """
     if config is not None:
         return _make_configured_unet(resolution, in_channels, out_channels, config, num_class_embeds)
@@ -43,8 +44,9 @@ def make_unet(
     factor = 2 ** (len(channels) - 1)
     if resolution % factor:
         raise ValueError(
-            f"`--resolution` {resolution} is not a multiple of {factor}, which the default network needs. Choose a "
-            "multiple, or pass the configuration of another network by `--model_config_name_or_path`."
+            f"`resolution` (option `--resolution`) must be a multiple of {factor} for the default network, but is "
+            f"{resolution}. Choose a multiple, or pass the configuration of another network as `config` (option "
+            "`--model_config_name_or_path`)."
         )
     blocks = range(len(channels))
     return UNet2DModel(
@@ -63,19 +65,23 @@ def make_unet(
 def _make_configured_unet(
     resolution: int, in_channels: int, out_channels: int, config: str, num_class_embeds: int | None
 ) -> UNet2DModel:
-    option = f"`--model_config_name_or_path` {config!r}"
+    option = f"`config` (option `--model_config_name_or_path`) {config!r}"
     try:
         values = UNet2DModel.load_config(config)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} cannot be read: {error}") from error
     class_name = values.get("_class_name", UNet2DModel.__name__)
     if class_name != UNet2DModel.__name__:
-        raise ValueError(f"{option} is of a {class_name}, but must be of a {UNet2DModel.__name__}.")
+        raise ValueError(
+            f"{option} describes a {class_name}, but must describe a {UNet2DModel.__name__}. Pass the configuration of "
+            "such a network."
+        )
     size = values.get("sample_size")
     if size is not None and size != resolution and size != [resolution, resolution]:
         raise ValueError(
-            f"{option} has the sample_size {size}, but `--resolution` is {resolution}. The pipeline generates images "
-            "of the sample_size. Pass it as `--resolution`, or remove it from the configuration."
+            f"{option} has the sample_size {size}, but `resolution` (option `--resolution`) is {resolution}. The "
+            "pipeline generates images of the sample_size. Pass it as the resolution, or remove it from the "
+            "configuration."
         )
     try:
         unet = UNet2DModel.from_config(values, num_class_embeds=num_class_embeds, sample_size=resolution)
@@ -91,7 +97,7 @@ def _make_configured_unet(
     factor = 2 ** (num_blocks - 1)
     if resolution % factor:
         raise ValueError(
-            f"`--resolution` {resolution} is not a multiple of {factor}, but the {num_blocks} blocks of {option} halve "
-            f"it {num_blocks - 1} times. Choose a multiple, or fewer blocks."
+            f"`resolution` (option `--resolution`) must be a multiple of {factor}, since the {num_blocks} blocks of "
+            f"{option} halve it {num_blocks - 1} times, but is {resolution}. Choose a multiple, or fewer blocks."
         )
     return unet

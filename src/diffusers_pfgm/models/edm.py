@@ -25,9 +25,12 @@ class SongUNet(EDMNetwork):
     Args:
         sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
         in_channels, out_channels: channels of the images and of the output. Default to 3.
-        block_out_channels: the channels of each level, from the full resolution down. Defaults to those for CIFAR-10.
-        layers_per_block: residual blocks of each level on the way down; one more on the way up. Defaults to 4.
-        attn_resolutions: heights of the images that are followed by self-attention. Defaults to (16,).
+        block_out_channels: the channels of each level, from the full resolution to the lowest. Defaults to the levels
+            for CIFAR-10.
+        layers_per_block: the number of residual blocks in each level of the encoder. A level of the decoder has one
+            more. Defaults to 4.
+        attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
+            self-attention; in the decoder only the last block of a level is. Defaults to (16,).
         dropout: probability of dropout. Defaults to 0.13.
         model_channels: channels after the first convolution, of which `block_out_channels` are multiples. Defaults to
             128.
@@ -37,7 +40,8 @@ class SongUNet(EDMNetwork):
         channel_mult_noise: the size of the first embedding in multiples of `model_channels`. Defaults to 1; 2 for
             NCSN++.
         num_class_embeds: the number of classes; None, the default, for none.
-        augment_dim: the number of labels of the augmentation in the training, which are 0 in sampling. Defaults to 0.
+        augment_dim: the number of augmentation labels, which describe the augmentation of an image in training and are
+            0 in sampling. Defaults to 0.
 
     Raises:
         ValueError: if an option is unknown, or `sample_size` cannot be halved as often as there are levels.
@@ -121,13 +125,18 @@ class DhariwalUNet(EDMNetwork):
     Args:
         sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
         in_channels, out_channels: channels of the images and of the output. Default to 3.
-        block_out_channels: the channels of each level. Defaults to those for ImageNet-64.
-        layers_per_block: residual blocks of each level on the way down; one more on the way up. Defaults to 3.
-        attn_resolutions: heights of the images that are followed by self-attention. Defaults to (32, 16, 8).
+        block_out_channels: the channels of each level, from the full resolution to the lowest. Defaults to the levels
+            for ImageNet-64.
+        layers_per_block: the number of residual blocks in each level of the encoder. A level of the decoder has one
+            more. Defaults to 3.
+        attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
+            self-attention. Defaults to (32, 16, 8).
         dropout: probability of dropout. Defaults to 0.1.
-        model_channels: channels before the multipliers of the levels, the size of the first embedding. Defaults to 192.
+        model_channels: the size of the first embedding; in EDM's configurations `block_out_channels` are multiples of
+            it. Defaults to 192.
         num_class_embeds: the number of classes; None, the default, for none.
-        augment_dim: the number of labels of the augmentation in the training, which are 0 in sampling. Defaults to 0.
+        augment_dim: the number of augmentation labels, which describe the augmentation of an image in training and are
+            0 in sampling. Defaults to 0.
 
     Raises:
         ValueError: if `sample_size` cannot be halved as often as there are levels.
@@ -176,7 +185,7 @@ class DhariwalUNet(EDMNetwork):
 
     def _embedding(self, timesteps: torch.Tensor, dtype: torch.dtype, classes: torch.Tensor | None) -> torch.Tensor:
         channels = self.map_layer0.in_features
-        embedding = sinusoidal_embedding(timesteps, channels, with_last=False, sine_first=False).to(dtype)
+        embedding = sinusoidal_embedding(timesteps, channels, endpoint=False, sine_first=False).to(dtype)
         embedding = self.map_layer1(functional.silu(self.map_layer0(embedding)))
         if self.map_label is not None and classes is not None:
             embedding = embedding + self.map_label(classes)

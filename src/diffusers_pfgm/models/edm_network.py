@@ -1,4 +1,4 @@
-"""What the networks of EDM have in common: how they are called, the embedding of classes, and checkpointing."""
+"""Base class of the networks of EDM: the call, class labels, encoder and decoder, and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ class EDMNetwork(ModelMixin, ConfigMixin):
         attends_once: bool,
         residual: Callable[..., nn.Module] | None,
     ) -> None:
-        """Add the blocks of the way down, `enc`, and of the way up, `dec`.
+        """Add the blocks of the encoder, `enc`, and of the decoder, `dec`.
 
         Args:
-            block: called as `block(in_channels, out_channels, resample, attends)`.
-            channels: channels after the first convolution.
-            attends_once: whether on the way up only the last block of a level is followed by self-attention.
-            residual: called as `residual(in_channels, out_channels)` for the part that adds the smaller image to each
-                level of NCSN++; None without it.
+            block: makes a block, called as `block(in_channels, out_channels, resample, attends)`.
+            channels: the number of channels after the first convolution.
+            attends_once: whether in each level of the decoder only the last block is followed by self-attention.
+            residual: makes the layer that adds the downsampled image to each level of NCSN++'s encoder, called as
+                `residual(in_channels, out_channels)`; None for a network without it.
         """
         config = self.config
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
@@ -116,7 +116,7 @@ class EDMNetwork(ModelMixin, ConfigMixin):
                 channels = out
 
     def _run_blocks(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """Run the blocks of the way down and up, (B, C, H, W) to (B, C', H, W)."""
+        """Run encoder and decoder, from (B, C, H, W) to (B, C', H, W)."""
         skips: list[torch.Tensor] = []
         auxiliary = x
         for name, block in self.enc.items():

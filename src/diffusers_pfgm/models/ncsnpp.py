@@ -33,9 +33,12 @@ class NCSNpp(ModelMixin, ConfigMixin):
         sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
         in_channels: channels C of the images. Defaults to 3.
         out_channels: channels of the output; C + 1, the default, for prediction_type "field".
-        block_out_channels: the channels of each level, from the full resolution down. Defaults to CIFAR-10's.
-        layers_per_block: residual blocks of each level on the way down; one more on the way up. Defaults to 4.
-        attn_resolutions: heights of the images that are followed by self-attention. Defaults to (16,).
+        block_out_channels: the channels of each level, from the full resolution to the lowest. Defaults to the levels
+            for CIFAR-10.
+        layers_per_block: the number of residual blocks in each level of the encoder. A level of the decoder has one
+            more. Defaults to 4.
+        attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
+            self-attention; in the decoder only the last block of a level is. Defaults to (16,).
         dropout: probability of dropout. Defaults to 0.1.
         fir: whether resampling uses the low-pass filter (1, 3, 3, 1). Defaults to False, as in DDPM++.
         progressive_input: "residual" to add the downsampled image at each level, with a convolution whose output is
@@ -203,7 +206,7 @@ class NCSNpp(ModelMixin, ConfigMixin):
         return self.time_embedding[1](functional.silu(self.time_embedding[0](embedding.to(dtype))))
 
     def _run(self, stage: Any, h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """Run a residual block and the attention after it, if any."""
+        """Run a residual block and the self-attention after it, if there is one."""
 
         def run(h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
             h = stage[0](h, embedding)

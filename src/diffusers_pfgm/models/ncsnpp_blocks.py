@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .edm_blocks import ResamplingConv, group_norm
 
-EPSILON = 1e-6  # of the group normalization
+EPSILON = 1e-6  # the epsilon of group normalization
 FIR_FILTER = (1, 3, 3, 1)  # the low-pass filter of StyleGAN2 (arXiv 1912.04958), in one dimension
 
 

@@ -1,4 +1,4 @@
-"""The embeddings of the noise level, which are computed in float32 whatever the dtype of the network is."""
+"""The embeddings of the noise level, which are computed in float32 for a network of any dtype."""
 
 from __future__ import annotations
 
@@ -42,18 +42,19 @@ class RandomFrequencies(nn.Module):
 
 
 def sinusoidal_embedding(
-    values: torch.Tensor, dim: int, with_last: bool = True, sine_first: bool = True
+    values: torch.Tensor, dim: int, endpoint: bool = True, sine_first: bool = True
 ) -> torch.Tensor:
-    """The sines and cosines (B, dim) of values (B,) times frequencies from 1 to 1/10,000 (arXiv 1706.03762).
+    """Return the sines and cosines (B, dim) of values times a geometric sequence of frequencies (arXiv 1706.03762).
 
     Args:
         values: (B,), float32.
-        dim: the size of the embedding, even.
-        with_last: whether the lowest frequency is 1/10,000, or the next one would be.
-        sine_first: whether the sines come before the cosines.
+        dim: the size of the embedding, even. There are dim/2 frequencies, of which the largest is 1.
+        endpoint: whether the smallest frequency is 1/10,000, the default. If False, the frequencies are f_k =
+            10,000^(-2k/dim), so that 1/10,000 would be the next one after the smallest.
+        sine_first: whether the sines come before the cosines. Defaults to True.
     """
     count = dim // 2
-    exponents = torch.arange(count, dtype=torch.float32, device=values.device) / (count - with_last)
+    exponents = torch.arange(count, dtype=torch.float32, device=values.device) / (count - endpoint)
     angles = values[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
     parts = (angles.sin(), angles.cos()) if sine_first else (angles.cos(), angles.sin())
     return torch.cat(parts, dim=1)

@@ -14,7 +14,9 @@ from .tensors import append_dims, cast_clamped, working_dtype
 
 Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) as a function of x (B, *) and σ, a number or ()
 
-LARGEST_GRADIENT = 32.0  # in a float16 model's backward pass: most products then neither overflow nor underflow
+# The largest number of the gradient with which the backward pass of a float16 model begins. Most products then neither
+# overflow nor underflow.
+LARGEST_GRADIENT = 32.0
 
 
 def output_tensor(output: Any) -> torch.Tensor:

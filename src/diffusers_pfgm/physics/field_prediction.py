@@ -35,7 +35,7 @@ from .preconditioning import Preconditioning, Scalar
 from .prediction import Prediction, zero_where_rounded
 from .tensors import append_dims, column_shape, rescale_for_squaring, working_dtype
 
-P_LIMIT = 1e-3  # for 1 − p² below this, the distance is not computed from p
+P_LIMIT = 1e-3  # if 1 − p² is below this limit, the distance is not computed from p
 MAX_DISTANCE = 1e5  # limit of ‖x̂ − x‖ − ‖x‖ in units of γ + z; larger than for the exact field of any usual data
 
 

@@ -23,8 +23,9 @@ import torch
 
 from .tensors import Generators, cast_clamped, column_shape, draw, rescale_for_squaring, working_dtype
 
-MAX_REDRAWS = 1000  # draws of a row before `max_norm` is reported as out of reach
-MAX_FRACTION = 1e-3  # of a dtype's largest number, so that later computations with a draw do not overflow
+MAX_REDRAWS = 1000  # the number of draws of a row after which an error says that `max_norm` is out of reach
+# The largest number of a draw, relative to the largest number of its dtype, so that later computations do not overflow.
+MAX_FRACTION = 1e-3
 
 
 def check_aug_dim(aug_dim: float | None) -> float:

@@ -14,9 +14,10 @@ The estimate ŝ is the posterior geometric mean of s for a normal distribution o
 
     ŝ(x, σ) = exp E[ln s | T, σ],        p(ln s | T, σ) ∝ (σ/s)^D e^(−D σ²/(2 s²)) · N(T; E[T | s], Var[T | s]),
 
-whose first factors are the density of ln s for χ²_D. It is a function of x and σ alone, of which a network may use any.
-It becomes σ as D → ∞, and √(T − σ_d²) where the noise dominates. The one-dimensional integral is computed by the
-trapezoid rule, with nodes that are dense around the maximum of the integrand.
+whose first factors are the density of ln s for χ²_D. ŝ is a function of x and σ alone, and any such function may scale
+the inputs and outputs of a network. It becomes σ as D → ∞, and √(T − σ_d²) if the noise is much larger than the data.
+The one-dimensional integral is computed by the trapezoid rule, with nodes that are dense around the maximum of the
+integrand.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ import torch
 from .tensors import append_dims
 
 NUM_NODES = 64
-RANGE = 6.0  # of the prior of ln s, in its standard deviations
-MAX_RANGE = 5.0  # of the same in nats: where D is small, the tails are cut by the exponential or by the likelihood
-LARGEST_RATIO = 1e15  # of T to s², and of numbers of x, whose square is still a float32
+# The integral extends beyond the maxima of prior and likelihood by this many standard deviations of the prior of ln s,
+RANGE = 6.0
+# but at most by this difference of ln s: at small D the exponential or the likelihood makes the integrand vanish there.
+MAX_RANGE = 5.0
+LARGEST_RATIO = 1e15  # limit of x − μ and of (T − E[T | s])/s², whose squares are then below the largest float32
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class NoiseEstimate:
         spread = (self.mean_square_std / square).square() + (2 + 4 * self.data_std**2 / square) / size
         likelihood_std = spread.sqrt() / 2
         log_sigma, log_peak = sigma.log(), square.log() / 2
-        log_end = torch.maximum(log_sigma, (square + 3 * self.mean_square_std).log() / 2)  # where the likelihood ends
+        log_end = torch.maximum(log_sigma, (square + 3 * self.mean_square_std).log() / 2)  # upper end of the likelihood
         share = prior_std**2 / (prior_std**2 + likelihood_std.square())
         centre = torch.lerp(log_sigma, log_peak, share)
         width = likelihood_std * share.sqrt()

@@ -235,7 +235,7 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
 
         Args:
             repo_id: the name of the repository, which is created if it does not exist.
-            commit_message, private, token, create_pr, safe_serialization, variant, subfolder: as in
+            commit_message, private, token, create_pr, safe_serialization, variant, subfolder: see
                 `DiffusionPipeline.push_to_hub`.
 
         Returns:

@@ -56,7 +56,7 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             images: a PIL image or a list of them, an array (B, H, W, C) or a tensor (B, C, H, W), the last two in
                 [0, 1].
             class_labels: the class of each image, or one for all, by number or name.
-            num_inference_steps, tolerance, step_tolerance: as in `PoissonFlow.encode`.
+            num_inference_steps, tolerance, step_tolerance: see `PoissonFlow.encode`.
 
         Returns:
             `FlowLatents` with `latents` (B, C, H, W) in data units at σ_max, and `nfe`.
@@ -90,7 +90,7 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         Args:
             latents: (B, C, H, W), in data units at σ_max.
             class_labels: the class of each image, or one for all.
-            num_inference_steps, tolerance, step_tolerance: as in `encode`.
+            num_inference_steps, tolerance, step_tolerance: see `encode`.
             output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
             guidance_scale: the scale of classifier-free guidance to `class_labels`; 1 for no guidance. Guidance changes
                 the field, so that with another value than 1 `decode` is not the inverse of `encode`.
@@ -133,7 +133,7 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             num: the number of images of a path, at equal distances, at least 2.
             class_labels: the class of each pair, or one for all. By default a network that was also trained without
                 labels uses all classes.
-            num_inference_steps, tolerance, step_tolerance: as in `encode`.
+            num_inference_steps, tolerance, step_tolerance: see `encode`.
             output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
             return_dict: whether to return an output object instead of a tuple.
 
@@ -180,7 +180,7 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             guidance_scale: the scale of classifier-free guidance to the target class in decoding; 1 for no guidance.
             temperature: the factor by which the norms of the latents are multiplied (PFGM, arXiv 2209.11178, section
                 4.3).
-            num_inference_steps, tolerance, step_tolerance: as in `encode`.
+            num_inference_steps, tolerance, step_tolerance: see `encode`.
             output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
             return_dict: whether to return an output object instead of a tuple.
 

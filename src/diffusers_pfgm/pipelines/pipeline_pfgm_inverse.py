@@ -106,7 +106,7 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             class_labels: the class of each image, or one for all, by number or name.
             output_type: "pil", "np", "pt", or "latent" for the same as `samples`.
             return_dict: whether to return an output object instead of a tuple.
-            callback_on_step_end, callback_on_step_end_tensor_inputs: as in `PFGMPipeline`, for the steps of "guidance"
+            callback_on_step_end, callback_on_step_end_tensor_inputs: see `PFGMPipeline`, for the steps of "guidance"
                 and "replacement". "latent" calls it in the steps of its first sample.
             data_std: s_data of the guidance, the standard deviation of the data, in data units.
 

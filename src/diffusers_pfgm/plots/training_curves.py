@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 BAND_PREFIX = "loss/sigma_"
 WINDOW = 0.05  # half width of the running median, as a share of the run
-MAX_MEDIANS = 200  # points of a running median
-MAX_VALUE = 1e300  # of a number that matplotlib can draw
+MAX_MEDIANS = 200  # the largest number of points of a running median
+MAX_VALUE = 1e300  # the limit of numbers that matplotlib can draw
 
 
 def plot_training(records: Sequence[Mapping[str, Any]]) -> Figure:

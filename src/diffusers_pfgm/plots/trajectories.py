@@ -23,9 +23,9 @@ from ..physics.denoiser import dtype_and_device
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..schedulers.stepping import scheduler_steps
 
-BAND_QUANTILES = (0.16, 0.5, 0.84)  # for a normal distribution the mean ± one standard deviation
-NUM_NORM_SAMPLES = 2000  # of ‖y + σ · noise‖, at least
-MAX_LINES = 40  # single trajectories in a figure
+BAND_QUANTILES = (0.16, 0.5, 0.84)  # those of a normal distribution are its mean ± one standard deviation
+NUM_NORM_SAMPLES = 2000  # the least number of norms ‖y + σ · noise‖ from which quantiles are computed
+MAX_LINES = 40  # the largest number of single trajectories in a figure
 
 
 @dataclass(frozen=True)

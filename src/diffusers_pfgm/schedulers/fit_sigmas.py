@@ -18,9 +18,9 @@ from .scheduling_poisson_flow import PoissonFlowScheduler
 from .sigma_schedule import SigmaSchedule
 from .step_fit import num_parameters
 
-FINE_STEPS = 200  # steps along the field lines
-REFERENCE_STEPS = 100  # of the fitted spacing, to the ends that a run of few steps is compared with
-MARGIN = 2.0  # the least improvement by searched steps that is not chance, in standard errors
+FINE_STEPS = 200  # the number of steps that follow the field lines, to which the spacing is fitted
+REFERENCE_STEPS = 100  # the number of steps of the reference run, whose ends a run of few steps is compared with
+MARGIN = 2.0  # in standard errors: searched steps are kept if they improve the error by more, which chance rarely does
 
 
 @torch.no_grad()

@@ -49,7 +49,10 @@ KINDS = {
     ),
 }
 PRIORS = ("plane", "shell", "hemisphere", None)
-STATISTICS = ("data_mean", "mean_square_std")  # of the data, for the Student-t preconditioning
+STATISTICS = (
+    "data_mean",
+    "mean_square_std",
+)  # the options with statistics of the data of the Student-t preconditioning
 
 
 def checked_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 
 from ..physics.tensors import linalg_with_cpu_fallback
 
-MEMORY = 5  # m
+MEMORY = 5  # the number m of iterations that correct the next one
 PATIENCE = 8  # iterations in which a change within the noise must halve, or else the search ends
 
 

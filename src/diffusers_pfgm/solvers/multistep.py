@@ -112,7 +112,7 @@ def integration_steps(
     Args:
         denoise: x̂ (B, *) as a function of x (B, *) and σ.
         x: points at the first σ, (B, *), in data units.
-        sigmas, solver, order, use_corrector: as in `plan_steps`.
+        sigmas, solver, order, use_corrector: see `plan_steps`.
 
     Yields:
         x̂ of each call and x after the step that follows it, both (B, *).

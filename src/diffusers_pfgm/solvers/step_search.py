@@ -20,8 +20,8 @@ import torch
 from scipy.optimize import minimize
 
 TOLERANCE = 0.3  # τ, in standard deviations of the ends
-FIRST_CHANGE = 0.2  # of the logarithm of each noise level, in the first simplex
-EVALUATIONS = 40  # runs for each step
+FIRST_CHANGE = 0.2  # by how much each further vertex of the first simplex raises the logarithm of one noise level
+EVALUATIONS = 40  # the number of runs of a search, for each step of a run
 
 Run = Callable[[Sequence[float]], torch.Tensor]  # the ends (B, *) of a run with the noise levels of its steps
 

@@ -238,7 +238,7 @@ def test_a_name_is_looked_up_in_the_output_folder(saved: Path, monkeypatch: pyte
 
 def test_the_count_of_accumulated_parts_is_reset(tmp_path: Path) -> None:
     run = Run()
-    run.accelerator.step = 3  # accelerate's count of accumulated parts
+    run.accelerator.step = 3  # accelerate's count of micro-batches
     path = save_checkpoint(run.accelerator, tmp_path, 3, {})
     assert restore_checkpoint(run.accelerator, path, seed=0) == 3 and run.accelerator.step == 0
 

@@ -86,7 +86,7 @@ def check_broken_weights(folder: Path, broken: str) -> None:
     ema: Any = SimpleNamespace(shadow_params=[weight.detach().clone() for weight in unet.parameters()])
     values = {
         "a weight": next(unet.parameters()).data,
-        "an averaged weight": ema.shadow_params[3],
+        "an EMA weight": ema.shadow_params[3],
         "the state of the optimizer": next(iter(optimizer.state.values()))["exp_avg_sq"],
     }
     if broken in values:
@@ -100,9 +100,7 @@ def check_broken_weights(folder: Path, broken: str) -> None:
     assert unet.training
 
 
-@pytest.mark.parametrize(
-    "what", ["a weight", "an averaged weight", "the state of the optimizer", "the network's output"]
-)
+@pytest.mark.parametrize("what", ["a weight", "an EMA weight", "the state of the optimizer", "the network's output"])
 def test_everything_that_is_saved_must_be_finite(tmp_path: Path, what: str) -> None:
     check_broken_weights(tmp_path, "nothing")
     with pytest.raises(DivergenceError, match=f"diverged at step 7: {what} became NaN or infinite"):

@@ -7,10 +7,13 @@ from collections.abc import Callable
 import pytest
 from diffusers.optimization import SchedulerType
 
+from diffusers_pfgm.training.run import conversion, evaluation
 from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.likelihood_evaluation import parse_args as parse_evaluation_args
 from diffusers_pfgm.training.run.option_groups import LR_SCHEDULERS
 from diffusers_pfgm.training.run.option_types import integer, number, positive, share
+from diffusers_pfgm.training.run.script_errors import ScriptParser
+from diffusers_pfgm.training.run.tuning_arguments import parse_tuning_args
 
 PERTURBATION = "--objective=perturbation"
 
@@ -126,6 +129,34 @@ def test_a_logger_that_is_not_installed_is_an_error(
             parse_args(None, [f"--logger={logger}"])
         assert f"`pip install {logger}`" in capsys.readouterr().err.splitlines()[-1]
     assert parse_args(None, ["--logger=none"]).logger == "none"
+
+
+@pytest.mark.parametrize(
+    "script", [parse_args, parse_tuning_args, evaluation.parse_args, parse_evaluation_args, conversion.main]
+)
+def test_every_option_has_a_help_text_with_its_default(
+    script: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsers: list[ScriptParser] = []
+
+    def keep_parser(parser: ScriptParser, argv: list[str] | None) -> None:
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(ScriptParser, "parse_args", keep_parser)
+    monkeypatch.setenv("COLUMNS", "1000")  # one line for each option
+    with pytest.raises(SystemExit):
+        script(None)
+    (parser,) = parsers
+    text = " ".join(parser.format_help().split())
+    assert "(default: None)" not in text and "(default: False)" not in text
+    for action in parser._actions:
+        (option,) = action.option_strings[-1:]
+        assert action.help, option
+        if "by default" in action.help or "the default" in action.help:
+            continue
+        has_default = not any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        assert (f"{action.help} (default: {action.default})" in text) == has_default, option
 
 
 @pytest.mark.parametrize(

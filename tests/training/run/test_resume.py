@@ -1,4 +1,4 @@
-"""A run resumes from a checkpoint with any numbers of processes and accumulated parts, but not from another run's."""
+"""A run resumes from a checkpoint with any numbers of processes and micro-batches, but not from another run's."""
 
 import itertools
 import json

@@ -20,8 +20,8 @@ def measure(letter: str, pictures: Path, mnist: str | None) -> Claim:
     """Measure a claim.
 
     Args:
-        letter: its letter.
-        pictures: the folder of its pictures.
+        letter: the letter of the claim.
+        pictures: the folder in which its pictures are saved.
         mnist: MNIST's test images, a folder or a parquet file; None if there are none.
     """
     measures = {

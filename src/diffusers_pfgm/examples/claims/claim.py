@@ -1,4 +1,4 @@
-"""A claim with the checks that decide it. Bounds are fixed in code before anything is measured."""
+"""A claim with the checks that decide it. The bounds of the checks are fixed before the measurement."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scipy import stats
 
 CONFIRMED = "confirmed"
 REFUTED = "refuted"
-NOT_MEASURABLE = "not measurable here"
-CONFIDENCE = 0.95  # of the intervals over seeds
+NOT_MEASURABLE = "not measurable here"  # an interval contains the bound, or nothing was measured; the page says which
+CONFIDENCE = 0.95  # the confidence level of the intervals over seeds
 
 Cell = str | int | float | list[float]  # a list has one value for each seed
 
@@ -52,7 +52,10 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """Whether the whole interval is on the claimed side of the bound, or on the other side, or contains it."""
+        """Confirmed if the whole interval is on the claimed side of the bound, and refuted if it is on the other side.
+
+        If the interval contains the bound, the result is inconclusive, which counts as not measurable at this size.
+        """
         mean, half_width = interval(self.values)
         if abs(mean - self.bound) <= half_width:
             return NOT_MEASURABLE
@@ -72,7 +75,7 @@ class Claim:
         header: the names of the table's columns.
         rows: the rows of the table.
         sizes: seeds and sizes of the measurement.
-        pictures: files in docs/pictures with their descriptions.
+        pictures: descriptions by the name of the file in docs/pictures.
         missing: why the claim could not be measured; None if it was.
     """
 
@@ -89,7 +92,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Refuted if one check is, confirmed if all are, and otherwise not measurable at this size."""
+        """Refuted if one check is, confirmed if all are, and otherwise, or without checks, not measurable here."""
         verdicts = {check.verdict for check in self.checks}
         if REFUTED in verdicts:
             return REFUTED

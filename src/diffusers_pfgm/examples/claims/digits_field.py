@@ -1,4 +1,7 @@
-"""Runs in the exact field of scikit-learn's digits, of which it is known at which digit a fine solution ends."""
+"""Runs in the exact field of scikit-learn's digits, compared with a fine reference run from the same starting point.
+
+Each run ends near one of the digits. A run with few steps agrees with the reference run if both end at the same digit.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from ...pipelines import PFGMPipeline
 from ...schedulers import PoissonFlowScheduler
 from ..digits import split_digits
 
-REFERENCE_STEPS = 200  # of the run that defines the digit of a start
+AGREEMENT = "agreement with the reference run"
+REFERENCE_STEPS = 200  # the number of steps of the reference run, which determines the digit of a starting point
 IMAGE_SHAPE = (1, 8, 8)
 
 
@@ -22,7 +26,7 @@ def digit_reached(pipe: PFGMPipeline, digits: torch.Tensor, latents: torch.Tenso
     return torch.cdist(images.flatten(1), digits.flatten(1)).argmin(1)
 
 
-def shares_of_same_digit(
+def agreement_with_reference(
     aug_dim: float | None,
     prior: str | None,
     runs: Mapping[str, Mapping[str, Any]],
@@ -30,28 +34,32 @@ def shares_of_same_digit(
     seeds: Sequence[int],
     starts: int,
 ) -> list[list[float]]:
-    """Return the share of starts that end at the digit of their own run of 200 steps, for each step number and seed.
+    """Return the share of starting points whose run ends at the same digit as their reference run of 200 steps.
 
     Args:
         aug_dim: D; None for ∞.
-        prior: the scheduler's `prior`.
+        prior: the scheduler's `prior`. With None, the default of pipelines, runs of these 64 pixels start from the
+            shell if D is finite, and from the Gaussian at D = ∞.
         runs: options of the scheduler by the name of a run.
         steps: pairs of a name in `runs` and a number of steps.
-        seeds: seeds of the starts.
-        starts: the number of starts of a seed.
+        seeds: seeds of the starting points.
+        starts: the number of starting points of each seed.
+
+    Returns:
+        A list for each pair in `steps`, with the share of each seed.
     """
     digits = split_digits()[0].double()
     fine = PoissonFlowScheduler(aug_dim, prior=prior)
     pipe = PFGMPipeline(ChargeField(digits, aug_dim), fine)
     pipe.set_progress_bar_config(disable=True)
-    shares: list[list[float]] = [[] for _ in steps]
+    agreements: list[list[float]] = [[] for _ in steps]
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         latents = fine.sample_prior((starts, *IMAGE_SHAPE), generator, dtype=torch.float64)
         pipe.scheduler = fine
         expected = digit_reached(pipe, digits, latents, num_inference_steps=REFERENCE_STEPS)
-        for values, (name, count) in zip(shares, steps, strict=True):
+        for values, (name, count) in zip(agreements, steps, strict=True):
             pipe.scheduler = PoissonFlowScheduler(aug_dim, prior=prior, **runs[name])
             reached = digit_reached(pipe, digits, latents, num_inference_steps=count)
             values.append((reached == expected).double().mean().item())
-    return shares
+    return agreements

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ...pipelines import PFGMPipeline
 from ...schedulers import PoissonFlowScheduler
 from .claim import Cell, Check, Claim, interval
-from .digits_field import REFERENCE_STEPS, shares_of_same_digit
+from .digits_field import AGREEMENT, REFERENCE_STEPS, agreement_with_reference
 from .mnist_model import draw_digits, label_agreement, load_model
 from .weak_networks import EDM, PFGM, distance_of, trained_network
 
@@ -37,19 +37,19 @@ def step_sizes(
     """Measure claim c.
 
     Args:
-        pictures: the folder of the picture.
-        seeds: seeds of starts, images and trainings.
-        starts: the number of starts in the exact field, for each seed.
-        images: the number of MNIST images of a seed.
-        width: the number of channels of the first block of the trained networks, which are those of claim b.
-        training_steps: their number of training steps.
-        samples: the number of their samples.
+        pictures: the folder in which the picture is saved.
+        seeds: seeds of starting points, images and trainings.
+        starts: the number of starting points in the exact field, for each seed.
+        images: the number of MNIST images, for each seed.
+        width: the number of channels in the first block of the trained networks, which are those of claim b.
+        training_steps: the number of training steps of these networks.
+        samples: the number of samples of each of these networks.
         epochs: the number of epochs of the classifier.
         steps: the numbers of Euler steps, decreasing.
     """
     runs = [("euler", count) for count in steps]
-    shares = {
-        name: shares_of_same_digit(aug_dim, prior, {"euler": {"solver": "euler"}}, runs, seeds, starts)
+    agreements = {
+        name: agreement_with_reference(aug_dim, prior, {"euler": {"solver": "euler"}}, runs, seeds, starts)
         for name, (aug_dim, prior) in EXACT.items()
     }
     distances: dict[str, list[list[float]]] = {}
@@ -60,31 +60,32 @@ def step_sizes(
         kind: [last / first for first, last in zip(values[0], values[-1], strict=True)]
         for kind, values in distances.items()
     }
-    differences, agreements = _mnist(seeds, images, steps)
-    paper, _, diffusion = shares.values()
-    rows: list[list[Cell]] = [[name, "share at its own digit", *values] for name, values in shares.items()]
+    differences, label_agreements = _mnist(seeds, images, steps)
+    paper, _, diffusion = agreements.values()
+    rows: list[list[Cell]] = [[name, AGREEMENT, *values] for name, values in agreements.items()]
     rows += [[f"network of claim b, {kind}", "Fréchet distance", *values] for kind, values in distances.items()]
-    rows.append(["MNIST model, D = 1", "difference from the first column", *differences])
-    rows.append(["MNIST model, D = 1", "agreement with the label", *agreements])
-    _draw(shares, distances, steps).savefig(pictures / PICTURE, dpi=80)
+    rows.append(["MNIST model, D = 1", "RMS difference from the first column", *differences])
+    rows.append(["MNIST model, D = 1", "agreement with the label", *label_agreements])
+    _draw(agreements, distances, steps).savefig(pictures / PICTURE, dpi=80)
     return Claim(
         title="Step size of Euler's method",
         statement="PFGM is more robust to the step size of Euler's method than the ODE of VE diffusion",
         source="PFGM, abstract and section 4, on step sizes in the forward Euler method",
-        method="Euler's method in σ, with equal ratios of σ for every D. Exact field of 1,437 digits: the share of "
-        f"starts that end at the digit of their own fine run of {REFERENCE_STEPS} multistep steps. Trained networks: "
-        "Fréchet distances as in claim b. The model of MNIST exists for D = 1 only, so that it is not compared: "
-        "root-mean-square difference from its images with the most steps, and agreement of a classifier with the "
-        "label.",
+        method="Euler's method in σ, with equal ratios of σ for every D. Exact field of 1,437 digits: the agreement "
+        f"with a reference run of {REFERENCE_STEPS} multistep steps, as in claim a. Trained networks: Fréchet "
+        "distances as in claim b. The MNIST model of the package exists for D = 1 only, so that there is no model to "
+        "compare it with. Its rows are the root-mean-square difference from its images with the most steps, and the "
+        "share of images that the package's classifier assigns to their label.",
         checks=[
             Check(
-                f"exact field, {steps[-1]} steps: share at D = 1 with the paper's prior − share at D = ∞",
+                f"exact field, {steps[-1]} steps: agreement at D = 1 with the paper's prior − agreement at D = ∞",
                 "above",
                 0.0,
                 [ours - theirs for ours, theirs in zip(paper[-1], diffusion[-1], strict=True)],
             ),
             Check(
-                f"trained networks: growth of the distance from {steps[0]} to {steps[-1]} steps at D = ∞ / at D = 1",
+                f"trained networks: growth of the distance from {steps[0]} to {steps[-1]} steps, as a ratio, at D = ∞ "
+                "/ at D = 1",
                 "above",
                 1.0,
                 [theirs / ours for theirs, ours in zip(growths[EDM], growths[PFGM], strict=True)],
@@ -94,20 +95,18 @@ def step_sizes(
         rows=rows,
         sizes={
             "seeds": list(seeds),
-            "starts of a seed": starts,
-            "MNIST images of a seed": images,
+            "starting points per seed": starts,
+            "MNIST images per seed": images,
             "width": width,
             "training steps": training_steps,
             "samples": samples,
         },
-        pictures={
-            PICTURE: "Share of starts at their own digit, and Fréchet distance, against the number of Euler steps"
-        },
+        pictures={PICTURE: "Agreement with the reference run, and Fréchet distance, against the number of Euler steps"},
     )
 
 
 def with_euler(pipe: PFGMPipeline) -> PFGMPipeline:
-    """Return a pipeline with Euler's method for the same network."""
+    """Return a pipeline of the same network with Euler's method."""
     scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config, solver="euler")
     euler = PFGMPipeline(pipe.unet, scheduler)
     euler.set_progress_bar_config(disable=True)
@@ -115,7 +114,7 @@ def with_euler(pipe: PFGMPipeline) -> PFGMPipeline:
 
 
 def _mnist(seeds: Sequence[int], images: int, steps: Sequence[int]) -> tuple[list[list[float]], list[list[float]]]:
-    """Differences from the images of the most steps and agreements with labels, for each number of steps and seed."""
+    """Return RMS differences from the images of the most steps and label agreements, for each step number and seed."""
     pipe = load_model("mnist", solver="euler", sigma_knots=None)
     drawn = [[draw_digits(pipe, images, seed, count) for seed in seeds] for count in steps]
     differences = [
@@ -126,12 +125,12 @@ def _mnist(seeds: Sequence[int], images: int, steps: Sequence[int]) -> tuple[lis
 
 
 def _draw(
-    shares: dict[str, list[list[float]]], distances: dict[str, list[list[float]]], steps: Sequence[int]
+    agreements: dict[str, list[list[float]]], distances: dict[str, list[list[float]]], steps: Sequence[int]
 ) -> Figure:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
-    titles = (("exact field of digits", "share at its own digit"), ("networks of claim b", "Fréchet distance"))
-    for axes, curves, (title, label) in zip(panels, (shares, distances), titles, strict=True):
+    titles = (("exact field of digits", AGREEMENT), ("networks of claim b", "Fréchet distance"))
+    for axes, curves, (title, label) in zip(panels, (agreements, distances), titles, strict=True):
         for name, values in curves.items():
             means, widths = zip(*map(interval, values), strict=True)
             axes.errorbar(steps, means, widths, marker="o", markersize=4, capsize=3, label=name.split("field, ")[-1])

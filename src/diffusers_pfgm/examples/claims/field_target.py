@@ -1,4 +1,7 @@
-"""Claim e: the variance of the field target decreases with the size of the batch of charges."""
+"""Claim e: the variance of the field target decreases with the size of the batch of charges.
+
+The mean squared error of the target is measured, which is its variance plus the square of its bias.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from ...physics import Charges, normalized_field, perturb, recommend_hyperparame
 from ..digits import split_digits
 from .claim import Cell, Check, Claim
 
-SIZES = (1, 4, 16, 64, 256)  # charges of a batch; the first check is that of the last
-LARGEST_RATIO = 0.5  # of the error with the most charges to that with the sample's own charge alone
+SIZES = (1, 4, 16, 64, 256)  # numbers of charges of a batch; the first check compares the last with the first
+LARGEST_RATIO = 0.5  # bound of the ratio of the errors with the most charges and with the sample's own charge alone
 
 
 def variance_of_the_target(
@@ -23,7 +26,7 @@ def variance_of_the_target(
     Args:
         seeds: seeds of the points and of the batches.
         points: the number of points of a seed, each with its own batches.
-        charges: numbers of charges of a batch, increasing.
+        charges: numbers of charges of a batch, increasing, from 1.
     """
     errors = [target_errors(points, charges, seed) for seed in seeds]
     columns = [list(column) for column in zip(*errors, strict=True)]
@@ -34,20 +37,21 @@ def variance_of_the_target(
         statement="The field of a large batch of charges is a target with little variance",
         source="PFGM, section 3.2 and Algorithm 1",
         method="Training digits are perturbed as in Algorithm 2 of PFGM. The target from a batch of K charges, the "
-        "sample's own and K − 1 others, is compared with the target from all 1,437 charges: mean squared difference "
-        "over the N + 1 components. With K = 1 it is the target of denoising.",
+        "sample's own and K − 1 others, is compared with the exact field of all 1,437 charges by the mean squared "
+        "error over the N + 1 components. This error is the variance of the target plus the square of its bias. With "
+        "K = 1 the target is that of denoising.",
         checks=[
             Check(
-                f"error with {charges[-1]} charges / error with one",
+                f"mean squared error with {charges[-1]} charges / with one charge",
                 "below",
                 LARGEST_RATIO,
                 [few / one for few, one in zip(columns[-1], columns[0], strict=True)],
             ),
-            Check("largest ratio of the errors of two successive sizes", "below", 1.0, steps),
+            Check("largest ratio of the errors of two successive K, of more charges / of fewer", "below", 1.0, steps),
         ],
         header=["", *(f"K = {count}" for count in charges)],
-        rows=[["mean squared error of the target", *columns], ["/ that of K = 1", *ratios]],
-        sizes={"seeds": list(seeds), "points of a seed": points},
+        rows=[["mean squared error of the target", *columns], ["ratio to the error of K = 1", *ratios]],
+        sizes={"seeds": list(seeds), "points per seed": points},
     )
 
 

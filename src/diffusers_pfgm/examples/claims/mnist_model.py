@@ -14,7 +14,7 @@ from ...schedulers import PoissonFlowScheduler
 
 
 def load_model(name: str, **options: Any) -> PFGMPipeline:
-    """Return a bundled model without progress bars, with options of its scheduler that are replaced."""
+    """Return a model that comes with the package, without progress bars. The options replace those of its scheduler."""
     pipe = PFGMPipeline.from_pretrained(pretrained_model(name))
     pipe.scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config, **options)
     pipe.set_progress_bar_config(disable=True)
@@ -22,7 +22,7 @@ def load_model(name: str, **options: Any) -> PFGMPipeline:
 
 
 def draw_digits(pipe: PFGMPipeline, count: int, seed: int, num_inference_steps: int) -> torch.Tensor:
-    """Draw images (count, 1, 28, 28) in [-1, 1] whose labels are the ten digits in turn."""
+    """Draw images (count, 1, 28, 28) in [-1, 1]. Image i has the label i modulo 10."""
     scale = pipe.scheduler.config.consistency_guidance or 1.0  # a consistency model accepts its own guidance only
     output = pipe(
         count,

@@ -1,4 +1,4 @@
-"""Claim d: at each noise level the norm of a sample varies far more in PFGM than in the VE and VP ODEs."""
+"""Claim d: at each noise level the norms of samples vary far more in PFGM than in the VE and VP ODEs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..digits import split_digits
 from .claim import Cell, Check, Claim
 from .digits_field import IMAGE_SHAPE
 
-BAND = (0.05, 0.95)  # quantiles of a norm, whose ratio is its spread
-LEVELS = (0.1, 1.0, 10.0)  # noise levels of the table; the checks are those of the last
-LEAST_RATIO = 2.0  # of PFGM's spread to that of VE
+BAND = (0.05, 0.95)  # the quantiles of a norm whose ratio is called its spread
+LEVELS = (0.1, 1.0, 10.0)  # noise levels of the table; the last is checked
+LEAST_RATIO = 2.0  # bound of the spread of PFGM over the spread of VE
 FLOWS = {"PFGM, D = 1": 1.0, "VE, D = ∞": None}
 VP = "VP, D = ∞"
 PERTURBED = "training perturbation"
@@ -32,9 +32,9 @@ def norms_against_z(pictures: Path, seeds: Sequence[int] = (0, 1, 2), samples: i
     """Measure claim d.
 
     Args:
-        pictures: the folder of the picture.
-        seeds: seeds of the noise and of the starts.
-        samples: the number of samples of a seed.
+        pictures: the folder in which the picture is saved.
+        seeds: seeds of the noise and of the starting points.
+        samples: the number of samples, for each seed.
         steps: the number of steps of the backward trajectories.
     """
     sigmas = torch.logspace(math.log10(SIGMA_MIN), math.log10(SIGMA_MAX), 40, dtype=torch.float64)
@@ -65,14 +65,15 @@ def norms_against_z(pictures: Path, seeds: Sequence[int] = (0, 1, 2), samples: i
     return Claim(
         title="Norms at each z",
         statement="In the VE and VP ODEs the norm of a sample is strongly correlated with the noise level, so that an "
-        "error of the norm leads to samples that training has not seen. In PFGM the norms at each z spread widely",
+        "error of the norm leads to samples that did not occur in training. In PFGM the norms at each z spread widely",
         source="PFGM, section 4, the figure of norms against σ(t) and z",
         method=f"Spread: the {BAND[1]:.0%} quantile of ‖x‖ at a noise level σ (z at D = 1), divided by its "
         f"{BAND[0]:.0%} quantile. Training perturbation: digits with the kernel's noise. Backward trajectories: runs "
         "of the exact field of 1,437 digits from the paper's prior, at the step nearest to σ. Closed form: ‖x − "
         "y‖²/(N σ²) has the F distribution with N and 1 degrees of freedom at D = 1, and is χ²_N/N at D = ∞. VP has "
-        "the states of VE divided by √(1 + σ²), so that its spreads and its trajectories are those of VE; the picture "
-        f"shows its norms. Correlation: of ln σ and ln ‖x‖, with ln σ uniform from {SIGMA_MIN:g} to {SIGMA_MAX:g}.",
+        "the states of VE divided by √(1 + σ²), so that it has the spreads and the trajectories of VE; the picture "
+        "shows its norms. Correlation: the correlation of ln σ and ln ‖x‖, for σ in equal ratios from "
+        f"{SIGMA_MIN:g} to {SIGMA_MAX:g}.",
         checks=[
             Check(
                 f"{PERTURBED}: correlation of VE − correlation of PFGM",
@@ -92,7 +93,7 @@ def norms_against_z(pictures: Path, seeds: Sequence[int] = (0, 1, 2), samples: i
         ],
         header=["flow", "norms of", *(f"spread at σ = {level:g}" for level in LEVELS), "correlation"],
         rows=rows,
-        sizes={"seeds": list(seeds), "samples of a seed": samples, "steps": steps},
+        sizes={"seeds": list(seeds), "samples per seed": samples, "steps": steps},
         pictures={PICTURE: "Norms of samples against z or σ: median and 5 to 95 %"},
     )
 
@@ -149,7 +150,7 @@ def _draw(
     perturbed: dict[str, list[torch.Tensor]],
     backward: dict[str, list[tuple[torch.Tensor, torch.Tensor]]],
 ) -> Figure:
-    """Bands of the norms of all seeds, with those of VP, which are the norms of VE over √(1 + σ²)."""
+    """Draw bands of the norms of all seeds, also for VP, whose norms are those of VE divided by √(1 + σ²)."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
     run_sigmas = next(iter(backward.values()))[0][0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.atomic_file import atomic_file
-from .claim import Cell, Check, Claim, interval
+from .claim import NOT_MEASURABLE, Cell, Check, Claim, interval
 from .reproduction import SECTION
 
 COMMAND = "python pipelines_examples/claims/claims.py"
@@ -22,10 +22,13 @@ cores, writes `docs/claims.json`, and writes this page from that file. MNIST's i
 
 Each claim has checks: a quantity and a bound, which was written down before the measurement. "±" is half the width of
 the 95 % interval over seeds (Student's t). A check is **confirmed** if the whole interval is on the claimed side of
-the bound, and **refuted** if it is on the other side. If the interval contains the bound, this size cannot decide:
-**not measurable here**. A claim is refuted if one of its checks is, and confirmed if all are. A verdict is about
-these small models and data only.
+the bound, and **refuted** if it is on the other side. If the interval contains the bound, a measurement of this size
+cannot decide: **not measurable here (inconclusive)**. A claim is refuted if one of its checks is, confirmed if all are,
+and otherwise inconclusive. A claim whose data were missing is **not measurable here (not measured)**. A verdict is only
+about these small models and data.
 """
+INCONCLUSIVE = f"{NOT_MEASURABLE} (inconclusive)"
+NOT_MEASURED = f"{NOT_MEASURABLE} (not measured)"
 
 
 def read_claims(path: Path) -> dict[str, Claim]:
@@ -35,7 +38,7 @@ def read_claims(path: Path) -> dict[str, Claim]:
 
 
 def write_claims(claims: Mapping[str, Claim], path: Path) -> None:
-    """Write claims to a JSON file, and the page beside it as .md. Claims of the file with other letters stay."""
+    """Write claims to a JSON file, and the page to a .md file beside it. Claims of the file with other letters stay."""
     content = {letter: asdict(claim) for letter, claim in sorted((read_claims(path) | dict(claims)).items())}
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -47,7 +50,8 @@ def write_claims(claims: Mapping[str, Claim], path: Path) -> None:
 def make_page(claims: Mapping[str, Claim]) -> str:
     """Return the page of claims in Markdown: the verdicts, a section for each claim, and the commands for a GPU."""
     summary = _table(
-        ["", "claim", "verdict"], [[letter, claim.title, f"**{claim.verdict}**"] for letter, claim in claims.items()]
+        ["", "claim", "verdict"],
+        [[letter, claim.title, f"**{_verdict(claim)}**"] for letter, claim in claims.items()],
     )
     sections = [_section(letter, claim) for letter, claim in claims.items()]
     return "\n".join([INTRODUCTION, summary, *sections, SECTION])
@@ -57,15 +61,23 @@ def _claim(values: dict[str, Any]) -> Claim:
     return Claim(**(values | {"checks": [Check(**check) for check in values["checks"]]}))
 
 
+def _verdict(judged: Check | Claim) -> str:
+    """The verdict, with the reason if it is "not measurable here"."""
+    if judged.verdict != NOT_MEASURABLE:
+        return judged.verdict
+    return NOT_MEASURED if isinstance(judged, Claim) and judged.missing is not None else INCONCLUSIVE
+
+
 def _section(letter: str, claim: Claim) -> str:
     parts = [f"## {letter}. {claim.title}", f"{claim.statement} ({claim.source}).", claim.method]
     if claim.missing is not None:
-        parts.append(f"**{claim.verdict}**: {claim.missing}")
+        parts.append(f"**{_verdict(claim)}**: {claim.missing}")
     else:
         checks: list[list[Cell]] = [
-            [check.quantity, f"{check.relation} {check.bound:g}", check.values, check.verdict] for check in claim.checks
+            [check.quantity, f"{check.relation} {check.bound:g}", check.values, _verdict(check)]
+            for check in claim.checks
         ]
-        parts.append(f"Verdict: **{claim.verdict}**.")
+        parts.append(f"Verdict: **{_verdict(claim)}**.")
         parts.append(_table(["check", "claimed", "measured", "verdict"], checks).strip())
         parts.append(_table(claim.header, claim.rows).strip())
     parts += [f"![{text}](pictures/{name})" for name, text in claim.pictures.items()]

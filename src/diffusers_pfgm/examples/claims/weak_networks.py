@@ -15,11 +15,11 @@ from ...metrics import FrechetDistance
 from ...pipelines import PFGMPipeline
 from ...training.data.statistics import DataStatistics
 from ...training.run.arguments import parse_args
-from ...training.run.objectives import make_objective
+from ...training.run.hyperparameters import make_objective
 from ...training.run.samples import draw_samples
 from ..classifier import make_classifier, train_classifier
 from ..digits import split_digits, split_labels
-from ..robustness import levels_of_one_aug_dim, small_unet_config
+from ..robustness import pfgm_log_noise_moments, small_unet_config
 from .claim import Cell, Check, Claim
 
 PFGM = "PFGM, D = 1"
@@ -44,7 +44,7 @@ def trained_network(kind: str, width: int, seed: int, steps: int) -> PFGMPipelin
     images: Any = SimpleNamespace(channels=1, statistics=lambda: DataStatistics.of_images([digits]))
     options = ["--dataset_name=digits", "--resolution=8", f"--aug_dim={1 if kind == PFGM else math.inf}"]
     if kind == CONTROL:
-        mean, std = levels_of_one_aug_dim(digits)
+        mean, std = pfgm_log_noise_moments(digits)
         options += [f"--p_mean={mean}", f"--p_std={std}"]
     objective, scheduler = make_objective(parse_args(None, options), images)
     with torch.random.fork_rng():
@@ -66,7 +66,7 @@ def trained_network(kind: str, width: int, seed: int, steps: int) -> PFGMPipelin
 
 @functools.cache
 def digits_distance(epochs: int) -> FrechetDistance:
-    """The Fréchet distance to the held-out digits, in the features of a classifier of the training digits."""
+    """Return the Fréchet distance to the held-out digits, in the features of a classifier of the training digits."""
     (digits, held_out), (labels, _) = split_digits(), split_labels()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -115,16 +115,16 @@ def weak_networks(
         source="PFGM, section 4, on the NCSNv2 architecture; PFGM++, on robustness and D",
         method="U-Nets for 8 x 8 digits are trained at the same budget by the objective, the preconditioning and the "
         "noise levels of `train_pfgm.py` for each D: the Student-t preconditioning at D = 1, and EDM's at D = ∞. The "
-        "control is EDM on the noise levels that D = 1 meets in training, which separates the kernel from these "
-        "levels. The claim is about the kernel, so PFGM must be better than both. VP is not measurable here: "
-        "`train_pfgm.py` has no beta schedule. Fréchet distances to held-out digits are in the features of a "
-        "classifier of digits, with steps at equal ratios of σ.",
+        "control is EDM trained on the noise levels that samples have in training at D = 1, which separates the effect "
+        "of the kernel from that of these levels. The claim is about the kernel, so PFGM must be better than both. VP "
+        "was not measured, since `train_pfgm.py` has no beta schedule. Fréchet distances to held-out digits are in the "
+        "features of a classifier of digits, with steps at equal ratios of σ.",
         checks=checks,
         header=[
             "network",
             "width",
             *(f"Fréchet distance, {calls} calls" for calls in CALLS),
-            f"/ PFGM's, {CALLS[-1]} calls",
+            f"ratio to {PFGM}, {CALLS[-1]} calls",
         ],
         rows=rows,
         sizes={"seeds": list(seeds), "training steps": steps, "batch": BATCH_SIZE, "samples": samples},

@@ -4,6 +4,6 @@ Their files are read without executing anything in them: `.pth` with `torch.load
 and the `.pkl` of EDM and PFGM++ by an unpickler that makes nothing but tensors and plain containers.
 """
 
-from .networks import Conversion, convert_checkpoint
+from .checkpoint_conversion import Conversion, convert_checkpoint
 
 __all__ = ["Conversion", "convert_checkpoint"]

@@ -26,7 +26,7 @@ class Record(dict[str, Any]):
 
 
 def _record(*arguments: Any) -> Record:
-    """The record of an object that persistence of EDM's networks would rebuild, from its description."""
+    """The attributes of a network that EDM's module `torch_utils.persistence` would reconstruct."""
     description = arguments[0] if arguments and isinstance(arguments[0], dict) else {}
     state = description.get("state")
     return Record(state) if isinstance(state, dict) else Record()
@@ -39,7 +39,9 @@ def _storage(content: bytes) -> Any:
 
 
 def check_archive(file: str | Path | io.BytesIO) -> None:
-    """Check that a file of torch is no archive that is larger when unpacked, which torch itself never writes.
+    """Check that no entry of a PyTorch file is compressed.
+
+    PyTorch never compresses entries, so a compressed one may be a zip bomb, which fills the memory when it is unpacked.
 
     Raises:
         ValueError: if an entry is compressed.
@@ -48,7 +50,9 @@ def check_archive(file: str | Path | io.BytesIO) -> None:
         with zipfile.ZipFile(file) as archive:
             names = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
         if names:
-            raise ValueError(f"its entry {names[0]} is compressed, which torch never does, so it may be a zip bomb")
+            raise ValueError(
+                f"its entry {names[0]} is compressed, but PyTorch never compresses entries, so it may be a zip bomb"
+            )
     if isinstance(file, io.BytesIO):
         file.seek(0)
 
@@ -81,7 +85,7 @@ class _Unpickler(pickle.Unpickler):
             return Record
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise pickle.UnpicklingError(f"it would use {module}.{name}, which a network's weights do not need")
+        raise pickle.UnpicklingError(f"it uses {module}.{name}, which the weights of a network do not need")
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("it refers to objects outside of the file")
@@ -101,7 +105,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def state_dict_of(record: Any) -> dict[str, torch.Tensor]:
-    """The parameters and buffers of a module's `Record` by their names, as `state_dict` of the module has them."""
+    """Return the parameters and buffers in the `Record` of a module by their names in its `state_dict`."""
     tensors: dict[str, torch.Tensor] = {}
     for kind in ("_parameters", "_buffers"):
         for name, value in record.get(kind, {}).items():

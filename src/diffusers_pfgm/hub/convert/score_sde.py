@@ -17,7 +17,7 @@ import torch
 from ...models.ncsnpp_blocks import ResidualBlock, SelfAttention
 from ...models.noise_embedding import RandomFrequencies
 
-# What all configurations must have. Those of the SDEs are in `SDES`.
+# Options that every configuration must have, and below in `SDES` the further ones for each SDE.
 COMMON = {
     "name": "ncsnpp",
     "resblock_type": "biggan",
@@ -32,9 +32,9 @@ SDES: dict[str, dict[str, Any]] = {
     "vesde": {"scale_by_sigma": True, "embedding_type": "fourier"},
     "vpsde": {"scale_by_sigma": False, "embedding_type": "positional"},
 }
-SMALLEST_TIME = 1e-5  # of the training in continuous time, instead of t = 0 where there is no noise
+SMALLEST_TIME = 1e-5  # the smallest t of the training in continuous time; at t = 0 there is no noise
 
-# The authors' names for the parts of a module.
+# For the modules that consist of several layers: our names of these layers by those of the authors.
 PARTS: dict[type, dict[str, str]] = {
     ResidualBlock: {
         "GroupNorm_0": "norm1",
@@ -46,7 +46,8 @@ PARTS: dict[type, dict[str, str]] = {
     },
     SelfAttention: {"GroupNorm_0": "norm", "NIN_0": "query", "NIN_1": "key", "NIN_2": "value", "NIN_3": "out"},
 }
-CONVOLUTIONS = {"Conv_0": "", "Conv2d_0": ""}  # of the input pyramids
+# The convolutions of the input pyramids, which have a name in the authors' code and none in ours.
+CONVOLUTIONS = {"Conv_0": "", "Conv2d_0": ""}
 
 
 def read_score_sde(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -56,15 +57,18 @@ def read_score_sde(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict
         values: the configuration with "model", "data", "training" and for PFGM "sampling".
 
     Raises:
-        ValueError: if the network or the SDE has no equal in this package; the options are listed.
+        ValueError: if this package has no equivalent of the SDE or of options of the network. The message lists them.
         KeyError: if an entry is missing.
     """
     model, data, training = (values[name] for name in ("model", "data", "training"))
     sde, is_centered = training["sde"], data["centered"]
     if sde not in SDES:
+        reason = ""
+        if sde == "subvpsde":
+            reason = " No scheduler here has the noise of the sub-VP SDE, whose variance is not 1 − ᾱ."
         raise ValueError(
-            f"A network of sde = {sde!r} cannot be converted, only of {', '.join(SDES)}: no scheduler here has the "
-            "noise of the sub-VP SDE, whose variance is not 1 − ᾱ."
+            f"training.sde of the configuration must be one of {', '.join(SDES)}, but is {sde!r}, so that the network "
+            f"cannot be converted.{reason}"
         )
     needed = COMMON | SDES[sde]
     other = [f"{name} = {model[name]!r}" for name, value in needed.items() if model[name] != value]
@@ -73,7 +77,7 @@ def read_score_sde(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict
     if sde != "vesde" and not is_centered:
         other.append(f"centered = {is_centered!r}")
     if other:
-        raise ValueError(f"A network of sde = {sde!r} cannot be converted with {', '.join(other)}.")
+        raise ValueError(f"A network of training.sde = {sde!r} cannot be converted with {', '.join(other)}.")
     channels = data["num_channels"]
     options = {
         "sample_size": data["image_size"],
@@ -117,7 +121,7 @@ def _vp_options(model: Mapping[str, Any], is_continuous: bool) -> dict[str, Any]
 
 
 def is_averaged(name: str) -> bool:
-    """Whether the training averages a tensor of the authors' state dict: all but the noise levels and frequencies."""
+    """Whether a tensor of the authors' state dict has EMA weights: all but the noise levels and the frequencies."""
     return name not in ("sigmas", "all_modules.0.W")
 
 

@@ -36,7 +36,7 @@ class StepImages:
     """The images of one step. The tensors are views that are valid until the next step is drawn.
 
     Attributes:
-        parts: This process's batches, one for each accumulated part.
+        parts: The micro-batches of this process.
         charges: Images (F, C, R, R) whose field is learned; None without a window.
         charge_labels: Class labels (F,) of the charges; None without a window.
     """

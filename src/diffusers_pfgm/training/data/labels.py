@@ -69,4 +69,11 @@ class LabelledImages(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images.__getitems__(keys), self.labels[torch.as_tensor(keys) % len(self)]
+        """Return the images (len(keys), C, R, R) of these keys and their labels (len(keys),).
+
+        Args:
+            keys: keys, epoch · len(self) + index of the image. An image has the same label in every epoch, but another
+                crop and flip.
+        """
+        indices = torch.as_tensor(keys) % len(self)  # without the epoch
+        return self.images.__getitems__(keys), self.labels[indices]

@@ -2,10 +2,10 @@
 
 A run is an endless sequence of positions p = 0, 1, 2, ... With K images, position p holds an image of epoch ⌊p / K⌋,
 and each epoch is a new permutation of the images. Step s trains on the positions s·G, ..., (s + 1)·G - 1, where G is
-the number of images of a step over all processes and accumulated parts. Order and random numbers depend only on the
-seed and the position. Hence
+the number of images of a step over all processes and micro-batches: with gradient accumulation each process divides its
+images of a step into several micro-batches. Order and random numbers depend only on the seed and the position. Hence
 
-- a run is the same for any number of processes and accumulated parts with the same G,
+- a run is the same for any number of processes and micro-batches with the same G,
 - no image occurs twice in an epoch,
 - no two processes share random numbers,
 - resuming needs only the step count.
@@ -21,11 +21,11 @@ import torch
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The division of a step's positions among processes and accumulated parts.
+    """The division of a step's positions among processes and micro-batches.
 
     Attributes:
-        batch_size: Number of images of one process in one accumulated part.
-        parts: Number of parts whose gradients are accumulated in a step.
+        batch_size: Number of images of one process in one micro-batch.
+        parts: Number of micro-batches of a step, whose gradients are accumulated.
         processes: Number of processes.
         process: Index of this process, counted from 0.
     """
@@ -37,11 +37,11 @@ class BatchPlan:
 
     @property
     def images_per_step(self) -> int:
-        """G, the number of images of a step over all processes and parts."""
+        """G, the number of images of a step over all processes and micro-batches."""
         return self.batch_size * self.parts * self.processes
 
     def first(self, step: int, part: int) -> int:
-        """Position of the first image in this process's batch. Steps and parts are counted from 0."""
+        """Position of the first image in a micro-batch of this process. Steps and micro-batches are counted from 0."""
         return ((step * self.parts + part) * self.processes + self.process) * self.batch_size
 
 

@@ -44,12 +44,15 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     model(
         "--resolution", type=positive, default=64, help="height and width of the resized and cropped images, in pixels"
     )
-    model("--model_config_name_or_path", help="configuration of a UNet2DModel; by default it follows from --resolution")
+    model(
+        "--model_config_name_or_path",
+        help="file, folder or Hub id of the configuration of a UNet2DModel; by default it follows from --resolution",
+    )
     model(
         "--objective",
         choices=["field", "perturbation"],
         default="perturbation",
-        help="the perturbation objective of PFGM++ for any D, or the field objective of PFGM with the paper's network",
+        help="perturbation objective of PFGM++ for any D, or field objective of PFGM with the paper's network",
     )
     model(
         "--charges",
@@ -66,7 +69,9 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     model("--gamma", type=number(0, 1e6), help="field objective: gamma of the normalized field; 5 by default")
     aug_dim = number(LEAST_AUG_DIM, or_infinity=True)
     model(
-        "--aug_dim", type=aug_dim, help="perturbation objective: augmented dimension D, inf for diffusion; 1 by default"
+        "--aug_dim",
+        type=aug_dim,
+        help="perturbation objective: augmented dimension D, at least 0.01, or inf for diffusion; 1 (PFGM) by default",
     )
     model(
         "--prediction_type",
@@ -102,7 +107,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         "--label_dropout",
         type=share,
         default=0.1,
-        help="fraction of images trained without their label, for classifier-free guidance",
+        help="fraction of images that are trained without their label, for classifier-free guidance",
     )
 
     add_training_options(parser, train_batch_size=16, learning_rate=1e-4, lr_warmup_steps=500)
@@ -127,7 +132,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         )
     if args.sigma_data is not None and args.preconditioning == "none":
         parser.error("--sigma_data needs a preconditioning: pass --preconditioning edm, or leave it out")
-    if args.aug_dim == math.inf:  # the same, so that either name resumes a run of the other
+    if args.aug_dim == math.inf:  # both preconditionings are equal, so either name resumes a run of the other
         args.preconditioning = "edm"
     if args.preconditioning == "edm" and args.sigma_data is None:
         args.sigma_data = EDM_SIGMA_DATA

@@ -96,7 +96,7 @@ def find_checkpoint(name: str, output_dir: str | Path) -> Path:
 
 
 def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """Return the newest undamaged checkpoint in `output_dir`; None if there is none. Warn of damaged newer ones."""
+    """Return the newest undamaged checkpoint in `output_dir`; None if there is none. Warn about damaged newer ones."""
     for path in reversed(list_checkpoints(output_dir)):
         damage = find_corruption_cached(path)
         if damage is None:
@@ -233,7 +233,7 @@ def register_ema_hooks(accelerator: Accelerator, ema: EMAModel) -> None:
 def restore_checkpoint(accelerator: Accelerator, checkpoint: Path, seed: int) -> int:
     """Load a checkpoint. Every process must call this, after `register_ema_hooks`.
 
-    The numbers of processes and of accumulated parts may differ from those of the run that wrote it.
+    The numbers of processes and of micro-batches may differ from those of the run that wrote it.
 
     Args:
         accelerator: accelerate's `Accelerator` of the run.
@@ -245,8 +245,8 @@ def restore_checkpoint(accelerator: Accelerator, checkpoint: Path, seed: int) ->
     """
     step = checkpoint_step(checkpoint)
     accelerator.load_state(str(checkpoint))
-    # accelerate counts accumulated parts and restores this count, but the number of parts of a step may have changed. A
-    # checkpoint is written at the end of a step, where the count is zero.
+    # accelerate counts the micro-batches of a step and restores this count, but a step may now have another number of
+    # them. A checkpoint is written at the end of a step, where the count is zero.
     accelerator.step = 0
     restore_random_states(accelerator, checkpoint, seed, step)
     return step

@@ -21,7 +21,8 @@ def main(description: str | None, argv: list[str] | None = None) -> None:
         argv: The arguments; by default those of the command line.
 
     Raises:
-        ValueError: if the checkpoint, its configuration or the output folder does not fit.
+        ValueError: if the checkpoint or its configuration cannot be converted, `--aug_dim` is not the D of the network,
+            or the output folder is not empty.
     """
     parser = ScriptParser(description)
     add = parser.add_argument
@@ -29,15 +30,15 @@ def main(description: str | None, argv: list[str] | None = None) -> None:
         "--checkpoint",
         type=Path,
         required=True,
-        help="a .pth of PFGM or score_sde, a .pkl of PFGM++ or EDM, or a .safetensors",
+        help="a .pth of PFGM or score_sde, a .pkl of PFGM++ or EDM, or a state dict of any of them as .safetensors",
     )
-    add("--config", required=True, help=f"a JSON file, or one of {', '.join(PRESETS)}")
-    add("--output_dir", type=Path, required=True, help="folder of the pipeline")
-    add("--raw", action="store_true", help="the weights of the last step of a .pth instead of their average")
+    add("--config", required=True, help=f"configuration of the network: a JSON file, or one of {', '.join(PRESETS)}")
+    add("--output_dir", type=Path, required=True, help="new or empty folder in which the pipeline is saved")
+    add("--raw", action="store_true", help="convert the weights of the last step of a .pth instead of its EMA weights")
     add(
         "--aug_dim",
         type=number(0, or_infinity=True),
-        help="D of a network of PFGM++; infinity by default, as for EDM. PFGM has 1, score_sde infinity",
+        help="augmented dimension D of a network of PFGM++; inf by default, as for EDM. PFGM has D = 1, score_sde inf",
     )
     args = parser.parse_args(argv)
     if args.output_dir.exists() and any(args.output_dir.iterdir()):

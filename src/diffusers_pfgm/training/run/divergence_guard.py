@@ -43,7 +43,7 @@ class DivergenceGuard:
         self._losses: list[torch.Tensor] = []
 
     def note(self, loss: torch.Tensor) -> None:
-        """Remember the loss () of an accumulated part, without synchronizing with the device."""
+        """Remember the loss () of a micro-batch, without synchronizing with the device."""
         self._losses.append(loss.detach())
 
     def check_gradients(self, step: int, norm: torch.Tensor) -> None:
@@ -97,7 +97,7 @@ class DivergenceGuard:
         state_values = [value for state in optimizer.state.values() for value in state.values()]
         finite = {
             "a weight": all_finite(unet.parameters()),
-            "an averaged weight": all_finite(ema.shadow_params),
+            "an EMA weight": all_finite(ema.shadow_params),
             "the state of the optimizer": all_finite(
                 value for value in state_values if isinstance(value, torch.Tensor)
             ),

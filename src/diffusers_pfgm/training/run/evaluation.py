@@ -59,27 +59,42 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add = parser.add_argument
     add("--model", help="folder or Hub id of the pipeline that is evaluated")
     add("--images", help="images that are evaluated instead: a folder, a parquet file or a Hub id")
-    add("--reference", required=True, help="real images, or an .npz file of their statistics `mu` and `sigma`")
-    add("--train_data", help="the training images, to find samples that are copies of them")
+    add(
+        "--reference",
+        required=True,
+        help="real images: a folder, a parquet file or a Hub id; or an .npz file of their statistics `mu` and `sigma`",
+    )
+    add("--train_data", help="training images of the model, to find samples that are copies of them")
     add(
         "--features",
         nargs="+",
         default=["inception"],
-        help="networks whose features are compared: inception for the FID, mnist, or a vision model of transformers",
+        help="networks whose features are compared: inception (for the FID), mnist, or vision models of transformers; "
+        "by default inception",
     )
     add("--inception_weights", type=Path, help="file of Inception's weights; by default it is downloaded")
-    add("--resolution", type=positive, help="resize and crop reference and training images to this size in pixels")
+    add(
+        "--resolution",
+        type=positive,
+        help="size in pixels to which reference and training images are resized and cropped; by default they must have "
+        "the size of the evaluated images",
+    )
     add("--num_images", type=integer(2), default=50_000, help="number of images to generate")
-    add("--num_inference_steps", type=positive, default=20, help="number of network calls of an image")
+    add("--num_inference_steps", type=positive, default=20, help="number of steps of each image")
     add(
         "--tolerance",
         type=number(0, above_low=True),
         help="relative and absolute tolerance of the adaptive solver RK45, in place of --num_inference_steps",
     )
-    add("--guidance_scale", type=number(0), default=1.0, help="scale of guidance; 1 for no guidance")
-    add("--batch_size", type=positive, default=64, help="number of images of a process at a time")
-    add("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of the images")
-    add("--bits_per_dim_images", type=integer(0), default=0, help="number of reference images for bits per dimension")
+    add("--guidance_scale", type=number(0), default=1.0, help="scale of classifier-free guidance; 1 means no guidance")
+    add("--batch_size", type=positive, default=64, help="number of images that a process generates at a time")
+    add("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of the generated images")
+    add(
+        "--bits_per_dim_images",
+        type=integer(0),
+        default=0,
+        help="number of reference images whose bits per dimension are evaluated",
+    )
     add("--output_dir", type=Path, required=True, help="folder of the images and of metrics.json")
     add("--keep_images", action="store_true", help="keep the generated images in the folder")
     args = parser.parse_args(argv)

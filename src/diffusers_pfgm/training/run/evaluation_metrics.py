@@ -19,14 +19,16 @@ from ...metrics.precision_recall import precision_recall
 from ...metrics.sliced_wasserstein import sliced_wasserstein
 from ..data.order import evenly_spaced
 
-BATCH_SIZE = 100  # images whose features are computed at a time
-MAX_COMPARED = 10_000  # images that are compared one by one, for precision, recall and nearest neighbours
-MAX_BYTES = 2**31  # memory of the compared images as float64
-NEAR = 0.01  # the share of reference images that are closer to a training image than "near" ones
+BATCH_SIZE = 100  # the number of images whose features are computed at a time
+MAX_COMPARED = 10_000  # the largest number of images whose distances to each other are computed
+MAX_BYTES = 2**31  # the largest memory of these images in float64
+# A sample is a near copy if its distance to the nearest training image is below this quantile of the distances of the
+# reference images.
+NEAR = 0.01
 
 
 def to_float(pixels: torch.Tensor) -> torch.Tensor:
-    """Images in [-1, 1] from uint8."""
+    """Convert images from uint8 to floats in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
@@ -44,14 +46,14 @@ def compute_features(
 def reference_statistics(
     network: torch.nn.Module, name: str, reference: torch.Tensor, device: torch.device, cache: Path
 ) -> FeatureStatistics:
-    """Return the statistics of reference images (K, C, H, W) in uint8, from a file if it is of the same images.
+    """Return the statistics of reference images, read from a file if it has those of the same images and network.
 
     Args:
         network: the feature network.
-        name: its name.
-        reference: the images.
-        device: where features are computed.
-        cache: the file, which is written if it is missing or of other images.
+        name: the name of the feature network.
+        reference: the images (K, C, H, W) in uint8.
+        device: the device on which features are computed.
+        cache: the file. It is written if it is missing or has statistics of other images or another network.
     """
     images = hashlib.sha256(reference.numpy().tobytes()).hexdigest()[:16]
     if cache.exists():
@@ -70,8 +72,8 @@ def compare_features(
     """Return the metrics that compare features: Fréchet and kernel distance, precision, recall, inception score.
 
     Args:
-        features: (K, F), of the evaluated images.
-        logits: (K, number of classes) of these, or None, which leaves out the inception score.
+        features: (K, F), the features of the evaluated images.
+        logits: (K, number of classes), their logits; None leaves out the inception score.
         reference: the statistics of the reference images. Without their features only the Fréchet distance is computed.
         network: the name of the network.
     """
@@ -103,8 +105,9 @@ def find_memorized(pixels: torch.Tensor, reference: torch.Tensor, train: torch.T
         train: the training images (M, C, H, W).
 
     Returns:
-        The mean distances in data units, the share of samples that are nearer than all but 1 % of the reference images,
-        which is about 0.01 without memorisation, and the ten nearest samples as pairs of indices with their distance.
+        The mean distances in data units; the share of near copies, which is about 0.01 without memorisation: the share
+        of samples that are closer to a training image than 99 % of the reference images are; and the ten samples that
+        are closest to a training image, each with the index of that image and the distance.
     """
     count = _count_compared(pixels, reference)
     rows = evenly_spaced(len(pixels), count)
@@ -140,5 +143,5 @@ def _nearest(pixels: torch.Tensor, train: torch.Tensor, batch_size: int) -> tupl
 
 
 def _subset(values: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` rows that are evenly spaced."""
+    """Return `count` evenly spaced rows."""
     return values[evenly_spaced(len(values), count)]

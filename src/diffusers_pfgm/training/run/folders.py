@@ -1,4 +1,8 @@
-"""Moves and replaces folders without losing files. A reader finds the old or the new folder at any moment."""
+"""Moves and replaces folders without losing files.
+
+On most file systems of Linux a reader sees either the old or the new folder at any moment. Elsewhere the folder is
+missing for a moment, and `recover_folder` restores it if the process was killed then.
+"""
 
 from __future__ import annotations
 

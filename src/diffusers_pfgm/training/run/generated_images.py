@@ -1,4 +1,7 @@
-"""Images of a model for its evaluation, on any number of processes and in files, so that a killed run continues."""
+"""Images that a model generates for its evaluation, on any number of processes.
+
+They are kept in files, so that an evaluation that was killed continues with the missing images.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,15 @@ SETTINGS = "settings.json"
 
 
 class GeneratedImages:
-    """A folder of generated images, one file for each batch. Image i depends on the seed and i alone.
+    """A folder of generated images, with one file for each batch.
+
+    With fixed steps image i depends only on the seed and on i, whatever the batch size and the number of processes are.
+    With the adaptive solver it also depends on the other images of its batch, since all of them share the steps; the
+    batches are the same on any number of processes.
 
     Args:
-        folder: The folder, which is made if it is missing.
-        settings: What the images depend on, as JSON. It is written into the folder.
+        folder: The folder. It is created if it does not exist.
+        settings: The options that the images depend on, which JSON can represent. They are written into the folder.
 
     Raises:
         ValueError: if the folder has images of other settings, or other files.
@@ -58,11 +65,21 @@ class GeneratedImages:
         seed: int,
         tolerance: float | None = None,
     ) -> None:
-        """Generate the batches that are missing. Each process takes its share of them.
+        """Generate the batches that are missing. Each process generates some of them.
 
-        With a `tolerance` the adaptive solver replaces the fixed steps, and an image depends on its batch within it.
+        Every process must call this. It does not wait for the other processes. Image i of a model with classes has the
+        class i modulo the number of classes.
 
-        Classes come in turn. Every process must call this, and none waits for the others.
+        Args:
+            pipeline: The pipeline, on the device of this process.
+            accelerator: accelerate's `Accelerator` of the run.
+            num_images: The number of images over all processes.
+            batch_size: The number of images of a batch.
+            num_inference_steps: The number of fixed steps of an image.
+            guidance_scale: The scale of classifier-free guidance; 1 for no guidance.
+            seed: The seed of the images.
+            tolerance: The relative and absolute tolerance of the adaptive solver, in place of `num_inference_steps`;
+                None, the default, for fixed steps.
         """
         classes = pipeline.config.id2label
         firsts = range(0, num_images, batch_size)[accelerator.process_index :: accelerator.num_processes]
@@ -86,7 +103,7 @@ class GeneratedImages:
                 np.savez(file, pixels=pixels, nfe=output.nfe)
 
     def load(self, num_images: int, batch_size: int) -> tuple[torch.Tensor, int]:
-        """Return the images (num_images, C, H, W) as uint8, and the largest number of network calls of one of them."""
+        """Return the images (num_images, C, H, W) as uint8, and the largest number of network calls of a batch."""
         pixels, calls = [], []
         for first in range(0, num_images, batch_size):
             with np.load(self._path(first), allow_pickle=False) as file:

@@ -45,8 +45,8 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         SystemExit: if an option is invalid. The message names it.
     """
     parser = ScriptParser(description)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
-    parser.add_argument("--dataset_name", help="Hub id, parquet file, folder of `save_to_disk`")
+    parser.add_argument("--model", required=True, help="folder or Hub id of the pipeline that is evaluated")
+    parser.add_argument("--dataset_name", help="Hub id, parquet file, or folder of `save_to_disk`")
     parser.add_argument("--train_data_dir", help="folder of image files, instead of --dataset_name")
     parser.add_argument("--image_column", help="column of images; the first by default")
     parser.add_argument(
@@ -61,17 +61,30 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         type=positive,
         help="largest number of images that are evaluated at once; by default as many as have 65,536 numbers",
     )
-    parser.add_argument("--divergence", choices=["hutchinson", "hutch++", "exact"], default="hutchinson")
-    parser.add_argument("--num_probes", type=positive, default=1, help="probes of a divergence estimate")
     parser.add_argument(
-        "--num_inference_steps", type=positive, help="number of fixed steps, instead of an adaptive solver"
+        "--divergence",
+        choices=["hutchinson", "hutch++", "exact"],
+        default="hutchinson",
+        help="how the divergence of the flow is computed: by one of two estimators with random probes, or exactly, by "
+        "as many vector-Jacobian products in each network call as an image has numbers",
+    )
+    parser.add_argument(
+        "--num_probes",
+        type=positive,
+        default=1,
+        help="number of random probes of an estimate of the divergence; a multiple of 3 for hutch++",
+    )
+    parser.add_argument(
+        "--num_inference_steps", type=positive, help="number of fixed steps, instead of the adaptive solver"
     )
     parser.add_argument(
         "--tolerance",
         type=number(0, 1, above_low=True),
         help=f"tolerance of the adaptive solver in nats; {DEFAULT_TOLERANCE} by default",
     )
-    parser.add_argument("--num_levels", type=integer(2), default=256, help="number of values of a pixel")
+    parser.add_argument(
+        "--num_levels", type=integer(2), default=256, help="number of values that a pixel can have, for dequantization"
+    )
     parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of dequantization and probes")
     parser.add_argument("--device", help="cpu, cuda or mps; by default the accelerator of this machine")
     args = parser.parse_args(argv)
@@ -186,13 +199,18 @@ def print_summary(path: Path) -> None:
     """
     records = read_records(path, "image")
     calls = max(record["nfe"] for record in records)
-    bounds = [record["truncation"] for record in records]
+    errors = [record["truncation"] for record in records]
+    settings = read_records(path, "settings")[0]["settings"]
     print(f"{len(records):,} images, at most {calls} network calls each: {path}")
     for name, unit in (("bits_per_dim", "bits/dim (mean ± standard error)"), ("log_prob", "nats")):
         mean, error = mean_and_error(records, name)
         print(f"  {mean:.4f} ± {error:.4f} {unit}")
-    mean_bound = sum(bounds) / len(bounds)
-    print(f"  bound of the error of one image: {mean_bound:.2g} nats on average, at most {max(bounds):.2g} nats")
+    left_out = ", without the error of the fixed steps" if settings["num_inference_steps"] else ""
+    mean_error = sum(errors) / len(errors)
+    print(
+        f"  estimated error of the log-density of one image{left_out}: {mean_error:.2g} nats on average, at most "
+        f"{max(errors):.2g} nats"
+    )
 
 
 def mean_and_error(records: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:

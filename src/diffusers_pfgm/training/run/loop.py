@@ -21,8 +21,8 @@ from ..data.training_data import TrainingData
 from .checkpoint_contents import checkpoint_step, read_settings
 from .checkpoints import register_ema_hooks, restore_checkpoint, save_checkpoint
 from .divergence_guard import DivergenceGuard
+from .hyperparameters import make_training_task
 from .long_barrier import LongBarrier
-from .objectives import make_training_task
 from .optimization import make_ema, make_lr_scheduler, make_optimizer
 from .outputs import Outputs, due
 from .records import Meter

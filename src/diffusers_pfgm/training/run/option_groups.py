@@ -31,19 +31,19 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read the data set during training, without a copy on disk; needs --max_train_steps",
     )
-    data("--cache_dir", help="where datasets keeps its files")
+    data("--cache_dir", help="folder in which the package datasets keeps its files; by default as configured there")
     data("--image_column", help="column of images; the first by default")
     data("--image_mode", choices=["L", "RGB", "RGBA"], help="color mode; by default L for gray data, otherwise RGB")
     data("--center_crop", action="store_true", help="crop the middle of the images instead of a random part")
-    data("--random_flip", action="store_true", help="mirror images at random")
+    data("--random_flip", action="store_true", help="mirror each image with probability 1/2 in each epoch")
     data("--label_column", help="column of class labels; the first by default, or an image folder's subfolders")
     data(
         "--broken_images",
         choices=["stop", "skip"],
         default="stop",
-        help="stop at an image that cannot be read, or leave out all such images",
+        help="whether to stop at an image that cannot be read, or to skip (leave out) all such images",
     )
-    data("--validation_split", type=share, default=0.0, help="fraction of the images held out for validation")
+    data("--validation_split", type=share, default=0.0, help="fraction of the images that is held out for validation")
     data(
         "--dataloader_num_workers",
         type=integer(0),
@@ -58,9 +58,16 @@ def add_training_options(
     learning_rate: float,
     lr_warmup_steps: int,
 ) -> None:
-    """Add the options of the optimization, with these defaults."""
+    """Add the options of the optimization.
+
+    Args:
+        parser: The parser of the script.
+        train_batch_size: The default of `--train_batch_size`.
+        learning_rate: The default of `--learning_rate`.
+        lr_warmup_steps: The default of `--lr_warmup_steps`.
+    """
     train = parser.add_argument_group("training").add_argument
-    train("--output_dir", default="pfgm-model", help="where the pipeline, checkpoints, samples and logs are written")
+    train("--output_dir", default="pfgm-model", help="folder of the pipeline, checkpoints, samples and logs")
     train(
         "--overwrite_output_dir",
         action="store_true",
@@ -71,21 +78,64 @@ def add_training_options(
         "--train_batch_size",
         type=positive,
         default=train_batch_size,
-        help="perturbed images per process and accumulated part",
+        help="number of images of one process in one micro-batch, see --gradient_accumulation_steps",
     )
-    train("--num_epochs", type=positive, default=100, help="an epoch perturbs as many images as the data set has")
+    train(
+        "--num_epochs",
+        type=positive,
+        default=100,
+        help="number of epochs; an epoch has as many training images as the data set",
+    )
     train("--max_train_steps", type=positive, help="number of optimizer steps, instead of --num_epochs")
-    train("--gradient_accumulation_steps", type=positive, default=1)
-    train("--gradient_checkpointing", action="store_true", help="save memory at the cost of time")
-    train("--mixed_precision", choices=["no", "fp16", "bf16"], help="by default as configured in accelerate")
-    train("--learning_rate", type=number(0, 1e20, above_low=True), default=learning_rate)
-    train("--lr_scheduler", type=lr_scheduler, default="cosine", help=", ".join(LR_SCHEDULERS))
-    train("--lr_warmup_steps", type=integer(0), default=lr_warmup_steps)
-    train("--adam_beta1", type=share, default=0.95)
-    train("--adam_beta2", type=share, default=0.999)
-    train("--adam_weight_decay", type=number(0, 1e6), default=1e-6)
-    train("--adam_epsilon", type=number(1e-20, 1), default=1e-8)
-    train("--max_grad_norm", type=number(1e-6, 1e9), default=1.0)
+    train(
+        "--gradient_accumulation_steps",
+        type=positive,
+        default=1,
+        help="number of micro-batches of an optimizer step on each process, whose gradients are accumulated",
+    )
+    train(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="recompute activations to save memory, at the cost of time",
+    )
+    train(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="precision of the network's computations; by default as configured in accelerate",
+    )
+    train(
+        "--learning_rate",
+        type=number(0, 1e20, above_low=True),
+        default=learning_rate,
+        help="learning rate of AdamW after the warm-up",
+    )
+    train(
+        "--lr_scheduler",
+        type=lr_scheduler,
+        default="cosine",
+        help=f"schedule of the learning rate, one of {', '.join(LR_SCHEDULERS)}",
+    )
+    train(
+        "--lr_warmup_steps",
+        type=integer(0),
+        default=lr_warmup_steps,
+        help="number of steps in which the learning rate increases from 0; without effect for constant",
+    )
+    train("--adam_beta1", type=share, default=0.95, help="decay of AdamW's mean of the gradients")
+    train("--adam_beta2", type=share, default=0.999, help="decay of AdamW's mean of the squared gradients")
+    train("--adam_weight_decay", type=number(0, 1e6), default=1e-6, help="weight decay of AdamW")
+    train(
+        "--adam_epsilon",
+        type=number(1e-20, 1),
+        default=1e-8,
+        help="number that AdamW adds to the root of the mean square gradient in its denominator",
+    )
+    train(
+        "--max_grad_norm",
+        type=number(1e-6, 1e9),
+        default=1.0,
+        help="norm to which the gradient of all weights is clipped",
+    )
     train(
         "--use_ema", action="store_true", help="accepted as in diffusers, without effect: EMA weights are always kept"
     )
@@ -93,30 +143,52 @@ def add_training_options(
         "--ema_max_decay",
         type=number(0, 1),
         default=0.9999,
-        help="largest decay of the EMA weights; 0 means no average",
+        help="largest decay of the EMA weights; with 0 they equal the weights of the last step",
     )
-    train("--ema_inv_gamma", type=number(0, above_low=True), default=1.0)
-    train("--ema_power", type=number(0), default=0.75)
+    train(
+        "--ema_inv_gamma",
+        type=number(0, above_low=True),
+        default=1.0,
+        help="g in the decay 1 - (1 + step / g)^-p of the EMA weights, which increases up to --ema_max_decay",
+    )
+    train("--ema_power", type=number(0), default=0.75, help="p in the decay of the EMA weights, see --ema_inv_gamma")
 
 
 def add_record_options(parser: argparse.ArgumentParser, num_inference_steps: int) -> None:
-    """Add the options of records, checkpoints and the Hub, with this default number of steps of samples."""
+    """Add the options of records, checkpoints and the Hub.
+
+    Args:
+        parser: The parser of the script.
+        num_inference_steps: The default of `--num_inference_steps`.
+    """
     record = parser.add_argument_group("records").add_argument
-    record("--logger", choices=["tensorboard", "wandb", "none"], default="tensorboard")
+    record(
+        "--logger",
+        choices=["tensorboard", "wandb", "none"],
+        default="tensorboard",
+        help="tracker to which losses and sample grids are written, besides log.jsonl",
+    )
     record("--logging_dir", default="logs", help="folder of the tracker's files, inside --output_dir")
-    record("--logging_steps", type=positive, default=10, help="steps between records of the loss")
-    record("--save_images_epochs", type=positive, default=10, help="epochs between sample grids")
-    record("--eval_batch_size", type=positive, default=16, help="images in a sample grid, and samples drawn at a time")
+    record("--logging_steps", type=positive, default=10, help="number of steps between records of the loss")
+    record("--save_images_epochs", type=positive, default=10, help="number of epochs between sample grids")
+    record(
+        "--eval_batch_size",
+        type=positive,
+        default=16,
+        help="number of images in a sample grid, and of samples drawn at a time",
+    )
     record(
         "--num_inference_steps",
         type=positive,
         default=num_inference_steps,
-        help="network calls per sample during training",
+        help="number of network calls of each sample that is drawn during training",
     )
-    record("--save_model_epochs", type=positive, default=10, help="epochs between saved pipelines")
-    record("--validation_epochs", type=positive, default=10, help="epochs between validations on the held-out images")
+    record("--save_model_epochs", type=positive, default=10, help="number of epochs between saved pipelines")
+    record(
+        "--validation_epochs", type=positive, default=10, help="number of epochs between validations on held-out images"
+    )
     record("--keep_best", action="store_true", help="keep the model with the smallest validation distance in `best`")
-    record("--checkpointing_steps", type=positive, default=500, help="steps between checkpoints")
+    record("--checkpointing_steps", type=positive, default=500, help="number of steps between checkpoints")
     record("--checkpoints_total_limit", type=positive, help="number of checkpoints to keep; all by default")
     record("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' for the newest one in --output_dir")
 

@@ -105,7 +105,7 @@ class Meter:
         self._started = time.perf_counter()
 
     def update(self, result: LossOutput, norm: torch.Tensor | None) -> None:
-        """Add the loss of a batch and, after the last accumulated part of a step, the norm of the gradient."""
+        """Add the loss of a micro-batch and, after the last micro-batch of a step, the norm of the gradient."""
         self._results.append(LossOutput(result.loss.detach(), result.per_sample, result.sigma))
         if norm is not None:
             self._norms.append(norm.detach())

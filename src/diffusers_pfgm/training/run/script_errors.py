@@ -33,15 +33,28 @@ print(line, file=sys.stderr, flush=True)
 """
 
 
+class DefaultsFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the line breaks of the description, and adds the default of an option to its help.
+
+    Nothing is added if the help names the default itself, or if the option has none.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default is not None and action.default is not False
+        if not has_default or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class ScriptParser(argparse.ArgumentParser):
-    """A parser whose error messages are also visible below the output of a launcher.
+    """A parser that shows defaults, and whose error messages are also visible below the output of a launcher.
 
     Args:
         description: The description of the script in its help, which keeps its line breaks; None for none.
     """
 
     def __init__(self, description: str | None = None) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, formatter_class=DefaultsFormatter)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)

@@ -9,8 +9,8 @@ from typing import Any
 
 from .arguments import OBJECTIVE_DEFAULTS
 
-# Options that do not change a step, and options whose effect is compared instead of their value: the number of images
-# of a step instead of the batch size, a fingerprint of the images instead of their path.
+# Options that do not change a step, and options whose effect is compared in place of their value: the number of images
+# per step in place of the batch size, a fingerprint of the images in place of their path.
 IGNORED_OPTIONS = {
     "dataset_name",
     "model",
@@ -49,9 +49,9 @@ IGNORED_OPTIONS = {
     "license",
     "mixed_precision",
 }
-DATA_PREFIX = "data."  # the names of settings that follow from the images begin with it
-MODEL_CHECKSUM = "model_checksum"  # of the weights that a run of tune_consistency.py starts from
-STATISTICS_TOLERANCE = 1e-5  # relative; machines differ in the order of their sums
+DATA_PREFIX = "data."  # the prefix of settings that follow from the images
+MODEL_CHECKSUM = "model_checksum"  # the setting with the checksum of the weights that tune_consistency.py starts from
+STATISTICS_TOLERANCE = 1e-5  # relative tolerance of statistics, since machines differ in the order of their sums
 
 
 def run_settings(options: Mapping[str, Any], **facts: Any) -> dict[str, Any]:

@@ -28,6 +28,9 @@ def side_output(what: str, output_dir: str | Path) -> Iterator[None]:
 
 
 def last_checkpoint(output_dir: str | Path) -> str:
-    """Return a sentence that names the newest undamaged checkpoint in the output folder."""
+    """Return a sentence that names the newest undamaged checkpoint in the output folder.
+
+    Newer checkpoints that are damaged are skipped, with a warning for each.
+    """
     path = newest_whole_checkpoint(output_dir)
     return "There is no checkpoint yet." if path is None else f"The last good checkpoint is {path}."

@@ -28,7 +28,7 @@ class TrainingTask:
         objective: The objective of the run.
         scheduler: The scheduler for sampling from the network.
         unet: The network with its weights at the start of the run.
-        description: A line with the hyperparameters that the run has found.
+        description: A line with the hyperparameters of the run, which is printed at its start.
         settings: Further settings that a resumed run must have in common with its checkpoint.
     """
 
@@ -49,16 +49,16 @@ def objective_options(
     generators: list[torch.Generator],
     progress: float,
 ) -> dict[str, Any]:
-    """Return the charges, class labels and progress that the objective needs for one accumulated part of a step.
+    """Return the charges, class labels and progress that the objective needs for one micro-batch of a step.
 
     Args:
         args: The options of the script.
         objective: The objective of the run.
         data: The data set of the run.
         images: The images of the step.
-        labels: Class labels (B,) of the part.
+        labels: Class labels (B,) of the micro-batch.
         all_charges: All images of the data set as charges; None if the charges are those of the step.
-        generators: One generator for each image of the part, for dropping labels.
+        generators: One generator for each image of the micro-batch, for dropping labels.
         progress: Share of the run that is done, from 0 to 1.
     """
     options: dict[str, Any] = {}

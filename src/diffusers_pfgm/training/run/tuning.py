@@ -22,16 +22,16 @@ from ..data.statistics import DataStatistics
 from ..data.training_data import TrainingData
 from . import loop
 from .agreement import broadcast_from_main
+from .hyperparameters import LEAST_STD
 from .model_checksum import weights_checksum
-from .objectives import LEAST_STD
 from .settings import MODEL_CHECKSUM
 from .task import TrainingTask
 
-BOUNDARY = 0.1  # σ_b in standard deviations σ_d of the data
+BOUNDARY = 0.1  # σ_b, in standard deviations σ_d of the data
 LEVELS = (1.3, 0.5)  # the second and third noise level of sampling before they are fitted, in σ_d
 NUM_LEVELS = 1 + len(LEVELS)
-CHECKED_SAMPLES = 16  # that the base model is called with at σ_max
-LARGEST_ERROR = 2.0  # root mean square of x̂ less the mean there, in σ_d
+CHECKED_SAMPLES = 16  # samples of the prior at which the x̂ of the base model is checked
+LARGEST_ERROR = 2.0  # the largest root mean square distance of these x̂ to the mean of the images, in σ_d
 
 
 def main(args: argparse.Namespace) -> None:
@@ -96,8 +96,9 @@ def make_tuning_task(
         accelerator: accelerate's `Accelerator` of the run.
 
     Raises:
-        ValueError: if the images have other channels or classes than the pipeline, if it has a beta schedule or
-            predicts no x̂ at σ_max, or if it cannot be tuned with `--guidance_scale`.
+        ValueError: if the images have other channels or classes than the pipeline, if its scheduler has a beta
+            schedule, if its x̂ at σ_max is far from the mean of the images, or if it cannot be tuned with
+            `--guidance_scale`.
     """
     unet = base.unet
     scheduler = PoissonFlowScheduler.from_scheduler(base.scheduler, allow_consistency=True)
@@ -134,13 +135,13 @@ def make_tuning_task(
         "consistency_boundary": float(f"{BOUNDARY * std:.3g}"),
         "consistency_sigmas": [sigma_max, *(float(f"{level * std:.3g}") for level in LEVELS)],
         "consistency_guidance": None if args.guidance_scale == 1 else args.guidance_scale,
-        "consistency_clip": True,  # images are in [-1, 1], which guidance exceeds
+        "consistency_clip": True,  # guidance extrapolates beyond the range [-1, 1] of the images
         "final_sigmas_type": "zero",
         "sigma_knots": None,
         "sigma_steps": None,
     }
     aug_dim = scheduler.config.aug_dim
-    if aug_dim is not None:  # the limit of the noise in the tuning
+    if aug_dim is not None:  # the prior must have the same limit as the noise of the tuning
         options["max_norm"] = sigma_max * reach(data.images.channels * args.resolution**2)
     tuned = PoissonFlowScheduler.from_config(scheduler.config, **options)
     unet.to(accelerator.device)
@@ -186,16 +187,17 @@ def _check_guidance(args: argparse.Namespace, scheduler: PoissonFlowScheduler, n
 def _check_prediction(
     denoise: Denoise, scheduler: PoissonFlowScheduler, shape: tuple[int, ...], statistics: DataStatistics, model: str
 ) -> None:
-    """Check that the model predicts x̂ at σ_max, where x̂ is close to the mean image."""
+    """Check that the prediction at σ_max is within 2 σ_d of μ, the mean of all pixels, as the posterior mean x̂ is."""
     generator = torch.Generator().manual_seed(0)
     x = scheduler.sample_prior((CHECKED_SAMPLES, *shape), generator)
     with torch.no_grad():
         error = (denoise(x, scheduler.config.sigma_max) - statistics.mean).square().mean().sqrt().item()
     if not error <= LARGEST_ERROR * max(statistics.std, LEAST_STD):
         raise ValueError(
-            f"`--model` {model!r} predicts no x̂ at sigma_max = {scheduler.config.sigma_max:g}: it should be close to "
-            f"the mean of the images, whose standard deviation is {statistics.std:.3g}, but its root mean square "
-            f"distance to it is {error:.3g}. Train the model for longer, or with the default preconditioning."
+            f"`--model` {model!r} does not predict the posterior mean x̂ at sigma_max = "
+            f"{scheduler.config.sigma_max:g}: x̂ should be close to the mean of the images, whose standard deviation "
+            f"is {statistics.std:.3g}, but its root mean square distance to this mean is {error:.3g}. Train the model "
+            "for longer, or with the default preconditioning."
         )
 
 

@@ -1,4 +1,4 @@
-"""The options of tune_consistency.py. Those of train_pfgm.py that it has too have the same names."""
+"""The options of tune_consistency.py. Options that train_pfgm.py has too have the same names."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
         "--guidance_scale",
         type=number(0, 100),
         default=1.0,
-        help="scale of classifier-free guidance that the model learns; 1, the default, for none",
+        help="scale of classifier-free guidance that the model learns; 1, the default, means no guidance",
     )
     model(
         "--label_dropout",
         type=share,
-        help="fraction of images tuned without their label; by default 0.1 if the model was also trained so",
+        help="fraction of images tuned without their label; by default 0.1 if the model has a null class, otherwise 0",
     )
     add_training_options(parser, train_batch_size=64, learning_rate=3e-4, lr_warmup_steps=50)
     add_record_options(parser, num_inference_steps=2)

@@ -1,4 +1,4 @@
-"""The objective and the scheduler of a training run, whose hyperparameters follow from the images."""
+"""The hyperparameters of a training run, which follow from the images, and the objective and scheduler made of them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from .agreement import broadcast_from_main
 from .arguments import EDM_SIGMA_DATA
 from .task import TrainingTask
 
-EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0  # of EDM (arXiv 2206.00364, table 1), for its sigma_data of 0.5
+# The noise levels of EDM (arXiv 2206.00364, table 1): in sampling, and mean and standard deviation of ln σ in training.
+# They are for data of the standard deviation `EDM_SIGMA_DATA`.
+EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0
 EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
-# With the Student-t preconditioning σ is measured in standard deviations of the data. The largest levels are those that
-# gave the best classifier features in a sweep on MNIST, N(0.2, 1²). The smallest are those of EDM: without them the
-# images keep a visible noise.
+# Mean and standard deviation of ln(σ/σ_d) in training with the Student-t preconditioning, where σ_d is the standard
+# deviation of the data. Within two standard deviations N(-0.3, 1.3²) reaches from -2.9 to 2.3. This range includes the
+# large levels of N(0.2, 1²), from -1.8 to 2.2, which gave the best classifier features in a sweep on MNIST, and the
+# small levels of EDM, N(-0.5, 1.2²), from -2.9 to 1.9. Without the small levels a visible noise remains in the images.
 P_MEAN, P_STD = -0.3, 1.3
 LEAST_STD = 0.01  # data without spread, such as one black image, are treated as data with this standard deviation
 
@@ -57,7 +60,10 @@ def make_objective(
 
     Args:
         args: The options of train_pfgm.py.
-        images: The training images. The field objective takes its hyperparameters from their mean norm.
+        images: The training images. Their mean norm determines the hyperparameters of the field objective. Their mean,
+            standard deviation σ_d and `mean_square_std` determine those of the perturbation objective with the
+            Student-t preconditioning, whose σ_min and σ_max are EDM's scaled by σ_d, unless `--sigma_data` replaces
+            σ_d. EDM's preconditioning does not use their statistics.
 
     Raises:
         ValueError: if the field objective has no hyperparameters for the mean norm, since the images are almost gray.
@@ -98,12 +104,12 @@ def make_objective(
 
 
 def describe_hyperparameters(objective: FieldObjective | PerturbationObjective, scheduler: PoissonFlowScheduler) -> str:
-    """Return a line with the hyperparameters that a run has found in its data."""
+    """Return a line with the hyperparameters of a run, which says whether they follow from its data."""
     if isinstance(objective, FieldObjective):
         values = objective.hyperparameters
-        found = f"From the data: M = {values.M}, z_max = {values.z_max:.5g}, upper_norm = {values.upper_norm:.5g}."
+        measured = f"From the data: M = {values.M}, z_max = {values.z_max:.5g}, upper_norm = {values.upper_norm:.5g}."
         sigma_data = scheduler.config.sigma_data
-        return found if sigma_data is None else f"{found} Inputs are scaled by sigma_data = {sigma_data:g}."
+        return measured if sigma_data is None else f"{measured} Inputs are scaled by sigma_data = {sigma_data:g}."
     config = scheduler.config
     levels = (
         f"sigma from {config.sigma_max:g} to {config.sigma_min:g}, in training exp(N({objective.p_mean:.3g}, "
@@ -118,7 +124,7 @@ def describe_hyperparameters(objective: FieldObjective | PerturbationObjective, 
 
 
 def _rounded(value: float) -> float:
-    """Three digits of a statistic, so that machines which differ in the order of their sums find the same."""
+    """Round a statistic to three digits, so that it does not depend on the order of the sums on a machine."""
     return float(f"{value:.3g}")
 
 

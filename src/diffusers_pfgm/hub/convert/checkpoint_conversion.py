@@ -1,4 +1,4 @@
-"""The conversion of a checkpoint: its weights under the names of our networks, and the options of the scheduler."""
+"""The conversion of a checkpoint to one of our networks with its weights, and the options of its scheduler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .restricted_pickle import check_archive, read_pickle, state_dict_of
 from .score_sde import is_averaged, rename_score_sde
 
 CLASSES = {"NCSNpp": ncsnpp.NCSNpp, "SongUNet": edm.SongUNet, "DhariwalUNet": edm.DhariwalUNet}
-SHOWN = 5  # keys that an error message lists
+SHOWN = 5  # the number of keys that an error message lists
 
 
 @dataclass
@@ -40,20 +40,20 @@ def convert_checkpoint(checkpoint: str | Path, config: str, raw: bool = False) -
         checkpoint: the `.pth` of PFGM's or score_sde's code, the `.pkl` of EDM's or PFGM++'s, or a state dict as
             `.safetensors`.
         config: the name of a preset, or a JSON file, see `presets.read_configuration`.
-        raw: whether to take the weights of the last training step instead of their average, from a `.pth`.
+        raw: whether to convert the weights of the last training step instead of the EMA weights. A `.pth` has both.
 
     Raises:
-        ValueError: if the file is damaged or does something else than hold weights, if it belongs to another
-            configuration (the first keys and shapes that do not match are listed), or if `raw` does not apply.
+        ValueError: if the file is missing or damaged, if it uses names that the weights of a network do not need, if it
+            belongs to another configuration (the message lists the first keys and shapes that do not match), if
+            `config` describes no network that can be converted, or if `raw` is set for a file that is no `.pth`.
     """
     path = Path(checkpoint)
     name, options, scheduler_options = read_configuration(config)
-    if name not in CLASSES:
-        raise ValueError(f"`--config` is of a {name}, but must be of one of {', '.join(CLASSES)}.")
     network = CLASSES[name](**options)
     if raw and path.suffix != ".pth":
         raise ValueError(
-            f"`--raw` is for a .pth of PFGM or score_sde, which holds two kinds of weights, not for {path.name}."
+            f"`raw` (option `--raw`) needs a .pth of PFGM or score_sde, which has EMA weights and those of the last "
+            f"step, but `checkpoint` is {path.name}. Leave it out."
         )
     tensors = _read(path, raw)
     if name == "NCSNpp":
@@ -72,7 +72,7 @@ def convert_checkpoint(checkpoint: str | Path, config: str, raw: bool = False) -
 def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under the authors' names."""
     if not path.is_file():
-        raise ValueError(f"`--checkpoint` {path} is not a file.")
+        raise ValueError(f"`checkpoint` (option `--checkpoint`) {str(path)!r} is not a file.")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -93,16 +93,19 @@ def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
     tensors = {key.removeprefix("module."): value for key, value in content["model"].items()}
     if raw:
         return tensors
-    # The averages are a list in the order of the parameters that are trained.
+    # The EMA weights are a list in the order of the trained parameters.
     names = [key for key in tensors if is_averaged(key)]
-    averages = content.get("ema", {}).get("shadow_params")
-    if not isinstance(averages, list) or len(averages) != len(names):
-        raise ValueError(f"{path} has no average of all {len(names)} weights under 'ema'. Pass `--raw`.")
-    return tensors | dict(zip(names, averages, strict=True))
+    ema_weights = content.get("ema", {}).get("shadow_params")
+    if not isinstance(ema_weights, list) or len(ema_weights) != len(names):
+        raise ValueError(
+            f"{path} does not have EMA weights of all {len(names)} parameters under 'ema'. Pass `raw=True` (option "
+            "`--raw`) to convert the weights of the last step."
+        )
+    return tensors | dict(zip(names, ema_weights, strict=True))
 
 
 def _check_match(path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Check that the names and shapes of a checkpoint are those of the network."""
+    """Check that the tensors of a checkpoint have the names and shapes of the network's weights."""
     problems = [f"{key} is missing" for key in expected if key not in tensors]
     problems += [f"{key} is not in the network" for key in tensors if key not in expected]
     problems += [
@@ -114,5 +117,5 @@ def _check_match(path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapp
         more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(
             f"{path} belongs to another configuration: {'; '.join(problems[:SHOWN])}{more}. Pass the configuration "
-            "of this checkpoint as `--config`."
+            "of this checkpoint as `config` (option `--config`)."
         )

@@ -8,7 +8,7 @@ import torch
 
 from diffusers_pfgm.training.data.statistics import DataStatistics
 from diffusers_pfgm.training.run.arguments import parse_args
-from diffusers_pfgm.training.run.objectives import describe_hyperparameters, make_objective
+from diffusers_pfgm.training.run.hyperparameters import describe_hyperparameters, make_objective
 from tests.networks import make_tiny_unet, seeded
 
 

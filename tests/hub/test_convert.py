@@ -16,6 +16,7 @@ from diffusers_pfgm import PFGMPipeline, SongUNet
 from diffusers_pfgm.hub.convert import convert_checkpoint
 from diffusers_pfgm.hub.convert.presets import read_configuration
 from diffusers_pfgm.training.run.conversion import main
+from diffusers_pfgm.training.run.samples import draw_samples
 from tests.networks import seeded
 
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
@@ -47,6 +48,13 @@ def test_a_network_of_pfgmpp_becomes_a_pipeline(tmp_path: Path, aug_dim: str) ->
     config = pipe.scheduler.config
     assert config.aug_dim == (None if aug_dim == "inf" else 128) and config.sigma_data == 0.5
     assert pipe(2, 3, seeded(), output_type="pt").images.isfinite().all()
+
+
+def test_classes_have_their_numbers_as_names(tmp_path: Path) -> None:
+    checkpoint = PUBLISHED / "tiny_edm_ddpmpp_class4.safetensors"
+    pipe = convert(checkpoint, f"{PUBLISHED}/tiny_edm_ddpmpp_class4_config.json", tmp_path / "model")
+    assert pipe.config.id2label == {number: str(number) for number in range(4)}
+    assert torch.equal(draw_samples(pipe, 4, 2), draw_samples(pipe, 4, 2, torch.arange(4)))  # all classes in turn
 
 
 class Persistent:

@@ -50,6 +50,9 @@ def main(description: str | None, argv: list[str] | None = None) -> None:
     elif args.aug_dim not in (None, options.get("aug_dim", 1) or math.inf):
         trained = "PFGM has D = 1" if "aug_dim" not in options else "a network of the VE or VP SDE has D = inf"
         raise ValueError(f"`--aug_dim` is {args.aug_dim:g}, but {trained}. Leave it out.")
-    pipe = PFGMPipeline(conversion.network, PoissonFlowScheduler(**options))
+    count = conversion.network.config.get("num_class_embeds")
+    # Checkpoints have numbers of classes, but no names.
+    id2label = None if count is None else {number: str(number) for number in range(count)}
+    pipe = PFGMPipeline(conversion.network, PoissonFlowScheduler(**options), id2label)
     pipe.save_pretrained(args.output_dir)
     print(f"{conversion.network.num_parameters():,} parameters, saved to {args.output_dir}")

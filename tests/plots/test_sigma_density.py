@@ -7,6 +7,7 @@ import pytest
 
 from diffusers_pfgm import PoissonFlowScheduler
 from diffusers_pfgm.plots import plot_sigma_density
+from diffusers_pfgm.solvers.spacing import knotted_sigmas
 
 KNOTS = [40.0, 10.0, 1.0, 0.5, 0.01]
 
@@ -17,7 +18,8 @@ def test_each_piece_holds_an_equal_share_of_the_steps() -> None:
     assert edges == pytest.approx(KNOTS[::-1])
     assert values * np.diff(np.log10(edges)) == pytest.approx([0.25] * 4)
     marks = axes.lines[-1].get_xdata()
-    assert len(marks) == 12 and max(marks) == pytest.approx(40) and min(marks) == pytest.approx(0.01)
+    assert len(marks) == 12 and max(marks) == pytest.approx(40)
+    assert min(marks) == pytest.approx(knotted_sigmas(KNOTS, 13)[-2])  # the last step, from there to 0, has no mark
     assert axes.lines[0].get_ydata()[0] == pytest.approx(1 / math.log10(4000))
 
 

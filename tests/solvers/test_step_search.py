@@ -1,12 +1,13 @@
 """The search for the noise levels of a run of few steps."""
 
+import functools
 import math
 from collections.abc import Sequence
 
 import pytest
 import torch
 
-from diffusers_pfgm.solvers.spacing import geometric_sigmas
+from diffusers_pfgm.solvers.spacing import sigmas_at
 from diffusers_pfgm.solvers.step_search import end_errors, search_sigmas
 
 
@@ -19,26 +20,30 @@ def test_the_error_is_bounded_and_quadratic_near_the_end() -> None:
     assert second / first == pytest.approx(4, rel=1e-3)
 
 
+SPACING = functools.partial(sigmas_at, [40.0, 3.0, 0.01])
+
+
 def test_it_finds_known_noise_levels() -> None:
-    best = torch.tensor([40.0, 3.0, 1.0, 0.3], dtype=torch.float64)
+    best = torch.tensor(SPACING([0.0, 0.2, 0.45, 0.8]), dtype=torch.float64)
     reference = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
 
     def run(sigmas: Sequence[float]) -> torch.Tensor:
         return reference + (torch.tensor(sigmas, dtype=torch.float64) / best).log().square().sum().sqrt()
 
-    found = search_sigmas(run, reference, geometric_sigmas(40.0, 0.01, 4), 0.01)
-    assert found == pytest.approx(best.tolist(), rel=0.1) and found[0] == 40
+    steps = search_sigmas(run, reference, SPACING, 4)
+    assert steps == pytest.approx(best.tolist(), rel=0.05) and steps[0] == 40
 
 
 def test_the_noise_levels_stay_decreasing_and_in_range() -> None:
     reference = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
-    seen: list[Sequence[float]] = []
+    runs: list[Sequence[float]] = []
 
     def run(sigmas: Sequence[float]) -> torch.Tensor:
-        seen.append(sigmas)
+        runs.append(sigmas)
         return reference + sum(sigmas)  # smaller ones are better
 
-    found = search_sigmas(run, reference, [40.0, 1.0, 0.1], 0.1)
-    for sigmas in [*seen, found]:
-        assert sigmas[0] == 40 > sigmas[1] > sigmas[2] >= 0.1 * (1 - 1e-9)
-    assert search_sigmas(run, reference, [40.0], 0.1) == [40.0]
+    steps = search_sigmas(run, reference, SPACING, 3)
+    for sigmas in [*runs, steps]:
+        assert sigmas[0] == 40 > sigmas[1] > sigmas[2] >= 0.01 * (1 - 1e-9)
+    assert steps[1] < 0.1 < SPACING([1 / 3])[0]
+    assert search_sigmas(run, reference, SPACING, 1) == pytest.approx([40.0])

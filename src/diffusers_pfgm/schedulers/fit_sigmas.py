@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..physics.denoiser import Denoise, Denoiser, dtype_and_device, slice_kwargs
 from ..physics.preconditioning import ZERO_SNR_SIGMA
 from ..physics.tensors import Generators
 from ..solvers.multistep import integrate
-from ..solvers.spacing import fit_knots, geometric_sigmas
+from ..solvers.spacing import fit_knots, geometric_sigmas, sigmas_at
 from ..solvers.step_search import end_errors, search_sigmas
 from ..utils.checks import check_whole_number
 from .scheduling_poisson_flow import PoissonFlowScheduler
@@ -43,12 +44,12 @@ def fit_sigmas(
 
     Args:
         model: a network, called like `UNet2DModel`, or a `ChargeField`. It is called 200 times for each batch, and for
-            the search about 40 n² times more for a quarter of the batches.
+            the search about 75 n times more for a half of the batches.
         scheduler: defines what the model predicts, and its first and last σ; may be a diffusers scheduler.
         shape: shape of one sample, (C, *).
         generator: one generator, or a list of `num_samples` of them.
-        num_samples: number of field lines to follow; 32 by default, or 512 with `num_inference_steps`, a quarter of
-            them for the search and the others for the comparison.
+        num_samples: number of field lines to follow; 32 by default, or 512 with `num_inference_steps`, one half of them
+            for the search and the other for the comparison.
         batch_size: number of samples in one network call, by default all. The result does not depend on it.
         num_inference_steps: a small number n of steps, such as 5, whose noise levels are searched; None for the
             spacing alone.
@@ -142,15 +143,13 @@ class _Batches:
 def _search_steps(
     batches: _Batches, fitted: PoissonFlowScheduler, x: torch.Tensor, num_inference_steps: int
 ) -> list[float] | None:
-    """Search the noise levels of n steps on a quarter of x; None if they are not clearly better on the rest."""
+    """Search the noise levels of n steps on one half of x; None if they are not clearly better on the other half."""
     config = fitted.config
     schedule = SigmaSchedule(config, fitted.parameterization)
     spaced = schedule.choose(num_inference_steps)
-    # The last noise level of a few steps is better well above σ_min: it begins as that of a spacing of more steps.
-    longer = [schedule.choose(num_inference_steps + more).sigmas[:num_inference_steps] for more in (1, 2)]
     solver = config.solver, config.solver_order, config.use_corrector
-    quarter = len(x) // 4
-    parts = [slice(0, quarter), slice(quarter, len(x))]
+    half = len(x) // 2
+    parts = [slice(0, half), slice(half, len(x))]
     denoise = [batches.denoise_rows(rows) for rows in parts]
     fine = schedule.choose(REFERENCE_STEPS)
     references = [
@@ -161,9 +160,8 @@ def _search_steps(
     def run(sigmas: Sequence[float], part: int = 0) -> torch.Tensor:
         return integrate(denoise[part], x[parts[part]], [*sigmas, spaced.final], *solver)
 
-    starts = [spaced.sigmas, *longer]
-    start = min(starts, key=lambda sigmas: end_errors(run(sigmas), references[0]).mean().item())
-    steps = search_sigmas(run, references[0], start, spaced.sigmas[-1])
+    spacing = functools.partial(sigmas_at, config.sigma_knots)
+    steps = search_sigmas(run, references[0], spacing, num_inference_steps)
     errors, default = (end_errors(run(sigmas, 1), references[1]) for sigmas in (steps, spaced.sigmas))
     gain = default - errors
     standard_error = gain.std() / len(gain) ** 0.5

@@ -81,8 +81,9 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         sigma_steps: a dictionary from `fit_sigmas(..., num_inference_steps=n)`: "sigmas", the n noise levels of every
             run of n steps, and "aug_dim" and "num_parameters", the D and the size of the network that they were fitted
             for. None for no such run.
-        sigma_knots: σ's from σ_max to σ_min between which equal shares of the steps are placed, from `fit_sigmas`. None
-            for steps in equal ratios of σ, or with a beta schedule for `timestep_spacing`.
+        sigma_knots: σ's from σ_max to σ_min between which equal shares of the steps are placed, from `fit_sigmas`. The
+            last step is as long as the others: with n steps it goes from the σ at (n − 1)/n of the way to σ_min straight
+            to σ = 0. None for steps in equal ratios of σ, or with a beta schedule for `timestep_spacing`.
         final_sigmas_type: "zero" to end at σ = 0, "sigma_min" to end at σ_min.
         max_norm: largest norm ‖x‖ of a prior sample, in data units; the `upper_norm` of the training. A radius beyond
             it is drawn again. None for the whole, heavy-tailed prior of an exact field.
@@ -278,8 +279,8 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         """Choose the noise levels of a run, and discard the state of the previous run.
 
         Args:
-            num_inference_steps: number n of steps, from σ_max to σ_min and then to 0. Each step is one network call; a
-                run of "heun" makes 2n − 1 calls.
+            num_inference_steps: number n of steps, from σ_max to σ_min and then to 0; with `sigma_knots` the last step
+                to 0 starts above σ_min. Each step is one network call; a run of "heun" makes 2n − 1 calls.
             device: the device of `timesteps`.
             sigmas: custom σ's in place of `num_inference_steps`, positive and strictly decreasing. A final 0 is
                 optional.

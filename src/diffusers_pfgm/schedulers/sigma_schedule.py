@@ -132,11 +132,12 @@ class SigmaSchedule:
             return self._from_sigmas(config.sigma_steps["sigmas"])
         if config.sigma_knots is None and (self.train_sigmas is not None or config.timesteps_from is not None):
             return self._as_diffusers(count)
-        # A run to σ_min has one σ more than steps, except with a beta schedule, where it ends at the first timestep.
-        num_sigmas = count + (config.final_sigmas_type == "sigma_min" and self.train_sigmas is None)
         if config.sigma_knots is not None:
-            sigmas = knotted_sigmas(config.sigma_knots, num_sigmas)
+            # The last step, to σ_min or to 0, is as long as the others.
+            sigmas = knotted_sigmas(config.sigma_knots, count + 1)
         else:
+            # A run to σ_min has one σ more than steps. One to 0 ends with a step from σ_min.
+            num_sigmas = count + (config.final_sigmas_type == "sigma_min")
             sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, num_sigmas)
         sigmas = rounded(sigmas[:count])
         if not is_decreasing(sigmas):

@@ -36,10 +36,15 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, count: int) -> list[flo
 
 def knotted_sigmas(knots: Sequence[float], count: int) -> list[float]:
     """Return `count` noise levels from the first knot to the last, at equal quantiles of the density of the knots."""
+    return sigmas_at(knots, torch.linspace(0, 1, count, dtype=torch.float64, device="cpu").tolist())
+
+
+def sigmas_at(knots: Sequence[float], quantiles: Sequence[float]) -> list[float]:
+    """Return the noise levels at these quantiles of the density of the knots: 0 is the first knot, and 1 the last."""
     options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     values = torch.tensor(knots, **options).log()
-    quantiles = torch.linspace(0, 1, len(knots), **options)
-    return piecewise_linear(torch.linspace(0, 1, count, **options), quantiles, values).exp().tolist()
+    positions = torch.linspace(0, 1, len(knots), **options)
+    return piecewise_linear(torch.tensor(quantiles, **options), positions, values).exp().tolist()
 
 
 def fit_knots(

@@ -1,10 +1,16 @@
 r"""A search for the best noise levels of a run with few steps.
 
 A spacing that is fitted to the field (`solvers.spacing`) gives any number of steps, but below ten steps the best noise
-levels are those for which the errors of the steps cancel, which no density of steps describes. They are found by the
-simplex method of Nelder and Mead on the logarithms of the noise levels, for the mean over starting points of
+levels are those for which the errors of the steps cancel, which no density of steps describes. The n noise levels are
+at the quantiles q_k of the spacing's density,
 
-    ρ(e) = e²/(e² + τ²),        e = the root mean square difference between the end of the run and the true end.
+    q_k = e (u + a u (1 − u) + b u (1 − u) (1 − 2u)),        u = k/(n − 1),        k = 0, ..., n − 1,
+
+where e is the quantile of the last one, and a and b move the others. The spacing itself has e = (n − 1)/n and a = b =
+0. With three numbers, however many steps there are, a few hundred field lines are enough to find levels that are also
+better for others. The simplex method of Nelder and Mead minimizes the mean over these field lines of
+
+    ρ(d) = d²/(d² + τ²),        d = the root mean square difference between the end of the run and the true end.
 
 ρ (Geman and McClure) is bounded: a start that ends at another sample than it should counts as one, however far away
 that sample is, and close to the true end ρ measures the error itself.
@@ -12,7 +18,6 @@ that sample is, and close to the true end ρ measures the error itself.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,8 +25,9 @@ import torch
 from scipy.optimize import minimize
 
 TOLERANCE = 0.3  # τ, in standard deviations of the ends
-FIRST_CHANGE = 0.2  # by how much each further vertex of the first simplex raises the logarithm of one noise level
-EVALUATIONS = 40  # the number of runs of a search, for each step of a run
+FIRST_CHANGES = (-0.05, 0.3, 0.3)  # changes of e, a and b in the first simplex
+LEAST_STEP = 1e-3  # the least difference of the quantiles of two noise levels
+EVALUATIONS = 75  # the largest number of runs
 
 Run = Callable[[Sequence[float]], torch.Tensor]  # the ends (B, *) of a run with the noise levels of its steps
 
@@ -38,31 +44,35 @@ def end_errors(ends: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (squares / (squares + scale)).nan_to_num(nan=1.0)
 
 
-def search_sigmas(run: Run, reference: torch.Tensor, sigmas: Sequence[float], least: float) -> list[float]:
+def search_sigmas(
+    run: Run, reference: torch.Tensor, spacing: Callable[[Sequence[float]], list[float]], num_steps: int
+) -> list[float]:
     """Search the noise levels of a run whose ends are closest to the true ends.
 
     Args:
         run: the ends (B, *) of a run for its noise levels, decreasing.
         reference: the true ends, (B, *).
-        sigmas: noise levels to begin with, decreasing and positive. The first is kept.
-        least: the smallest noise level that is allowed.
+        spacing: the noise levels at quantiles of the spacing's density, from 0 for σ_max to 1 for σ_min.
+        num_steps: the number n of noise levels.
 
     Returns:
-        As many noise levels, decreasing.
+        n noise levels, decreasing.
     """
-    first = sigmas[0]
-    start = np.log(np.asarray(sigmas[1:]))
-    if not start.size:
-        return list(sigmas)
+    if num_steps == 1:
+        return spacing([0.0])
+    u = np.linspace(0, 1, num_steps)
 
-    def loss(logs: np.ndarray) -> float:
-        ends = [np.log(first), *logs]
-        if logs[-1] < np.log(least) or any(a - b < 1e-3 for a, b in itertools.pairwise(ends)):
+    def quantiles(parameters: np.ndarray) -> np.ndarray:
+        end, a, b = parameters
+        return end * (u + u * (1 - u) * (a + b * (1 - 2 * u)))
+
+    def loss(parameters: np.ndarray) -> float:
+        positions = quantiles(parameters)
+        if positions[-1] > 1 or np.diff(positions).min() < LEAST_STEP:
             return 2.0  # above all values of ρ
-        return end_errors(run([first, *np.exp(logs).tolist()]), reference).mean().item()
+        return end_errors(run(spacing(positions.tolist())), reference).mean().item()
 
-    # Towards larger noise levels, since the last may be the least.
-    simplex = np.vstack([start, start + FIRST_CHANGE * np.eye(start.size)])
-    options = {"maxfev": EVALUATIONS * len(sigmas), "initial_simplex": simplex, "adaptive": True}
-    found = minimize(loss, start, method="Nelder-Mead", options=options)
-    return [first, *np.exp(found.x).tolist()]
+    start = np.array([(num_steps - 1) / num_steps, 0.0, 0.0])
+    simplex = np.vstack([start, start + np.diag(FIRST_CHANGES)])
+    found = minimize(loss, start, method="Nelder-Mead", options={"maxfev": EVALUATIONS, "initial_simplex": simplex})
+    return spacing(quantiles(found.x).tolist())

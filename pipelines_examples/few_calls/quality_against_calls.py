@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         results["consistency model"] = [measure(*draw(tuned, num_inference_steps=count)) for count in counts]
 
     print(f"{args.batch_size} generated images, {len(real)} images of data")
-    print(f"{measure_name.capitalize()} of a run of {REFERENCE_STEPS} calls: {reference_distance:.4f}\n")
+    print(f"The {measure_name} of a run of {REFERENCE_STEPS} calls: {reference_distance:.4f}\n")
     print(f"{'solver':<24} calls  error   {measure_name:<27}  ms per image")
     for name, rows in results.items():
         for nfe, error, distance, milliseconds in rows:

@@ -82,8 +82,8 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
             run of n steps, and "aug_dim" and "num_parameters", the D and the size of the network that they were fitted
             for. None for no such run.
         sigma_knots: σ's from σ_max to σ_min between which equal shares of the steps are placed, from `fit_sigmas`. The
-            last step is as long as the others: with n steps it goes from the σ at (n − 1)/n of the way to σ_min straight
-            to σ = 0. None for steps in equal ratios of σ, or with a beta schedule for `timestep_spacing`.
+            last step is as long as the others: with n steps it goes to σ = 0 from the σ at (n − 1)/n of the way to
+            σ_min. None for steps in equal ratios of σ, or with a beta schedule for `timestep_spacing`.
         final_sigmas_type: "zero" to end at σ = 0, "sigma_min" to end at σ_min.
         max_norm: largest norm ‖x‖ of a prior sample, in data units; the `upper_norm` of the training. A radius beyond
             it is drawn again. None for the whole, heavy-tailed prior of an exact field.

@@ -101,6 +101,7 @@ def test_distances_notice_every_corruption(ladder: dict[str, dict[str, float]], 
     assert all(values["real"] < values[name] for name in ("blur", "missing class", "duplicates"))
 
 
+@pytest.mark.slow
 def test_precision_notices_bad_images_and_recall_missing_ones(ladder: dict[str, dict[str, float]]) -> None:
     precision, recall = ({name: each[metric] for name, each in ladder.items()} for metric in ("precision", "recall"))
     assert precision["copies"] == recall["copies"] == 1
@@ -109,6 +110,7 @@ def test_precision_notices_bad_images_and_recall_missing_ones(ladder: dict[str, 
     assert precision["missing class"] > precision["real"] - 0.02
 
 
+@pytest.mark.slow
 def test_the_inception_score_notices_what_is_no_clear_image_of_all_classes(ladder: dict[str, dict[str, float]]) -> None:
     score = {name: metrics["inception_score"] for name, metrics in ladder.items()}
     assert score["real"] > score["little noise"] > score["noise"]

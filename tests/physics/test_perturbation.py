@@ -23,6 +23,7 @@ def test_recommendations_are_the_authors(statistics: dict[str, Any]) -> None:
             assert getattr(recommended, name) == pytest.approx(case[name], rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [64, 3072])
 def test_perturbation_has_the_authors_quantiles(statistics: dict[str, Any], dim: int) -> None:
     expected = statistics["perturbation"][f"n{dim}"]

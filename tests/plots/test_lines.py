@@ -92,6 +92,7 @@ def test_lines_cross_equipotentials_at_right_angles(dim: int) -> None:
     assert normal_angles(bent, charges).median() > 10 * worst[0].median()
 
 
+@pytest.mark.slow
 def test_drawn_equipotentials_are_level() -> None:
     charges = torch.tensor([[-1.0], [0.4], [1.0]], dtype=torch.float64)
     flat, solid = plot_field_lines(charges, torch.cat([charges, charges.flip(0)], dim=1)).axes

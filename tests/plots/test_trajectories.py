@@ -59,6 +59,7 @@ def test_states_of_the_ddpm_family_have_data_units() -> None:
     assert torch.allclose(lines, expected, atol=1e-4 * lines[0].abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aug_dim", [1.0, 8.0, None])
 def test_norms_have_the_expected_quantiles_at_every_noise_level(aug_dim: float | None) -> None:
     data = 2 * torch.randn(500, 6, generator=seeded())

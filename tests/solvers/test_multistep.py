@@ -126,12 +126,14 @@ def lopsided_charges(dim: int) -> torch.Tensor:
     return charges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 16])
 def test_encoded_points_are_uniform_on_the_hemisphere(dim: int) -> None:
     """Theorem 1 of PFGM (arXiv 2209.11178)."""
     assert min(uniformity(lopsided_charges(dim), 1.0, 1.0)) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 16])
 def test_with_a_wrong_exponent_they_are_not(dim: int) -> None:
     # D = 2 at the same radius r = σ√2 has the exponent N + 2 in place of N + 1.

@@ -138,6 +138,7 @@ def test_half_precision(python: WarmPython, data: Path, tmp_path: Path) -> None:
     assert len(losses) == 4 and all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aug_dim", [64.0, None])
 def test_other_aug_dims_and_tuned_models_can_be_tuned(
     cheap: None, data: Path, tmp_path: Path, aug_dim: float | None, capsys: pytest.CaptureFixture[str]
@@ -157,6 +158,7 @@ def test_a_pipeline_with_a_scheduler_of_edm_can_be_tuned(cheap: None, data: Path
     assert config.aug_dim is None and config.sigma_max == 80 and config.consistency_boundary == 0.05
 
 
+@pytest.mark.slow
 def test_guidance_is_learned_and_saved(cheap: None, data: Path, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", classes=True)
     for scale in ("1", "2"):

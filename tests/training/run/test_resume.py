@@ -183,6 +183,7 @@ def test_undamaged_checkpoints_are_kept_if_the_newest_is_damaged(data: Path, out
     assert checkpoints(output / "set-aside-1") == ["checkpoint-8"]
 
 
+@pytest.mark.slow
 def test_an_end_before_the_checkpoint_is_refused(data: Path, output: Path) -> None:
     shutil.copytree(output / "checkpoint-8", output / "copy")
     before = sorted(output.rglob("*"))
@@ -217,6 +218,7 @@ def test_an_overwritten_run_is_set_aside_completely(
     assert json.loads((output / "set-aside-1" / "best" / "validation.json").read_text())["distance"] == 0.1
 
 
+@pytest.mark.slow
 def test_other_images_of_the_same_number_are_refused(data: Path, output: Path, tmp_path: Path) -> None:
     def resume(images: torch.Tensor, folder: Path) -> None:
         write_parquet(images, folder / "others.parquet")

@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         return output.nfe, images * 2 - 1, (time.perf_counter() - start) / len(images)
 
     def draw_by_diffusers(name: str, sigmas: list[float]) -> tuple[int, torch.Tensor, float]:
-        flow = PoissonFlowScheduler.from_config(config)
+        flow = pipe.scheduler
         model_kwargs = pipe.prepare_class_labels(labels, args.batch_size, latents.device)
         denoiser = Denoiser(
             pipe.prepare_model(flow, labels, model_kwargs, args.guidance_scale), flow.parameterization, pipe.unet.dtype

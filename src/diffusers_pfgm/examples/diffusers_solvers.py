@@ -15,10 +15,11 @@ from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPC
 
 from ..physics.denoiser import Denoise
 
-DIFFUSERS_SOLVERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "UniPC (diffusers)": (UniPCMultistepScheduler, {"solver_order": 3}),
-    "DPM-Solver++ (diffusers)": (DPMSolverMultistepScheduler, {"solver_order": 3}),
-    "DEIS (diffusers)": (DEISMultistepScheduler, {"solver_order": 3}),
+SOLVER_ORDER = 3  # the largest order of these classes, and the default of ours
+DIFFUSERS_SOLVERS: dict[str, Any] = {
+    "UniPC (diffusers)": UniPCMultistepScheduler,
+    "DPM-Solver++ (diffusers)": DPMSolverMultistepScheduler,
+    "DEIS (diffusers)": DEISMultistepScheduler,
 }
 
 
@@ -34,8 +35,7 @@ def integrate_by_diffusers(name: str, denoise: Denoise, x: torch.Tensor, sigmas:
     Returns:
         (B, C, H, W), in data units.
     """
-    solver_class, options = DIFFUSERS_SOLVERS[name]
-    scheduler = solver_class(prediction_type="sample", **options)
+    scheduler = DIFFUSERS_SOLVERS[name](prediction_type="sample", solver_order=SOLVER_ORDER)
     scheduler.set_timesteps(len(sigmas))
     # These classes choose noise levels for timesteps that were trained, which a network for any σ does not have.
     scheduler.sigmas = torch.tensor([*sigmas, 0.0], dtype=torch.float32)

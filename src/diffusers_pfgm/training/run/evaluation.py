@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from ...metrics.feature_networks import load_feature_network
 from ...metrics.feature_statistics import FeatureStatistics
+from ...pipelines.inputs import latents_shape
 from ...pipelines.pipeline_pfgm import PFGMPipeline
 from ...utils.atomic_file import atomic_file
 from ..data.source import is_image_folder
@@ -168,13 +169,12 @@ class _Evaluation:
             self.pixels = read_pixels("--images", args.images)
             shape = tuple(self.pixels.shape[1:])
         else:
-            size = pipeline.unet.config.sample_size
-            if size is None:
+            if pipeline.unet.config.sample_size is None:
                 raise ValueError(
                     f"`--model` {args.model!r} has no `sample_size`, so the size of its images is unknown. Generate "
                     "them yourself, and pass the folder as `--images`."
                 )
-            shape = (pipeline.unet.config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+            shape = latents_shape(pipeline.unet.config, 1, None)[1:]
         self.networks = {name: load_feature_network(name, args.inception_weights) for name in args.features}
         self.statistics = self.reference = self.train = None
         if is_statistics(args.reference):

@@ -13,7 +13,7 @@ def weights_checksum(network: torch.nn.Module) -> int:
     """Return a checksum of a network's weights and buffers."""
     value = 0
     for weight in network.state_dict().values():
-        value = zlib.crc32(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), value)
+        value = zlib.crc32(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes(), value)
     return value
 
 

@@ -203,10 +203,8 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
     def _check_decoding(self, images: Any, class_labels: Labels, guidance_scale: float, output_type: str) -> None:
         """Raise a ValueError for an argument of `decode` that is not allowed, before the images are encoded."""
         x = images_to_tensor(images, self.unet.config)
-        scheduler = PoissonFlowScheduler.from_scheduler(self.scheduler)
-        check_inputs(self.unet.config, scheduler, None, x, output_type)
-        labels = as_list(class_labels)
-        self.prepare_model(scheduler, labels, self.prepare_class_labels(labels, len(x), x.device), guidance_scale)
+        check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, x, output_type)
+        self._flow(class_labels, guidance_scale, x, None)
 
     def _flow(self, class_labels: Labels, guidance_scale: float, x: torch.Tensor, progress_bar: Any) -> PoissonFlow:
         """Return the flow for these classes. The progress bar counts its network calls."""

@@ -48,7 +48,7 @@ from ..physics.charges import check_finite
 from ..physics.denoiser import Denoise
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, draw
+from ..physics.tensors import Generators, append_dims, check_floating, draw
 from .loss_output import LossOutput
 
 # Noise levels in standard deviations σ_d of the data, see above.
@@ -140,9 +140,10 @@ class ConsistencyObjective:
             The loss and its parts.
 
         Raises:
-            ValueError: if `clean` holds NaN or infinity, the model's output has the wrong shape, or there are no
-                `class_labels` although the objective has guidance.
+            ValueError: if `clean` is not floating-point or holds NaN or infinity, the model's output has the wrong
+                shape, or there are no `class_labels` although the objective has guidance.
         """
+        check_floating("clean", clean)
         check_finite("clean", clean)
         if class_labels is None and self.guidance_scale != 1:
             raise ValueError(f"`guidance_scale` = {self.guidance_scale} needs `class_labels` for each sample.")

@@ -38,7 +38,7 @@ from ..physics.charges import check_finite
 from ..physics.field import posterior_mean
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, draw
+from ..physics.tensors import Generators, append_dims, check_floating, draw
 from .charge_targets import AnyCharges, target_of_charges
 from .loss_output import LossOutput, mean_squares
 
@@ -131,10 +131,11 @@ class PerturbationObjective:
             The loss and its parts.
 
         Raises:
-            ValueError: if `clean` or `charges` hold NaN or infinity (the error names the index), `charge_labels` are
-                given without `class_labels` or do not have one label for each charge, `charges` are `Charges` although
-                there are class labels, or the model's output has the wrong shape.
+            ValueError: if `clean` is not floating-point, `clean` or `charges` hold NaN or infinity (the error names the
+                index), `charge_labels` are given without `class_labels` or do not have one label for each charge,
+                `charges` are `Charges` although there are class labels, or the model's output has the wrong shape.
         """
+        check_floating("clean", clean)
         check_finite("clean", clean)
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()

@@ -23,7 +23,7 @@ import torch
 from .charges import Charges, check_finite, mean, pull
 from .field_prediction import field_channels, normalize_field
 from .kernel import check_aug_dim
-from .tensors import cast_clamped, working_dtype
+from .tensors import cast_clamped, check_floating, working_dtype
 
 
 def posterior_mean(
@@ -46,8 +46,9 @@ def posterior_mean(
         x̂ (B, *), in data units and in the dtype of x.
 
     Raises:
-        ValueError: if the shapes of `x`, `sigma` and `charges` do not match, `aug_dim` is not positive, `chunk_size`
-            is below 1, or `x`, `sigma` or `charges` hold NaN or infinity (the error names the index).
+        ValueError: if the shapes of `x`, `sigma` and `charges` do not match, `x` is not floating-point, `aug_dim` is
+            not positive, `chunk_size` is below 1, or `x`, `sigma` or `charges` hold NaN or infinity (the error names
+            the index).
 
     Examples:
         >>> charges = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
@@ -80,8 +81,8 @@ def normalized_field(
         (B, N + 1), with the z component in the last column, in the dtype of x.
 
     Raises:
-        ValueError: if the shapes of `x`, `z` and `charges` do not match, `chunk_size` is below 1, or `x`, `z` or
-            `charges` hold NaN or infinity (the error names the index).
+        ValueError: if the shapes of `x`, `z` and `charges` do not match, `x` is not floating-point, `chunk_size` is
+            below 1, or `x`, `z` or `charges` hold NaN or infinity (the error names the index).
     """
     sigmas = _expand_sigma(z, x)
     field = normalize_field(pull(x.flatten(1), sigmas, charges, 1.0, chunk_size), sigmas, gamma)
@@ -103,6 +104,7 @@ def _check_result(result: torch.Tensor, x: torch.Tensor, sigmas: torch.Tensor, c
 
 def _expand_sigma(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Expand a number, () or (B,) to (B,), on the device of x and in its working dtype."""
+    check_floating("x", x)
     sigmas = torch.as_tensor(sigma, device=x.device, dtype=working_dtype(x.device))
     if sigmas.shape not in ((), (1,), x.shape[:1]):
         raise ValueError(

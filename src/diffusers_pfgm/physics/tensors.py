@@ -15,6 +15,15 @@ def working_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def check_floating(name: str, values: torch.Tensor) -> None:
+    """Raise a ValueError unless the numbers are floating-point: others would be rounded or wrapped without a word."""
+    if not values.is_floating_point():
+        raise ValueError(
+            f"`{name}` must be a tensor of floating-point numbers, but is {values.dtype}. Convert it by `.float()`; "
+            "bytes of an image become [-1, 1] by `images / 127.5 - 1`."
+        )
+
+
 def cast_clamped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Cast x to `dtype`, clamped to the range of float16 if that is the dtype, since heavy-tailed draws exceed it."""
     if dtype == torch.float16:

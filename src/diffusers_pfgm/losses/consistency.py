@@ -48,7 +48,7 @@ from ..physics.charges import check_finite
 from ..physics.denoiser import Denoise
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, check_floating, draw
+from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, check_floating, draw
 from .loss_output import LossOutput
 
 # Noise levels in standard deviations σ_d of the data, see above.
@@ -158,13 +158,14 @@ class ConsistencyObjective:
             sample = functools.partial(sample_bounded, self.kernel)
         noise = sample(tuple(clean.shape), torch.ones_like(sigma), generator, clean.device, clean.dtype)
         t, r = (append_dims(each, clean.ndim) for each in (sigma, smaller))
-        x = clean + t * noise
+        x = clean + t * noise  # float32 at least, since x_r differs little from it
+        predict = functools.partial(self._predict, model, model_kwargs, clean.dtype)
         with torch.no_grad():
             x_r = x + (r - t) * self._direction(x, t, noise, class_labels)
             # Where r = 0 the result is not used, but the network needs a positive noise level.
-            predicted, _ = self._predict(model, x_r, r.clamp(min=LEAST_SIGMA * self.data_std), model_kwargs)
+            predicted, _ = predict(x_r, r.clamp(min=LEAST_SIGMA * self.data_std))
             target = torch.where(r > 0, predicted, x_r)
-        predicted, noise_level = self._predict(model, x, t, model_kwargs)
+        predicted, noise_level = predict(x, t)
         squares = (predicted - target).flatten(1).square().mean(1)
         huber = (HUBER * self.data_std) ** 2
         scale = torch.as_tensor(noise_level, device=x.device).expand_as(t).flatten()
@@ -173,13 +174,18 @@ class ConsistencyObjective:
         return LossOutput(per_sample.mean(), per_sample.detach(), sigma)
 
     def _predict(
-        self, model: Callable[..., Any], x: torch.Tensor, sigma: torch.Tensor, model_kwargs: dict[str, Any]
+        self,
+        model: Callable[..., Any],
+        model_kwargs: dict[str, Any],
+        dtype: torch.dtype,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
     ) -> tuple[torch.Tensor, Any]:
         """Return f(x, σ) (B, C, *) and the noise level of the preconditioning."""
         model_input, timestep, noise_level = self.parameterization.model_input(x, sigma)
-        output = model(model_input, timestep, **model_kwargs).sample
+        output = model(cast_clamped(model_input, dtype), timestep, **model_kwargs).sample
         self.parameterization.check_output(output, x)
-        return self.parameterization.denoised(output.float(), x, noise_level), noise_level
+        return self.parameterization.denoised(at_least_float32(output), x, noise_level), noise_level
 
     def _direction(
         self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None

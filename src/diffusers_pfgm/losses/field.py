@@ -29,7 +29,7 @@ from ..physics.class_charges import ClassCharges
 from ..physics.field import normalized_field
 from ..physics.parameterization import Parameterization
 from ..physics.perturbation import PFGMHyperparameters, perturb
-from ..physics.tensors import Generators, append_dims, check_floating
+from ..physics.tensors import Generators, append_dims, at_least_float32, check_floating
 from .charge_targets import target_of_charges
 from .loss_output import LossOutput, mean_squares
 
@@ -112,4 +112,4 @@ class FieldObjective:
         self.parameterization.check_output(output, clean)
         v_x = output[:, :-1].flatten(1)
         v_z = output[:, -1:].flatten(1).mean(1, keepdim=True)
-        return mean_squares(torch.cat([v_x, v_z], dim=1).float() - target, z)
+        return mean_squares(at_least_float32(torch.cat([v_x, v_z], dim=1)) - target, z)

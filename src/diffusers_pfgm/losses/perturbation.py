@@ -38,7 +38,7 @@ from ..physics.charges import check_finite
 from ..physics.field import posterior_mean
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, check_floating, draw
+from ..physics.tensors import Generators, append_dims, at_least_float32, check_floating, draw
 from .charge_targets import AnyCharges, target_of_charges
 from .loss_output import LossOutput, mean_squares
 
@@ -159,4 +159,4 @@ class PerturbationObjective:
             )
         output = model(model_input, timestep, **model_kwargs).sample
         parameterization.check_output(output, clean)
-        return mean_squares(output.float() - parameterization.target(denoised, x, noise_level), sigma)
+        return mean_squares(at_least_float32(output) - parameterization.target(denoised, x, noise_level), sigma)

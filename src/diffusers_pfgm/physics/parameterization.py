@@ -25,7 +25,7 @@ from .preconditioning import (
     StudentTPreconditioning,
 )
 from .prediction import EpsilonPrediction, Prediction, SamplePrediction, VPrediction
-from .tensors import append_dims
+from .tensors import append_dims, cast_clamped
 
 PREDICTIONS: dict[str, Callable[[Preconditioning, float], Prediction]] = {
     "field": FieldPrediction,
@@ -195,10 +195,11 @@ class Parameterization:
             sigma: noise level σ, a number, () or (B, 1, ...).
 
         Returns:
-            c_in x, (B, C, *); the timestep, a number, () or (B,); and the noise level, a number, () or (B, 1, ...).
+            c_in x, (B, C, *), in the dtype of x; the timestep, a number, () or (B,); and the noise level, a number, ()
+            or (B, 1, ...).
         """
         noise_level = self.noise_level(x, sigma)
-        return self.c_in(noise_level) * x, self.timestep(noise_level), noise_level
+        return cast_clamped(self.c_in(noise_level) * x, x.dtype), self.timestep(noise_level), noise_level
 
     def noise_level_at(self, timestep: Scalar, ndim: int) -> Scalar:
         """The noise level for which a network was called with a timestep, shaped for x with `ndim` dimensions.

@@ -32,6 +32,11 @@ def cast_clamped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x.to(dtype)
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x in float32 if its dtype is narrower, such as float16, else x itself."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def linalg_with_cpu_fallback(function: Callable[..., Any], *matrices: torch.Tensor) -> torch.Tensor:
     """The first result of a function of `torch.linalg`, computed on the CPU for MPS, which lacks many of them.
 

@@ -50,7 +50,7 @@ class StepIndexMixin:
         Raises:
             ValueError: if there is no such timestep.
         """
-        if not 0 <= begin_index < len(self.timesteps):
+        if begin_index not in range(len(self.timesteps)):
             raise ValueError(
                 f"`begin_index` must be from 0 to {len(self.timesteps) - 1}, but is {begin_index}. In an image-to-image"
                 f" pipeline {len(self.timesteps)} means that `strength` * `num_inference_steps` is less than 1, so that"

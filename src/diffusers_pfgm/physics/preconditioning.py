@@ -38,6 +38,7 @@ from .tensors import at_least_float32, piecewise_linear
 
 Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
 
+LARGEST_C_NOISE = 177.0  # of EDM's preconditioning: beyond it σ overflows float64
 ZERO_SNR_SIGMA = 2.0**40  # replaces σ = ∞: x̂ is then below the rounding error of x, even in float64
 
 
@@ -99,7 +100,9 @@ class EDMPreconditioning(Preconditioning):
         return (sigma.log() if isinstance(sigma, torch.Tensor) else math.log(sigma)) / 4
 
     def sigma(self, c_noise: Scalar) -> Scalar:
-        return (4 * c_noise).exp() if isinstance(c_noise, torch.Tensor) else math.exp(4 * c_noise)
+        if isinstance(c_noise, torch.Tensor):
+            return (4 * c_noise).exp()
+        return math.exp(4 * c_noise) if c_noise < LARGEST_C_NOISE else math.inf
 
     def epsilon_coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
         total = sigma**2 + self.sigma_data**2

@@ -196,8 +196,8 @@ class SigmaSchedule:
         if not (custom.ndim == 1 and sigmas and is_decreasing(rounded(sigmas))):
             raise ValueError(
                 "`timesteps` must be a list of strictly decreasing numbers whose sigma is positive and finite in "
-                f"float32, but is {custom.tolist()}, where sigma is {sigmas}. They are what the network is called with: "
-                "sigma; with `sigma_data` ln(sigma)/4; with a beta schedule the trained timesteps."
+                f"float32, but is {custom.tolist()}, where sigma is {sigmas}. They are what the network is called "
+                "with: sigma; with `sigma_data` ln(sigma)/4; with a beta schedule the trained timesteps."
             )
         if self.train_sigmas is not None and not 0 <= values[-1] <= values[0] < len(self.train_sigmas):
             raise ValueError(

@@ -119,6 +119,8 @@ def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
 
 def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The piecewise linear function through (knots, values), both (K,) with increasing knots, at x of any shape."""
+    if len(knots) == 1:
+        return values.expand(x.shape)
     flat = x.reshape(-1)
     right = torch.searchsorted(knots, flat).clamp(1, len(knots) - 1)
     left = right - 1

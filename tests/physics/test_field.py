@@ -219,6 +219,14 @@ def test_many_points_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(posterior_mean(x, sigma, charges), torch.cat(expected), atol=1e-12)
 
 
+@pytest.mark.parametrize("gamma", [-5.0, math.nan, math.inf])
+def test_gamma_must_be_finite_and_not_negative(gamma: float) -> None:
+    charges = torch.rand(3, 2)
+    for call in (lambda: normalized_field(charges, 1.0, charges, gamma), lambda: ChargeField(charges, gamma=gamma)):
+        with pytest.raises(ValueError, match="`gamma` must be a finite number >= 0, but is"):
+            call()
+
+
 def test_charge_field_uses_gamma() -> None:
     charges = torch.randn(20, 3, generator=seeded(0), dtype=torch.float64)
     x = torch.randn(6, 3, generator=seeded(1), dtype=torch.float64)

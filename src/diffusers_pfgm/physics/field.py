@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 
 from .charges import Charges, check_finite, mean, pull
-from .field_prediction import field_channels, normalize_field
+from .field_prediction import check_gamma, field_channels, normalize_field
 from .kernel import check_aug_dim
 from .tensors import cast_clamped, check_floating, working_dtype
 
@@ -81,9 +81,11 @@ def normalized_field(
         (B, N + 1), with the z component in the last column, in the dtype of x.
 
     Raises:
-        ValueError: if the shapes of `x`, `z` and `charges` do not match, `x` is not floating-point, `chunk_size` is
-            below 1, or `x`, `z` or `charges` hold NaN or infinity (the error names the index).
+        ValueError: if the shapes of `x`, `z` and `charges` do not match, `x` is not floating-point, `gamma` is
+            negative or not finite, `chunk_size` is below 1, or `x`, `z` or `charges` hold NaN or infinity (the error
+            names the index).
     """
+    check_gamma(gamma)
     sigmas = _expand_sigma(z, x)
     field = normalize_field(pull(x.flatten(1), sigmas, charges, 1.0, chunk_size), sigmas, gamma)
     _check_result(field, x, sigmas, charges)
@@ -136,8 +138,8 @@ class ChargeField(torch.nn.Module):
         gamma: γ of the normalized field, in data units. Defaults to 5.
 
     Raises:
-        ValueError: if `charges` is empty or holds NaN or infinity, `aug_dim` is not positive, or `prediction_type` is
-            another word.
+        ValueError: if `charges` is empty or holds NaN or infinity, `aug_dim` is not positive, `prediction_type` is
+            another word, or `gamma` is negative or not finite.
 
     Examples:
         >>> field = ChargeField(torch.rand(5, 1, 8, 8), prediction_type="sample")
@@ -155,6 +157,7 @@ class ChargeField(torch.nn.Module):
         super().__init__()
         if prediction_type not in ("field", "sample", "epsilon"):
             raise ValueError(f"`prediction_type` must be 'field', 'sample' or 'epsilon', but is {prediction_type!r}.")
+        check_gamma(gamma)
         self.charges = Charges(charges)
         channels = charges.shape[1]
         self.config = SimpleNamespace(

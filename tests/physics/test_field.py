@@ -219,6 +219,15 @@ def test_many_points_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(posterior_mean(x, sigma, charges), torch.cat(expected), atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_charges_are_a_copy(dtype: torch.dtype) -> None:
+    data, x = torch.rand(5, 3, dtype=dtype, generator=seeded()), torch.rand(2, 3, generator=seeded(1))
+    field, charges = ChargeField(data, prediction_type="sample"), Charges(data, dtype)
+    expected = field(x, 0.1).sample, posterior_mean(x, 0.1, charges)
+    data.mul_(0.5).add_(0.5)  # as to show images of [-1, 1]
+    assert torch.equal(field(x, 0.1).sample, expected[0]) and torch.equal(posterior_mean(x, 0.1, charges), expected[1])
+
+
 @pytest.mark.parametrize("gamma", [-5.0, math.nan, math.inf])
 def test_gamma_must_be_finite_and_not_negative(gamma: float) -> None:
     charges = torch.rand(3, 2)

@@ -116,6 +116,12 @@ def test_bad_input_is_explained(digits: torch.Tensor) -> None:
         objective(make_tiny_unet(), data, broken)
     with pytest.raises(ValueError, match="`clean` must be finite, but index 3 holds"):
         PerturbationObjective(Parameterization("epsilon"))(make_tiny_unet(out_channels=1), broken)
+    for name in ("p_mean", "p_std"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a finite number, but is nan"):
+            PerturbationObjective(Parameterization("epsilon"), **{name: math.nan})
+    for probability in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match=f"`probability` must be a number from 0 to 1, but is {probability}"):
+            drop_labels(torch.zeros(3), probability, 7)
     with pytest.raises(ValueError, match="'field' needs the field of many charges: use `FieldObjective`"):
         PerturbationObjective(Parameterization("field"))
 

@@ -72,8 +72,8 @@ class ConsistencyObjective:
         null_class: label of the null class, whose samples learn no guidance; None, the default, if there is none.
 
     Raises:
-        ValueError: if `parameterization` has no boundary, `guidance_scale` is not 1 without `unconditional`,
-            `sigma_max` or `data_std` is not positive, or `aug_dim` is below 0.01.
+        ValueError: if `parameterization` has no boundary, `guidance_scale` is not finite or not 1 without
+            `unconditional`, `sigma_max` or `data_std` is not positive, or `aug_dim` is below 0.01.
     """
 
     def __init__(
@@ -88,6 +88,8 @@ class ConsistencyObjective:
     ) -> None:
         if parameterization.boundary is None:
             raise ValueError("`parameterization` needs a `boundary` for a consistency model, such as 0.1 σ_d.")
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, but is {guidance_scale}. Use 1 for none.")
         if guidance_scale != 1 and unconditional is None:
             raise ValueError(f"`guidance_scale` = {guidance_scale} needs `unconditional`, the frozen network.")
         for name, value in (("sigma_max", sigma_max), ("data_std", data_std)):

@@ -62,7 +62,7 @@ class PerturbationObjective:
             `PoissonFlow`; for small D its losses overflow.
 
     Raises:
-        ValueError: if the prediction type is "field", or `aug_dim` is below 0.01.
+        ValueError: if the prediction type is "field", `p_mean` or `p_std` is not finite, or `aug_dim` is below 0.01.
 
     Examples:
         >>> from diffusers_pfgm import PoissonFlowScheduler
@@ -87,6 +87,9 @@ class PerturbationObjective:
             raise ValueError(
                 "prediction_type 'field' needs the field of many charges: use `FieldObjective`, or another type here."
             )
+        for name, value in (("p_mean", p_mean), ("p_std", p_std)):
+            if not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, but is {value}.")
         self.parameterization = parameterization
         self.kernel = PoissonKernel(aug_dim)
         self.p_mean = p_mean

@@ -28,7 +28,7 @@ from diffusers_pfgm import PoissonFlowScheduler
         ({"sigma_min": None}, "but are None and 40.0"),
         ({"prediction_type": "flow"}, "`prediction_type` must be one of .* but is 'flow'"),
         ({"solver": "rk45"}, "`solver` must be one of .* but is 'rk45'"),
-        ({"solver_order": 4}, "`solver_order` must be 1, 2 or 3, but is 4"),
+        ({"solver_order": 4}, r"`solver_order` \(`order` of `plan_steps`\) must be 1, 2 or 3, but is 4"),
         ({"solver_order": 2.0}, "`solver_order` must be a whole number, but is 2.0"),
         ({"max_norm": math.inf}, "`max_norm` must be a finite number > 0 or None, but is inf"),
         ({"gamma": math.inf}, "`gamma` must be a finite number >= 0, but is inf"),

@@ -152,6 +152,8 @@ def test_each_sample_has_its_own_generator() -> None:
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="needs a `boundary`"):
         ConsistencyObjective(Parameterization("epsilon", sigma_data=0.5), 80.0, 0.5)
+    with pytest.raises(ValueError, match="`guidance_scale` must be a finite number, but is nan"):
+        ConsistencyObjective(EDM, 80.0, 0.5, None, math.nan, lambda x, sigma: x)
     with pytest.raises(ValueError, match=r"`guidance_scale` = 2.0 needs `unconditional`"):
         ConsistencyObjective(EDM, 80.0, 0.5, None, 2.0)
     with pytest.raises(ValueError, match="`clean`"):

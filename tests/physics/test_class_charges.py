@@ -29,6 +29,12 @@ def test_a_label_that_no_charge_has_selects_all_charges(digits: torch.Tensor, la
     assert torch.allclose(field, normalized_field(x, z, digits), atol=1e-12)
 
 
+def test_a_label_may_be_a_tensor(digits: torch.Tensor, labels: torch.Tensor) -> None:
+    charges = ClassCharges(digits, labels)
+    for label in (torch.tensor(3), torch.tensor([3]), torch.tensor(3.0)):
+        assert torch.equal(charges.of(label).points, charges.of(3).points)
+
+
 def test_a_class_is_a_view(digits: torch.Tensor, labels: torch.Tensor) -> None:
     charges = ClassCharges(digits, labels)
     assert charges.of(3).points.untyped_storage().data_ptr() == charges.all.points.untyped_storage().data_ptr()

@@ -207,7 +207,9 @@ def test_on_a_charge_at_sigma_zero_the_mean_is_the_charge(aug_dim: float) -> Non
 def test_on_a_charge_at_sigma_zero_the_field_is_zero() -> None:
     charges = torch.randn(4, 6, generator=seeded(0))
     assert torch.allclose(normalized_field(charges[:2], 0.0, charges), torch.zeros(2, 7))
-    assert normalized_field(charges[:2], 0.0, charges, gamma=0.0).isfinite().all()  # without a direction, but not NaN
+    for size in (2, 784):
+        points = torch.eye(3, size)  # on a charge the field has no direction, but is not NaN
+        assert torch.equal(normalized_field(points, 0.0, points, gamma=0.0), torch.zeros(3, size + 1))
 
 
 def test_many_points_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +219,23 @@ def test_many_points_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     sigma = torch.linspace(0.1, 3, 9, dtype=torch.float64)
     expected = [naive_posterior_mean(x[i : i + 1], sigma[i].item(), charges, 1.0) for i in range(9)]
     assert torch.allclose(posterior_mean(x, sigma, charges), torch.cat(expected), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_charges_are_a_copy(dtype: torch.dtype) -> None:
+    data, x = torch.rand(5, 3, dtype=dtype, generator=seeded()), torch.rand(2, 3, generator=seeded(1))
+    field, charges = ChargeField(data, prediction_type="sample"), Charges(data, dtype)
+    expected = field(x, 0.1).sample, posterior_mean(x, 0.1, charges)
+    data.mul_(0.5).add_(0.5)  # as to show images of [-1, 1]
+    assert torch.equal(field(x, 0.1).sample, expected[0]) and torch.equal(posterior_mean(x, 0.1, charges), expected[1])
+
+
+@pytest.mark.parametrize("gamma", [-5.0, math.nan, math.inf])
+def test_gamma_must_be_finite_and_not_negative(gamma: float) -> None:
+    charges = torch.rand(3, 2)
+    for call in (lambda: normalized_field(charges, 1.0, charges, gamma), lambda: ChargeField(charges, gamma=gamma)):
+        with pytest.raises(ValueError, match="`gamma` must be a finite number >= 0, but is"):
+            call()
 
 
 def test_charge_field_uses_gamma() -> None:

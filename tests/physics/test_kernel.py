@@ -143,3 +143,28 @@ def test_log_prob_is_finite_for_every_possible_draw() -> None:
         expected = -(2 + 0.01) * math.log(size)  # the part −(N + D) log ‖x‖, plus a constant
         constant = PoissonKernel(0.01).log_prob(x / size * 1e100, 0.7).item() + (2 + 0.01) * math.log(1e100)
         assert PoissonKernel(0.01).log_prob(x, 0.7).item() == pytest.approx(expected + constant, rel=1e-12)
+
+
+def test_log_prob_has_at_least_the_range_of_float32() -> None:
+    x = torch.full((2, 200_000), 0.5)
+    for dtype in (torch.float16, torch.bfloat16):
+        log_prob = PoissonKernel(1.0).log_prob(x.to(dtype), 80.0)  # about -1e6, which float16 does not have
+        assert log_prob.dtype == torch.float32 and torch.equal(log_prob, PoissonKernel(1.0).log_prob(x, 80.0))
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, math.inf, torch.tensor([1.0, -1.0])])
+def test_log_prob_needs_a_positive_sigma(sigma: float | torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="`sigma` must be a finite number > 0 for every sample, but is"):
+        PoissonKernel(1.0).log_prob(torch.ones(2, 3), sigma)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (3,), (1, 2)])
+def test_log_prob_needs_a_number_or_a_sigma_for_each_sample(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`sigma` must be a number or have the shape \(2,\), but has"):
+        PoissonKernel(1.0).log_prob(torch.ones(2, 3), torch.ones(shape))
+
+
+@pytest.mark.parametrize("max_norm", [math.nan, 0.0, -1.0])
+def test_max_norm_must_be_positive(max_norm: float) -> None:
+    with pytest.raises(ValueError, match="`max_norm` must be a number > 0 or None, but is"):
+        PoissonKernel(1.0).sample((2, 3), max_norm=max_norm)

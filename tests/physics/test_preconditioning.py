@@ -148,7 +148,9 @@ def test_bad_input_is_explained() -> None:
         Parameterization("score")
     with pytest.raises(ValueError, match="`gamma` must be a finite number >= 0, but is -1"):
         Parameterization("field", gamma=-1)
-    with pytest.raises(ValueError, match="`sigma_data` must be a number > 0 or None, but is 0"):
+    with pytest.raises(ValueError, match="`sigma_data` must be a finite number > 0 or None, but is inf"):
+        Parameterization("epsilon", sigma_data=math.inf)
+    with pytest.raises(ValueError, match="`sigma_data` must be a finite number > 0 or None, but is 0"):
         Parameterization("epsilon", sigma_data=0)
     with pytest.raises(ValueError, match=r"must have the shape \(6, 3, 4, 3\) for prediction_type 'field'"):
         Parameterization("field").check_output(X, X)

@@ -1,9 +1,18 @@
 """Configurations are checked, and survive a round trip through a file."""
 
+import inspect
 import math
 from typing import Any
 
 import pytest
+import torch
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+)
 
 from diffusers_pfgm import PoissonFlowScheduler
 
@@ -19,7 +28,7 @@ from diffusers_pfgm import PoissonFlowScheduler
         ({"sigma_min": None}, "but are None and 40.0"),
         ({"prediction_type": "flow"}, "`prediction_type` must be one of .* but is 'flow'"),
         ({"solver": "rk45"}, "`solver` must be one of .* but is 'rk45'"),
-        ({"solver_order": 4}, "`solver_order` must be 1, 2 or 3, but is 4"),
+        ({"solver_order": 4}, r"`solver_order` \(`order` of `plan_steps`\) must be 1, 2 or 3, but is 4"),
         ({"solver_order": 2.0}, "`solver_order` must be a whole number, but is 2.0"),
         ({"max_norm": math.inf}, "`max_norm` must be a finite number > 0 or None, but is inf"),
         ({"gamma": math.inf}, "`gamma` must be a finite number >= 0, but is inf"),
@@ -55,3 +64,29 @@ def test_infinite_aug_dim_is_saved_as_null(tmp_path: Any) -> None:
 
 def test_original_sample_is_another_name_of_sample() -> None:
     assert PoissonFlowScheduler(prediction_type="original_sample").config.prediction_type == "sample"
+
+
+@pytest.mark.parametrize("theirs", [EDMDPMSolverMultistepScheduler, DDIMScheduler, CMStochasticIterativeScheduler])
+def test_methods_take_the_arguments_of_diffusers(theirs: Any) -> None:
+    shared = {"set_begin_index", "scale_model_input", "index_for_timestep", "set_timesteps", "add_noise", "__len__"}
+    for name in shared & vars(theirs).keys():
+        ours = inspect.signature(getattr(PoissonFlowScheduler, name)).parameters
+        assert inspect.signature(getattr(theirs, name)).parameters.keys() <= ours.keys(), name
+
+
+def test_its_length_is_that_of_the_scheduler_it_was_made_from() -> None:
+    for scheduler in (EDMEulerScheduler(), DDIMScheduler(num_train_timesteps=500)):
+        assert len(PoissonFlowScheduler.from_config(scheduler.config)) == len(scheduler)
+    trained = DDPMScheduler(trained_betas=[0.01, 0.02, 0.03])
+    assert len(PoissonFlowScheduler.from_config(trained.config)) == len(trained.betas)
+
+
+def test_one_trained_timestep() -> None:
+    theirs = DDIMScheduler(num_train_timesteps=1, beta_start=0.5, clip_sample=False)
+    ours = PoissonFlowScheduler.from_config(theirs.config)
+    x, output = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.3)
+    ends = []
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(1)
+        ends.append(scheduler.step(output, scheduler.timesteps[0], x).prev_sample)
+    assert torch.allclose(*ends)

@@ -103,6 +103,12 @@ def test_a_network_with_the_wrong_output_shape_raises() -> None:
         fit_sigmas(make_tiny_unet(1, 1), PoissonFlowScheduler(), (1, 8, 8))
 
 
+def test_a_field_of_another_d_or_gamma_raises(charges: torch.Tensor) -> None:
+    for name, field in (("aug_dim", ChargeField(charges, aug_dim=64.0)), ("gamma", ChargeField(charges, gamma=1.0))):
+        with pytest.raises(ValueError, match=f"`{name}` is .* of the field, but .* of the scheduler"):
+            fit_sigmas(field, PoissonFlowScheduler(), (1, 4, 4), seeded())
+
+
 def test_the_density_plot(charges: torch.Tensor, tmp_path: Path) -> None:
     fitted = fit_sigmas(ChargeField(charges), PoissonFlowScheduler(), (1, 4, 4), seeded())
     figure = plot_sigma_density(fitted, 12)

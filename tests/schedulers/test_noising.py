@@ -85,6 +85,34 @@ def test_add_noise_keeps_the_dtype() -> None:
     noisy = scheduler.add_noise(x.half(), noise.half(), scheduler.timesteps)
     expected = scheduler.add_noise(x, noise, scheduler.timesteps).half()
     assert noisy.dtype == torch.float16 and torch.equal(noisy, expected)
+    mixed = scheduler.add_noise(x.half(), noise, scheduler.timesteps)
+    assert mixed.dtype == torch.float16 and torch.equal(mixed, expected)
+
+
+def test_heavy_tailed_noise_does_not_overflow_float16() -> None:
+    scheduler = PoissonFlowScheduler()
+    noise = torch.tensor([[3000.0, -3000.0, 1.0]]).half()
+    noisy = scheduler.add_noise(torch.zeros(1, 3).half(), noise, torch.tensor([40.0]))
+    assert noisy.tolist() == [[65504.0, -65504.0, 40.0]]
+
+
+def test_a_velocity_keeps_the_dtype() -> None:
+    x, noise = (torch.randn(4, 2, 3, 3, generator=seeded(i)) for i in (0, 1))
+    statistics = {"sigma_data": 0.5, "data_mean": 0.0, "mean_square_std": 0.1}
+    for options in ({}, {"beta_schedule": "linear"}, statistics):
+        scheduler = PoissonFlowScheduler(prediction_type="v_prediction", **options)
+        t = torch.full((4,), 2.0)
+        velocity = scheduler.get_velocity(x.half(), noise, t)
+        expected = scheduler.get_velocity(x.half().float(), noise, t).half()
+        assert velocity.dtype == torch.float16 and torch.equal(velocity, expected)
+
+
+def test_integer_samples_are_refused() -> None:
+    scheduler = PoissonFlowScheduler(prediction_type="v_prediction")
+    x, noise, t = torch.ones(2, 1, 4, 4).to(torch.uint8), torch.ones(2, 1, 4, 4), torch.tensor([1.0])
+    for name, call in (("original_samples", scheduler.add_noise), ("sample", scheduler.get_velocity)):
+        with pytest.raises(ValueError, match=rf"`{name}` must be a tensor of floating-point numbers, but is .*uint8"):
+            call(x, noise, t)
 
 
 @pytest.mark.parametrize(

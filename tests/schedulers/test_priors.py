@@ -37,6 +37,14 @@ def test_points_on_the_hemisphere_are_on_the_same_ray_and_have_the_same_distance
         assert torch.allclose(distances, torch.full((100,), 40.0 * (64 + aug_dim) ** 0.5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_the_mean_has_no_direction_and_stays(prior: str, dtype: torch.dtype) -> None:
+    scheduler = PoissonFlowScheduler(prior=prior)
+    scheduler.set_timesteps(5)
+    assert torch.equal(scheduler.move_to_prior(torch.zeros(2, 784, dtype=dtype)), torch.zeros(2, 784, dtype=dtype))
+
+
 @pytest.mark.parametrize("prior", ["shell", "hemisphere"])
 def test_very_distant_points_keep_their_direction(prior: str) -> None:
     scheduler = PoissonFlowScheduler(aug_dim=0.05, prior=prior)

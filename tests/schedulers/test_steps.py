@@ -152,6 +152,7 @@ def test_indices_follow_the_run_and_are_reset() -> None:
     scheduler, x = PoissonFlowScheduler(), CHARGES[:3] + 0.3
     scheduler.set_timesteps(8)
     assert scheduler.index_for_timestep(123.0) == 0 and scheduler.step_index is None
+    assert scheduler.index_for_timestep(scheduler.timesteps[5], scheduler.timesteps[2:]) == 3
     scheduler.set_begin_index(3)
     scheduler.step(torch.ones(3, 2, 4, 4), scheduler.timesteps[3], x)
     assert scheduler.begin_index == 3 and scheduler.step_index == 4

@@ -59,12 +59,20 @@ def test_custom_sigmas_replace_the_number_of_steps() -> None:
         ({"timesteps": "900"}, "`timesteps` must be a list of numbers, but is '900'"),
         ({"num_inference_steps": "20"}, "whole number >= 1, but is '20'"),
         ({"num_inference_steps": True}, "whole number >= 1, but is True"),
-        ({"timesteps": [1.0, 2.0]}, "`timesteps` must be a list of positive, strictly decreasing numbers"),
+        ({"timesteps": [1.0, 2.0]}, "`timesteps` must be a list of strictly decreasing numbers"),
     ],
 )
 def test_invalid_timesteps_raise(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PoissonFlowScheduler().set_timesteps(**arguments)
+
+
+@pytest.mark.parametrize("timesteps", [[999, 500, 1], [30.0, 1.0], [100.0, 1.0], [-1.0, 1.0], [1.0, math.nan]])
+def test_timesteps_of_another_preconditioning_raise(timesteps: list[float]) -> None:
+    """EDM's timesteps are ln(σ)/4, so that those of a DDPM have a σ beyond the range of floating-point numbers."""
+    scheduler = PoissonFlowScheduler(prediction_type="epsilon", sigma_data=0.5)
+    with pytest.raises(ValueError, match=r"`timesteps` must be a list of strictly decreasing numbers .*ln\(sigma\)/4"):
+        scheduler.set_timesteps(timesteps=timesteps)
 
 
 def test_custom_sigmas_on_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +99,8 @@ def test_equal_sigmas_in_float32_raise() -> None:
         scheduler.set_timesteps(100)
 
 
-@pytest.mark.parametrize("begin", [-1, 4])
-def test_a_begin_index_without_steps_raises(begin: int) -> None:
+@pytest.mark.parametrize("begin", [-1, 4, 1.5, None])
+def test_a_begin_index_without_steps_raises(begin: Any) -> None:
     scheduler = PoissonFlowScheduler()
     scheduler.set_timesteps(4)
     with pytest.raises(

@@ -181,3 +181,15 @@ def test_a_long_step_does_no_harm() -> None:
     x = 40 * torch.randn(200, 16, generator=seeded(1), dtype=torch.float64)
     end = integrate(x, mean, [40.0, *spaced(4, 0.4, 14), 0.01, 0.0])
     assert torch.cdist(end, charges).min(1).values.max() < 1e-6
+
+
+@pytest.mark.parametrize("solver", [("rk45",), ("Heun",), ("multistep", 0), ("multistep", 4), ("multistep", 2.0)])
+def test_unknown_solvers_and_orders_raise(solver: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`solver` must be one of|`plan_steps`\) must be 1, 2 or 3, but is"):
+        plan_steps([4.0, 2.0, 1.0], *solver)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sigmas", [[4.0, 0.0, 1.0], [-1.0, 2.0], [math.nan, 1.0], [math.inf, 1.0], [2.0, 2.0, 1.0]])
+def test_sigmas_of_no_run_raise(sigmas: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"`sigmas` must be finite and positive \(the last may be 0\)"):
+        plan_steps(sigmas)

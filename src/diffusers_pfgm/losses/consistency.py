@@ -48,7 +48,7 @@ from ..physics.charges import check_finite
 from ..physics.denoiser import Denoise
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, draw
+from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, check_floating, draw
 from .loss_output import LossOutput
 
 # Noise levels in standard deviations σ_d of the data, see above.
@@ -72,8 +72,8 @@ class ConsistencyObjective:
         null_class: label of the null class, whose samples learn no guidance; None, the default, if there is none.
 
     Raises:
-        ValueError: if `parameterization` has no boundary, `guidance_scale` is not 1 without `unconditional`,
-            `sigma_max` or `data_std` is not positive, or `aug_dim` is below 0.01.
+        ValueError: if `parameterization` has no boundary, `guidance_scale` is not finite or not 1 without
+            `unconditional`, `sigma_max` or `data_std` is not positive, or `aug_dim` is below 0.01.
     """
 
     def __init__(
@@ -88,6 +88,8 @@ class ConsistencyObjective:
     ) -> None:
         if parameterization.boundary is None:
             raise ValueError("`parameterization` needs a `boundary` for a consistency model, such as 0.1 σ_d.")
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, but is {guidance_scale}. Use 1 for none.")
         if guidance_scale != 1 and unconditional is None:
             raise ValueError(f"`guidance_scale` = {guidance_scale} needs `unconditional`, the frozen network.")
         for name, value in (("sigma_max", sigma_max), ("data_std", data_std)):
@@ -140,9 +142,10 @@ class ConsistencyObjective:
             The loss and its parts.
 
         Raises:
-            ValueError: if `clean` holds NaN or infinity, the model's output has the wrong shape, or there are no
-                `class_labels` although the objective has guidance.
+            ValueError: if `clean` is not floating-point or holds NaN or infinity, the model's output has the wrong
+                shape, or there are no `class_labels` although the objective has guidance.
         """
+        check_floating("clean", clean)
         check_finite("clean", clean)
         if class_labels is None and self.guidance_scale != 1:
             raise ValueError(f"`guidance_scale` = {self.guidance_scale} needs `class_labels` for each sample.")
@@ -157,13 +160,14 @@ class ConsistencyObjective:
             sample = functools.partial(sample_bounded, self.kernel)
         noise = sample(tuple(clean.shape), torch.ones_like(sigma), generator, clean.device, clean.dtype)
         t, r = (append_dims(each, clean.ndim) for each in (sigma, smaller))
-        x = clean + t * noise
+        x = clean + t * noise  # float32 at least, since x_r differs little from it
+        predict = functools.partial(self._predict, model, model_kwargs, clean.dtype)
         with torch.no_grad():
             x_r = x + (r - t) * self._direction(x, t, noise, class_labels)
             # Where r = 0 the result is not used, but the network needs a positive noise level.
-            predicted, _ = self._predict(model, x_r, r.clamp(min=LEAST_SIGMA * self.data_std), model_kwargs)
+            predicted, _ = predict(x_r, r.clamp(min=LEAST_SIGMA * self.data_std))
             target = torch.where(r > 0, predicted, x_r)
-        predicted, noise_level = self._predict(model, x, t, model_kwargs)
+        predicted, noise_level = predict(x, t)
         squares = (predicted - target).flatten(1).square().mean(1)
         huber = (HUBER * self.data_std) ** 2
         scale = torch.as_tensor(noise_level, device=x.device).expand_as(t).flatten()
@@ -172,13 +176,18 @@ class ConsistencyObjective:
         return LossOutput(per_sample.mean(), per_sample.detach(), sigma)
 
     def _predict(
-        self, model: Callable[..., Any], x: torch.Tensor, sigma: torch.Tensor, model_kwargs: dict[str, Any]
+        self,
+        model: Callable[..., Any],
+        model_kwargs: dict[str, Any],
+        dtype: torch.dtype,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
     ) -> tuple[torch.Tensor, Any]:
         """Return f(x, σ) (B, C, *) and the noise level of the preconditioning."""
         model_input, timestep, noise_level = self.parameterization.model_input(x, sigma)
-        output = model(model_input, timestep, **model_kwargs).sample
+        output = model(cast_clamped(model_input, dtype), timestep, **model_kwargs).sample
         self.parameterization.check_output(output, x)
-        return self.parameterization.denoised(output.float(), x, noise_level), noise_level
+        return self.parameterization.denoised(at_least_float32(output), x, noise_level), noise_level
 
     def _direction(
         self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None

@@ -29,7 +29,7 @@ from ..physics.class_charges import ClassCharges
 from ..physics.field import normalized_field
 from ..physics.parameterization import Parameterization
 from ..physics.perturbation import PFGMHyperparameters, perturb
-from ..physics.tensors import Generators, append_dims
+from ..physics.tensors import Generators, append_dims, at_least_float32, check_floating
 from .charge_targets import target_of_charges
 from .loss_output import LossOutput, mean_squares
 
@@ -92,10 +92,11 @@ class FieldObjective:
             The loss and its parts. Its `sigma` is z.
 
         Raises:
-            ValueError: if `clean` or `charges` hold NaN or infinity (the error names the index), `charge_labels` are
-                given without `class_labels` or do not have one label for each charge, `charges` are `Charges` although
-                there are class labels, or the model's output has the wrong shape.
+            ValueError: if `clean` is not floating-point, `clean` or `charges` hold NaN or infinity (the error names the
+                index), `charge_labels` are given without `class_labels` or do not have one label for each charge,
+                `charges` are `Charges` although there are class labels, or the model's output has the wrong shape.
         """
+        check_floating("clean", clean)
         check_finite("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
         charges = clean if charges is None else charges
@@ -111,4 +112,4 @@ class FieldObjective:
         self.parameterization.check_output(output, clean)
         v_x = output[:, :-1].flatten(1)
         v_z = output[:, -1:].flatten(1).mean(1, keepdim=True)
-        return mean_squares(torch.cat([v_x, v_z], dim=1).float() - target, z)
+        return mean_squares(at_least_float32(torch.cat([v_x, v_z], dim=1)) - target, z)

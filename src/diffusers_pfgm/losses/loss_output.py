@@ -52,7 +52,12 @@ def drop_labels(
 
     Returns:
         A copy of the labels (B,).
+
+    Raises:
+        ValueError: if `probability` is not from 0 to 1.
     """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"`probability` must be a number from 0 to 1, but is {probability}.")
     drops = draw(torch.rand, tuple(class_labels.shape), generator, class_labels.device) < probability
     return class_labels.masked_fill(drops, null_label)
 

@@ -38,7 +38,7 @@ from ..physics.charges import check_finite
 from ..physics.field import posterior_mean
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, draw
+from ..physics.tensors import Generators, append_dims, at_least_float32, check_floating, draw
 from .charge_targets import AnyCharges, target_of_charges
 from .loss_output import LossOutput, mean_squares
 
@@ -62,7 +62,7 @@ class PerturbationObjective:
             `PoissonFlow`; for small D its losses overflow.
 
     Raises:
-        ValueError: if the prediction type is "field", or `aug_dim` is below 0.01.
+        ValueError: if the prediction type is "field", `p_mean` or `p_std` is not finite, or `aug_dim` is below 0.01.
 
     Examples:
         >>> from diffusers_pfgm import PoissonFlowScheduler
@@ -87,6 +87,9 @@ class PerturbationObjective:
             raise ValueError(
                 "prediction_type 'field' needs the field of many charges: use `FieldObjective`, or another type here."
             )
+        for name, value in (("p_mean", p_mean), ("p_std", p_std)):
+            if not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, but is {value}.")
         self.parameterization = parameterization
         self.kernel = PoissonKernel(aug_dim)
         self.p_mean = p_mean
@@ -131,10 +134,11 @@ class PerturbationObjective:
             The loss and its parts.
 
         Raises:
-            ValueError: if `clean` or `charges` hold NaN or infinity (the error names the index), `charge_labels` are
-                given without `class_labels` or do not have one label for each charge, `charges` are `Charges` although
-                there are class labels, or the model's output has the wrong shape.
+            ValueError: if `clean` is not floating-point, `clean` or `charges` hold NaN or infinity (the error names the
+                index), `charge_labels` are given without `class_labels` or do not have one label for each charge,
+                `charges` are `Charges` although there are class labels, or the model's output has the wrong shape.
         """
+        check_floating("clean", clean)
         check_finite("clean", clean)
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
@@ -158,4 +162,4 @@ class PerturbationObjective:
             )
         output = model(model_input, timestep, **model_kwargs).sample
         parameterization.check_output(output, clean)
-        return mean_squares(output.float() - parameterization.target(denoised, x, noise_level), sigma)
+        return mean_squares(at_least_float32(output) - parameterization.target(denoised, x, noise_level), sigma)

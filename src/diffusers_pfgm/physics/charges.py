@@ -59,7 +59,8 @@ class Charges:
                 f"`charges` must have the shape (K, *) with at least one charge, but has {tuple(charges.shape)}."
             )
         self.shape = charges.shape
-        self.points = charges.flatten(1).to(dtype or working_dtype(charges.device))
+        # A copy even if the dtype is the same: the squares would be wrong if the caller changed the charges in place.
+        self.points = charges.flatten(1).to(dtype or working_dtype(charges.device), copy=True)
         self.squares = torch.linalg.vector_norm(self.points, dim=1).square()
         check_finite("charges", self.squares.unsqueeze(1))
 

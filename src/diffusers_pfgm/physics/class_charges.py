@@ -37,9 +37,10 @@ class ClassCharges:
         starts = [0, *ends[:-1]]
         self._rows = {int(label): slice(*rows) for label, *rows in zip(classes, starts, ends, strict=True)}
 
-    def of(self, label: int) -> Charges:
+    def of(self, label: int | torch.Tensor) -> Charges:
         """The charges with this label; all charges if none has it, as for the null class."""
-        return self.all[self._rows[label]] if label in self._rows else self.all
+        rows = self._rows.get(int(label))  # a tensor of one element is a label too, but no key of the dictionary
+        return self.all if rows is None else self.all[rows]
 
 
 def charges_of_class(charges: torch.Tensor, labels: torch.Tensor, label: int) -> torch.Tensor:

@@ -39,11 +39,18 @@ P_LIMIT = 1e-3  # if 1 − p² is below this limit, the distance is not computed
 MAX_DISTANCE = 1e5  # limit of ‖x̂ − x‖ − ‖x‖ in units of γ + z; larger than for the exact field of any usual data
 
 
+def check_gamma(gamma: float) -> None:
+    """Raise a ValueError unless γ is a finite number ≥ 0."""
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"`gamma` must be a finite number >= 0, but is {gamma}.")
+
+
 def normalize_field(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torch.Tensor:
     """The normalized field (B, N + 1) from the offset x̂ − x (B, N) and z (B,), in the dtype of the offset."""
     field, factor = rescale_for_squaring(torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1))
     length = torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma / factor
-    return field * (math.sqrt(offset.shape[1]) / length.clamp(min=torch.finfo(field.dtype).tiny))
+    least = torch.finfo(field.dtype).tiny ** 0.5  # of no field at all, as on a charge at z = γ = 0
+    return field * (math.sqrt(offset.shape[1]) / length.clamp(min=least))
 
 
 def field_channels(field: torch.Tensor, shape: torch.Size) -> torch.Tensor:

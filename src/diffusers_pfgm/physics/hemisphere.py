@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from .charges import check_finite
-from .tensors import rescale_for_squaring, working_dtype
+from .tensors import check_floating, rescale_for_squaring, working_dtype
 
 PARALLEL = 1e-6  # a component of v orthogonal to u below this norm is rounding and does not define a great circle
 
@@ -69,8 +69,9 @@ class HemisphereLatents:
             Latents with directions in the dtype of x, and radii in the same dtype but at least float32.
 
         Raises:
-            ValueError: if `x` holds NaN or infinity, or a latent is 0 and so has no direction.
+            ValueError: if `x` is not floating-point, holds NaN or infinity, or a latent is 0 and so has no direction.
         """
+        check_floating("x", x)
         check_finite("x", x)
         scaled, factor = rescale_for_squaring(x.flatten(1).to(working_dtype(x.device)))
         norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .tensors import Generators, cast_clamped, column_shape, draw, rescale_for_squaring, working_dtype
+from .tensors import Generators, cast_clamped, check_floating, column_shape, draw, rescale_for_squaring, working_dtype
 
 MAX_REDRAWS = 1000  # the number of draws of a row after which an error says that `max_norm` is out of reach
 # The largest number of a draw, relative to the largest number of its dtype, so that later computations do not overflow.
@@ -37,6 +37,14 @@ def check_aug_dim(aug_dim: float | None) -> float:
             "a larger number for PFGM++ and None for a diffusion model."
         )
     return value
+
+
+def _check_shape(sigma: torch.Tensor, shape: Sequence[int]) -> None:
+    """Raise a ValueError unless σ is () or (B,) for samples of the shape (B, *)."""
+    if sigma.shape not in ((), tuple(shape[:1])):
+        raise ValueError(
+            f"`sigma` must be a number or have the shape {tuple(shape[:1])}, but has {tuple(sigma.shape)}."
+        )
 
 
 class PoissonKernel:
@@ -91,23 +99,22 @@ class PoissonKernel:
             the largest number itself).
 
         Raises:
-            ValueError: if a list of generators or `sigma` does not have B entries, or `max_norm` is so small that no
-                row within it is drawn.
+            ValueError: if a list of generators or `sigma` does not have B entries, or `max_norm` is not positive or so
+                small that no row within it is drawn.
         """
         if max_norm is not None:
+            if not max_norm > 0:
+                raise ValueError(f"`max_norm` must be a number > 0 or None, but is {max_norm}.")
             if isinstance(sigma, torch.Tensor):
                 raise ValueError("`sigma` must be a number together with `max_norm`, but is a tensor. Pass one number.")
             return self._sample_within(max_norm, shape, sigma, generator, device, dtype)
         shape = tuple(shape)
-        device = torch.device(device or "cpu")
+        device = torch.device("cpu" if device is None else device)
         dtype = dtype or torch.get_default_dtype()
         column = column_shape(shape)
         wide = torch.promote_types(dtype, torch.float32)
         if isinstance(sigma, torch.Tensor):
-            if sigma.shape not in ((), shape[:1]):
-                raise ValueError(
-                    f"`sigma` must be a number or have the shape {shape[:1]}, but has {tuple(sigma.shape)}."
-                )
+            _check_shape(sigma, shape)
             sigma = sigma.to(device, wide).view(column if sigma.ndim else ())
         gaussian = draw(functools.partial(torch.randn, dtype=wide), shape, generator, device)
         scale = sigma * self._radius(column, generator, device, wide)
@@ -152,7 +159,7 @@ class PoissonKernel:
                 "still larger. Set it to the `upper_norm` of training, or to None."
             )
 
-        return draw(redrawn, tuple(shape), generator, torch.device(device or "cpu"))
+        return draw(redrawn, tuple(shape), generator, torch.device("cpu" if device is None else device))
 
     def log_prob(self, x: torch.Tensor, sigma: float | torch.Tensor = 1.0) -> torch.Tensor:
         """The log-density of x − y, in nats, normalized over R^N.
@@ -162,10 +169,17 @@ class PoissonKernel:
             sigma: noise level σ, a number or (B,). Defaults to 1.
 
         Returns:
-            (B,), in the dtype of x; computed in float64 (float32 on MPS).
+            (B,), in the dtype of x but at least float32; computed in float64 (float32 on MPS).
+
+        Raises:
+            ValueError: if `x` is not floating-point, or `sigma` is not positive and finite or has another shape.
         """
+        check_floating("x", x)
         flat = x.flatten(1).to(working_dtype(x.device))
         scale = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device)
+        _check_shape(scale, x.shape)
+        if not ((scale > 0) & scale.isfinite()).all():
+            raise ValueError(f"`sigma` must be a finite number > 0 for every sample, but is {sigma}.")
         dim = flat.shape[1]
         if math.isinf(self.aug_dim):
             log_density = -(flat.square().sum(1) / scale.square()) / 2 - dim / 2 * math.log(2 * math.pi)
@@ -175,7 +189,7 @@ class PoissonKernel:
             # Where the factor is not 1, the 1 of log(1 + ‖x‖²/(Dσ²)) is negligible.
             log_sum = torch.log1p(squares / self.aug_dim) + 2 * factor.squeeze(1).log()
             log_density = self._log_constant(dim) - (dim + self.aug_dim) / 2 * log_sum
-        return (log_density - dim * scale.log()).to(x.dtype)
+        return (log_density - dim * scale.log()).to(torch.promote_types(x.dtype, torch.float32))
 
     def _log_constant(self, dim: int) -> float:
         """log Γ((N+D)/2) − log Γ(D/2) − (N/2) log(Dπ)."""

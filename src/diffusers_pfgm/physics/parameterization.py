@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .field_prediction import FieldPrediction
+from .field_prediction import FieldPrediction, check_gamma
 from .noise_estimate import NoiseEstimate
 from .preconditioning import (
     ZERO_SNR_SIGMA,
@@ -25,7 +25,7 @@ from .preconditioning import (
     StudentTPreconditioning,
 )
 from .prediction import EpsilonPrediction, Prediction, SamplePrediction, VPrediction
-from .tensors import append_dims
+from .tensors import append_dims, cast_clamped
 
 PREDICTIONS: dict[str, Callable[[Preconditioning, float], Prediction]] = {
     "field": FieldPrediction,
@@ -59,10 +59,10 @@ class Parameterization:
         prediction: the `Prediction` that relates its output to x̂.
 
     Raises:
-        ValueError: if `prediction_type` is unknown, `gamma` is negative or not finite, `sigma_data` is not positive,
-            both `sigma_data` and `train_sigmas` are set, `noise_estimate` is set without `sigma_data`, `boundary` is
-            not positive or is set together with `train_sigmas`, or `prediction_type` does not support `learns_variance`
-            or the infinite noise level of `train_sigmas`.
+        ValueError: if `prediction_type` is unknown, `gamma` is negative or not finite, `sigma_data` is not positive and
+            finite, both `sigma_data` and `train_sigmas` are set, `noise_estimate` is set without `sigma_data`,
+            `boundary` is not positive or is set together with `train_sigmas`, or `prediction_type` does not support
+            `learns_variance` or the infinite noise level of `train_sigmas`.
     """
 
     prediction_type: str = "field"
@@ -77,10 +77,9 @@ class Parameterization:
     def __post_init__(self) -> None:
         if self.prediction_type not in (*PREDICTIONS,):  # a tuple, since the value may not be hashable
             raise ValueError(f"`prediction_type` must be one of {(*PREDICTIONS,)}, but is {self.prediction_type!r}.")
-        if not 0 <= self.gamma < math.inf:
-            raise ValueError(f"`gamma` must be a finite number >= 0, but is {self.gamma}.")
-        if self.sigma_data is not None and not self.sigma_data > 0:
-            raise ValueError(f"`sigma_data` must be a number > 0 or None, but is {self.sigma_data}.")
+        check_gamma(self.gamma)
+        if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"`sigma_data` must be a finite number > 0 or None, but is {self.sigma_data}.")
         if self.learns_variance and self.prediction_type == "field":
             raise ValueError(
                 "`variance_type` 'learned' and 'learned_range' are for networks of diffusion models, but "
@@ -195,10 +194,11 @@ class Parameterization:
             sigma: noise level σ, a number, () or (B, 1, ...).
 
         Returns:
-            c_in x, (B, C, *); the timestep, a number, () or (B,); and the noise level, a number, () or (B, 1, ...).
+            c_in x, (B, C, *), in the dtype of x; the timestep, a number, () or (B,); and the noise level, a number, ()
+            or (B, 1, ...).
         """
         noise_level = self.noise_level(x, sigma)
-        return self.c_in(noise_level) * x, self.timestep(noise_level), noise_level
+        return cast_clamped(self.c_in(noise_level) * x, x.dtype), self.timestep(noise_level), noise_level
 
     def noise_level_at(self, timestep: Scalar, ndim: int) -> Scalar:
         """The noise level for which a network was called with a timestep, shaped for x with `ndim` dimensions.

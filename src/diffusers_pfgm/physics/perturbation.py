@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .tensors import Generators, cast_clamped, draw
+from .tensors import Generators, cast_clamped, check_floating, draw
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,11 @@ def perturb(
 
     Returns:
         x (B, *) and z (B,), both in data units and in the dtype of `data`.
+
+    Raises:
+        ValueError: if `data` is not floating-point.
     """
+    check_floating("data", data)
     sigma = hyperparameters.sigma
     tau = hyperparameters.tau
     dim = data[0].numel()

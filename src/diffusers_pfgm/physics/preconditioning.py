@@ -34,10 +34,11 @@ import math
 import torch
 
 from .noise_estimate import NoiseEstimate
-from .tensors import piecewise_linear
+from .tensors import at_least_float32, piecewise_linear
 
 Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
 
+LARGEST_C_NOISE = 177.0  # of EDM's preconditioning: beyond it σ overflows float64
 ZERO_SNR_SIGMA = 2.0**40  # replaces σ = ∞: x̂ is then below the rounding error of x, even in float64
 
 
@@ -99,7 +100,9 @@ class EDMPreconditioning(Preconditioning):
         return (sigma.log() if isinstance(sigma, torch.Tensor) else math.log(sigma)) / 4
 
     def sigma(self, c_noise: Scalar) -> Scalar:
-        return (4 * c_noise).exp() if isinstance(c_noise, torch.Tensor) else math.exp(4 * c_noise)
+        if isinstance(c_noise, torch.Tensor):
+            return (4 * c_noise).exp()
+        return math.exp(4 * c_noise) if c_noise < LARGEST_C_NOISE else math.inf
 
     def epsilon_coefficients(self, sigma: Scalar) -> tuple[Scalar, Scalar]:
         total = sigma**2 + self.sigma_data**2
@@ -148,13 +151,13 @@ class DDPMPreconditioning(Preconditioning):
         if not isinstance(sigma, torch.Tensor):
             return float(self.c_noise(torch.tensor(sigma, dtype=torch.float64, device="cpu")))
         timesteps, log_sigmas = self._table(sigma)
-        return piecewise_linear(_at_least_float32(sigma).log(), log_sigmas, timesteps)
+        return piecewise_linear(at_least_float32(sigma).log(), log_sigmas, timesteps)
 
     def sigma(self, c_noise: Scalar) -> Scalar:
         if not isinstance(c_noise, torch.Tensor):
             return float(self.sigma(torch.tensor(c_noise, dtype=torch.float64, device="cpu")))
         timesteps, log_sigmas = self._table(c_noise)
-        return piecewise_linear(_at_least_float32(c_noise), timesteps, log_sigmas).exp()
+        return piecewise_linear(at_least_float32(c_noise), timesteps, log_sigmas).exp()
 
     def _table(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The training timesteps and their ln σ, on the device of `like`, in its dtype or at least float32."""
@@ -166,7 +169,3 @@ class DDPMPreconditioning(Preconditioning):
 @functools.lru_cache(maxsize=8)
 def _log_sigmas(train_sigmas: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.tensor(train_sigmas, dtype=dtype, device=device).log()
-
-
-def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -15,12 +15,26 @@ def working_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def check_floating(name: str, values: torch.Tensor) -> None:
+    """Raise a ValueError unless the numbers are floating-point: others would be rounded or wrapped without a word."""
+    if not values.is_floating_point():
+        raise ValueError(
+            f"`{name}` must be a tensor of floating-point numbers, but is {values.dtype}. Convert it by `.float()`; "
+            "bytes of an image become [-1, 1] by `images / 127.5 - 1`."
+        )
+
+
 def cast_clamped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Cast x to `dtype`, clamped to the range of float16 if that is the dtype, since heavy-tailed draws exceed it."""
     if dtype == torch.float16:
         limit = torch.finfo(dtype).max
         x = x.clamp(-limit, limit)
     return x.to(dtype)
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x in float32 if its dtype is narrower, such as float16, else x itself."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def linalg_with_cpu_fallback(function: Callable[..., Any], *matrices: torch.Tensor) -> torch.Tensor:
@@ -105,6 +119,8 @@ def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
 
 def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The piecewise linear function through (knots, values), both (K,) with increasing knots, at x of any shape."""
+    if len(knots) == 1:
+        return values.expand(x.shape)
     flat = x.reshape(-1)
     right = torch.searchsorted(knots, flat).clamp(1, len(knots) - 1)
     left = right - 1

@@ -15,6 +15,7 @@ from ..solvers.multistep import integrate
 from ..solvers.spacing import fit_knots, geometric_sigmas, sigmas_at
 from ..solvers.step_search import end_errors, search_sigmas
 from ..utils.checks import check_whole_number
+from .conversion import check_field_config
 from .scheduling_poisson_flow import PoissonFlowScheduler
 from .sigma_schedule import SigmaSchedule
 from .step_fit import num_parameters
@@ -57,8 +58,8 @@ def fit_sigmas(
 
     Raises:
         ValueError: if `num_samples`, `batch_size` or `num_inference_steps` is not a whole number ≥ 1, `shape` is a
-            number, the scheduler starts at infinite σ, the model's output has the wrong shape or is not finite, or x̂ is
-            constant.
+            number, the scheduler starts at infinite σ, a `ChargeField` has other options than the scheduler, the
+            model's output has the wrong shape or is not finite, or x̂ is constant.
 
     Examples:
         >>> from diffusers_pfgm import ChargeField
@@ -78,6 +79,7 @@ def fit_sigmas(
     if isinstance(shape, int):
         raise ValueError(f"`shape` must be the shape of one sample, such as (1, 8, 8), but is {shape}.")
     scheduler = PoissonFlowScheduler.from_config(PoissonFlowScheduler.from_scheduler(scheduler).config)
+    check_field_config(getattr(model, "config", None), scheduler)
     high, low = scheduler.sigma_range
     if high >= ZERO_SNR_SIGMA:
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims
+from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, check_floating
 from .sigma_schedule import RunSigmas
 from .state_convention import StateConvention
 
@@ -77,13 +77,17 @@ class NoisingMixin:
             timesteps: () or (B,), as in `self.timesteps`.
 
         Returns:
-            (B, *), in the dtype of `original_samples`.
+            (B, *), in the dtype of `original_samples`. Arithmetic is in float32 or float64, and numbers beyond the
+            range of float16 become its largest number.
+
+        Raises:
+            ValueError: if `original_samples` are not floating-point.
         """
         self._convention.start_was_read = True
+        check_floating("original_samples", original_samples)
         sigma = self._sigmas_at(timesteps, original_samples)
-        dtype = original_samples.dtype
         scale = torch.as_tensor(self.parameterization.preconditioning.state_scale(sigma), device=sigma.device)
-        return scale.to(dtype) * original_samples + (scale * sigma).to(dtype) * noise
+        return cast_clamped(scale * original_samples + scale * sigma * noise, original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the training target of a "v_prediction" network at the state `add_noise(sample, noise, timesteps)`.
@@ -98,16 +102,20 @@ class NoisingMixin:
             timesteps: () or (B,), as in `self.timesteps`.
 
         Returns:
-            (B, *), in the dtype of `sample`.
+            (B, *), in the dtype of `sample`. Arithmetic is in float32 or float64.
+
+        Raises:
+            ValueError: if `sample` is not floating-point.
         """
+        check_floating("sample", sample)
         sigma = self._sigmas_at(timesteps, sample)
-        dtype = sample.dtype
         if self.parameterization.noise_estimate is not None:
-            x = self.add_noise(sample, noise, timesteps)
-            return self.parameterization.target(sample, x, self.parameterization.noise_level(x, sigma)).to(dtype)
+            x = self.add_noise(at_least_float32(sample), noise, timesteps)
+            target = self.parameterization.target(sample, x, self.parameterization.noise_level(x, sigma))
+            return cast_clamped(target, sample.dtype)
         sigma_data = self.config.sigma_data or 1.0
         scale = (sigma**2 + sigma_data**2) ** -0.5
-        return (sigma_data * scale).to(dtype) * noise - (sigma * scale / sigma_data).to(dtype) * sample
+        return cast_clamped(sigma_data * scale * noise - sigma * scale / sigma_data * sample, sample.dtype)
 
     def _sigmas_at(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """σ (B, 1, ...) at timesteps () or (B,), in float32 at least."""

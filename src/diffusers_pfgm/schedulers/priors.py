@@ -110,8 +110,8 @@ class PriorMixin:
         norm = torch.linalg.vector_norm(flat, dim=1) * factor.squeeze(1)
         ratio = append_dims(norm / self._run.sigmas[0], latents.ndim)
         if prior == "shell":
-            tiny = torch.finfo(ratio.dtype).tiny
-            return (mean + centred * (math.sqrt(data_dim) / ratio.clamp(min=tiny))).to(latents.dtype)
+            least = torch.finfo(ratio.dtype).tiny ** 0.5  # μ itself has no direction, and stays where it is
+            return (mean + centred * (math.sqrt(data_dim) / ratio.clamp(min=least))).to(latents.dtype)
         if self.num_inference_steps is None:
             raise ValueError("`move_to_prior` was called before `set_timesteps`, which forgets the σ of each sample.")
         aug_dim = self.kernel.aug_dim

@@ -263,6 +263,11 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
             add_component_code(save_directory, type(self).__name__, "SchedulerMixin")
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
+    def __len__(self) -> int:
+        """The number of trained timesteps, as of diffusers' schedulers; see `timesteps` for the steps of a run."""
+        train_sigmas = self.parameterization.train_sigmas
+        return self.config.num_train_timesteps if train_sigmas is None else len(train_sigmas)
+
     @property
     def compatibles(self) -> list[Any]:
         """Classes of diffusers schedulers that can be made from this configuration; not all can run the network."""

@@ -176,7 +176,11 @@ class SigmaSchedule:
     def _from_sigmas(self, sigmas: Values) -> RunSigmas:
         custom = _as_float64("sigmas", sigmas)
         values, final = self._split_final(rounded(custom.flatten().tolist()))
-        _check_decreasing("sigmas", custom, values)
+        if not (custom.ndim == 1 and values and is_decreasing(values)):
+            raise ValueError(
+                "`sigmas` must be a list of positive, strictly decreasing numbers in float32 (a final 0 is optional), "
+                f"but is {custom.tolist()}."
+            )
         if self.train_sigmas is not None and values[0] > 1.01 * self.train_sigmas[-1]:
             raise ValueError(
                 f"`sigmas` must be at most {self.train_sigmas[-1]:.6g}, the largest of the beta schedule, but are "
@@ -189,7 +193,12 @@ class SigmaSchedule:
         values = rounded(custom.flatten().tolist())
         sigmas, final = self._split_final([float(self.parameterization.sigma(value)) for value in values])
         values = values[: len(sigmas)]
-        _check_decreasing("timesteps", custom, sigmas)
+        if not (custom.ndim == 1 and sigmas and is_decreasing(rounded(sigmas))):
+            raise ValueError(
+                "`timesteps` must be a list of strictly decreasing numbers whose sigma is positive and finite in "
+                f"float32, but is {custom.tolist()}, where sigma is {sigmas}. They are what the network is called "
+                "with: sigma; with `sigma_data` ln(sigma)/4; with a beta schedule the trained timesteps."
+            )
         if self.train_sigmas is not None and not 0 <= values[-1] <= values[0] < len(self.train_sigmas):
             raise ValueError(
                 f"`timesteps` must be from 0 to {len(self.train_sigmas) - 1}, as trained, but are {custom.tolist()}."
@@ -233,11 +242,3 @@ def _as_float64(name: str, values: Values) -> torch.Tensor:
         return torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` must be a list of numbers, but is {values!r:.100}.") from error
-
-
-def _check_decreasing(name: str, custom: torch.Tensor, sigmas: list[float]) -> None:
-    if not (custom.ndim == 1 and sigmas and is_decreasing(sigmas)):
-        raise ValueError(
-            f"`{name}` must be a list of positive, strictly decreasing numbers in float32 (a final 0 is optional), "
-            f"but is {custom.tolist()}."
-        )

@@ -50,7 +50,7 @@ class StepIndexMixin:
         Raises:
             ValueError: if there is no such timestep.
         """
-        if not 0 <= begin_index < len(self.timesteps):
+        if begin_index not in range(len(self.timesteps)):
             raise ValueError(
                 f"`begin_index` must be from 0 to {len(self.timesteps) - 1}, but is {begin_index}. In an image-to-image"
                 f" pipeline {len(self.timesteps)} means that `strength` * `num_inference_steps` is less than 1, so that"
@@ -58,12 +58,19 @@ class StepIndexMixin:
             )
         self._begin_index = int(begin_index)
 
-    def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
+    def index_for_timestep(self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None) -> int:
         """Return the index of a timestep in `timesteps`, or 0 with a warning if it is not there.
 
         The index of an element of `timesteps` itself is known without reading its value from the device.
+
+        Args:
+            timestep: the timestep.
+            schedule_timesteps: (T,), the timesteps to search in place of `timesteps`, as in diffusers.
         """
-        indices = self._indices_of(timestep)
+        if schedule_timesteps is None:
+            indices = self._indices_of(timestep)
+        else:
+            indices = [i for i, value in enumerate(schedule_timesteps.tolist()) if value == float(timestep)]
         if not indices:
             logger.warning(f"The timestep {timestep} is none of `scheduler.timesteps`; starting at the first.")
         # Heun's method calls the network twice at a noise level; the second call begins a step, as in diffusers.

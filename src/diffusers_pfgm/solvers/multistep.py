@@ -67,7 +67,7 @@ def check_solver(solver: str, order: int) -> None:
     if solver not in SOLVERS:
         raise ValueError(f"`solver` must be one of {SOLVERS}, but is {solver!r}.")
     if not (isinstance(order, int) and 1 <= order <= MAX_ORDER):
-        raise ValueError(f"`solver_order` must be 1, 2 or 3, but is {order}.")
+        raise ValueError(f"`solver_order` (`order` of `plan_steps`) must be 1, 2 or 3, but is {order}.")
 
 
 def plan_steps(
@@ -85,8 +85,20 @@ def plan_steps(
 
     Returns:
         n steps, or 2n − 1 for "heun" (2n if σ_n > 0).
+
+    Raises:
+        ValueError: if `solver` or `order` is another one, or a σ is not finite or not positive (the last may be 0) or
+            equals the one before (the last may).
     """
-    return list(_plan(tuple(sigmas), solver, order, use_corrector))
+    check_solver(solver, order)
+    levels = tuple(sigmas)
+    is_allowed = all(0 < sigma < math.inf for sigma in levels[:-1]) and all(0 <= sigma < math.inf for sigma in levels)
+    if not is_allowed or any(a == b for a, b in itertools.pairwise(levels[:-1])):
+        raise ValueError(
+            "`sigmas` must be finite and positive (the last may be 0), without repetition (the last may be repeated), "
+            f"but are {list(levels)}."
+        )
+    return list(_plan(levels, solver, order, use_corrector))
 
 
 @functools.lru_cache(maxsize=64)  # planning takes a millisecond, and the same run is usually repeated

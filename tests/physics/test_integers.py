@@ -1,0 +1,55 @@
+"""Tensors of integers are refused: the results, which have the dtype of the argument, would be rounded or wrapped."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from diffusers_pfgm import (
+    ChargeField,
+    ConsistencyObjective,
+    FieldObjective,
+    HemisphereLatents,
+    Parameterization,
+    PerturbationObjective,
+    PoissonKernel,
+    normalized_field,
+    posterior_mean,
+    recommend_hyperparameters,
+)
+from diffusers_pfgm.physics.perturbation import perturb
+from tests.networks import make_tiny_unet
+
+CHARGES = torch.rand(5, 1, 8, 8)
+HYPERPARAMETERS = recommend_hyperparameters(data_norm=5.0, data_dim=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("x", lambda x: posterior_mean(x, 1.0, CHARGES)),
+        ("x", lambda x: normalized_field(x, 1.0, CHARGES)),
+        ("x", lambda x: ChargeField(CHARGES)(x, 1.0)),
+        ("x", lambda x: PoissonKernel().log_prob(x)),
+        ("x", HemisphereLatents.from_latents),
+        ("data", lambda x: perturb(x, HYPERPARAMETERS)),
+        ("clean", lambda x: FieldObjective(HYPERPARAMETERS)(make_tiny_unet(), x)),
+        ("clean", lambda x: PerturbationObjective(Parameterization("epsilon"))(make_tiny_unet(1), x)),
+        (
+            "clean",
+            lambda x: ConsistencyObjective(Parameterization("epsilon", boundary=0.1), 80.0, 0.5)(make_tiny_unet(), x),
+        ),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_only_floating_point_samples_are_accepted(
+    name: str, call: Callable[[torch.Tensor], object], dtype: torch.dtype
+) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be a tensor of floating-point numbers, but is {dtype}"):
+        call(torch.ones(2, 1, 8, 8).to(dtype))
+
+
+def test_charges_may_be_integers() -> None:
+    x = torch.rand(3, 1, 8, 8)
+    bytes_of_images = (255 * CHARGES).to(torch.uint8)
+    assert torch.equal(posterior_mean(x, 1.0, bytes_of_images), posterior_mean(x, 1.0, bytes_of_images.double()))

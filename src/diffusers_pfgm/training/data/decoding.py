@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -203,6 +204,9 @@ def _decode(data: bytes) -> Image.Image:
 
 def _load(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
+    # Pillow drops the lower 8 bits of such colours. The mode does not show them, but the name of their encoding does.
+    if image.mode in EIGHT_BIT_MODES and any(re.search(";16[BLN]", str(tile[3])) for tile in image.tile):
+        raise ValueError("its colours have 16 bits per channel. Convert it to 8 bits")
     image.load()
     return image
 

@@ -255,6 +255,22 @@ def test_the_model_is_not_overwritten(base: Path, data: Path) -> None:
         tune(base, data, base, "--overwrite_output_dir")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "is not empty and may hold another model"),
+        (["--resume_from_checkpoint=checkpoint-7", "--overwrite_output_dir"], "'checkpoint-7' is not a folder"),
+    ],
+)
+def test_the_output_folder_and_the_checkpoint_are_checked_before_the_model_is_loaded(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
+    monkeypatch.setattr(PFGMPipeline, "from_pretrained", lambda *args: pytest.fail("The model was loaded."))
+    with pytest.raises(ValueError, match=message):
+        tune(base, data, tmp_path, *options)
+
+
 @pytest.mark.parametrize("source", ["stream", "sorted"])
 def test_the_levels_are_fitted_to_images_of_all_classes(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, source: str

@@ -82,7 +82,8 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
     objective, scheduler, unet = task.objective, task.scheduler, task.unet
     charges_kind, all_charges = None, None
     if args.charges != "none":
-        charges_kind, all_charges = data.charges(saved_settings.get("charges") or args.charges)
+        chosen = saved_settings.get("charges") if args.charges == "auto" else None
+        charges_kind, all_charges = data.charges(chosen or args.charges)
     accelerator.print(task.description)
 
     # Network and EMA

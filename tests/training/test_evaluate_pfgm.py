@@ -305,6 +305,9 @@ def test_larger_references_are_resized_on_request(model: Path, data: Path, tmp_p
 
 @pytest.mark.usefixtures("flat")
 def test_images_of_other_settings_and_other_files_are_kept(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("notes")
+    with pytest.raises(ValueError, match=r"`--output_dir` .* is a file. Name a folder"):
+        evaluate(options_of(model, data, tmp_path / "file"))
     evaluate(options_of(model, data, tmp_path / "e", "--keep_images"))
     with pytest.raises(ValueError, match=r"has images of other settings.*seed"):
         evaluate(options_of(model, data, tmp_path / "e", "--seed=1"))

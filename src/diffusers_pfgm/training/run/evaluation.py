@@ -123,8 +123,11 @@ def main(args: argparse.Namespace) -> None:
         args: The options of evaluate_pfgm.py, from `parse_args`.
 
     Raises:
-        ValueError: if the model, the images or the statistics cannot be used, or do not fit each other.
+        ValueError: if the output folder is a file, or the model, the images or the statistics cannot be used, or do not
+            fit each other.
     """
+    if args.output_dir.is_file():
+        raise ValueError(f"`--output_dir` {str(args.output_dir)!r} is a file. Name a folder.")
     accelerator = Accelerator(cpu=uses_several_cpus())
     barrier = LongBarrier(accelerator)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     parser.add_argument(
         "--label_column", help="column of class labels, for the likelihood of each image under its class"
     )
-    parser.add_argument("--max_images", type=positive, help="number of images to evaluate; all by default")
+    parser.add_argument("--max_images", type=positive, help="number of images, from the first; all by default")
     parser.add_argument(
         "--output", type=Path, default=Path("likelihood.jsonl"), help="file of the results, one line for each image"
     )

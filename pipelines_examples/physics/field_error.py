@@ -33,8 +33,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test_data", required=True, help="other images, which are perturbed")
     parser.add_argument("--num_points", type=positive, default=2000, help="number of points")
     parser.add_argument("--seed", type=int, default=0, help="seed of the perturbation")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the models and of the field"
+    )
     args = parser.parse_args(argv)
-    pipes = [PFGMPipeline.from_pretrained(name) for name in args.models]
+    pipes = [PFGMPipeline.from_pretrained(name).to(args.device) for name in args.models]
     for name, pipe in zip(args.models, pipes, strict=True):
         if pipe.scheduler.config.get("aug_dim") != 1 or pipe.config.id2label is not None:
             parser.error(f"--models: {name!r} must have aug_dim = 1 and no classes")
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         ).plain()
         for name in (args.train_data, args.test_data)
     )
-    charges = Charges(images)
+    charges = Charges(images.to(args.device))
     mean_norm = images.flatten(1).norm(dim=1).mean().item()
     hyperparameters = recommend_hyperparameters(mean_norm, images[0].numel())
     rows = torch.arange(args.num_points) % len(test_images)
@@ -56,10 +59,11 @@ def main(argv: list[str] | None = None) -> None:
     z_min = max(pipe.scheduler.config.sigma_min for pipe in pipes)
     z_max = min(pipe.scheduler.config.sigma_max for pipe in pipes)
     inside = (z > z_min) & (z < z_max)
-    x, z = x[inside], z[inside]
+    x = x[inside].to(args.device)  # drawn on the CPU, so that the points are the same on every device
+    z = z[inside].to(args.device)
     exact = normalized_field(x, z, charges)
     edges = [z_min, *(edge for edge in EDGES if z_min < edge < z_max), z_max]
-    bands = torch.bucketize(z, torch.tensor(edges[1:-1]))
+    bands = torch.bucketize(z, torch.tensor(edges[1:-1], device=z.device))
     print(f"{len(x):,} points, exact field of {len(images):,} images\n")
     names = [f"{low:g} < z < {high:g}" for low, high in pairwise(edges)]
     print("| model | " + " | ".join(names) + " | all |")

@@ -157,7 +157,7 @@ def test_field_errors_of_models_in_bands(
     saved["exact"].unet.config.sample_size = 8
     monkeypatch.setattr(PFGMPipeline, "from_pretrained", saved.__getitem__)
     data = ["--train_data", str(tmp_path / "train.parquet"), "--test_data", str(tmp_path / "test.parquet")]
-    example.main(["--models", "random", "exact", *data, "--num_points", "200"])
+    example.main(["--models", "random", "exact", *data, "--num_points", "200", "--device", "cpu"])
     *_, header, _, random, exact = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
     assert (
         header[1:3] == ["0.01 < z < 0.1", "0.1 < z < 0.3"]

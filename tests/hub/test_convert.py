@@ -175,6 +175,8 @@ def test_other_files_and_configurations_are_named(tmp_path: Path) -> None:
     (tmp_path / "full" / "notes.txt").write_text("notes")
     with pytest.raises(ValueError, match="is not empty"):
         convert(Path(f"{PFGM}.pth"), config, tmp_path / "full")
+    with pytest.raises(ValueError, match=r"notes.txt is a file. Name a new folder"):
+        convert(Path(f"{PFGM}.pth"), config, tmp_path / "full" / "notes.txt")
 
 
 def test_a_configuration_of_ours_is_read(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def test_the_exact_field_of_a_preconditioned_network_has_no_loss(digits: torch.T
     zero = (data[:32], torch.zeros(32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(field_objective, "perturb", lambda *args, **options: zero)  # a float32 draw of z may be 0
-        assert objective(network, data[:32], data, seeded()).loss.isfinite()
+        result = objective(network, data[:32], data, seeded())
+        assert result.loss.isfinite() and (result.sigma > 0).all()  # training calls the network at this σ once more
         assert inputs[-1][1].isfinite().all()  # the timestep, whose embedding would be NaN
     # The same network generates what the exact field does.
     pipes = [

@@ -189,7 +189,10 @@ def test_a_rejected_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`num_probes` must be a multiple of 3"):
         evaluate(options(folder, output, "--divergence=hutch++"))
     assert not output.exists()
-    evaluate(options(folder, output, "--divergence=hutch++", "--num_probes=3", "--max_images=1"))
+    with pytest.raises(ValueError, match=r"`--output` .* is a folder. Name a file"):
+        evaluate(options(folder, tmp_path))
+    # The folder of the file need not exist.
+    evaluate(options(folder, tmp_path / "new" / "o.jsonl", "--divergence=hutch++", "--num_probes=3", "--max_images=1"))
 
 
 @pytest.mark.slow

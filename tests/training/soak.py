@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_pfgm import PFGMPipeline
-from diffusers_pfgm.examples.digits import split_digits, write_parquet
+from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
 from diffusers_pfgm.training.run.checkpoint_contents import checkpoint_step, find_corruption
 from diffusers_pfgm.training.run.checkpoints import find_checkpoint, list_checkpoints
 from tests.training.test_train_pfgm import SCRIPT, TINY
@@ -67,6 +67,7 @@ def start_python(*arguments: str) -> Process:
 
 
 def command(folder: Path, output: Path, steps: int) -> list[str]:
+    """The arguments of `python` for a run of train_pfgm.py in `output`, with the data and the network in `folder`."""
     options = [f"--dataset_name={folder / 'digits.parquet'}", f"--output_dir={output}", "--resolution=8", "--seed=0"]
     options += [
         f"--model_config_name_or_path={folder / 'config.json'}",
@@ -110,6 +111,7 @@ def soak(
     mean_seconds: float,
     seed: int = 0,
     start: Callable[..., Process] = start_python,
+    command: Callable[[Path, Path, int], list[str]] = command,
 ) -> Report:
     """Make two runs in `folder`: `uninterrupted` and `killed`.
 
@@ -120,11 +122,13 @@ def soak(
         mean_seconds: Mean time from the beginning of training to a kill.
         seed: The seed of the times.
         start: A function that starts a process, given the arguments of a `python` command.
+        command: A function that returns these arguments for a run, given `folder`, the output folder and the number of
+            steps; by default for train_pfgm.py.
 
     Raises:
         AssertionError: if a run fails, or if a kill leaves a damaged checkpoint, or loses one.
     """
-    write_parquet(split_digits()[0][:200], folder / "digits.parquet")
+    write_parquet(split_digits()[0][:200], folder / "digits.parquet", split_labels()[0][:200])
     (folder / "config.json").write_text(json.dumps(NETWORK))
     assert start(*command(folder, folder / "uninterrupted", steps)).wait() == 0
     output = folder / "killed"

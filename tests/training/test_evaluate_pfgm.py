@@ -222,6 +222,10 @@ def test_models_and_networks_that_cannot_be_used_are_refused_before_the_generati
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "load_feature_network", lambda name, weights: FlatFeatures())
         refused("The network needs `class_labels`", *options)
+        refused("`--num_images` must be at least 10 images for the metrics of .* but are 9", "--num_images=9")
+        broken = save_images(tmp_path / "broken", [(8, 8)] * 4)
+        (broken / "2.png").write_bytes(b"no image")
+        refused("The training scripts leave out all such images", f"--reference={broken}", "--resolution=8")
 
 
 @pytest.mark.slow
@@ -246,7 +250,23 @@ def test_images_are_compared_within_a_bound_of_memory(monkeypatch: pytest.Monkey
     assert find_memorized(digits[:20], digits[20:40], digits[10:]) == expected
     monkeypatch.undo()
     monkeypatch.setattr(evaluation_metrics, "MAX_BYTES", 8 * 64 * 7)
-    assert compare_pixels(digits, digits) == 0 and len(find_memorized(digits, digits, digits)["nearest"]) == 7
+    assert len(find_memorized(digits, digits, digits)["nearest"]) == 7
+    assert compare_pixels(digits[:7], digits[:7]) == 0
+    compared: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        evaluation_metrics, "sliced_wasserstein", lambda samples, data: compared.append((len(samples), len(data)))
+    )
+    compare_pixels(digits, digits)
+    assert compared == [(7, 7)]
+
+
+def test_the_compared_images_have_all_classes_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[torch.Tensor] = []
+    monkeypatch.setattr(evaluation_metrics, "sliced_wasserstein", lambda samples, data: compared.append(samples))
+    labels = (torch.arange(50_000) % 10).to(torch.uint8).view(-1, 1, 1, 1)  # generated images have the classes in turn
+    compare_pixels(labels, labels[:10_000])
+    counts = torch.bincount(((compared[0] + 1) * 127.5).round().long().flatten())
+    assert len(counts) == 10 and ((counts - 1000).abs() < 100).all()  # the standard deviation is 27
 
 
 @pytest.mark.usefixtures("flat")
@@ -277,7 +297,7 @@ def save_images(folder: Path, sizes: list[tuple[int, ...]]) -> Path:
         ([(8, 8, 3)] * 4, "has images of 3 channels, but the evaluated images have 1"),
         ([(16, 16)] * 4, "must be images of 8 x 8 pixels, but image 0 has 16 x 16. Pass `--resolution 8`"),
         ([(8, 8)] * 3 + [(8, 9)], "must be images of 8 x 8 pixels, but image 3 has 9 x 8"),
-        ([(8, 8)], "at least 2 images, but there are 1. Pass 17 or more"),
+        ([(8, 8)] * 3, "`--reference` .* has 3 images, but precision and recall need at least 4. Pass more"),
     ],
 )
 def test_references_that_do_not_fit_are_refused(
@@ -286,7 +306,7 @@ def test_references_that_do_not_fit_are_refused(
     folder = save_images(tmp_path / "reference", sizes)
     with pytest.raises(ValueError, match=message):
         evaluate(options_of(model, data, tmp_path / "e", f"--reference={folder}"))
-    assert len(sizes) == 1 or not (tmp_path / "e" / "images").exists()  # no image was generated in vain
+    assert not (tmp_path / "e" / "images").exists()  # no image was generated in vain
 
 
 @pytest.mark.slow
@@ -301,6 +321,9 @@ def test_larger_references_are_resized_on_request(model: Path, data: Path, tmp_p
 
 @pytest.mark.usefixtures("flat")
 def test_images_of_other_settings_and_other_files_are_kept(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("notes")
+    with pytest.raises(ValueError, match=r"`--output_dir` .* is a file. Name a folder"):
+        evaluate(options_of(model, data, tmp_path / "file"))
     evaluate(options_of(model, data, tmp_path / "e", "--keep_images"))
     with pytest.raises(ValueError, match=r"has images of other settings.*seed"):
         evaluate(options_of(model, data, tmp_path / "e", "--seed=1"))

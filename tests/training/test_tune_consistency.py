@@ -18,7 +18,8 @@ from diffusers_pfgm.training.run.tuning import main
 from diffusers_pfgm.training.run.tuning_arguments import parse_tuning_args
 from tests.networks import make_smallest_unet, seeded
 from tests.training.launch import ACCELERATE, CHEAP_OUTPUTS, TORCHRUN
-from tests.warm_python import WarmPython
+from tests.training.soak import differences, soak
+from tests.warm_python import WarmProcess, WarmPython
 
 SCRIPT = Path(__file__).parents[2] / "training" / "tune_consistency.py"
 STATISTICS = {"sigma_data": 0.75, "data_mean": -0.39, "mean_square_std": 0.07}
@@ -116,6 +117,24 @@ def test_a_resumed_run_ends_with_the_same_weights(cheap: None, base: Path, data:
     with pytest.raises(ValueError, match="the weights of `--model` are others than at the start of the run"):
         tune(tmp_path / "changed", data, *resume)
     assert "checksum" not in (tmp_path / "whole" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_ends_with_the_same_model(python: WarmPython, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", classes=True)
+
+    def start(*words: str) -> WarmProcess:
+        return python.start(CHEAP_OUTPUTS, *words)
+
+    def command(folder: Path, output: Path, steps: int) -> list[str]:
+        options = ["--guidance_scale=2", "--random_flip", f"--max_train_steps={steps}", "--save_images_epochs=1000"]
+        options += ["--checkpointing_steps=1", "--checkpoints_total_limit=3", "--logging_steps=1"]
+        return [str(SCRIPT), *options_of(base, folder / "digits.parquet", output, *options)]
+
+    report = soak(tmp_path, kills=2, steps=24, mean_seconds=0.4, start=start, command=command)
+    assert len(report.steps) == 2 and not differences(tmp_path, 24)
+    one, two = (PFGMPipeline.from_pretrained(tmp_path / name).scheduler for name in ("uninterrupted", "killed"))
+    assert one.config.consistency_sigmas == two.config.consistency_sigmas
 
 
 def test_two_processes_tune_the_same_model(python: WarmPython, cheap: None, data: Path, tmp_path: Path) -> None:
@@ -253,6 +272,22 @@ def test_a_network_with_classes_needs_their_names(data: Path, tmp_path: Path) ->
 def test_the_model_is_not_overwritten(base: Path, data: Path) -> None:
     with pytest.raises(ValueError, match=r"is the folder of `--model`. Choose another folder"):
         tune(base, data, base, "--overwrite_output_dir")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "is not empty and may hold another model"),
+        (["--resume_from_checkpoint=checkpoint-7", "--overwrite_output_dir"], "'checkpoint-7' is not a folder"),
+    ],
+)
+def test_the_output_folder_and_the_checkpoint_are_checked_before_the_model_is_loaded(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
+    monkeypatch.setattr(PFGMPipeline, "from_pretrained", lambda *args: pytest.fail("The model was loaded."))
+    with pytest.raises(ValueError, match=message):
+        tune(base, data, tmp_path, *options)
 
 
 @pytest.mark.parametrize("source", ["stream", "sorted"])

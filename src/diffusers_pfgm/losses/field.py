@@ -99,6 +99,8 @@ class FieldObjective:
         check_floating("clean", clean)
         check_finite("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
+        if self.sigma_data is not None:
+            z = z.clamp_min(LEAST_Z * self.sigma_data)  # a float32 draw of z may be 0
         charges = clean if charges is None else charges
         if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
@@ -106,8 +108,7 @@ class FieldObjective:
         target = target_of_charges(
             lambda x, z, charges: normalized_field(x, z, charges, gamma), x, z, charges, class_labels, charge_labels
         )
-        least_z = 0.0 if self.sigma_data is None else LEAST_Z * self.sigma_data  # a float32 draw of z may be 0
-        model_input, timestep, _ = self.parameterization.model_input(x, append_dims(z.clamp_min(least_z), x.ndim))
+        model_input, timestep, _ = self.parameterization.model_input(x, append_dims(z, x.ndim))
         output = model(model_input, timestep, **model_kwargs).sample
         self.parameterization.check_output(output, clean)
         v_x = output[:, :-1].flatten(1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 BATCH_SIZE = 1000  # the number of rows of a matrix of distances
+NEIGHBORS = 3  # k of the paper
 
 
-def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int = 3) -> tuple[float, float]:
+def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int = NEIGHBORS) -> tuple[float, float]:
     """Return the improved precision and recall of samples.
 
     The support of each set is estimated by the union of balls around its points, each as large as the distance to the

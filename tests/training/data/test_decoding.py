@@ -248,3 +248,14 @@ def test_an_image_of_16_bits_is_refused_with_advice() -> None:
     with pytest.raises(BrokenImageError, match=r"mode 'I;16', not of 8 bits per channel. Convert it to 8 bits") as info:
         ImageReader.from_images([("x", {"bytes": deep.getvalue(), "path": None})], 8, None, True)
     assert "skip" not in str(info.value)
+
+
+def test_colours_of_16_bits_are_refused_too() -> None:
+    deep = np.random.default_rng(0).integers(0, 2**16, (8, 8, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    chunks = {b"IHDR": struct.pack(">2I5B", 8, 8, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks.items():
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    with pytest.raises(BrokenImageError, match=r"x cannot be read: its colours have 16 bits per channel. Convert it"):
+        open_image("x", {"bytes": data, "path": None})

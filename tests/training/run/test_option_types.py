@@ -98,6 +98,18 @@ def test_options_without_effect_are_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("parse", [parse_args, parse_tuning_args])
+@pytest.mark.parametrize("option", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])
+def test_a_token_is_refused_and_not_printed(
+    parse: Callable[..., object], option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(None, ["--push_to_hub", *option])
+    printed = capsys.readouterr()
+    assert "Log in by `hf auth login`, or set HF_TOKEN" in printed.err.splitlines()[-1]
+    assert "hf_secret" not in printed.out + printed.err
+
+
 def test_usual_values_are_accepted() -> None:
     options = ["--learning_rate=30", "--lr_warmup_steps=0", "--adam_weight_decay=0", "--ema_max_decay=0"]
     args = parse_args(None, [PERTURBATION, "--aug_dim=inf", "--sigma_data=0.1", "--adam_beta1=0", *options])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
+from diffusers_pfgm.training.run.checkpoint_contents import read_settings
 from diffusers_pfgm.training.run.checkpoints import find_checkpoint, list_checkpoints
 from diffusers_pfgm.training.run.records import read_records
 from diffusers_pfgm.training.run.validation import Validation
@@ -155,6 +156,14 @@ def test_folders_without_an_undamaged_checkpoint_are_refused(data: Path, output:
     with pytest.raises(ValueError, match=r"'latest': there is no undamaged checkpoint-\* folder"):
         train(data, tmp_path / "other", *resume)
     assert (tmp_path / "other" / "model_index.json").exists()
+
+
+def test_other_charges_are_refused_and_auto_keeps_those_of_the_checkpoint(data: Path, output: Path) -> None:
+    resume = ["--max_train_steps=9", "--resume_from_checkpoint=latest"]
+    with pytest.raises(ValueError, match="charges was 'gathered' and is 'dataset'"):
+        train(data, output, *resume, "--charges=dataset")
+    train(data, output, *resume, "--charges=auto")
+    assert read_settings(output / "checkpoint-9")["charges"] == "gathered"
 
 
 @pytest.mark.slow

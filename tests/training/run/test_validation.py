@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
+from diffusers_pfgm.training.data.training_data import TrainingData
 from diffusers_pfgm.training.run import folders
+from diffusers_pfgm.training.run.arguments import parse_args
 from diffusers_pfgm.training.run.samples import draw_samples, save_samples
 from diffusers_pfgm.training.run.validation import BestModel, Validation, split_indices
 from tests.networks import make_smallest_unet, make_tiny_pipeline
@@ -40,6 +44,22 @@ def test_good_samples_have_the_distance_of_real_images_and_noise_a_larger_one(di
     good = validation.distance(exact_pipeline(images[300:]), 20)
     assert good < 1.2 * validation.floor < validation.distance(make_tiny_pipeline(), 5) / 3
     assert torch.equal(state, torch.get_rng_state()) and good == validation.distance(exact_pipeline(images[300:]), 20)
+
+
+def test_a_data_set_sorted_by_class_is_validated_on_all_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers_pfgm.training.data.training_data.MAX_VALIDATION_IMAGES", 100)
+    images, labels = split_digits()[0], split_labels()[0]
+    floors = []
+    for name, order in (("sorted", labels.argsort(stable=True)), ("shuffled", torch.arange(len(labels)))):
+        write_parquet(images[order], tmp_path / f"{name}.parquet", labels[order])
+        options = [f"--dataset_name={tmp_path / name}.parquet", "--class_conditional", "--validation_split=0.5"]
+        data = TrainingData(parse_args(None, [*options, "--resolution=8"]), 0, Accelerator(cpu=True))
+        validation = data.validation()
+        assert len(validation.held_out) == 100 and set(validation.labels.tolist()) == set(range(10))
+        floors.append(validation.floor)
+    assert floors[0] < 1.3 * floors[1]
 
 
 def test_a_distance_does_not_depend_on_the_batch_size(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from .metadata import without_metadata
 
 MODE_IMAGES = 100  # number of readable images that decide whether the data set is gray
 MAX_RESIZED_PIXELS = 2**24  # a resized image that would be larger is cropped before it is resized
-SKIP_HINT = "Repair or remove it, or leave out all such images by `--broken_images skip`."
+SKIP_HINT = "Repair or remove it. The training scripts leave out all such images by `--broken_images skip`."
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 UPRIGHT_TRANSPOSE = {  # from the EXIF orientation to the operation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -112,8 +113,8 @@ class ImageReader:
         image = open_image(name, entry)
         if self.only_gray and not is_gray(image):
             raise ValueError(
-                f"{_label(name, entry)} is in colour, unlike the first {MODE_IMAGES} images. Pass `--image_mode RGB`, "
-                "or `--image_mode L` to convert it to gray."
+                f"{_label(name, entry)} is in colour, unlike the first {MODE_IMAGES} images. Convert it to gray, "
+                "or all images to RGB. The training scripts do so by `--image_mode L` and `--image_mode RGB`."
             )
         with _broken_image_errors(name, entry):
             image = image.convert(self.mode)
@@ -203,6 +204,9 @@ def _decode(data: bytes) -> Image.Image:
 
 def _load(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
+    # Pillow drops the lower 8 bits of such colours. The mode does not show them, but the name of their encoding does.
+    if image.mode in EIGHT_BIT_MODES and any(re.search(";16[BLN]", str(tile[3])) for tile in image.tile):
+        raise ValueError("its colours have 16 bits per channel. Convert it to 8 bits")
     image.load()
     return image
 

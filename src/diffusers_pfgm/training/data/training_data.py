@@ -63,12 +63,15 @@ class TrainingData:
         held_out: list[int] = []
         if args.validation_split:
             train, held_out = split_indices(len(dataset), args.validation_split, seed)
+            # A data set may be sorted by class, so that its first images would be of few classes.
+            rows = evenly_spaced(len(held_out), min(len(held_out), MAX_VALIDATION_IMAGES))
+            held_out = [held_out[row] for row in rows.tolist()]
         self.images = self._tensors(dataset.select(train), args.center_crop, args.random_flip)
         self.mode = self.images.mode  # the held-out images are converted to the same mode
         self.labels = None if labels is None else labels[train]
         self.count = len(train)
-        self._held_out = dataset.select(held_out[:MAX_VALIDATION_IMAGES]) if held_out else None
-        self._held_out_labels = None if labels is None else labels[held_out[:MAX_VALIDATION_IMAGES]]
+        self._held_out = dataset.select(held_out) if held_out else None
+        self._held_out_labels = None if labels is None else labels[held_out]
 
     @property
     def stream_length(self) -> int | None:
@@ -151,8 +154,8 @@ class TrainingData:
         if self._held_out is None:
             return None
         held_out = self._tensors(self._held_out, center_crop=True).plain()
-        train = self.images.__getitems__(range(min(self.count, len(held_out))))
-        return Validation(held_out, train, self._held_out_labels)
+        rows = evenly_spaced(self.count, min(self.count, len(held_out)))
+        return Validation(held_out, self.images.__getitems__(rows.tolist()), self._held_out_labels)
 
     def reference_images(self, validation: Validation | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return at most 1,000 images (K, C, R, R) to compare samples with, and their labels (K,) or None.

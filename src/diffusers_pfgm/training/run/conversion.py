@@ -22,7 +22,7 @@ def main(description: str | None, argv: list[str] | None = None) -> None:
 
     Raises:
         ValueError: if the checkpoint or its configuration cannot be converted, `--aug_dim` is not the D of the network,
-            or the output folder is not empty.
+            or the output folder is not empty or is a file.
     """
     parser = ScriptParser(description)
     add = parser.add_argument
@@ -41,6 +41,8 @@ def main(description: str | None, argv: list[str] | None = None) -> None:
         help="augmented dimension D of a network of PFGM++; inf by default, as for EDM. PFGM has D = 1, score_sde inf",
     )
     args = parser.parse_args(argv)
+    if args.output_dir.is_file():
+        raise ValueError(f"`--output_dir` {args.output_dir} is a file. Name a new folder.")
     if args.output_dir.exists() and any(args.output_dir.iterdir()):
         raise ValueError(f"`--output_dir` {args.output_dir} is not empty. Choose a new folder.")
     conversion = convert_checkpoint(args.checkpoint, args.config, args.raw)

@@ -18,6 +18,8 @@ from accelerate import Accelerator
 
 from ...metrics.feature_networks import load_feature_network
 from ...metrics.feature_statistics import FeatureStatistics
+from ...metrics.inception_score import SPLITS
+from ...metrics.precision_recall import NEIGHBORS
 from ...pipelines.inputs import latents_shape
 from ...pipelines.pipeline_pfgm import PFGMPipeline
 from ...utils.atomic_file import atomic_file
@@ -94,7 +96,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         "--bits_per_dim_images",
         type=integer(0),
         default=0,
-        help="number of reference images whose bits per dimension are evaluated",
+        help="number of reference images, from the first, whose bits per dimension are evaluated",
     )
     add("--output_dir", type=Path, required=True, help="folder of the images and of metrics.json")
     add("--keep_images", action="store_true", help="keep the generated images in the folder")
@@ -121,8 +123,11 @@ def main(args: argparse.Namespace) -> None:
         args: The options of evaluate_pfgm.py, from `parse_args`.
 
     Raises:
-        ValueError: if the model, the images or the statistics cannot be used, or do not fit each other.
+        ValueError: if the output folder is a file, or the model, the images or the statistics cannot be used, or do not
+            fit each other.
     """
+    if args.output_dir.is_file():
+        raise ValueError(f"`--output_dir` {str(args.output_dir)!r} is a file. Name a folder.")
     accelerator = Accelerator(cpu=uses_several_cpus())
     barrier = LongBarrier(accelerator)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -181,7 +186,7 @@ class _Evaluation:
             self.statistics = FeatureStatistics.load(args.reference)
         else:
             self.reference = read_pixels("--reference", args.reference, shape, args.resolution)
-        self._check_networks(shape)
+        self._check_networks(shape, args.num_images if self.pixels is None else len(self.pixels))
         if pipeline is not None and args.bits_per_dim_images:
             likelihood_evaluation.check_model(pipeline)
             options = _likelihood_options(args)
@@ -192,14 +197,27 @@ class _Evaluation:
             self.train = read_pixels("--train_data", args.train_data, shape, args.resolution)
 
     @torch.no_grad()
-    def _check_networks(self, shape: tuple[int, ...]) -> None:
-        """Check that the networks accept images of this shape (C, H, W), and that the statistics are of their features.
+    def _check_networks(self, shape: tuple[int, ...], num_images: int) -> None:
+        """Check that the networks accept images of this shape (C, H, W), that their metrics can be computed of this
+        number of images and of the reference images, and that the statistics are of their features.
 
         Raises:
-            ValueError: if they do not.
+            ValueError: if they do not, or cannot.
         """
+        if self.reference is not None and len(self.reference) <= NEIGHBORS:
+            raise ValueError(
+                f"`--reference` {self.args.reference!r} has {len(self.reference)} images, but precision and recall "
+                f"need at least {NEIGHBORS + 1}. Pass more."
+            )
         for name, network in self.networks.items():
-            features, _ = network(to_float(torch.zeros(2, *shape, dtype=torch.uint8)))
+            features, logits = network(to_float(torch.zeros(2, *shape, dtype=torch.uint8)))
+            least = NEIGHBORS + 1 if logits is None else SPLITS
+            if num_images < least:
+                option = "--num_images" if self.args.images is None else "--images"
+                raise ValueError(
+                    f"`{option}` must be at least {least} images for the metrics of `--features` {name}, but are "
+                    f"{num_images}. Pass more."
+                )
             if self.statistics is None:
                 continue
             count, owner = len(self.statistics.mean), self.statistics.network

@@ -83,7 +83,7 @@ def compare_features(
         metrics |= {"kernel_distance": mean, "kernel_distance_std": deviation}
         count = min(len(features), len(reference.features), MAX_COMPARED)
         metrics["precision"], metrics["recall"] = precision_recall(
-            _subset(features, count), _subset(reference.features, count)
+            features[_evaluated_rows(len(features), count)], _subset(reference.features, count)
         )
     if logits is not None:
         metrics["inception_score"], metrics["inception_score_std"] = inception_score(logits)
@@ -93,7 +93,8 @@ def compare_features(
 def compare_pixels(pixels: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the sliced Wasserstein distance of equally many images of both sets (K, C, H, W) in uint8."""
     count = _count_compared(pixels, reference)
-    return sliced_wasserstein(to_float(_subset(pixels, count)), to_float(_subset(reference, count)))
+    rows = _evaluated_rows(len(pixels), count)
+    return sliced_wasserstein(to_float(pixels[rows]), to_float(_subset(reference, count)))
 
 
 def find_memorized(pixels: torch.Tensor, reference: torch.Tensor, train: torch.Tensor) -> Mapping[str, Any]:
@@ -110,7 +111,7 @@ def find_memorized(pixels: torch.Tensor, reference: torch.Tensor, train: torch.T
         are closest to a training image, each with the index of that image and the distance.
     """
     count = _count_compared(pixels, reference)
-    rows = evenly_spaced(len(pixels), count)
+    rows = _evaluated_rows(len(pixels), count)
     distances, indices = _nearest(pixels[rows], train, count)
     expected, _ = _nearest(_subset(reference, count), train, count)
     nearest = distances.argsort()[:10]
@@ -140,6 +141,14 @@ def _nearest(pixels: torch.Tensor, train: torch.Tensor, batch_size: int) -> tupl
         indices = torch.where(others < distances, rows + first, indices)
         distances = torch.minimum(distances, others)
     return distances, indices
+
+
+def _evaluated_rows(length: int, count: int) -> torch.Tensor:
+    """Return `count` rows of the evaluated images, drawn from a fixed seed.
+
+    The classes of generated images alternate, so that evenly spaced images would not have all classes equally often.
+    """
+    return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
 def _subset(values: torch.Tensor, count: int) -> torch.Tensor:

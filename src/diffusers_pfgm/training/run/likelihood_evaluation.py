@@ -52,7 +52,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     parser.add_argument(
         "--label_column", help="column of class labels, for the likelihood of each image under its class"
     )
-    parser.add_argument("--max_images", type=positive, help="number of images to evaluate; all by default")
+    parser.add_argument("--max_images", type=positive, help="number of images, from the first; all by default")
     parser.add_argument(
         "--output", type=Path, default=Path("likelihood.jsonl"), help="file of the results, one line for each image"
     )
@@ -103,7 +103,9 @@ def main(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: if the output file has results of other settings, or the model or the data set cannot be used.
+        OSError: if the folder of the output file cannot be created.
     """
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     pipe = PFGMLikelihoodPipeline.from_pretrained(args.model).to(args.device or default_device())
     pipe.set_progress_bar_config(disable=True)
     settings = result_settings(args, pipe)
@@ -171,8 +173,10 @@ def count_results(path: Path, settings: dict[str, object]) -> int:
     """Return the number of images whose results are in an output file of the same settings.
 
     Raises:
-        ValueError: if the file has results of other settings, or is another kind of file.
+        ValueError: if the file has results of other settings, or is another kind of file or a folder.
     """
+    if path.is_dir():
+        raise ValueError(f"`--output` {str(path)!r} is a folder. Name a file.")
     if not path.exists():
         return 0
     saved = read_records(path, "settings")

@@ -41,22 +41,24 @@ from .stopping import StopRequest
 from .task import TrainingTask, objective_options
 
 MakeTask = Callable[[argparse.Namespace, TrainingData, Accelerator], TrainingTask]
+Prepare = Callable[[argparse.Namespace], MakeTask]
 
 
-def main(args: argparse.Namespace, make_task: MakeTask = make_training_task) -> None:
+def main(args: argparse.Namespace, prepare: Prepare = lambda args: make_training_task) -> None:
     """Train a model.
 
     Args:
         args: The options of the script.
-        make_task: Returns what the run trains, from the options, the data set and accelerate's `Accelerator`. By
-            default that of train_pfgm.py.
+        prepare: Called after the output folder, the Hub and the checkpoint have been checked, and before the data set
+            is loaded. It may set options of the data set, and returns a function that makes the task of the run from
+            the options, the data set and accelerate's `Accelerator`. By default the task is that of train_pfgm.py.
     """
     accelerator = make_accelerator(args)
     with locked_output_dir(args, accelerator):
-        train(args, make_task, accelerator)
+        train(args, prepare, accelerator)
 
 
-def train(args: argparse.Namespace, make_task: MakeTask, accelerator: Accelerator) -> None:
+def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) -> None:
     """Train a model in an output folder that is locked for this run. Every process must call this."""
     output_dir = Path(args.output_dir)
     long_barrier = LongBarrier(accelerator)
@@ -66,6 +68,7 @@ def train(args: argparse.Namespace, make_task: MakeTask, accelerator: Accelerato
         repo_id = on_main_process(accelerator, lambda: check_hub(*hub_options))
     checkpoint = find_resume_point(args, accelerator)
     saved_settings = {} if checkpoint is None else read_settings(checkpoint)
+    make_task = prepare(args)
     seed = agree_on_seed(args, saved_settings)
     set_seed(seed, device_specific=True)
 
@@ -79,7 +82,8 @@ def train(args: argparse.Namespace, make_task: MakeTask, accelerator: Accelerato
     objective, scheduler, unet = task.objective, task.scheduler, task.unet
     charges_kind, all_charges = None, None
     if args.charges != "none":
-        charges_kind, all_charges = data.charges(saved_settings.get("charges") or args.charges)
+        chosen = saved_settings.get("charges") if args.charges == "auto" else None
+        charges_kind, all_charges = data.charges(chosen or args.charges)
     accelerator.print(task.description)
 
     # Network and EMA

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from typing import NoReturn
 
 from .option_types import integer, number, positive, share
 
@@ -18,6 +19,13 @@ def lr_scheduler(name: str) -> str:
         reason = " (there is no option for its step rules)" if name == "piecewise_constant" else ""
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(LR_SCHEDULERS)}, but is {name!r}{reason}")
     return name
+
+
+def hub_token(token: str) -> NoReturn:
+    """The argparse type of diffusers' `--hub_token`, which is refused with an error that does not show the token."""
+    raise argparse.ArgumentTypeError(
+        "a token on a command line ends up in logs, so it is not accepted. Log in by `hf auth login`, or set HF_TOKEN"
+    )
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -196,6 +204,7 @@ def add_record_options(parser: argparse.ArgumentParser, num_inference_steps: int
     hub("--push_to_hub", action="store_true", help="publish each saved pipeline; log in by `hf auth login` or HF_TOKEN")
     hub("--hub_model_id", help="user/name of the repository; by default your user name and the output folder's name")
     hub("--hub_private_repo", action="store_true", help="make the repository private")
+    hub("--hub_token", type=hub_token, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     hub("--license", help="license of the model for its card, such as cc-by-4.0")
 
 

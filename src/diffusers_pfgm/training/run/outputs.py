@@ -137,8 +137,13 @@ class Outputs:
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[PFGMPipeline]:
-        """A context in which the network has its EMA weights, with a pipeline of it. At its end they are restored."""
+        """A context in which the network has its EMA weights, with a pipeline of it. At its end they are restored.
+
+        The network computes in float32, as the saved pipeline does. With mixed precision its x̂ would have rounding
+        errors, to which the spacing of the noise levels would be fitted.
+        """
         training = self.unet.training
+        mixed_forward = self.unet.__dict__.pop("forward", None)  # accelerate's, which replaces that of the class
         self.ema.store(self.unet.parameters())
         try:
             self.ema.copy_to(self.unet.parameters())
@@ -148,6 +153,8 @@ class Outputs:
         finally:
             self.ema.restore(self.unet.parameters())
             self.unet.train(training)
+            if mixed_forward is not None:
+                self.unet.forward = mixed_forward
 
     def _side_output(self, what: str) -> contextlib.AbstractContextManager[None]:
         return side_output(what, self.folder)

@@ -39,9 +39,13 @@ def main(args: argparse.Namespace) -> None:
 
     Args:
         args: The options of tune_consistency.py, from `tuning_arguments.parse_tuning_args`.
+
+    Raises:
+        ValueError: if `--output_dir` is the folder of `--model`.
     """
-    base = load_base(args)
-    loop.main(args, functools.partial(make_tuning_task, base))
+    if Path(args.model).resolve() == Path(args.output_dir).resolve():
+        raise ValueError(f"`--output_dir` {args.output_dir} is the folder of `--model`. Choose another folder.")
+    loop.main(args, lambda args: functools.partial(make_tuning_task, load_base(args)))
 
 
 def load_base(args: argparse.Namespace) -> PFGMPipeline:
@@ -50,8 +54,6 @@ def load_base(args: argparse.Namespace) -> PFGMPipeline:
     Raises:
         ValueError: if `--model` is no pipeline of a `UNet2DModel` for square images.
     """
-    if Path(args.model).resolve() == Path(args.output_dir).resolve():
-        raise ValueError(f"`--output_dir` {args.output_dir} is the folder of `--model`. Choose another folder.")
     try:
         base: PFGMPipeline = PFGMPipeline.from_pretrained(args.model)
     except (OSError, ValueError) as error:

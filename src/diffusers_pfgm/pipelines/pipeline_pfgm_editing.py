@@ -9,6 +9,7 @@ import torch
 from ..flow.poisson_flow import NUM_STEPS, STEP_TOLERANCE, PoissonFlow
 from ..flow.results import FlowLatents
 from ..physics.hemisphere import HemisphereLatents, check_temperature, interpolate, with_temperature
+from ..physics.tensors import move_to
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
 from .base import PoissonFlowPipeline
@@ -65,8 +66,8 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             ValueError: if the images do not have the network's channels and size or are outside [0, 1], if a label is
                 unknown, or if a fixed step is too long to be inverted.
         """
-        x = images_to_tensor(images, self.unet.config)
-        x = x.to(self._execution_device, torch.promote_types(x.dtype, self.unet.dtype))
+        x = move_to(images_to_tensor(images, self.unet.config), self._execution_device)
+        x = x.to(torch.promote_types(x.dtype, self.unet.dtype))
         check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, x, "pt")
         with self.progress_bar(itertools.count()) as progress_bar:
             flow = self._flow(class_labels, 1.0, x, progress_bar)
@@ -104,7 +105,7 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
                 `guidance_scale` is not allowed, or if a fixed step is too long to be solved.
         """
         check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, latents, output_type)
-        x = latents.to(self._execution_device)
+        x = move_to(latents, self._execution_device)
         with self.progress_bar(itertools.count()) as progress_bar:
             flow = self._flow(class_labels, guidance_scale, x, progress_bar)
             decoded = flow.decode(x, num_inference_steps, tolerance, step_tolerance)

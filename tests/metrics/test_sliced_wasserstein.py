@@ -42,6 +42,13 @@ def test_distance_hangs_on_its_arguments_alone() -> None:
     assert few != sliced_wasserstein(first, second, 5, seed=1)
 
 
+def test_points_with_a_gradient_and_no_points() -> None:
+    points = torch.randn(20, 8, generator=seeded())
+    assert sliced_wasserstein((points + 1).requires_grad_(), points) == sliced_wasserstein(points + 1, points)
+    with pytest.raises(ValueError, match="`samples` must be at least one point"):
+        sliced_wasserstein(points[:0], points)
+
+
 def test_grid_enlarges_pixels_between_white_lines() -> None:
     grid = image_grid(torch.tensor([[[[0.0, 1.0]]]]), scale=2)
     assert np.array_equal(np.asarray(grid)[2:4], [[255, 255, 0, 0, 255, 255, 255, 255]] * 2)

@@ -195,7 +195,7 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         Args:
             save_directory: the folder.
             safe_serialization, variant, max_shard_size: as in `DiffusionPipeline.save_pretrained`.
-            push_to_hub: whether to call `push_to_hub` after saving.
+            push_to_hub: whether to upload the pipeline too, saved in the same way; see `push_to_hub`.
             **kwargs: the other arguments of `DiffusionPipeline.save_pretrained`, and those of `push_to_hub`.
 
         Raises:
@@ -216,7 +216,8 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
             save_model_card(make_model_card(self), save_directory)
         if push_to_hub:
             repo_id = options.pop("repo_id", Path(save_directory).resolve().name)
-            self.push_to_hub(repo_id, safe_serialization=safe_serialization, variant=variant, **options)
+            saving = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+            self._upload(repo_id, saving | kwargs, **options)
 
     def push_to_hub(
         self,
@@ -241,9 +242,23 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         Returns:
             The URL of the commit.
         """
+        saving = {"safe_serialization": safe_serialization, "variant": variant}
+        return self._upload(repo_id, saving, commit_message, private, token, create_pr, subfolder)
+
+    def _upload(
+        self,
+        repo_id: str,
+        saving: dict[str, Any],
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        subfolder: str | None = None,
+    ) -> str:
+        """Save the pipeline with the arguments `saving` of `save_pretrained`, and upload it; see `push_to_hub`."""
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            self.save_pretrained(folder, **saving)
             card = Path(folder) / CARD
             prefix = f"{subfolder.strip('/')}/" if subfolder else ""
             if file_exists(repo_id, f"{prefix}{card.name}", token=token):

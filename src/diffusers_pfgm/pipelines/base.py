@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         id2label: the names of the classes by number, from 0, for a network that was trained with class labels.
 
     Raises:
-        ValueError: if the numbers of `id2label` are not 0, 1, 2, ..., or there are more names than the network has
-            embeddings.
+        ValueError: if `id2label` is not a dictionary, its numbers are not 0, 1, 2, ..., or there are more names than
+            the network has embeddings.
     """
 
     model_cpu_offload_seq = "unet"
@@ -55,6 +55,11 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        if id2label is not None and not isinstance(id2label, Mapping):
+            raise ValueError(
+                f"`id2label` must be a dictionary of names by number, but is a {type(id2label).__name__}. Make it "
+                "from a list of names by `dict(enumerate(names))`."
+            )
         # A saved configuration is JSON, which turns the numbers into strings.
         self.register_to_config(id2label=id2label and {int(number): name for number, name in id2label.items()})
         self._classes()  # raises unless the classes are those of the network

@@ -143,9 +143,16 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             tuple of both.
 
         Raises:
-            ValueError: if `num` is not a whole number ≥ 2, or as in `encode` and `decode`.
+            ValueError: if `num` is not a whole number ≥ 2, if there are not as many `second_images` as `first_images`,
+                or as in `encode` and `decode`.
         """
         num = check_whole_number("num", num, 2, ", the ends included")
+        counts = [len(images_to_tensor(images, self.unet.config)) for images in (first_images, second_images)]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"`first_images` and `second_images` must be pairs, but are {counts[0]} and {counts[1]}. Repeat images "
+                "that are the end of several paths."
+            )
         self._check_decoding(second_images, class_labels, 1.0, output_type)
         solver = _solver_options(num_inference_steps, tolerance, step_tolerance)
         first = self.encode(first_images, class_labels, **solver)

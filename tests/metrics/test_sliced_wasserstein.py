@@ -51,6 +51,9 @@ def test_grid_refuses_other_values(images: torch.Tensor) -> None:
         ValueError, match=r"`images` must be one or more with values in \[0, 1\], but (are none|go from)"
     ):
         image_grid(images)
+    for options in ({"scale": 0}, {"columns": 0}, {"columns": 1.5}):
+        with pytest.raises(ValueError, match="must be a whole number >= 1"):
+            image_grid(torch.zeros(2, 1, 2, 2), **options)
 
 
 def test_points_with_a_gradient_and_no_points() -> None:

@@ -9,6 +9,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from ..pipelines.outputs import numpy_to_pil
+from ..utils.checks import check_whole_number
 
 
 def image_grid(images: torch.Tensor, scale: int = 1, columns: int | None = None) -> Image.Image:
@@ -20,8 +21,12 @@ def image_grid(images: torch.Tensor, scale: int = 1, columns: int | None = None)
         columns: the number of images in a row; by default the grid is as square as possible. Empty cells are black.
 
     Raises:
-        ValueError: if there are no images, or they have values outside [0, 1].
+        ValueError: if there are no images, or they have values outside [0, 1], or `scale` or `columns` is not a whole
+            number ≥ 1.
     """
+    scale = check_whole_number("scale", scale, 1)
+    if columns is not None:
+        columns = check_whole_number("columns", columns, 1)
     if not len(images) or ((images < 0) | (images > 1)).any():
         values = f"go from {images.min().item():.4g} to {images.max().item():.4g}" if len(images) else "are none"
         raise ValueError(

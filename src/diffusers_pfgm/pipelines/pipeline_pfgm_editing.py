@@ -158,7 +158,8 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         first = self.encode(first_images, class_labels, **solver)
         second = self.encode(second_images, class_labels, **solver)
         start, end = (HemisphereLatents.from_latents(encoded.latents) for encoded in (first, second))
-        paths = interpolate(start, end, torch.linspace(0, 1, num)).to_latents().transpose(0, 1).flatten(0, 1)
+        shares = torch.linspace(0, 1, num, device=first.latents.device)
+        paths = interpolate(start, end, shares).to_latents().transpose(0, 1).flatten(0, 1)
         labels = as_list(class_labels)
         if labels is not None and len(labels) > 1:
             labels = [label for label in labels for _ in range(num)]

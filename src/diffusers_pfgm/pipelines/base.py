@@ -93,16 +93,22 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         """Set the timesteps of the scheduler: those at `sigmas`, or without them `num_inference_steps` of its own.
 
         Raises:
-            ValueError: if `sigmas` is not None and the scheduler's `set_timesteps` has no such argument, if the
-                scheduler's `sigma_steps` for this number were fitted to another network, or if it rejects the values.
+            ValueError: if `sigmas` is not None and the scheduler's `set_timesteps` has no such argument, or reads it as
+                positions in its `sigma_schedule`, as EDMEulerScheduler does; if the scheduler's `sigma_steps` for this
+                number were fitted to another network; or if the scheduler rejects the values.
         """
+        takes_sigmas = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
         if sigmas is None:
             steps = check_whole_number("num_inference_steps", num_inference_steps, 1)
             if isinstance(scheduler, PoissonFlowScheduler):
                 check_steps_of_model(self.unet, scheduler, steps)
             scheduler.set_timesteps(steps, device=device)
-        elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        elif isinstance(scheduler, PoissonFlowScheduler):
             scheduler.set_timesteps(device=device, sigmas=sigmas)
+        elif takes_sigmas and "sigma_schedule" not in scheduler.config:
+            levels = [float(sigma) for sigma in sigmas]
+            # A scheduler of diffusers ends at the last of them.
+            scheduler.set_timesteps(device=device, sigmas=levels if levels[-1:] == [0] else [*levels, 0.0])
         else:
             raise ValueError(f"`sigmas` were given, but {type(scheduler).__name__} takes none. Leave them out.")
         if hasattr(scheduler, "set_begin_index"):

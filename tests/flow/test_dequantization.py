@@ -31,10 +31,16 @@ def test_the_point_of_an_image_does_not_depend_on_the_batch() -> None:
     assert torch.equal(together[2:], dequantize(images[2:], 256, [seeded(2)]))
 
 
-@pytest.mark.parametrize("images", [torch.tensor([[0.5 / 255]]), torch.tensor([[-1.5]]), torch.tensor([[255.0]])])
-def test_pixels_between_levels_raise(images: torch.Tensor) -> None:
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16])
+def test_points_of_whole_numbers_and_half_precision_are_those_of_float32(dtype: torch.dtype) -> None:
+    images = torch.tensor([[-1.0, 0.0, 1.0]])
+    assert torch.equal(dequantize(images.to(dtype), 3, seeded()), dequantize(images, 3, seeded()))
+
+
+@pytest.mark.parametrize("pixel", [0.5 / 255, -1.5, 255.0, math.nan])
+def test_pixels_between_levels_raise(pixel: float) -> None:
     with pytest.raises(ValueError, match=r"`images` must be in \[-1, 1\] with each pixel at one of `num_levels` = 256"):
-        dequantize(images)
+        dequantize(torch.tensor([[pixel]]))
 
 
 @pytest.mark.parametrize("num_levels", [1, 0, 2.5])

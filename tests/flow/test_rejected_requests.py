@@ -57,6 +57,11 @@ def test_invalid_arguments_raise() -> None:
     for call in (flow.encode, flow.log_prob, lambda x: flow.divergence(x, 1.0)):
         with pytest.raises(ValueError, match="`x` must be finite, but index 1 holds NaN"):
             call(x)
+        for other in (x.numpy(), x * 1j):
+            with pytest.raises(
+                ValueError, match=r"`x` must be a tensor of real numbers, but is (ndarray|torch\.compl)"
+            ):
+                call(other)
     with pytest.raises(ValueError, match="`latents` must be finite"):
         flow.decode(x)
     for options in ({}, {"shape": (2, 3), "latents": torch.ones(2, 3)}):

@@ -14,6 +14,7 @@ from diffusers_pfgm.hub.convert import convert_checkpoint
 from diffusers_pfgm.hub.convert.restricted_pickle import read_pickle
 
 PFGM = Path(__file__).parents[1] / "fixtures" / "published" / "checkpoint_tiny_ddpmpp"
+EDM = PFGM.with_name("tiny_edm_ncsnpp")
 
 
 class Call:
@@ -24,6 +25,13 @@ class Call:
 
     def __reduce__(self) -> Any:
         return self.call
+
+
+def storage(size: int) -> bytes:
+    """The bytes of a storage of this many numbers in a pickle of EDM."""
+    file = io.BytesIO()
+    torch.save(torch.zeros(size).storage(), file)
+    return file.getvalue()
 
 
 class Build:
@@ -100,3 +108,38 @@ def test_hostile_checkpoints_of_torch_execute_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="may be a zip bomb"):
         convert_checkpoint(path, f"{PFGM}_config.json")
     assert not marker.exists()
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    good = torch.load(f"{PFGM}.pth", weights_only=True)
+    weights = good["ema"]["shadow_params"]
+    damaged: list[tuple[dict[str, Any], str]] = [
+        ({"ema": None}, "does not have EMA weights"),
+        ({"ema": [1]}, "does not have EMA weights"),
+        ({"ema": {"shadow_params": [1] * len(weights)}}, "does not have EMA weights"),
+        ({"ema": {"shadow_params": [*weights[:-1], weights[-1] * 1j]}}, r"is of torch\.complex64"),
+        ({"ema": {"shadow_params": [*weights[:-1], weights[-1].int()]}}, r"is of torch\.int32"),
+        ({"model": good["model"] | {"step": 3}}, "'step' under 'model' is not the name of a tensor"),
+        ({"model": good["model"] | {3: torch.zeros(3)}}, "3 under 'model' is not the name of a tensor"),
+    ]
+    for change, message in damaged:
+        torch.save(good | change, path)
+        with pytest.raises(ValueError, match=message) as caught:
+            convert_checkpoint(path, f"{PFGM}_config.json")
+        assert str(path) in str(caught.value)
+
+
+def test_damaged_pickles_are_named(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["_modules"] = {"model": endless}
+    path = tmp_path / "network.pkl"
+    for network in (endless, {"_parameters": [1]}, {"_modules": None}):
+        path.write_bytes(pickle.dumps({"ema": network}))
+        with pytest.raises(ValueError, match="is damaged") as caught:
+            convert_checkpoint(path, f"{EDM}_config.json")
+        assert str(path) in str(caught.value)
+    short = Call(torch._utils._rebuild_tensor_v2, Call(torch.storage._load_from_bytes, storage(1)), 0, (8,), (1,))
+    path.write_bytes(pickle.dumps({"ema": {"_parameters": {3: short}}}))
+    with pytest.raises(ValueError, match="was not read"):
+        convert_checkpoint(path, f"{EDM}_config.json")

@@ -3,6 +3,7 @@
 import json
 from inspect import Parameter, signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 
 from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.pipelines import base
 from tests.networks import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
 from tests.warm_python import WarmPython
@@ -109,6 +111,24 @@ def test_the_last_weights_are_loaded(
     present = {path.name for path in (folder / "unet").iterdir()}
     assert present == {path.name for path in (fresh / "unet").iterdir()} | set(kept)
     assert all((folder / "unet" / name).read_bytes() == data for name, data in kept.items() if name != "config.json")
+
+
+def test_the_uploaded_weights_have_the_shards_of_the_saved_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded: list[str] = []
+
+    def upload_folder(folder_path: str, **options: Any) -> None:
+        assert options["commit_message"] == "mine"
+        uploaded.extend(path.name for path in (Path(folder_path) / "unet").iterdir())
+
+    monkeypatch.setattr(base, "create_repo", lambda repo_id, **options: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(base, "file_exists", lambda *names, **options: False)
+    monkeypatch.setattr(base, "list_repo_files", lambda *names, **options: [])
+    monkeypatch.setattr(base, "upload_folder", upload_folder)
+    make_tiny_pipeline().save_pretrained(tmp_path, push_to_hub=True, commit_message="mine", variant="fp16", **SHARDED)
+    saved = sorted(path.name for path in (tmp_path / "unet").iterdir())
+    assert sorted(uploaded) == saved and "diffusion_pytorch_model.fp16-00001-of-00002.safetensors" in saved
 
 
 def test_a_failed_save_leaves_the_folder_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

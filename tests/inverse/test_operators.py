@@ -1,5 +1,6 @@
 """Linear operators: adjoints, solutions, and errors."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,15 @@ def test_pseudo_inverse_equals_that_of_the_matrix() -> None:
 def test_values_that_are_not_observed_are_ignored() -> None:
     half = Inpainting(torch.tensor([True, False]))
     assert torch.equal(half(torch.tensor([[2.0, torch.nan]])), torch.tensor([[2.0, 0.0]]))
+
+
+def test_arrays_are_taken_as_tensors() -> None:
+    mask, kernel = np.array([[True, False, True]]), np.full((3, 3), 1 / 9)
+    x = torch.randn(2, 1, 4, 3, generator=seeded())
+    assert torch.equal(Inpainting(mask)(x), Inpainting(torch.from_numpy(mask))(x))
+    assert torch.equal(Blur(kernel)(x), Blur(torch.from_numpy(kernel))(x))
+    with pytest.raises(ValueError, match=r"`mask` must hold 1 .* but has the values \[\]"):
+        Inpainting(np.zeros((0, 3)))
 
 
 def test_a_mask_for_each_sample() -> None:
@@ -113,7 +123,7 @@ def test_wrong_adjoints_raise() -> None:
 
 
 def test_invalid_arguments_raise() -> None:
-    with pytest.raises(ValueError, match=r"`mask` must hold 1 .* from 0.0 to 0.5.*comparison"):
+    with pytest.raises(ValueError, match=r"`mask` must hold 1 .* values \[0.0, 0.5\].*comparison"):
         Inpainting(torch.tensor([0.0, 0.5]))
     with pytest.raises(ValueError, match="with a 1 at least"):
         Inpainting(torch.zeros(4))

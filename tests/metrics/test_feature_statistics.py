@@ -49,6 +49,14 @@ def test_few_images_are_said_with_the_number_that_is_needed() -> None:
         FeatureStatistics.of_features(make_features(20, 0).log())
 
 
+def test_features_of_another_shape_and_with_a_gradient(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`features` must have the shape \(K, F\), but have \(9, 1, 2, 2\)"):
+        FeatureStatistics.of_features(torch.zeros(9, 1, 2, 2))
+    features = torch.randn(9, 2, requires_grad=True)
+    FeatureStatistics.of_features(features).save(tmp_path / "statistics.npz")
+    assert torch.equal(FeatureStatistics.load(tmp_path / "statistics.npz").features, features)
+
+
 def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     statistics = FeatureStatistics.of_features(make_features(50, 0), "mnist", "0123")
     path = tmp_path / "reference.npz"

@@ -47,13 +47,34 @@ def test_precision_and_recall_of_an_interval() -> None:
         precision_recall(data[:3], data)
 
 
-def test_random_state_is_untouched() -> None:
+def test_random_state_is_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("The GPUs were seeded."))
     kernel_distance(torch.randn(20, 3, generator=seeded()), torch.randn(20, 3, generator=seeded(1)))
     inception_score(torch.randn(20, 3, generator=seeded()))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_half_precision_bytes_and_gradients_give_the_numbers_of_float32() -> None:
+    first, second = torch.randn(2, 40, 5, generator=seeded(0)).half()
+    metrics = (kernel_distance, precision_recall, lambda a, b: nearest_distances(a, b)[0].tolist())
+    for metric in (*metrics, lambda a, b: inception_score(a)):
+        assert metric(first, second) == metric(first.float(), second.float().requires_grad_())
+    bytes_ = torch.randint(256, (2, 40, 5), generator=seeded(0), dtype=torch.uint8)
+    for metric in metrics:
+        assert metric(*bytes_) == metric(*bytes_.float())
+    assert kernel_distance(first.double(), second) == pytest.approx(kernel_distance(first, second), rel=1e-4)
+
+
+def test_precision_and_recall_refuse_what_has_no_neighbours() -> None:
+    points = torch.randn(10, 4, generator=seeded())
+    with pytest.raises(ValueError, match="`data` must be finite"):
+        precision_recall(points, points.log())
+    for neighbors in (0, 2.5, True):
+        with pytest.raises(ValueError, match="`neighbors` must be a whole number >= 1"):
+            precision_recall(points, points, neighbors)
 
 
 def test_copies_have_the_distance_zero() -> None:

@@ -42,6 +42,27 @@ def test_distance_hangs_on_its_arguments_alone() -> None:
     assert few != sliced_wasserstein(first, second, 5, seed=1)
 
 
+@pytest.mark.parametrize(
+    "images", [torch.zeros(0, 1, 2, 2), torch.full((1, 1, 2, 2), -1.0), torch.full((1, 1, 2, 2), 255)]
+)
+def test_grid_refuses_other_values(images: torch.Tensor) -> None:
+    # Their bytes would wrap around.
+    with pytest.raises(
+        ValueError, match=r"`images` must be one or more with values in \[0, 1\], but (are none|go from)"
+    ):
+        image_grid(images)
+    for options in ({"scale": 0}, {"columns": 0}, {"columns": 1.5}):
+        with pytest.raises(ValueError, match="must be a whole number >= 1"):
+            image_grid(torch.zeros(2, 1, 2, 2), **options)
+
+
+def test_points_with_a_gradient_and_no_points() -> None:
+    points = torch.randn(20, 8, generator=seeded())
+    assert sliced_wasserstein((points + 1).requires_grad_(), points) == sliced_wasserstein(points + 1, points)
+    with pytest.raises(ValueError, match="`samples` must be at least one point"):
+        sliced_wasserstein(points[:0], points)
+
+
 def test_grid_enlarges_pixels_between_white_lines() -> None:
     grid = image_grid(torch.tensor([[[[0.0, 1.0]]]]), scale=2)
     assert np.array_equal(np.asarray(grid)[2:4], [[255, 255, 0, 0, 255, 255, 255, 255]] * 2)

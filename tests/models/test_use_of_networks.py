@@ -93,6 +93,24 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
         assert torch.allclose(gradient, gradients[1][key], rtol=1e-4, atol=1e-7), key
 
 
+@each_network
+def test_gradient_checkpointing_by_a_function_of_the_user(name: str) -> None:
+    network, calls = make(name), []
+
+    def checkpoint(function: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(function)
+        return torch.utils.checkpoint.checkpoint(function, *inputs, use_reentrant=False)
+
+    network.enable_gradient_checkpointing(checkpoint)
+    network(torch.randn(2, 3, 8, 8), 0.5).sample.sum().backward()
+    assert len(calls) >= 8  # the blocks of two levels
+
+
+def test_class_labels_need_classes() -> None:
+    with pytest.raises(ValueError, match="`class_labels` were passed, but the network has no classes"):
+        make("NCSN++ of EDM")(torch.randn(2, 3, 8, 8), 0.5, class_labels=torch.tensor([0, 2]))
+
+
 @pytest.mark.slow
 @each_network
 def test_compile_without_graph_breaks(name: str) -> None:

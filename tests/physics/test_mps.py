@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,9 @@ from diffusers_pfgm import (
     Inpainting,
     Parameterization,
     PerturbationObjective,
+    PFGMEditingPipeline,
     PFGMInversePipeline,
+    PFGMLikelihoodPipeline,
     PFGMPipeline,
     PoissonFlow,
     PoissonFlowScheduler,
@@ -145,6 +148,18 @@ def test_pipeline_of_a_network(beta_schedule: str | None) -> None:
     scheduler = PoissonFlowScheduler(None if beta_schedule else 1.0, prediction_type=kind, beta_schedule=beta_schedule)
     network = make_tiny_unet(1, 1 if beta_schedule else 2).to(MPS)
     assert quiet(PFGMPipeline(network, scheduler))(num_inference_steps=3, output_type="np").images.shape == (1, 8, 8, 1)
+
+
+def test_images_of_float64() -> None:
+    # NumPy divides bytes to float64, which must become float32 before it is moved.
+    images = np.arange(128).reshape(2, 8, 8, 1) / 255
+    components = {"unet": ChargeField(CHARGES).to(MPS), "scheduler": PoissonFlowScheduler(sigma_min=0.5)}
+    editing = quiet(PFGMEditingPipeline(**components))
+    latents = editing.encode(images, num_inference_steps=4).latents
+    assert latents.device == MPS and latents.dtype == torch.float32
+    assert len(editing.decode(CHARGES[:2] * 40, num_inference_steps=4, output_type="np").images) == 2
+    likelihood = quiet(PFGMLikelihoodPipeline(**components))
+    assert likelihood(images, num_inference_steps=2, step_tolerance=1e-3).log_prob.shape == (2,)
 
 
 def test_objectives() -> None:

@@ -329,6 +329,18 @@ def test_a_callback_that_does_not_fit_is_explained(by_class: PFGMPipeline) -> No
         )
 
 
+def test_a_callback_may_take_no_tensors() -> None:
+    tensors = []
+    pipe = make_tiny_pipeline()
+    for names in (None, []):
+        draw(
+            pipe,
+            callback_on_step_end_tensor_inputs=names,
+            callback_on_step_end=lambda *inputs: tensors.append(inputs[3]),
+        )
+    assert tensors == [{}] * len(tensors) != []
+
+
 def test_an_adaptive_call_leaves_the_pipeline_its_scheduler() -> None:
     theirs = EDMEulerScheduler(sigma_max=40.0, sigma_min=0.01)
     pipe = PFGMPipeline(make_tiny_unet(out_channels=1), theirs)

@@ -174,6 +174,11 @@ def test_names_that_are_not_those_of_the_embeddings_are_refused(
         pipeline(charges, labels, names=names)
 
 
+def test_a_list_of_names_is_refused(charges: torch.Tensor, labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="`id2label` must be a dictionary of names by number, but is a list"):
+        pipeline(charges, labels, names=["left", "middle", "right"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -182,6 +187,8 @@ def test_names_that_are_not_those_of_the_embeddings_are_refused(
         ({"class_labels": [0, -1]}, "from 0 to 2, but one is -1"),
         ({"class_labels": [0.5]}, "from 0 to 2, but one is 0.5"),
         ({"class_labels": 1.0}, "from 0 to 2, but one is 1.0"),
+        ({"class_labels": True}, "from 0 to 2, but one is True"),
+        ({"class_labels": torch.tensor([False, True])}, "from 0 to 2, but one is False"),
         ({"class_labels": []}, "`class_labels` is empty"),
         ({"class_labels": 1, "guidance_scale": math.nan}, "`guidance_scale` must be a finite number"),
         ({"class_labels": "up"}, r"has 'up', but the classes are \['left', 'middle', 'right'\]"),

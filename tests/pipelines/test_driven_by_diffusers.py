@@ -164,6 +164,18 @@ def test_a_field_is_not_what_edm_or_ddpm_expect(charges: torch.Tensor) -> None:
 def test_sigmas_for_a_scheduler_that_takes_none_are_refused(charges: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="`sigmas` were given, but DDIMScheduler takes none"):
         drive(charges, DDIMScheduler, dict(DDPM), None, sigmas=[2.0, 1.0])
+    # It would read them as positions between its sigma_max and its sigma_min.
+    for sigmas in ([2.0, 1.0], torch.tensor([2.0, 1.0])):
+        with pytest.raises(ValueError, match="`sigmas` were given, but EDMEulerScheduler takes none"):
+            drive(charges, EDMEulerScheduler, dict(EDM), None, sigmas=sigmas)
+
+
+def test_sigmas_end_at_the_data_with_any_scheduler(charges: torch.Tensor) -> None:
+    sigmas = torch.logspace(1, -1, 20)
+    outputs = [drive(charges, EulerDiscreteScheduler, dict(DDPM), None, sigmas=each) for each in (sigmas, [*sigmas, 0])]
+    assert outputs[0].nfe == outputs[1].nfe == 20 and torch.equal(outputs[0].images, outputs[1].images)
+    distance = torch.cdist((outputs[0].images * 2 - 1).flatten(1), charges.flatten(1))
+    assert distance.min(1).values.max() < 0.1
 
 
 def from_ours(theirs: Any, **options: Any) -> Any:

@@ -145,6 +145,8 @@ def test_saved_folder_names_the_package_and_holds_safetensors(tmp_path: Path) ->
         ),
         ({"latents": torch.zeros(2, 1, 8, 8), "batch_size": 3}, r"shape \(3, 1, 8, 8\)"),
         ({"latents": torch.full((1, 1, 8, 8), np.nan)}, "`latents` must be finite, but index 0 holds"),
+        ({"latents": np.zeros((1, 1, 8, 8))}, "`latents` must be a tensor of real numbers, but is ndarray"),
+        ({"latents": torch.zeros(1, 1, 8, 8) * 1j}, r"tensor of real numbers, but is torch\.complex64"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"must be among .* but has \['noise'\]"),
     ],
 )

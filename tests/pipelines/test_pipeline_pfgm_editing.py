@@ -131,6 +131,8 @@ def test_bad_requests_are_explained(pipe: PFGMEditingPipeline, charges: torch.Te
         pipe(images, "dark", output_type="png")
     with pytest.raises(ValueError, match="`output_type` must be"):
         pipe.interpolate(images, images, output_type="png")
+    with pytest.raises(ValueError, match="`first_images` and `second_images` must be pairs, but are 2 and 1"):
+        pipe.interpolate(images, images[:1], class_labels="dark", num_inference_steps=30)
     with pytest.raises(ValueError, match="has 'grey'"):
         pipe(images, "dark", "grey")
     with pytest.raises(ValueError, match="`guidance_scale` = 3 needs `class_labels`"):

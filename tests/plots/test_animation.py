@@ -94,7 +94,14 @@ def test_animations_of_images_end_at_the_data(channels: int) -> None:
             r"`lines` .* data in a plane, .* \(4, 2, 2\) and \(3, 2\)",
         ),
         (lambda: animate_points(torch.zeros(4, 2, 3), CHARGES[:, :1]), r"`charges` .* \(4, 2, 3\) and \(3, 1\)"),
-        (lambda: animate_points(torch.zeros(4, 2, 3), CHARGES, 1), "`num_frames` must be at least 2, .* but is 1"),
+        (
+            lambda: animate_points(torch.zeros(4, 2, 3), CHARGES, 1),
+            "`num_frames` must be .* >= 2, the start .* but is 1",
+        ),
+        (
+            lambda: animate_points(torch.zeros(4, 2, 3), CHARGES, 2.5),
+            "`num_frames` must be a whole number .* but is 2.5",
+        ),
         (lambda: save_gif([], "none.gif"), "`frames` must hold at least one image, but is empty"),
         (lambda: save_gif([Image.new("L", (2, 2))], "no.gif", 0), "`frames_per_second` must be a number > 0, but is 0"),
         (

@@ -54,8 +54,9 @@ def test_visible_keeps_data_and_shrinks_the_rest() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plot_denoised(run(), num_rows=0), "`num_rows` must be at least 1, but is 0"),
-        (lambda: plot_denoised(run(), num_columns=-1), "`num_columns` must be at least 1, but is -1"),
+        (lambda: plot_denoised(run(), num_rows=0), "`num_rows` must be a whole number >= 1, but is 0"),
+        (lambda: plot_denoised(run(), num_rows=1.5), "`num_rows` must be a whole number >= 1, but is 1.5"),
+        (lambda: plot_denoised(run(), num_columns=-1), "`num_columns` must be a whole number >= 1, but is -1"),
         (lambda: plot_denoised(run(2)), r"`trajectory` must be of images .* C 1 or 3, .* shape \(3, 2, 4, 6\)"),
     ],
 )

@@ -111,6 +111,10 @@ def test_drawn_equipotentials_are_level() -> None:
     ("call", "message"),
     [
         (lambda: field_lines(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1)), r"`starts` must have z > 0 .* least is 0"),
+        (
+            lambda: field_lines(torch.ones(1, 2), torch.zeros(1, 1), 0),
+            "`num_steps` must be a whole number >= 1, but is 0",
+        ),
         (lambda: potential(torch.zeros(3, 2), torch.zeros(1, 2)), r"`points` must .* shapes \(3, 2\) and \(1, 2\)"),
         (lambda: normal_angles(torch.zeros(5, 2, 3), torch.zeros(1, 2)), r"`lines` .* S >= 5, but has \(5, 2, 3\)"),
         (

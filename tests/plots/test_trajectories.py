@@ -37,6 +37,13 @@ def test_states_are_those_of_the_pipeline(solver: str) -> None:
     assert torch.allclose(trajectory.hemisphere_radii, radii, rtol=1e-6)
 
 
+def test_latents_of_half_precision_are_stepped_in_float32() -> None:
+    pipe = make_tiny_pipeline()
+    latents = pipe.scheduler.sample_prior((2, 1, 8, 8), seeded(), dtype=torch.float16)
+    half, full = (record_trajectory(pipe.unet, pipe.scheduler, each, 5).states for each in (latents, latents.float()))
+    assert torch.equal(half, full)
+
+
 def test_the_schedulers_run_is_left_alone() -> None:
     pipe = make_tiny_pipeline()
     pipe.scheduler.set_timesteps(7)

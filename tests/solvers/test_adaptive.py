@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import EDMEulerScheduler
 
-from diffusers_pfgm import ChargeField, Parameterization, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm import ChargeField, Parameterization, PFGMPipeline, PoissonFlow, PoissonFlowScheduler
 from diffusers_pfgm.physics.denoiser import Denoiser
 from diffusers_pfgm.solvers.adaptive import integrate_adaptive
 from tests.networks import ExactNetwork, make_tiny_pipeline, seeded
@@ -26,6 +26,17 @@ def test_field_lines_of_a_gaussian_are_exact() -> None:
     decoded = integrate_adaptive(denoise, x, 40.0, 0.01, 1e-8)
     assert torch.allclose(decoded, x * math.sqrt((0.25 + 1e-4) / (0.25 + 1600)), rtol=1e-6)
     assert torch.allclose(integrate_adaptive(denoise, decoded, 0.01, 40.0, 1e-10), x, rtol=1e-5)
+
+
+def test_the_model_is_not_called_beyond_the_noise_levels() -> None:
+    # The velocity of a point on a charge is so small that the solver looks far ahead for its first step.
+    charges, sigmas = torch.rand(6, 1, 4, 4, generator=seeded()) * 2 - 1, []
+    field = ChargeField(charges)
+    field.register_forward_pre_hook(lambda module, inputs: sigmas.append(float(inputs[1])))
+    flow = PoissonFlow(field, PoissonFlowScheduler())
+    latents = flow.encode(charges[:2], tolerance=1e-3).latents
+    assert torch.allclose(flow.decode(latents, tolerance=1e-3).sample, charges[:2], atol=1e-3)
+    assert min(sigmas) >= 0.01 * (1 - 1e-6) and max(sigmas) <= 40 * (1 + 1e-6)
 
 
 def test_end_points_are_the_authors(endpoints: dict[str, torch.Tensor]) -> None:

@@ -37,7 +37,7 @@ def dequantize(images: torch.Tensor, num_levels: int = 256, generator: Generator
         generator: one generator, or a list of B of them.
 
     Returns:
-        (B, *), in the dtype of `images`.
+        (B, *), in the dtype of `images`, but at least float32, since a point of half precision would not be uniform.
 
     Raises:
         ValueError: if `num_levels` is not a whole number ≥ 2, or a pixel is not at one of the levels.
@@ -48,10 +48,11 @@ def dequantize(images: torch.Tensor, num_levels: int = 256, generator: Generator
         True
     """
     check_num_levels(num_levels)
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
     position = (images + 1) * ((num_levels - 1) / 2)
     levels = position.round()
     distance = (position - levels).abs().max()
-    if distance > OFF_LEVEL or levels.min() < 0 or levels.max() > num_levels - 1:
+    if not (distance <= OFF_LEVEL and levels.min() >= 0 and levels.max() <= num_levels - 1):
         raise ValueError(
             f"`images` must be in [-1, 1] with each pixel at one of `num_levels` = {num_levels} equal levels, but span "
             f"{float(images.min()):.4g} to {float(images.max()):.4g}, and a pixel is {float(distance):.2g} of a "

@@ -10,7 +10,12 @@ from ..solvers.divergence import check_divergence, draw_probes
 
 
 def check_points(name: str, x: torch.Tensor) -> None:
-    """Raise a ValueError unless x is a non-empty batch (B, *) of finite points."""
+    """Raise a ValueError unless x is a tensor (B, *) of one or more finite points of real numbers."""
+    if not isinstance(x, torch.Tensor) or x.is_complex():
+        kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(
+            f"`{name}` must be a tensor of real numbers, but is {kind}. Convert an array by `torch.as_tensor`."
+        )
     if x.ndim < 2 or not x.numel():
         raise ValueError(
             f"`{name}` must have the shape (B, *) of one point or more, but has {tuple(x.shape)}. A single point "

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..physics.tensors import append_dims, draw, working_dtype
+from ..physics.tensors import append_dims, draw, move_to
 
 Measurement = Callable[[torch.Tensor], torch.Tensor]
 
@@ -88,9 +88,7 @@ class LinearOperator:
         """The operator's tensor of this name in the dtype of `like`. It is moved to the device of `like` only once."""
         tensor: torch.Tensor = getattr(self, name)
         if tensor.device != like.device:
-            if tensor.dtype == torch.float64:
-                tensor = tensor.to(working_dtype(like.device))
-            tensor = tensor.to(like.device)
+            tensor = move_to(tensor, like.device)
             setattr(self, name, tensor)
         return tensor.to(like.dtype)
 

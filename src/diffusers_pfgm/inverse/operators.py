@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ..physics.tensors import draw
@@ -17,18 +18,19 @@ class Inpainting(LinearOperator):
     """Observation of a part of each sample, y = mask · x. y has the shape of x, and is ignored where the mask is 0.
 
     Args:
-        mask: True or 1 where x is observed. (*) or a shape that broadcasts against it for the same mask of every
-            sample, or (B, *) for a mask of each.
+        mask: a tensor or array, True or 1 where x is observed: (*), or a shape that broadcasts against it, for the same
+            mask of every sample; (B, *) for a mask of each.
 
     Raises:
         ValueError: if `mask` has other values than 0 and 1, or no 1; in a call if its shape does not fit the data.
     """
 
-    def __init__(self, mask: torch.Tensor) -> None:
+    def __init__(self, mask: torch.Tensor | np.ndarray) -> None:
+        mask = torch.as_tensor(mask)
         if not ((mask == 0) | (mask == 1)).all() or not mask.any():
             raise ValueError(
-                f"`mask` must hold 1 (observed) and 0 only, with a 1 at least, but has values from {mask.min().item()} "
-                f"to {mask.max().item()}. Make one by a comparison, such as `mask > 0.5`."
+                f"`mask` must hold 1 (observed) and 0 only, with a 1 at least, but has the values "
+                f"{mask.unique().tolist()!r:.80}. Make one by a comparison, such as `mask > 0.5`."
             )
         self.mask = mask.bool()
         super().__init__(self._hide, self._hide, gram=mask)
@@ -75,14 +77,15 @@ class Blur(LinearOperator):
     """Observation of blurred images (B, C, H, W), of the same size, with the same kernel for every channel.
 
     Args:
-        kernel: (h, w), both odd.
+        kernel: a tensor or array (h, w), both odd.
         boundary: padding beyond the edges: "zero", "reflect", "replicate" or "circular".
 
     Raises:
         ValueError: if `kernel` has another shape or `boundary` another value.
     """
 
-    def __init__(self, kernel: torch.Tensor, boundary: str = "reflect") -> None:
+    def __init__(self, kernel: torch.Tensor | np.ndarray, boundary: str = "reflect") -> None:
+        kernel = torch.as_tensor(kernel)
         if kernel.ndim != 2 or not all(size % 2 for size in kernel.shape):
             raise ValueError(f"`kernel` must have the shape (h, w), both odd, but has {tuple(kernel.shape)}.")
         if boundary not in BOUNDARIES:

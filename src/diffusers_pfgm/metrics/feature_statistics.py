@@ -49,8 +49,11 @@ class FeatureStatistics:
             images: a fingerprint of the images; None if it is unknown.
 
         Raises:
-            ValueError: if there are fewer than two images, or a feature is not finite.
+            ValueError: if `features` has another shape, there are fewer than two images, or a feature is not finite.
         """
+        if features.ndim != 2:
+            raise ValueError(f"`features` must have the shape (K, F), but have {tuple(features.shape)}. Flatten them.")
+        features = features.detach()
         count, dim = features.shape
         if count < 2:
             raise ValueError(f"A covariance needs at least 2 images, but there are {count}. Pass {dim + 1:,} or more.")

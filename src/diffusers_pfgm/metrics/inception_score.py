@@ -7,6 +7,7 @@ import warnings
 import torch
 
 from ..utils.extras import require_extra
+from .floats import as_floats
 
 SPLITS = 10
 
@@ -36,7 +37,7 @@ def inception_score(logits: torch.Tensor, seed: int = 0) -> tuple[float, float]:
         warnings.simplefilter("ignore")  # torchmetrics warns that it keeps all logits in memory
         # One process computes the metric, so it must not wait for features of others.
         metric = InceptionScore(torch.nn.Identity(), splits=SPLITS, sync_on_compute=False)
-        torch.manual_seed(seed)
-        metric.update(logits.cpu())
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed the GPUs
+        metric.update(as_floats(logits)[0].cpu())
         mean, deviation = metric.compute()
     return mean.item(), deviation.item()

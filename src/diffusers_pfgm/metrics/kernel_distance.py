@@ -7,6 +7,7 @@ import warnings
 import torch
 
 from ..utils.extras import require_extra
+from .floats import as_floats
 
 MAX_SUBSET_SIZE = 1000
 
@@ -38,11 +39,12 @@ def kernel_distance(samples: torch.Tensor, data: torch.Tensor, seed: int = 0) ->
             f"The kernel distance needs at least 3 samples and 3 images of the data, but there are {len(samples)} and "
             f"{len(data)}. Pass more."
         )
+    samples, data = as_floats(samples, data)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # torchmetrics warns that it keeps all features in memory
         # One process computes the metric, so it must not wait for features of others.
         metric = KernelInceptionDistance(torch.nn.Identity(), subset_size=size, sync_on_compute=False)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed the GPUs
         metric.update(data.cpu(), real=True)
         metric.update(samples.cpu(), real=False)
         mean, deviation = metric.compute()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .floats import as_floats
+
 BATCH_SIZE = 200  # the number of rows of a matrix of distances
 
 
@@ -23,6 +25,7 @@ def nearest_distances(images: torch.Tensor, train_images: torch.Tensor) -> tuple
         >>> nearest_distances(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [7.0]]))
         (tensor([1., 2.]), tensor([0, 1]))
     """
+    images, train_images = as_floats(images, train_images)
     flat = train_images.flatten(1)
     parts = [torch.cdist(part.flatten(1), flat).argmin(1) for part in images.split(BATCH_SIZE)]
     indices = torch.cat(parts)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..utils.checks import check_whole_number
+from .floats import as_floats
+
 BATCH_SIZE = 1000  # the number of rows of a matrix of distances
 NEIGHBORS = 3  # k of the paper
 
@@ -18,10 +21,11 @@ def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int =
     Args:
         samples: features (K, F).
         data: features (L, F) of the same network. Both depend on K and L, so compare sets of equal sizes.
-        neighbors: k, at most K − 1 and L − 1.
+        neighbors: k ≥ 1, at most K − 1 and L − 1.
 
     Raises:
-        ValueError: if one of both sets has at most k points.
+        ValueError: if k is not a whole number ≥ 1, or one of both sets has at most k points, or contains NaN or
+            infinity.
 
     Reference:
         Kynkäänniemi et al., Improved precision and recall metric for assessing generative models, 2019
@@ -32,11 +36,16 @@ def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int =
         >>> precision_recall(data[:5], data, neighbors=1)
         (1.0, 0.6)
     """
+    neighbors = check_whole_number("neighbors", neighbors, 1)
     if min(len(samples), len(data)) <= neighbors:
         raise ValueError(
             f"Precision and recall with {neighbors} neighbours need more than {neighbors} samples and images of the "
             f"data, but there are {len(samples)} and {len(data)}. Pass more."
         )
+    samples, data = as_floats(samples, data)
+    for name, points in (("samples", samples), ("data", data)):
+        if not points.isfinite().all():
+            raise ValueError(f"`{name}` must be finite, but contain NaN or infinity. Leave such images out.")
     return _covered(samples, data, neighbors), _covered(data, samples, neighbors)
 
 

@@ -21,6 +21,7 @@ def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projection
 
     Raises:
         ModuleNotFoundError: if POT is not installed. The extra `training` installs it.
+        ValueError: if one of both sets is empty, or their points have different numbers of elements.
 
     Reference:
         Bonneel et al., Sliced and Radon Wasserstein barycenters of measures, 2015; computed by POT.
@@ -28,5 +29,8 @@ def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projection
     require_extra("training", "ot")
     import ot
 
-    first, second = (points.flatten(1).cpu().double().numpy() for points in (samples, data))
+    for name, points in (("samples", samples), ("data", data)):
+        if not len(points):
+            raise ValueError(f"`{name}` must be at least one point, but is empty.")
+    first, second = (points.detach().flatten(1).cpu().double().numpy() for points in (samples, data))
     return float(ot.sliced_wasserstein_distance(first, second, n_projections=num_projections, seed=seed))

@@ -53,6 +53,9 @@ class EDMNetwork(ModelMixin, ConfigMixin):
 
         Returns:
             (B, C', H, W), with C' = `out_channels`.
+
+        Raises:
+            ValueError: if there are `class_labels` for a network without classes.
         """
         timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         classes = None
@@ -60,6 +63,8 @@ class EDMNetwork(ModelMixin, ConfigMixin):
             classes = torch.zeros(len(sample), self.config.num_class_embeds, dtype=sample.dtype, device=sample.device)
             if class_labels is not None:
                 classes = functional.one_hot(class_labels, self.config.num_class_embeds).to(sample.dtype)
+        elif class_labels is not None:
+            raise ValueError("`class_labels` were passed, but the network has no classes (`num_class_embeds` is None).")
         output = self._output(sample, self._embedding(timesteps, sample.dtype, classes))
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
@@ -134,5 +139,5 @@ class EDMNetwork(ModelMixin, ConfigMixin):
 
     def _block(self, block: nn.Module, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(block, x, embedding, use_reentrant=False)
+            return self._gradient_checkpointing_func(block, x, embedding)
         return block(x, embedding)

@@ -213,5 +213,5 @@ class NCSNpp(ModelMixin, ConfigMixin):
             return stage[1](h) if len(stage) > 1 else h
 
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(run, h, embedding, use_reentrant=False)
+            return self._gradient_checkpointing_func(run, h, embedding)
         return run(h, embedding)

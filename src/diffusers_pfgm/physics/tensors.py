@@ -24,6 +24,12 @@ def check_floating(name: str, values: torch.Tensor) -> None:
         )
 
 
+def move_to(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move x to a device: in its dtype, or in float32 if it is float64 and the device is MPS, which has no float64."""
+    dtype = working_dtype(device) if x.dtype == torch.float64 else x.dtype
+    return x.to(dtype).to(device)
+
+
 def cast_clamped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Cast x to `dtype`, clamped to the range of float16 if that is the dtype, since heavy-tailed draws exceed it."""
     if dtype == torch.float16:

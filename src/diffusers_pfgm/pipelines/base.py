@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         id2label: the names of the classes by number, from 0, for a network that was trained with class labels.
 
     Raises:
-        ValueError: if the numbers of `id2label` are not 0, 1, 2, ..., or there are more names than the network has
-            embeddings.
+        ValueError: if `id2label` is not a dictionary, its numbers are not 0, 1, 2, ..., or there are more names than
+            the network has embeddings.
     """
 
     model_cpu_offload_seq = "unet"
@@ -55,6 +55,11 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        if id2label is not None and not isinstance(id2label, Mapping):
+            raise ValueError(
+                f"`id2label` must be a dictionary of names by number, but is a {type(id2label).__name__}. Make it "
+                "from a list of names by `dict(enumerate(names))`."
+            )
         # A saved configuration is JSON, which turns the numbers into strings.
         self.register_to_config(id2label=id2label and {int(number): name for number, name in id2label.items()})
         self._classes()  # raises unless the classes are those of the network
@@ -88,16 +93,22 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         """Set the timesteps of the scheduler: those at `sigmas`, or without them `num_inference_steps` of its own.
 
         Raises:
-            ValueError: if `sigmas` is not None and the scheduler's `set_timesteps` has no such argument, if the
-                scheduler's `sigma_steps` for this number were fitted to another network, or if it rejects the values.
+            ValueError: if `sigmas` is not None and the scheduler's `set_timesteps` has no such argument, or reads it as
+                positions in its `sigma_schedule`, as EDMEulerScheduler does; if the scheduler's `sigma_steps` for this
+                number were fitted to another network; or if the scheduler rejects the values.
         """
+        takes_sigmas = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
         if sigmas is None:
             steps = check_whole_number("num_inference_steps", num_inference_steps, 1)
             if isinstance(scheduler, PoissonFlowScheduler):
                 check_steps_of_model(self.unet, scheduler, steps)
             scheduler.set_timesteps(steps, device=device)
-        elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        elif isinstance(scheduler, PoissonFlowScheduler):
             scheduler.set_timesteps(device=device, sigmas=sigmas)
+        elif takes_sigmas and "sigma_schedule" not in scheduler.config:
+            levels = [float(sigma) for sigma in sigmas]
+            # A scheduler of diffusers ends at the last of them.
+            scheduler.set_timesteps(device=device, sigmas=levels if levels[-1:] == [0] else [*levels, 0.0])
         else:
             raise ValueError(f"`sigmas` were given, but {type(scheduler).__name__} takes none. Leave them out.")
         if hasattr(scheduler, "set_begin_index"):
@@ -195,7 +206,7 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         Args:
             save_directory: the folder.
             safe_serialization, variant, max_shard_size: as in `DiffusionPipeline.save_pretrained`.
-            push_to_hub: whether to call `push_to_hub` after saving.
+            push_to_hub: whether to upload the pipeline too, saved in the same way; see `push_to_hub`.
             **kwargs: the other arguments of `DiffusionPipeline.save_pretrained`, and those of `push_to_hub`.
 
         Raises:
@@ -216,7 +227,8 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
             save_model_card(make_model_card(self), save_directory)
         if push_to_hub:
             repo_id = options.pop("repo_id", Path(save_directory).resolve().name)
-            self.push_to_hub(repo_id, safe_serialization=safe_serialization, variant=variant, **options)
+            saving = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+            self._upload(repo_id, saving | kwargs, **options)
 
     def push_to_hub(
         self,
@@ -241,9 +253,23 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
         Returns:
             The URL of the commit.
         """
+        saving = {"safe_serialization": safe_serialization, "variant": variant}
+        return self._upload(repo_id, saving, commit_message, private, token, create_pr, subfolder)
+
+    def _upload(
+        self,
+        repo_id: str,
+        saving: dict[str, Any],
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        subfolder: str | None = None,
+    ) -> str:
+        """Save the pipeline with the arguments `saving` of `save_pretrained`, and upload it; see `push_to_hub`."""
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            self.save_pretrained(folder, **saving)
             card = Path(folder) / CARD
             prefix = f"{subfolder.strip('/')}/" if subfolder else ""
             if file_exists(repo_id, f"{prefix}{card.name}", token=token):

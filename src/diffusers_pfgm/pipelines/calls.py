@@ -150,13 +150,15 @@ class PipelineCalls:
                 self.scheduler = previous_scheduler  # the callback that made this call reads its own timesteps again
 
 
-def check_callback_inputs(callback: Callback | None, names: str | Sequence[str], allowed: Sequence[str]) -> list[str]:
+def check_callback_inputs(
+    callback: Callback | None, names: str | Sequence[str] | None, allowed: Sequence[str]
+) -> list[str]:
     """Return the names of the tensors that are passed to a callback.
 
     Args:
         callback: the user's `callback_on_step_end`. One of diffusers' callback classes has its own `tensor_inputs`,
             which replace `names`.
-        names: the user's `callback_on_step_end_tensor_inputs`.
+        names: the user's `callback_on_step_end_tensor_inputs`; None, as in diffusers, for none.
         allowed: the names of the tensors that the pipeline can pass.
 
     Raises:
@@ -164,7 +166,7 @@ def check_callback_inputs(callback: Callback | None, names: str | Sequence[str],
     """
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         names = callback.tensor_inputs
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else list(names or ())
     unknown = [name for name in names if name not in allowed]
     if unknown:
         raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {list(allowed)}, but has {unknown}.")

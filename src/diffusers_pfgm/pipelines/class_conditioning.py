@@ -100,7 +100,7 @@ class ClassLabels:
                 raise ValueError(f"`class_labels` has {label!r}, but classes {numbers} have this name. Pass a number.")
             return numbers[0]
         try:
-            number = operator.index(label)
+            number = -1 if isinstance(label, bool) else operator.index(label)
         except TypeError:
             number = -1
         if not 0 <= number < self.count:

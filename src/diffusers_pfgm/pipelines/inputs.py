@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..flow.points import check_points
 from ..physics.charges import check_finite
 from ..schedulers.conversion import check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
@@ -33,9 +34,11 @@ def check_inputs(
     Raises:
         ValueError: if the scheduler belongs to another field than the `ChargeField`, if the network has condition
             channels, if its output channels are not those of the prediction type, if `output_type` is unknown or
-            impossible for the data's shape, if `latents` has another shape than the network's or is not finite, or as
-            in `latents_shape`.
+            impossible for the data's shape, if `latents` is not a tensor of finite real numbers or has another shape
+            than the network's, or as in `latents_shape`.
     """
+    if latents is not None:
+        check_points("latents", latents)
     parameterization = flow.parameterization
     channels = config.in_channels
     check_field_config(config, flow)
@@ -60,13 +63,11 @@ def check_inputs(
     shape = latents_shape(config, batch_size, latents)
     if output_type in ("pil", "np") and len(shape) != 4:
         raise ValueError(f"output_type {output_type!r} is for images (B, C, H, W), not {shape}. Use 'pt'.")
-    if latents is not None:
-        check_finite("latents", latents)
-        if latents.shape != shape:
-            raise ValueError(
-                f"`latents` must have the shape {shape} for this network and batch, but have "
-                f"{tuple(latents.shape)}. Draw them with `scheduler.sample_prior(shape)`."
-            )
+    if latents is not None and latents.shape != shape:
+        raise ValueError(
+            f"`latents` must have the shape {shape} for this network and batch, but have {tuple(latents.shape)}. Draw "
+            "them with `scheduler.sample_prior(shape)`."
+        )
 
 
 def latents_shape(config: Any, batch_size: int | None, latents: torch.Tensor | None) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch
 from ..flow.poisson_flow import NUM_STEPS, STEP_TOLERANCE, PoissonFlow
 from ..flow.results import FlowLatents
 from ..physics.hemisphere import HemisphereLatents, check_temperature, interpolate, with_temperature
+from ..physics.tensors import move_to
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
 from .base import PoissonFlowPipeline
@@ -65,8 +66,8 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             ValueError: if the images do not have the network's channels and size or are outside [0, 1], if a label is
                 unknown, or if a fixed step is too long to be inverted.
         """
-        x = images_to_tensor(images, self.unet.config)
-        x = x.to(self._execution_device, torch.promote_types(x.dtype, self.unet.dtype))
+        x = move_to(images_to_tensor(images, self.unet.config), self._execution_device)
+        x = x.to(torch.promote_types(x.dtype, self.unet.dtype))
         check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, x, "pt")
         with self.progress_bar(itertools.count()) as progress_bar:
             flow = self._flow(class_labels, 1.0, x, progress_bar)
@@ -104,7 +105,7 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
                 `guidance_scale` is not allowed, or if a fixed step is too long to be solved.
         """
         check_inputs(self.unet.config, PoissonFlowScheduler.from_scheduler(self.scheduler), None, latents, output_type)
-        x = latents.to(self._execution_device)
+        x = move_to(latents, self._execution_device)
         with self.progress_bar(itertools.count()) as progress_bar:
             flow = self._flow(class_labels, guidance_scale, x, progress_bar)
             decoded = flow.decode(x, num_inference_steps, tolerance, step_tolerance)
@@ -142,15 +143,23 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             tuple of both.
 
         Raises:
-            ValueError: if `num` is not a whole number ≥ 2, or as in `encode` and `decode`.
+            ValueError: if `num` is not a whole number ≥ 2, if there are not as many `second_images` as `first_images`,
+                or as in `encode` and `decode`.
         """
         num = check_whole_number("num", num, 2, ", the ends included")
+        counts = [len(images_to_tensor(images, self.unet.config)) for images in (first_images, second_images)]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"`first_images` and `second_images` must be pairs, but are {counts[0]} and {counts[1]}. Repeat images "
+                "that are the end of several paths."
+            )
         self._check_decoding(second_images, class_labels, 1.0, output_type)
         solver = _solver_options(num_inference_steps, tolerance, step_tolerance)
         first = self.encode(first_images, class_labels, **solver)
         second = self.encode(second_images, class_labels, **solver)
         start, end = (HemisphereLatents.from_latents(encoded.latents) for encoded in (first, second))
-        paths = interpolate(start, end, torch.linspace(0, 1, num)).to_latents().transpose(0, 1).flatten(0, 1)
+        shares = torch.linspace(0, 1, num, device=first.latents.device)
+        paths = interpolate(start, end, shares).to_latents().transpose(0, 1).flatten(0, 1)
         labels = as_list(class_labels)
         if labels is not None and len(labels) > 1:
             labels = [label for label in labels for _ in range(num)]

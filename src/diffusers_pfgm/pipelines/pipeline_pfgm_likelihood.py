@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 from ..flow.densities import even_batch_size
 from ..flow.dequantization import bits_per_dim, check_num_levels, dequantize
 from ..flow.poisson_flow import PoissonFlow
-from ..physics.tensors import Generators
+from ..physics.tensors import Generators, move_to
 from ..utils.checks import check_whole_number
 from .base import PoissonFlowPipeline
 from .class_conditioning import Label, as_list
@@ -106,7 +106,7 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
             )
         if num_levels is not None:
             check_num_levels(num_levels)
-        data = images_to_tensor(images, self.unet.config).to(self._execution_device)
+        data = move_to(images_to_tensor(images, self.unet.config), self._execution_device)
         flow = PoissonFlow(self.unet, self.scheduler)
         model_kwargs = self.prepare_class_labels(as_list(class_labels), len(data), data.device)
         if batch_size is not None:

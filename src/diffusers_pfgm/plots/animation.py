@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..utils.checks import check_whole_number
 from .denoised import check_images, visible
 from .trajectories import Trajectory
 
@@ -75,15 +76,14 @@ def animate_points(lines: torch.Tensor, charges: torch.Tensor, num_frames: int =
             between frames the points move by equal distances on average.
 
     Raises:
-        ValueError: if `lines` or `charges` have another shape, or `num_frames` is below 2.
+        ValueError: if `lines` or `charges` have another shape, or `num_frames` is not a whole number ≥ 2.
     """
     if lines.ndim != 3 or lines.shape[2] != 3 or charges.shape[1:] != (2,):
         raise ValueError(
             f"`lines` (S + 1, B, 3) and `charges` (K, 2) must be of data in a plane, but have the shapes "
             f"{tuple(lines.shape)} and {tuple(charges.shape)}. Use `animate_images` for images."
         )
-    if num_frames < 2:
-        raise ValueError(f"`num_frames` must be at least 2, the start and the end, but is {num_frames}.")
+    num_frames = check_whole_number("num_frames", num_frames, 2, ", the start and the end")
     return [_rendered(plot_moment(points, lines, charges)) for points in even_moments(lines, num_frames)]
 
 

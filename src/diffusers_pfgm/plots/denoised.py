@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..physics.tensors import append_dims
+from ..utils.checks import check_whole_number
 from .trajectories import Trajectory
 
 
@@ -37,12 +38,12 @@ def plot_denoised(trajectory: Trajectory, num_rows: int = 4, num_columns: int = 
             largest |value|.
 
     Raises:
-        ValueError: if the states are not images of 1 or 3 channels, or `num_rows` or `num_columns` is below 1.
+        ValueError: if the states are not images of 1 or 3 channels, or `num_rows` or `num_columns` is not a
+            whole number ≥ 1.
     """
     check_images(trajectory)
-    for name, value in (("num_rows", num_rows), ("num_columns", num_columns)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+    num_rows = check_whole_number("num_rows", num_rows, 1)
+    num_columns = check_whole_number("num_columns", num_columns, 1)
     calls = len(trajectory.denoised)
     samples = min(num_rows, trajectory.states.shape[1])
     columns = torch.linspace(0, calls - 1, min(num_columns, calls)).round().long().tolist()

@@ -9,6 +9,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from ..pipelines.outputs import numpy_to_pil
+from ..utils.checks import check_whole_number
 
 
 def image_grid(images: torch.Tensor, scale: int = 1, columns: int | None = None) -> Image.Image:
@@ -18,7 +19,20 @@ def image_grid(images: torch.Tensor, scale: int = 1, columns: int | None = None)
         images: (B, C, H, W) in [0, 1], C = 1, 3 or 4, as a pipeline returns them for output_type "pt".
         scale: the number of pixels of the grid, in each direction, for a pixel of an image.
         columns: the number of images in a row; by default the grid is as square as possible. Empty cells are black.
+
+    Raises:
+        ValueError: if there are no images, or they have values outside [0, 1], or `scale` or `columns` is not a whole
+            number ≥ 1.
     """
+    scale = check_whole_number("scale", scale, 1)
+    if columns is not None:
+        columns = check_whole_number("columns", columns, 1)
+    if not len(images) or ((images < 0) | (images > 1)).any():
+        values = f"go from {images.min().item():.4g} to {images.max().item():.4g}" if len(images) else "are none"
+        raise ValueError(
+            f"`images` must be one or more with values in [0, 1], but {values}. Pass images / 2 + 0.5 for data in "
+            "[-1, 1], and images / 255 for bytes."
+        )
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     blanks = images.new_zeros(rows * columns - len(images), *images.shape[1:])

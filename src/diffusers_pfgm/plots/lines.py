@@ -20,6 +20,7 @@ from mpl_toolkits.mplot3d import Axes3D
 
 from ..physics import Charges, posterior_mean
 from ..solvers import integration_steps
+from ..utils.checks import check_whole_number
 
 LAST_Z_RATIO = 1e-4  # z of the last point before the plane over z of the first
 
@@ -37,7 +38,7 @@ def field_lines(starts: torch.Tensor, charges: torch.Tensor, num_steps: int = 20
         its first value, and then to 0.
 
     Raises:
-        ValueError: if a starting point has z ≤ 0, or the shapes do not fit.
+        ValueError: if a starting point has z ≤ 0, the shapes do not fit, or `num_steps` is not a whole number ≥ 1.
 
     Reference:
         PFGM, arXiv 2209.11178, section 3.3. In λ = −log z a step depends only on the ratio of its two values of z, so
@@ -50,6 +51,7 @@ def field_lines(starts: torch.Tensor, charges: torch.Tensor, num_steps: int = 20
             f"`starts` must have z > 0 in their last column, but the least is {start_z.min().item():g}. Start above "
             "the plane of the charges."
         )
+    num_steps = check_whole_number("num_steps", num_steps, 1)
     ratios = torch.logspace(0, math.log10(LAST_Z_RATIO), num_steps, dtype=torch.float64).tolist()
     prepared = Charges(charges)
     points = [starts]

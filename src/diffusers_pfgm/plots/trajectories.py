@@ -101,6 +101,7 @@ def record_trajectory(
     flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(PoissonFlowScheduler.from_scheduler(scheduler).config)
     flow.set_timesteps(num_inference_steps, device=latents.device)
     sigmas = flow.sigmas.double()
+    latents = latents.to(torch.promote_types(latents.dtype, torch.float32))  # as in pipelines
     states = [latents]
     denoised: list[torch.Tensor] = []
     dtype = dtype_and_device(model)[0]

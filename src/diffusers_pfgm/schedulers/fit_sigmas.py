@@ -130,7 +130,8 @@ class _Batches:
             parts.append((part, Denoiser(self.model, self.scheduler.parameterization, **kwargs)))
 
         def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-            sigmas = torch.as_tensor(self.scheduler.sigma_of_samples(sigma))  # (B, 1, ...) on the hemisphere
+            # (B, 1, ...) on the hemisphere
+            sigmas = torch.as_tensor(self.scheduler.sigma_of_samples(sigma), device=x.device)
             pieces = x.split(self.batch_size)
             return torch.cat(
                 [

@@ -50,6 +50,6 @@ class NetworkInputMixin(PriorMixin, StepIndexMixin):
         """
         self._convention.timestep_was_read = True
         if self.parameterization.noise_estimate is None and self._sigma_factors is None:
-            return torch.as_tensor(timestep)
+            return torch.as_tensor(timestep, device=sample.device)
         noise_level = self.parameterization.noise_level(sample, self.sigma_of_call(timestep))
-        return torch.as_tensor(self.parameterization.timestep(noise_level))
+        return torch.as_tensor(self.parameterization.timestep(noise_level), device=sample.device)

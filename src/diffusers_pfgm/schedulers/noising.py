@@ -124,7 +124,7 @@ class NoisingMixin:
             return values.float().to(like.device).to(torch.promote_types(like.dtype, torch.float32))
 
         timesteps = append_dims(to_device(torch.as_tensor(timesteps)), like.ndim)
-        sigma = torch.as_tensor(self.parameterization.sigma(timesteps))
+        sigma = torch.as_tensor(self.parameterization.sigma(timesteps), device=like.device)
         if self._rounded_timesteps is None:
             return sigma
         run_timesteps, run_sigmas = map(to_device, self._rounded_timesteps)

@@ -168,7 +168,8 @@ def _integrate(
     end_scale = math.hypot(1, sigma_end)
 
     def velocity(time: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        sigma = time.exp()
+        # To choose its first step, the solver looks ahead, far beyond the end where dx/dt is small.
+        sigma = time.clamp(low, high).exp()
         scale_squared = 1 + sigma**2
         u = state[:, :size]
         denoised, quantity = integrand((u * scale_squared.sqrt()).to(x.dtype).view_as(x), sigma)
@@ -177,6 +178,7 @@ def _integrate(
 
     wide = working_dtype(x.device)  # for time and tolerance, since torchdiffeq's default is float64 on any device
     span = torch.tensor([sigma_start, sigma_end], dtype=wide, device=x.device).log()
+    low, high = span.min(), span.max()
     state = torch.nn.functional.pad(x.flatten(1) / start_scale, (0, num_quantities))
     method = options.pop("method")
     # Without `step_t` the solver would step beyond the end, where the model was not trained, and interpolate back.

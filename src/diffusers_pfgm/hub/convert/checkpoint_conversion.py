@@ -82,7 +82,10 @@ def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
         content = read_pickle(path)
         if not isinstance(content, dict) or not isinstance(content.get("ema"), dict):
             raise ValueError(f"{path} has no network under 'ema', so it is not a network of EDM or PFGM++.")
-        return state_dict_of(content["ema"])
+        try:
+            return state_dict_of(content["ema"])
+        except (AttributeError, RecursionError) as error:  # attributes of another kind, or modules that hold themselves
+            raise ValueError(f"{path} is damaged: the modules under 'ema' are not those of a network.") from error
     try:
         check_archive(path)
         content = torch.load(path, weights_only=True, map_location="cpu")
@@ -90,13 +93,21 @@ def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} was not read: {type(error).__name__}: {error}.") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
         raise ValueError(f"{path} has no weights under 'model', so it is no checkpoint of PFGM or score_sde.")
+    for key, value in content["model"].items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(f"{path} is damaged: {key!r} under 'model' is not the name of a tensor.")
     tensors = {key.removeprefix("module."): value for key, value in content["model"].items()}
     if raw:
         return tensors
     # The EMA weights are a list in the order of the trained parameters.
     names = [key for key in tensors if is_averaged(key)]
-    ema_weights = content.get("ema", {}).get("shadow_params")
-    if not isinstance(ema_weights, list) or len(ema_weights) != len(names):
+    ema = content.get("ema")
+    ema_weights = ema.get("shadow_params") if isinstance(ema, Mapping) else None
+    if (
+        not isinstance(ema_weights, list)
+        or len(ema_weights) != len(names)
+        or not all(isinstance(weight, torch.Tensor) for weight in ema_weights)
+    ):
         raise ValueError(
             f"{path} does not have EMA weights of all {len(names)} parameters under 'ema'. Pass `raw=True` (option "
             "`--raw`) to convert the weights of the last step."
@@ -105,7 +116,7 @@ def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
 
 
 def _check_match(path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Check that the tensors of a checkpoint have the names and shapes of the network's weights."""
+    """Check that the tensors of a checkpoint are real numbers with the names and shapes of the network's weights."""
     problems = [f"{key} is missing" for key in expected if key not in tensors]
     problems += [f"{key} is not in the network" for key in tensors if key not in expected]
     problems += [
@@ -113,6 +124,7 @@ def _check_match(path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapp
         for key, tensor in tensors.items()
         if key in expected and tensor.shape != expected[key].shape
     ]
+    problems += [f"{key} is of {tensor.dtype}" for key, tensor in tensors.items() if not tensor.is_floating_point()]
     if problems:
         more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(

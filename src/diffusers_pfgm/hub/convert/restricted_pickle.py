@@ -110,7 +110,7 @@ def state_dict_of(record: Any) -> dict[str, torch.Tensor]:
     for kind in ("_parameters", "_buffers"):
         for name, value in record.get(kind, {}).items():
             if isinstance(value, torch.Tensor):
-                tensors[name] = value.detach()
+                tensors[str(name)] = value.detach()
     for name, child in record.get("_modules", {}).items():
         if isinstance(child, dict):
             tensors |= {f"{name}.{inner}": value for inner, value in state_dict_of(child).items()}

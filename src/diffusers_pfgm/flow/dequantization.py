@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from ..physics.tensors import Generators, draw
+from ..physics.tensors import Generators, at_least_float32, draw
 from ..utils.checks import check_whole_number
 
 # The largest distance of a pixel to its level, relative to the distance between two levels. Images that were rounded to
@@ -48,7 +48,7 @@ def dequantize(images: torch.Tensor, num_levels: int = 256, generator: Generator
         True
     """
     check_num_levels(num_levels)
-    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    images = at_least_float32(images)
     position = (images + 1) * ((num_levels - 1) / 2)
     levels = position.round()
     distance = (position - levels).abs().max()

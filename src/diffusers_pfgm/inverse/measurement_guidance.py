@@ -41,7 +41,7 @@ import torch
 from ..physics.denoiser import Denoiser
 from ..physics.kernel import check_aug_dim
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import append_dims
+from ..physics.tensors import append_dims, at_least_float32
 from .linear_operator import RIDGE, LinearOperator, Measurement, measurement_like
 from .linearization import linearized
 
@@ -129,7 +129,7 @@ class GuidedByMeasurement:
         parameterization = self.parameterization
         noise_level = parameterization.noise_level_at(timestep, sample.ndim)
         sigma = self.sigma_of_call(timestep)
-        x = sample.to(torch.promote_types(sample.dtype, torch.float32)) / parameterization.c_in(noise_level)
+        x = at_least_float32(sample) / parameterization.c_in(noise_level)
         denoised = self.denoiser(x, sigma)
         residual = measurement_like(self.measurement, x) - self.operator(denoised)
         operator = linearized(self.operator, denoised)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..flow.points import check_points
 from ..physics.charges import check_finite
+from ..physics.tensors import at_least_float32
 from ..schedulers.conversion import check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
@@ -139,7 +140,7 @@ def images_to_tensor(images: Any, unet_config: Any) -> torch.Tensor:
             f"`images` must be in [0, 1], but go from {lowest:.4g} to {highest:.4g}. Pass images / 2 + 0.5 for data in "
             "[-1, 1]."
         )
-    return images.to(torch.promote_types(images.dtype, torch.float32)) * 2 - 1
+    return at_least_float32(images) * 2 - 1
 
 
 def _pil_to_numpy(images: Sequence[Any], channels: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..physics.denoiser import dtype_and_device
+from ..physics.tensors import at_least_float32
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..schedulers.stepping import scheduler_steps
 
@@ -101,7 +102,7 @@ def record_trajectory(
     flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(PoissonFlowScheduler.from_scheduler(scheduler).config)
     flow.set_timesteps(num_inference_steps, device=latents.device)
     sigmas = flow.sigmas.double()
-    latents = latents.to(torch.promote_types(latents.dtype, torch.float32))  # as in pipelines
+    latents = at_least_float32(latents)  # as in pipelines
     states = [latents]
     denoised: list[torch.Tensor] = []
     dtype = dtype_and_device(model)[0]

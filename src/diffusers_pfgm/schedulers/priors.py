@@ -10,7 +10,7 @@ import torch
 
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, rescale_for_squaring
+from ..physics.tensors import Generators, append_dims, at_least_float32, rescale_for_squaring
 from .sigma_schedule import RunSigmas
 
 LEAST_SHELL_DIM = 64  # N from which the shell's bias is within 1 %
@@ -106,7 +106,7 @@ class PriorMixin:
             return latents
         mean = self.config.data_mean or 0.0
         centred = latents - mean
-        flat, factor = rescale_for_squaring(centred.flatten(1).to(torch.promote_types(latents.dtype, torch.float32)))
+        flat, factor = rescale_for_squaring(at_least_float32(centred.flatten(1)))
         norm = torch.linalg.vector_norm(flat, dim=1) * factor.squeeze(1)
         ratio = append_dims(norm / self._run.sigmas[0], latents.ndim)
         if prior == "shell":

@@ -1,9 +1,9 @@
 r"""The noise level that a sample carries at finite D, estimated from the sample itself.
 
 A noisy sample x = y + s g with g ~ N(0, I) carries the noise level s, but a network is called with σ. With D augmented
-dimensions the kernel has s = σ √(D / χ²_D) (`physics.kernel`): within 9 % of σ at D = 64, but without a mean at D = 1.
-In many dimensions, however, s can be estimated from x. With the mean μ of all numbers of the data, the mean square
-deviation
+dimensions the kernel has s = σ √(D / χ²_D) (`physics.kernel`). At D = 64 its standard deviation is 9 % of σ, at D = 1
+it has no mean. In many dimensions, however, s can be estimated from x. With the mean μ of all numbers of the data, the
+mean square deviation
 
     T = ‖x − μ‖² / N,        m = ‖y − μ‖² / N   of a clean sample,   with mean σ_d² and variance V over the data,
 

@@ -20,9 +20,9 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers_pfgm.examples  # noqa: F401 - names the extra if one of its packages is missing
 
@@ -31,11 +31,11 @@ import torch
 from matplotlib.figure import Figure
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler, fit_sigmas
-from diffusers_pfgm.examples.diffusers_solvers import DIFFUSERS_SOLVERS, integrate_by_diffusers, karras_sigmas
+from diffusers_pfgm.examples.diffusers_solvers import DIFFUSERS_SOLVERS, draw_by_diffusers, karras_sigmas
 from diffusers_pfgm.metrics.feature_networks import load_feature_network
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
-from diffusers_pfgm.physics.denoiser import Denoiser
+from diffusers_pfgm.pipelines.class_conditioning import Label
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
 
@@ -49,106 +49,181 @@ SOLVERS: dict[str, dict[str, Any]] = {
 }
 
 
+class Run(NamedTuple):
+    """The number of network calls of a run, its images (B, C, H, W) in [-1, 1], and its time."""
+
+    nfe: int
+    images: torch.Tensor
+    seconds: float
+
+
+class Measures(NamedTuple):
+    """The number of network calls of a run, its two measures, and its time per image."""
+
+    nfe: int
+    error: float
+    distance: float
+    milliseconds: float
+
+
+Results = dict[str, list[Measures]]  # the measures of the runs of each solver
+
+
 def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    comparison = Comparison(args)
+    results = measure_solvers(comparison, args.calls)
+    if args.diffusers_solvers:
+        results |= measure_diffusers_solvers(comparison, args.calls)
+    if args.searched:
+        results["multistep, searched"] = measure_searched_steps(comparison, args.searched)
+    if args.consistency_model is not None:
+        results["consistency model"] = measure_consistency_model(comparison, args.consistency_model)
+    print_table(comparison, results)
+    draw_figure(comparison, results, args.calls).savefig(args.output, dpi=110)
+    print(f"\nFigure: {args.output}")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
-    parser.add_argument("--data", required=True, help="images to compare with, a folder or a parquet file")
-    parser.add_argument(
-        "--calls", type=int, nargs="+", default=[1, 2, 3, 5, 7, 10, 15, 20, 35, 50], help="numbers of network calls"
-    )
-    parser.add_argument("--consistency_model", help="folder or Hub id of a model that was tuned from the first")
-    parser.add_argument("--searched", type=int, nargs="*", default=[], help="calls whose noise levels are searched")
-    parser.add_argument("--diffusers_solvers", action="store_true", help="compare with three solvers of diffusers")
-    parser.add_argument("--features", help="feature network of the Fréchet distance: inception, mnist or a backbone")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="guidance of a model with classes")
-    parser.add_argument("--batch_size", type=int, default=1024, help="number of images of each solver, in one batch")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
-    )
-    parser.add_argument("--output", type=Path, default=Path("quality-against-calls.png"), help="file of the figure")
+    add = parser.add_argument
+    add("--model", required=True, help="folder or Hub id of a pipeline")
+    add("--data", required=True, help="images to compare with, a folder or a parquet file")
+    add("--calls", type=int, nargs="+", default=[1, 2, 3, 5, 7, 10, 15, 20, 35, 50], help="numbers of network calls")
+    add("--consistency_model", help="folder or Hub id of a model that was tuned from the first")
+    add("--searched", type=int, nargs="*", default=[], help="calls whose noise levels are searched")
+    add("--diffusers_solvers", action="store_true", help="compare with three solvers of diffusers")
+    add("--features", help="feature network of the Fréchet distance: inception, mnist or a backbone")
+    add("--guidance_scale", type=float, default=1.0, help="guidance of a model with classes")
+    add("--batch_size", type=int, default=1024, help="number of images of each solver, in one batch")
+    add("--seed", type=int, default=0, help="seed of the latents")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
+    add("--output", type=Path, default=Path("quality-against-calls.png"), help="file of the figure")
     args = parser.parse_args(argv)
     if args.searched and args.guidance_scale != 1:
         parser.error("--searched fits the network without guidance: leave out --guidance_scale")
+    return args
 
-    pipe = PFGMPipeline.from_pretrained(args.model).to(args.device)
-    pipe.set_progress_bar_config(disable=True)
-    config = pipe.scheduler.config
-    size = pipe.unet.config.sample_size
-    data = ImageTensors(open_images(args.data), size, center_crop=True)
-    real = data.__getitems__(range(len(data)))
-    shape = (args.batch_size, pipe.unet.config.in_channels, size, size)
-    latents = pipe.scheduler.sample_prior(shape, torch.Generator().manual_seed(args.seed), args.device)
 
-    classes = pipe.config.id2label
-    labels = None if classes is None else [index % len(classes) for index in range(args.batch_size)]
+class Comparison:
+    """A model, the latents at which all runs start, the data, and the images of the reference run.
 
-    if args.features:
-        measure_name = "Fréchet distance"
-        measure_distance: Callable[[torch.Tensor], float] = FrechetDistance(load_feature_network(args.features), real)
-    else:
-        measure_name = "sliced Wasserstein distance"
-        measure_distance = functools.partial(sliced_wasserstein, data=real)
+    Args:
+        args: the options of the script.
+    """
 
-    def draw(pipe: PFGMPipeline, **options: Any) -> tuple[int, torch.Tensor, float]:
-        if labels is not None:
-            options |= {"class_labels": labels, "guidance_scale": args.guidance_scale}
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device = args.device
+        self.guidance_scale = args.guidance_scale
+        self.pipe = load_pipeline(args.model, args.device)
+        self.config = self.pipe.scheduler.config
+        size = self.pipe.unet.config.sample_size
+        data = ImageTensors(open_images(args.data), size, center_crop=True)
+        self.data = data.__getitems__(range(len(data)))
+        shape = (args.batch_size, self.pipe.unet.config.in_channels, size, size)
+        self.latents = self.pipe.scheduler.sample_prior(shape, torch.Generator().manual_seed(args.seed), args.device)
+        classes = self.pipe.config.id2label
+        self.labels: list[Label] | None = classes and [index % len(classes) for index in range(args.batch_size)]
+        self.measure_distance: Callable[[torch.Tensor], float]
+        if args.features:
+            self.measure_name = "Fréchet distance"
+            self.measure_distance = FrechetDistance(load_feature_network(args.features), self.data)
+        else:
+            self.measure_name = "sliced Wasserstein distance"
+            self.measure_distance = functools.partial(sliced_wasserstein, data=self.data)
+        self.reference = self.draw(self.pipe, num_inference_steps=REFERENCE_STEPS).images
+        self.reference_distance = self.measure_distance(self.reference)
+
+    def draw(self, pipe: PFGMPipeline, **options: Any) -> Run:
+        """Draw images by a pipeline with the options of a call."""
+        if self.labels is not None:
+            options |= {"class_labels": self.labels, "guidance_scale": self.guidance_scale}
         start = time.perf_counter()
-        output = pipe(latents=latents, generator=torch.Generator().manual_seed(1), output_type="pt", **options)
+        output = pipe(latents=self.latents, generator=torch.Generator().manual_seed(1), output_type="pt", **options)
         images = output.images.cpu()
-        return output.nfe, images * 2 - 1, (time.perf_counter() - start) / len(images)
+        return Run(output.nfe, images * 2 - 1, time.perf_counter() - start)
 
-    def draw_by_diffusers(name: str, sigmas: list[float]) -> tuple[int, torch.Tensor, float]:
-        flow = pipe.scheduler
-        model_kwargs = pipe.prepare_class_labels(labels, args.batch_size, latents.device)
-        denoiser = Denoiser(
-            pipe.prepare_model(flow, labels, model_kwargs, args.guidance_scale), flow.parameterization, pipe.unet.dtype
-        )
+    def draw_by_diffusers(self, name: str, sigmas: list[float]) -> Run:
+        """Draw images by one of `DIFFUSERS_SOLVERS`, with a network call at each of the noise levels."""
         start = time.perf_counter()
-        with torch.no_grad():
-            images = integrate_by_diffusers(name, denoiser, flow.move_to_prior(latents), sigmas).clamp(-1, 1).cpu()
-        return denoiser.nfe, images, (time.perf_counter() - start) / len(images)
+        images = draw_by_diffusers(name, self.pipe, self.latents, sigmas, self.labels, self.guidance_scale).cpu()
+        return Run(len(sigmas), images, time.perf_counter() - start)
 
-    def measure(nfe: int, images: torch.Tensor, seconds: float) -> tuple[int, float, float, float]:
-        error = (images - reference).flatten(1).square().mean(1).sqrt().mean().item()
-        return nfe, error, measure_distance(images), 1000 * seconds
+    def measure(self, run: Run) -> Measures:
+        """Compare the images of a run with those of the reference run, and with the data."""
+        error = (run.images - self.reference).flatten(1).square().mean(1).sqrt().mean().item()
+        return Measures(run.nfe, error, self.measure_distance(run.images), 1000 * run.seconds / len(run.images))
 
-    _, reference, _ = draw(pipe, num_inference_steps=REFERENCE_STEPS)
-    reference_distance = measure_distance(reference)
-    results: dict[str, list[tuple[int, float, float, float]]] = {}
+
+def load_pipeline(name: str, device: str) -> PFGMPipeline:
+    """Load a pipeline from a folder or the Hub, without progress bars."""
+    pipe = PFGMPipeline.from_pretrained(name).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def measure_solvers(comparison: Comparison, calls: Sequence[int]) -> Results:
+    """Measure the solvers of this package: those with fixed steps by `calls`, and RK45 by `TOLERANCES`."""
+    pipe = comparison.pipe
+    results: Results = {}
     for name, options in SOLVERS.items():
-        pipe.scheduler = PoissonFlowScheduler.from_config(config, **options)
+        pipe.scheduler = PoissonFlowScheduler.from_config(comparison.config, **options)
         # n steps of Heun cost 2n − 1 calls
-        steps = [(calls + 1) // 2 for calls in args.calls if calls % 2] if name == "heun" else args.calls
-        results[name] = [measure(*draw(pipe, num_inference_steps=count)) for count in steps]
-    pipe.scheduler = PoissonFlowScheduler.from_config(config)
-    results["RK45"] = [measure(*draw(pipe, tolerance=tolerance)) for tolerance in TOLERANCES]
-    if args.diffusers_solvers:
-        sigma_max, sigma_min = pipe.scheduler.sigma_range
-        spacings = [karras_sigmas(sigma_max, sigma_min, calls) for calls in args.calls]
-        results["multistep, EDM's levels"] = [measure(*draw(pipe, sigmas=sigmas)) for sigmas in spacings]
-        for name in DIFFUSERS_SOLVERS:
-            results[name] = [measure(*draw_by_diffusers(name, sigmas)) for sigmas in spacings]
-    for calls in args.searched:
-        options = {} if labels is None else {"class_labels": torch.arange(512, device=args.device) % len(classes)}
+        steps = [(count + 1) // 2 for count in calls if count % 2] if name == "heun" else calls
+        results[name] = [comparison.measure(comparison.draw(pipe, num_inference_steps=count)) for count in steps]
+    pipe.scheduler = PoissonFlowScheduler.from_config(comparison.config)
+    results["RK45"] = [comparison.measure(comparison.draw(pipe, tolerance=tolerance)) for tolerance in TOLERANCES]
+    return results
+
+
+def measure_diffusers_solvers(comparison: Comparison, calls: Sequence[int]) -> Results:
+    """Measure our solver and those of diffusers at the noise levels of EDM."""
+    pipe = comparison.pipe
+    sigma_max, sigma_min = pipe.scheduler.sigma_range
+    spacings = [karras_sigmas(sigma_max, sigma_min, count) for count in calls]
+    ours = [comparison.measure(comparison.draw(pipe, sigmas=sigmas)) for sigmas in spacings]
+    results = {"multistep, EDM's levels": ours}
+    for name in DIFFUSERS_SOLVERS:
+        results[name] = [comparison.measure(comparison.draw_by_diffusers(name, sigmas)) for sigmas in spacings]
+    return results
+
+
+def measure_searched_steps(comparison: Comparison, calls: Sequence[int]) -> list[Measures]:
+    """Measure runs of each number of calls, with noise levels that are searched for this number."""
+    pipe = comparison.pipe
+    shape, classes = comparison.latents.shape[1:], pipe.config.id2label
+    options = {} if classes is None else {"class_labels": torch.arange(512, device=comparison.device) % len(classes)}
+    rows = []
+    for count in calls:
         generator = torch.Generator().manual_seed(2)
         pipe.scheduler = fit_sigmas(
-            pipe.unet, pipe.scheduler, shape[1:], generator, 512, 128, num_inference_steps=calls, **options
+            pipe.unet, pipe.scheduler, shape, generator, 512, 128, num_inference_steps=count, **options
         )
-        results.setdefault("multistep, searched", []).append(measure(*draw(pipe, num_inference_steps=calls)))
-    if args.consistency_model is not None:
-        tuned = PFGMPipeline.from_pretrained(args.consistency_model).to(args.device)
-        tuned.set_progress_bar_config(disable=True)
-        counts = range(1, len(tuned.scheduler.config.consistency_sigmas) + 1)
-        results["consistency model"] = [measure(*draw(tuned, num_inference_steps=count)) for count in counts]
+        rows.append(comparison.measure(comparison.draw(pipe, num_inference_steps=count)))
+    return rows
 
-    print(f"{args.batch_size} generated images, {len(real)} images of data")
-    print(f"The {measure_name} of a run of {REFERENCE_STEPS} calls: {reference_distance:.4f}\n")
-    print(f"{'solver':<24} calls  error   {measure_name:<27}  ms per image")
-    for name, rows in results.items():
+
+def measure_consistency_model(comparison: Comparison, name: str) -> list[Measures]:
+    """Measure runs of a consistency model, of each number of calls that it allows."""
+    pipe = load_pipeline(name, comparison.device)
+    counts = range(1, len(pipe.scheduler.config.consistency_sigmas) + 1)
+    return [comparison.measure(comparison.draw(pipe, num_inference_steps=count)) for count in counts]
+
+
+def print_table(comparison: Comparison, results: Results) -> None:
+    """Print the measures of each run."""
+    name = comparison.measure_name
+    print(f"{len(comparison.latents)} generated images, {len(comparison.data)} images of data")
+    print(f"The {name} of a run of {REFERENCE_STEPS} calls: {comparison.reference_distance:.4f}\n")
+    print(f"{'solver':<24} calls  error   {name:<27}  ms per image")
+    for solver, rows in results.items():
         for nfe, error, distance, milliseconds in rows:
-            print(f"{name:<24} {nfe:5d}  {error:.4f}  {distance:<27.4f}  {milliseconds:.2f}")
+            print(f"{solver:<24} {nfe:5d}  {error:.4f}  {distance:<27.4f}  {milliseconds:.2f}")
 
+
+def draw_figure(comparison: Comparison, results: Results, ticks: Sequence[int]) -> Figure:
+    """Draw both measures against the number of network calls, with ticks at some of the numbers."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, rows in results.items():
@@ -157,18 +232,18 @@ def main(argv: list[str] | None = None) -> None:
         calls, errors, distances, _ = zip(*rows, strict=True)
         left.plot(calls, errors, marker="o", markersize=4, label=name)
         right.plot(calls, distances, marker="o", markersize=4)
-    right.axhline(reference_distance, color="gray", linestyle=":", label=f"{REFERENCE_STEPS} calls")
-    left.set(xlabel="network calls", ylabel=f"RMS difference from {REFERENCE_STEPS} calls", xscale="log", yscale="log")
-    right.set(xlabel="network calls", ylabel=f"{measure_name} to data", xscale="log", yscale="log")
+    limit = comparison.reference_distance
+    right.axhline(limit, color="gray", linestyle=":", label=f"{REFERENCE_STEPS} calls")
+    left.set(ylabel=f"RMS difference from {REFERENCE_STEPS} calls")
+    right.set(ylabel=f"{comparison.measure_name} to data")
     for axes in (left, right):
-        axes.set_xticks(args.calls, [str(calls) for calls in args.calls])
+        axes.set(xlabel="network calls", xscale="log", yscale="log")
+        axes.set_xticks(ticks, [str(calls) for calls in ticks])
         axes.minorticks_off()
-    right.set_yticks([reference_distance * factor for factor in (1, 1.2, 1.5, 2, 4, 8)])
+        axes.legend(frameon=False)
+    right.set_yticks([limit * factor for factor in (1, 1.2, 1.5, 2, 4, 8)])
     right.yaxis.set_major_formatter("{x:.3f}")
-    left.legend(frameon=False)
-    right.legend(frameon=False)
-    figure.savefig(args.output, dpi=110)
-    print(f"\nFigure: {args.output}")
+    return figure
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         default="hutchinson",
         help="method for the divergence of the flow",
     )
-    parser.add_argument("--num_probes", type=int, default=1, help="number of random probes of the first two methods")
+    parser.add_argument("--num_probes", type=int, default=1, help="number of random probes of hutchinson or hutch++")
     parser.add_argument("--tolerance", type=float, default=0.03, help="tolerance of the log-likelihood in nats")
     parser.add_argument("--output", type=Path, default=Path("likelihood.png"), help="file of the figure")
     args = parser.parse_args(argv)

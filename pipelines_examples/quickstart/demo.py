@@ -2,8 +2,8 @@
 
     python pipelines_examples/quickstart/demo.py
 
-The script generates digits from the exact field of the training digits, draws field lines, trains a network on the
-field, and generates digits with it. It prints the sliced Wasserstein distances between generated and held-out digits,
+The script generates digits from the exact field of the training digits, draws field lines, trains a network at
+D = 1, and generates digits with it. It prints the sliced Wasserstein distances between generated and held-out digits,
 the numbers of network calls, the path of each file that it writes, and commands to try next.
 """
 
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     plot_field_lines(*line_and_plane_charges(train)).savefig(folder / "field-lines.png", dpi=110)
     print(f"   field lines from the hemisphere to the charges: {folder / 'field-lines.png'}\n")
 
-    print("2. Training of a network on the field at D = 1, which is PFGM")
+    print("2. Training of a network at D = 1, the flow of PFGM")
     options = [
         f"--dataset_name={folder / 'digits.parquet'}",
         "--resolution=8",

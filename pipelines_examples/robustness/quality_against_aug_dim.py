@@ -108,12 +108,14 @@ def main(argv: list[str] | None = None) -> None:
 
     results = []
     for variant in variants(args):
-        path = folder / variant.name / "distances.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        if not has_ended(folder / variant.name):
+        path = folder / variant.name / "distances.json"  # exists when the network is trained
+        if not path.exists():
             launch_training(TRAINING, training_options(variant, args, images), args.threads)
-            if not has_ended(folder / variant.name):
+            if not has_ended(folder / variant.name, args.max_train_steps):
                 raise SystemExit("The training was stopped. Start the same command again to continue.")
+            with atomic_file(path) as partial:
+                partial.write_text("{}")
+        known = json.loads(path.read_text())
         pipe = PFGMPipeline.from_pretrained(folder / variant.name)
         pipe.set_progress_bar_config(disable=True)
         for condition in conditions(args):

@@ -90,3 +90,4 @@ for _name in __all__:
     _is_component = isinstance(_value, type) and issubclass(_value, SchedulerMixin | ModelMixin)
     if _is_component and _value.__module__.startswith(f"{__name__}."):
         _value.__module__ = __name__
+del _name, _value, _is_component

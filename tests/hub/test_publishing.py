@@ -224,7 +224,7 @@ def test_uploads_are_repeated_and_do_not_end_the_training(hub: Hub, client: Clie
     assert set(hub.repositories["ada/digits"].commits[-1][1]) == OURS
 
     output = client.run(PUSH.format(str(model), False), token=READS)
-    assert "ada/digits was not updated" in output and "Training goes on" in output
+    assert "ada/digits was not updated" in output and "Training continues" in output
     output = client.run(PUSH.format(str(model), True), token=READS, code=1)
     assert "is complete, but was not uploaded" in output and "hf upload ada/digits" in output and READS not in output
     command = shlex.split(output.split("Upload it by `")[1].split("`")[0].replace("ada/digits", "ada/again"))

@@ -154,6 +154,8 @@ def test_charges_that_are_not_finite_are_named(value: float) -> None:
 
 
 def test_bad_input_is_explained() -> None:
+    with pytest.raises(ValueError, match=r"`charges` must be a tensor \(K, \*\), but is ndarray"):
+        ChargeField(torch.zeros(2, 4).numpy())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"at least one charge, but has \(0, 4\)"):
         ChargeField(torch.zeros(0, 4))
     with pytest.raises(ValueError, match="but a sample in `x` has 3 elements"):

@@ -237,6 +237,7 @@ def test_a_scheduler_of_diffusers(charges: torch.Tensor) -> None:
         ({"measurement": torch.zeros(2, 1, 4, 4)}, r"`measurement` must have the shape \(2, 1, 8, 8\)"),
         ({"batch_size": 3}, r"\(3, 1, 8, 8\), or \(1, 1, 8, 8\) for all, .* but has \(2, 1, 8, 8\)"),
         ({"measurement": torch.full((2, 1, 8, 8), math.nan)}, "`measurement` must be finite, but index 0, 1"),
+        ({"measurement": object()}, r"`measurement` must be a tensor \(B, ...\) of numbers, but is object"),
         (
             {"measurement": torch.full((2, 1, 8, 8), 255.0)},
             r"norm 1442, but of images .* at most .*Scale bytes",

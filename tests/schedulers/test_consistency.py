@@ -184,6 +184,7 @@ def test_what_needs_the_ode_refuses_a_consistency_model(digits: torch.Tensor) ->
         ({"consistency_sigmas": []}, "must be positive, strictly decreasing"),
         ({"consistency_sigmas": [80.0, 0.0]}, "must be positive, strictly decreasing"),
         ({"consistency_sigmas": 80.0}, "`consistency_sigmas` must be a list of numbers or None"),
+        ({"solver": "heun"}, "`solver` must be 'multistep', the default, for a consistency model, but is 'heun'"),
         ({"consistency_boundary": -1.0}, "must be a finite number > 0 or None, but is -1.0"),
         ({"consistency_guidance": math.inf}, "`consistency_guidance` must be a finite number"),
         ({"final_sigmas_type": "sigma_min"}, "must be 'zero' for a consistency model"),

@@ -162,7 +162,7 @@ def test_half_precision(python: WarmPython, data: Path, tmp_path: Path) -> None:
 def test_other_aug_dims_and_tuned_models_can_be_tuned(
     cheap: None, data: Path, tmp_path: Path, aug_dim: float | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = save_base(tmp_path / "base", aug_dim)
+    base = save_base(tmp_path / "base", aug_dim, solver="heun")
     tune(base, data, tmp_path / "once")
     tune(tmp_path / "once", data, tmp_path / "twice")
     assert "from a model that is already tuned" in capsys.readouterr().out

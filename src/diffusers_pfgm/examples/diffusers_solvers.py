@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from ..physics.denoiser import Denoise
+from ..physics.denoiser import Denoise, Denoiser
+from ..pipelines.class_conditioning import Label
+from ..pipelines.pipeline_pfgm import PFGMPipeline
+from ..schedulers import PoissonFlowScheduler
 
 SOLVER_ORDER = 3  # the largest order of these classes, and the default of ours
 DIFFUSERS_SOLVERS: dict[str, Any] = {
@@ -21,6 +24,42 @@ DIFFUSERS_SOLVERS: dict[str, Any] = {
     "DPM-Solver++ (diffusers)": DPMSolverMultistepScheduler,
     "DEIS (diffusers)": DEISMultistepScheduler,
 }
+
+
+@torch.no_grad()
+def draw_by_diffusers(
+    name: str,
+    pipe: PFGMPipeline,
+    latents: torch.Tensor,
+    sigmas: Sequence[float],
+    labels: list[Label] | None = None,
+    guidance_scale: float = 1.0,
+) -> torch.Tensor:
+    """Draw images with the network of a pipeline, by a solver of diffusers, from the prior of the pipeline's scheduler.
+
+    Args:
+        name: a key of `DIFFUSERS_SOLVERS`.
+        pipe: the pipeline, with a `PoissonFlowScheduler`.
+        latents: (B, C, H, W), latents at the first σ, as for the pipeline.
+        sigmas: noise level of each network call, decreasing and positive, from the largest σ of the scheduler.
+        labels: the class of each image, or one for all; None for no condition.
+        guidance_scale: the scale of classifier-free guidance; 1 for no guidance.
+
+    Returns:
+        (B, C, H, W), in [-1, 1].
+    """
+    scheduler = PoissonFlowScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(sigmas=sigmas, device=latents.device)
+    model_kwargs = pipe.prepare_class_labels(labels, len(latents), latents.device)
+    model = pipe.prepare_model(scheduler, labels, model_kwargs, guidance_scale)
+    denoiser = Denoiser(model, scheduler.parameterization, pipe.unet.dtype)
+    x = scheduler.move_to_prior(latents) * scheduler.data_scale(sigmas[0])
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        # On the hemisphere each sample has its own σ. A solver depends on ratios of the σ's only, which are equal.
+        return denoiser(x, scheduler.sigma_of_samples(sigma))
+
+    return integrate_by_diffusers(name, denoise, x, sigmas).clamp(-1, 1)
 
 
 def integrate_by_diffusers(name: str, denoise: Denoise, x: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..training.run.records import read_records
+from ..training.run.checkpoint_contents import CHECKPOINT_PREFIX
 
 
 def launch_training(script: Path, options: list[str], threads: int | None = None) -> None:
@@ -27,10 +27,10 @@ def launch_training(script: Path, options: list[str], threads: int | None = None
     subprocess.run([*launch, str(script), *options], check=True)
 
 
-def has_ended(output_dir: Path) -> bool:
-    """Whether a training has reached its last step, after which its pipeline is in the output folder.
+def has_ended(output_dir: Path, max_train_steps: int) -> bool:
+    """Whether a training that `launch_training` has run made its last step, so that no signal has stopped it before.
 
-    The pipeline has noise levels that are fitted to its network, unless the fit failed, which the run then reported.
+    The run saves a checkpoint after its last step, and its pipeline before `launch_training` returns. Its log is no
+    proof: the run continues if a record cannot be written.
     """
-    log = output_dir / "log.jsonl"
-    return log.exists() and bool(read_records(log, "end"))
+    return (output_dir / f"{CHECKPOINT_PREFIX}{max_train_steps}").exists()

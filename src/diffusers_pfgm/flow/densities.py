@@ -34,7 +34,7 @@ GRAPH_NUMBERS = 2**16  # largest B · N of a batch with an autograd graph by def
 
 
 def even_batch_size(x: torch.Tensor, batch_size: int | None) -> int:
-    """The number of points of each batch of x (B, *), about the same for all: a small last batch costs a whole run.
+    """The number of points of each batch of x (B, *), about the same for all, as a small last batch costs a whole run.
 
     Args:
         x: the points, (B, *).

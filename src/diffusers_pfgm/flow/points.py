@@ -1,4 +1,4 @@
-"""Points that a flow is given and returns: checks, dtypes, and the probes of a random divergence."""
+"""The points that a flow takes and returns: checks, dtypes, and the probes of a random divergence."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def push(output_dir: str | Path, repo_id: str, message: str, last: bool = False)
                 time.sleep(pause)
                 continue
             if not last:
-                warnings.warn(f"{repo_id} was not updated ({one_line(error)}). Training goes on.", stacklevel=2)
+                warnings.warn(f"{repo_id} was not updated ({one_line(error)}). Training continues.", stacklevel=2)
                 return
             raise RuntimeError(
                 f"The model in {output_dir} is complete, but was not uploaded ({one_line(error)}). Upload it by "

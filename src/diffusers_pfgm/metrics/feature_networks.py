@@ -108,9 +108,9 @@ class InceptionFeatures(torch.nn.Module):
 
 
 class BackboneFeatures(torch.nn.Module):
-    """A vision model of transformers, such as DINOv2 (arXiv 2304.07193). Its pooled output are the features.
+    """A vision model of transformers, such as DINOv2 (arXiv 2304.07193). The features are its pooled output.
 
-    Images are resized to the model's size by bicubic interpolation, and normalized as its configuration says.
+    Images are resized to the model's size by bicubic interpolation, and normalized as in its configuration.
 
     Args:
         name: folder or Hub id of the model.

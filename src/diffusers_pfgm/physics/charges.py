@@ -50,10 +50,15 @@ class Charges:
         shape: (K, *).
 
     Raises:
-        ValueError: if `charges` is empty, or holds NaN or infinity (the error names the index).
+        ValueError: if `charges` is no tensor, is empty, or holds NaN or infinity (the error names the index).
     """
 
     def __init__(self, charges: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        if not isinstance(charges, torch.Tensor):
+            raise ValueError(
+                f"`charges` must be a tensor (K, *), but is {type(charges).__name__}. Convert an array by "
+                "`torch.as_tensor`."
+            )
         if charges.ndim < 2 or charges.shape[0] == 0 or charges[0].numel() == 0:
             raise ValueError(
                 f"`charges` must have the shape (K, *) with at least one charge, but has {tuple(charges.shape)}."

@@ -1,8 +1,9 @@
 r"""The noise level that a sample carries at finite D, estimated from the sample itself.
 
 A noisy sample x = y + s g with g ~ N(0, I) carries the noise level s, but a network is called with σ. With D augmented
-dimensions the kernel has s = σ √(D / χ²_D) (`physics.kernel`): within 9 % of σ at D = 64, but without a mean at D = 1.
-In many dimensions, however, x itself shows s. With the mean μ of all numbers of the data, the mean square deviation
+dimensions the kernel has s = σ √(D / χ²_D) (`physics.kernel`). At D = 64 its standard deviation is 9 % of σ, at D = 1
+it has no mean. In many dimensions, however, s can be estimated from x. With the mean μ of all numbers of the data, the
+mean square deviation
 
     T = ‖x − μ‖² / N,        m = ‖y − μ‖² / N   of a clean sample,   with mean σ_d² and variance V over the data,
 
@@ -49,7 +50,7 @@ class NoiseEstimate:
     Examples:
         >>> estimate = NoiseEstimate(aug_dim=1.0, data_mean=0.0, data_std=0.5, mean_square_std=0.05)
         >>> x = 3.0 * torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-        >>> estimate(x, 1.0).flatten()  # the prior of s has its largest density at 1, but x shows a noise level of 3
+        >>> estimate(x, 1.0).flatten()  # the prior of s has its largest density at 1, but x has a noise level of 3
         tensor([3.0382, 3.0620])
     """
 
@@ -87,7 +88,7 @@ class NoiseEstimate:
     def _nodes(self, excess: torch.Tensor, sigma: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The nodes ln s (B, K) of the integral, and the logarithm (B, K) of their spacing but for a factor.
 
-        They lie at ln s = c + w sinh(a t) for equally spaced t in [-1, 1]. c and w are the mean and standard deviation
+        They are at ln s = c + w sinh(a t) for equally spaced t in [-1, 1]. c and w are the mean and standard deviation
         of a normal approximation: the product of the prior's, at its mode s = σ, and of the likelihood's, at s² = T −
         σ_d². The scale a is such that the nodes reach the ends of the prior and of the likelihood.
         """

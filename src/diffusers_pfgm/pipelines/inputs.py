@@ -120,18 +120,18 @@ def images_to_tensor(images: Any, unet_config: Any) -> torch.Tensor:
             raise ValueError(f"`images` as an array must have the shape (B, H, W, C), but has {images.shape}.")
         images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     if not isinstance(images, torch.Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+        is_tensor = isinstance(images, torch.Tensor)
         raise ValueError(
             "`images` must be PIL images, or an array (B, H, W, C) or tensor (B, C, H, W) of floating-point numbers in "
-            f"[0, 1], but are {kind}. Divide bytes by 255."
+            f"[0, 1], but are {f'{images.dtype}. Divide bytes by 255' if is_tensor else type(images).__name__}."
         )
     size = unet_config.sample_size
     size = images.shape[2:] if size is None else (size, size) if isinstance(size, int) else tuple(size)
     expected = (unet_config.in_channels, *size)
     if images.shape[1:] != expected or not len(images):
         raise ValueError(
-            f"`images` must have channels, height and width {expected} for this network, but have "
-            f"{tuple(images.shape[1:])}, and be one or more, but are {len(images)}. Resize or convert them."
+            f"`images` must be one or more with channels, height and width {expected} for this network, but are "
+            f"(B, C, H, W) = {tuple(images.shape)}. Resize or convert them."
         )
     check_finite("images", images)
     lowest, highest = images.min().item(), images.max().item()

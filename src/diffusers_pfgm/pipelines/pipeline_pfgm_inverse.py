@@ -135,7 +135,13 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             )
         if method == "latent":  # whose chains begin after the first sample
             num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
-        measurement = torch.as_tensor(measurement)
+        try:
+            measurement = torch.as_tensor(measurement)
+        except (RuntimeError, TypeError, ValueError) as error:  # torch's errors for other objects
+            raise ValueError(
+                f"`measurement` must be a tensor (B, ...) of numbers, but is {type(measurement).__name__}. Measure "
+                "images as tensors (B, C, H, W) in [-1, 1]."
+            ) from error
         if not measurement.ndim:
             raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")
         if batch_size is None:

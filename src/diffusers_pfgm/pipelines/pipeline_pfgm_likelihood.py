@@ -78,7 +78,8 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
             num_inference_steps: the number of fixed steps; None for the adaptive solver.
             divergence: "hutchinson", "hutch++", or "exact", which takes N vector-Jacobian products for each network
                 call.
-            num_probes: the number of vector-Jacobian products of the first two for each network call.
+            num_probes: the number of random probes of "hutchinson" and "hutch++", which is that of their
+                vector-Jacobian products for each network call; a multiple of 3 for "hutch++".
             generator: the source of the dequantization noise and the probes: one generator, or a list of B generators,
                 one for each image.
             num_levels: the number of values of a pixel, 256 for 8 bits; None for the density of the images as they are,

@@ -46,6 +46,11 @@ def check_consistency_options(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"`final_sigmas_type` must be 'zero' for a consistency model, but is {options['final_sigmas_type']!r}."
         )
+    if options["solver"] != "multistep":
+        raise ValueError(
+            f"`solver` must be 'multistep', the default, for a consistency model, but is {options['solver']!r}: such a "
+            "model solves no ODE. Leave it out, or use the model that it was tuned from."
+        )
     if guidance is not None and not math.isfinite(guidance):
         raise ValueError(f"`consistency_guidance` must be a finite number or None, but is {guidance}.")
 

@@ -22,7 +22,7 @@ from .step_fit import num_parameters
 
 FINE_STEPS = 200  # the number of steps that follow the field lines, to which the spacing is fitted
 REFERENCE_STEPS = 100  # the number of steps of the reference run, whose ends a run of few steps is compared with
-MARGIN = 2.0  # in standard errors: searched steps are kept if they improve the error by more, which chance rarely does
+MARGIN = 2.0  # in standard errors: searched steps are kept if they improve the error by more, which is rare by chance
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def fit_sigmas(
 
     The spacing is stored in `config.sigma_knots`, works with any number of steps, and is saved with a pipeline. With
     `num_inference_steps` the best noise levels for that number of steps of the scheduler's solver are searched too
-    (`solvers.step_search`). If they are better than the spacing on field lines that the search has not seen, by more
+    (`solvers.step_search`). If they are better than the spacing on field lines that the search did not use, by more
     than two standard errors, they are stored in `config.sigma_steps`, and a run of that many steps uses them.
 
     Args:

@@ -113,7 +113,10 @@ class PriorMixin:
             least = torch.finfo(ratio.dtype).tiny ** 0.5  # μ itself has no direction, and stays where it is
             return (mean + centred * (math.sqrt(data_dim) / ratio.clamp(min=least))).to(latents.dtype)
         if self.num_inference_steps is None:
-            raise ValueError("`move_to_prior` was called before `set_timesteps`, which forgets the σ of each sample.")
+            raise ValueError(
+                "`move_to_prior` was called before `set_timesteps`, which would discard the σ of each sample. Call "
+                "`set_timesteps` first."
+            )
         aug_dim = self.kernel.aug_dim
         self._sigma_factors = (data_dim + aug_dim) ** 0.5 / torch.hypot(ratio, torch.full_like(ratio, aug_dim**0.5))
         return (mean + centred * self._sigma_factors).to(latents.dtype)

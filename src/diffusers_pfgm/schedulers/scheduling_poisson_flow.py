@@ -379,7 +379,7 @@ class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, Sc
         remaining = self._plan[index + 1 :]
         if remaining and self.is_consistency_model:
             prev_sample = self.renoise(prev_sample, remaining[0].sigma, generator)
-            self._sigma_factors = None  # from the hemisphere all samples have come to one plane
+            self._sigma_factors = None  # after the first call from the hemisphere, all samples are on one plane
         # The next step reads no older x̂ than its weights need.
         self._denoised = self._denoised[: len(remaining[0].weights) - 1 if remaining else 0]
         if not remaining:

@@ -31,7 +31,7 @@ class StateConvention:
         has_own_timesteps: whether the network needs another timestep for each sample, `network_timestep`.
 
     Attributes:
-        start_was_read: whether the pipeline has read at which scale the state begins.
+        start_was_read: whether the pipeline has read the scale of the initial state.
         timestep_was_read: whether the pipeline has read the network's timesteps by `network_timestep`.
     """
 
@@ -66,8 +66,8 @@ class StateConvention:
     def check_step(self, index: int, is_on_hemisphere: bool) -> None:
         """Check, at the step of this index, that the pipeline follows the convention.
 
-        Warns at the first step of a variance-exploding run if the pipeline has not read where the state begins, or has
-        not read the timestep of each sample.
+        Warns at the first step of a variance-exploding run if the pipeline has read neither the scale of the initial
+        state nor, if the network needs it, the timestep of each sample.
 
         Raises:
             ValueError: if the network needs c_in x, but `scale_model_input` was not called in this run, or if each
@@ -93,9 +93,9 @@ class StateConvention:
             )
         if index == 0 and not self._has_betas and not self.start_was_read:
             logger.warning(
-                "`step` begins a run, but the pipeline has not read from this scheduler where the state begins. It "
-                "must begin as `scheduler.sample_prior(shape)`, or as noise times `scheduler.init_noise_sigma`. "
-                "PFGMPipeline does so, DDPMPipeline and DDIMPipeline do not."
+                "`step` begins a run, but the pipeline has not read the scale of the initial state from this "
+                "scheduler. The state must begin as `scheduler.sample_prior(shape)`, or as noise times "
+                "`scheduler.init_noise_sigma`. PFGMPipeline does so, DDPMPipeline and DDIMPipeline do not."
             )
 
     def end_run(self) -> None:

@@ -15,7 +15,7 @@ from ..solvers.spacing import is_decreasing
 def num_parameters(model: Any) -> int | None:
     """The number of parameters of a model or of the model in a wrapper, such as a `functools.partial`; None if unknown.
 
-    By it steps are recognized that were fitted to a network of another size.
+    It shows whether steps were fitted to a network of another size.
     """
     wrapped = wrapped_model(model)
     if wrapped is not None:

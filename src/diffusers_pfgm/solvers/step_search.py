@@ -8,7 +8,7 @@ at the quantiles q_k of the spacing's density,
 
 where e is the quantile of the last one, and a and b move the others. The spacing itself has e = (n − 1)/n and a = b =
 0. With three numbers, however many steps there are, a few hundred field lines are enough to find levels that are also
-better for others. The simplex method of Nelder and Mead minimizes the mean over these field lines of
+better for other field lines. The simplex method of Nelder and Mead minimizes the mean over these field lines of
 
     ρ(d) = d²/(d² + τ²),        d = the root mean square difference between the end of the run and the true end.
 
@@ -74,5 +74,5 @@ def search_sigmas(
 
     start = np.array([(num_steps - 1) / num_steps, 0.0, 0.0])
     simplex = np.vstack([start, start + np.diag(FIRST_CHANGES)])
-    found = minimize(loss, start, method="Nelder-Mead", options={"maxfev": EVALUATIONS, "initial_simplex": simplex})
-    return spacing(quantiles(found.x).tolist())
+    best = minimize(loss, start, method="Nelder-Mead", options={"maxfev": EVALUATIONS, "initial_simplex": simplex})
+    return spacing(quantiles(best.x).tolist())

@@ -1,4 +1,4 @@
-"""Checksums of a model, by which results of its earlier weights are recognized in the same folder."""
+"""Checksums of a model, which detect results of its earlier weights in the same folder."""
 
 from __future__ import annotations
 

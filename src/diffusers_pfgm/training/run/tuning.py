@@ -139,6 +139,7 @@ def make_tuning_task(
         "consistency_guidance": None if args.guidance_scale == 1 else args.guidance_scale,
         "consistency_clip": True,  # guidance extrapolates beyond the range [-1, 1] of the images
         "final_sigmas_type": "zero",
+        "solver": "multistep",
         "sigma_knots": None,
         "sigma_steps": None,
     }

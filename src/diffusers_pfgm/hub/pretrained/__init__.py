@@ -1,7 +1,8 @@
 """The trained models that come with the package: class-conditional MNIST, 1.1 M parameters, D = 1, kept in float16.
 
-- "mnist" was trained by the first command of `training/README.md`. It takes about twenty network calls.
-- "mnist_consistency" is that model after consistency tuning with guidance 2. It takes one to three.
+- "mnist" was trained by the MNIST command of `training/README.md` with `--max_train_steps 3500`. It takes about twenty
+  network calls.
+- "mnist_consistency" was tuned with guidance 2 from such a model of 1,600 steps. It takes one to three.
 
 Both were trained on the 60,000 training images of MNIST.
 """

@@ -97,7 +97,6 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
                 positions in its `sigma_schedule`, as EDMEulerScheduler does; if the scheduler's `sigma_steps` for this
                 number were fitted to another network; or if the scheduler rejects the values.
         """
-        takes_sigmas = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
         if sigmas is None:
             steps = check_whole_number("num_inference_steps", num_inference_steps, 1)
             if isinstance(scheduler, PoissonFlowScheduler):
@@ -105,7 +104,10 @@ class PoissonFlowPipeline(PipelineCalls, DiffusionPipeline):
             scheduler.set_timesteps(steps, device=device)
         elif isinstance(scheduler, PoissonFlowScheduler):
             scheduler.set_timesteps(device=device, sigmas=sigmas)
-        elif takes_sigmas and "sigma_schedule" not in scheduler.config:
+        elif (
+            "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
+            and "sigma_schedule" not in scheduler.config
+        ):
             levels = [float(sigma) for sigma in sigmas]
             # A scheduler of diffusers ends at the last of them.
             scheduler.set_timesteps(device=device, sigmas=levels if levels[-1:] == [0] else [*levels, 0.0])

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 
 from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
-from diffusers_pfgm.pipelines import base
+from diffusers_pfgm.pipelines import saving
 from tests.networks import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
 from tests.warm_python import WarmPython
@@ -122,10 +122,10 @@ def test_the_uploaded_weights_have_the_shards_of_the_saved_ones(
         assert options["commit_message"] == "mine"
         uploaded.extend(path.name for path in (Path(folder_path) / "unet").iterdir())
 
-    monkeypatch.setattr(base, "create_repo", lambda repo_id, **options: SimpleNamespace(repo_id=repo_id))
-    monkeypatch.setattr(base, "file_exists", lambda *names, **options: False)
-    monkeypatch.setattr(base, "list_repo_files", lambda *names, **options: [])
-    monkeypatch.setattr(base, "upload_folder", upload_folder)
+    monkeypatch.setattr(saving, "create_repo", lambda repo_id, **options: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(saving, "file_exists", lambda *names, **options: False)
+    monkeypatch.setattr(saving, "list_repo_files", lambda *names, **options: [])
+    monkeypatch.setattr(saving, "upload_folder", upload_folder)
     make_tiny_pipeline().save_pretrained(tmp_path, push_to_hub=True, commit_message="mine", variant="fp16", **SHARDED)
     saved = sorted(path.name for path in (tmp_path / "unet").iterdir())
     assert sorted(uploaded) == saved and "diffusion_pytorch_model.fp16-00001-of-00002.safetensors" in saved

@@ -6,7 +6,8 @@ The results of each image are one line of `--output`. Started again with the sam
 images that are missing there. The random numbers of an image depend only on the seed and its index.
 """
 
-from diffusers_pfgm.training.run.likelihood_evaluation import main, parse_args
+from diffusers_pfgm.training.run.likelihood_arguments import parse_args
+from diffusers_pfgm.training.run.likelihood_evaluation import main
 from diffusers_pfgm.training.run.script_errors import run_script
 
 if __name__ == "__main__":

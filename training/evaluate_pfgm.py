@@ -8,7 +8,8 @@ with the images that are missing there. On any number of processes the images ar
 seed and i, and with --tolerance also on the other images of its batch, which share the steps of the adaptive solver.
 """
 
-from diffusers_pfgm.training.run.evaluation import main, parse_args
+from diffusers_pfgm.training.run.evaluation import main
+from diffusers_pfgm.training.run.evaluation_arguments import parse_args
 from diffusers_pfgm.training.run.script_errors import run_script
 
 if __name__ == "__main__":

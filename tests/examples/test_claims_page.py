@@ -13,7 +13,7 @@ from PIL import Image
 from diffusers_pfgm.examples.claims.claim import Check, Claim
 from diffusers_pfgm.examples.claims.page import make_page, read_claims, write_claims
 from diffusers_pfgm.examples.claims.reproduction import COMMANDS
-from diffusers_pfgm.training.run import conversion, evaluation
+from diffusers_pfgm.training.run import conversion, evaluation, evaluation_arguments
 from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_the_commands_for_a_gpu_run_at_reduced_size(tmp_path: Path, monkeypatch:
     assert convert[:2] == ["python", "training/convert_checkpoint.py"] and (ROOT / convert[1]).exists()
     assert evaluate[:4] == ["python", "-m", "accelerate.commands.launch", "training/evaluate_pfgm.py"]
     conversion.main(None, [reduced.get(word, word) for word in convert[2:]])
-    evaluation.main(evaluation.parse_args(None, [reduced.get(word, word) for word in evaluate[4:]]))
+    evaluation.main(evaluation_arguments.parse_args(None, [reduced.get(word, word) for word in evaluate[4:]]))
     report = json.loads((tmp_path / "pfgm-cifar10-evaluation" / "metrics.json").read_text())
     assert networks == [("inception", None)] and report["num_images"] == 14
     assert {"frechet_distance", "inception_score"} <= {*report["metrics"]["inception"]}

@@ -20,7 +20,7 @@ from diffusers_pfgm import (
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.flow.dequantization import dequantize
 from diffusers_pfgm.training.data.order import position_generators
-from diffusers_pfgm.training.run import likelihood_evaluation
+from diffusers_pfgm.training.run import likelihood_arguments, likelihood_evaluation
 from diffusers_pfgm.training.run.records import Records, read_records
 from tests.networks import ExactNetwork, make_tiny_pipeline, make_tiny_unet, seeded
 
@@ -149,7 +149,7 @@ def options(folder: Path, output: Path, *more: str) -> list[str]:
 
 
 def evaluate(arguments: list[str]) -> None:
-    likelihood_evaluation.main(likelihood_evaluation.parse_args(None, arguments))
+    likelihood_evaluation.main(likelihood_arguments.parse_args(None, arguments))
 
 
 @pytest.mark.slow

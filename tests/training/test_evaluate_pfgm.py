@@ -16,7 +16,8 @@ from diffusers_pfgm.metrics.feature_statistics import FeatureStatistics
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.training.data.source import load_image_dataset
 from diffusers_pfgm.training.run import evaluation, evaluation_metrics
-from diffusers_pfgm.training.run.evaluation import main, parse_args
+from diffusers_pfgm.training.run.evaluation import main
+from diffusers_pfgm.training.run.evaluation_arguments import parse_args
 from diffusers_pfgm.training.run.evaluation_images import read_pixels
 from diffusers_pfgm.training.run.evaluation_metrics import compare_pixels, find_memorized
 from diffusers_pfgm.training.run.generated_images import GeneratedImages

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from diffusers.optimization import SchedulerType
 
-from diffusers_pfgm.training.run import conversion, evaluation
+from diffusers_pfgm.training.run import conversion, evaluation_arguments
 from diffusers_pfgm.training.run.arguments import parse_args
-from diffusers_pfgm.training.run.likelihood_evaluation import parse_args as parse_evaluation_args
+from diffusers_pfgm.training.run.likelihood_arguments import parse_args as parse_evaluation_args
 from diffusers_pfgm.training.run.option_groups import LR_SCHEDULERS
 from diffusers_pfgm.training.run.option_types import integer, number, positive, share
 from diffusers_pfgm.training.run.script_errors import ScriptParser
@@ -144,7 +144,7 @@ def test_a_logger_that_is_not_installed_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "script", [parse_args, parse_tuning_args, evaluation.parse_args, parse_evaluation_args, conversion.main]
+    "script", [parse_args, parse_tuning_args, evaluation_arguments.parse_args, parse_evaluation_args, conversion.main]
 )
 def test_every_option_has_a_help_text_with_its_default(
     script: Callable[..., object], monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,8 @@ from diffusers import (
     HeunDiscreteScheduler,
     LCMScheduler,
     RePaintScheduler,
+    ScoreSdeVeScheduler,
+    UnCLIPScheduler,
 )
 
 from diffusers_pfgm import ChargeField, Parameterization, PFGMPipeline, PoissonFlowScheduler, fit_sigmas
@@ -191,6 +193,9 @@ def from_ours(theirs: Any, **options: Any) -> Any:
         ),
         (from_ours(DDIMInverseScheduler, aug_dim=None, beta_schedule="linear"), "made for another task"),
         (from_ours(RePaintScheduler, aug_dim=None, beta_schedule="linear"), "made for another task"),
+        # Without `prev_timestep` it steps from t to t − 1, whatever the number of steps is.
+        (from_ours(UnCLIPScheduler, aug_dim=None, beta_schedule="squaredcos_cap_v2"), "needs `prev_timestep`"),
+        (ScoreSdeVeScheduler(), "without a beta schedule or EDM's `sigma_data`"),  # it has no `step`
         (from_ours(DDPMScheduler, aug_dim=64.0, beta_schedule="linear"), "Gaussian noise, which is not the kernel"),
         (from_ours(EulerAncestralDiscreteScheduler, aug_dim=2.0, beta_schedule="linear"), "`aug_dim` = 2.0"),
         (

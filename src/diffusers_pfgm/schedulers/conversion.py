@@ -31,16 +31,19 @@ def convert_scheduler(scheduler: Any) -> dict[str, Any]:
     name = type(scheduler).__name__
     parameters = inspect.signature(type(scheduler).__init__).parameters
     own_options = {key: value for key, value in config.items() if key in parameters}
-    step_parameters = list(inspect.signature(scheduler.step).parameters.values())
     reason = incompatibility(own_options)
     if config.get("prediction_type") == "field":
         reason = "unable to follow prediction_type 'field'. Use PoissonFlowScheduler, or another network"
-    elif "Inverse" in name or any(parameter.default is parameter.empty for parameter in step_parameters[3:]):
-        reason = "made for another task than drawing images from pure noise. Use PoissonFlowScheduler"
     elif reason is None:
+        step_parameters = inspect.signature(scheduler.step).parameters
+        num_required = sum(parameter.default is parameter.empty for parameter in step_parameters.values())
         for key, meaning in (("beta_schedule", "a beta schedule"), ("sigma_data", "EDM's preconditioning")):
             if config.get(key) is not None and key not in own_options:
                 reason = f"without `{key}`, but the network has {meaning}. Use a scheduler with `{key}`"
+        if "Inverse" in name or num_required > 3:
+            reason = "made for another task than drawing images from pure noise. Use PoissonFlowScheduler"
+        elif "prev_timestep" in step_parameters:
+            reason = "one that needs `prev_timestep` in each step, which is not passed here. Use PoissonFlowScheduler"
     aug_dim = config.get("aug_dim")
     if reason is None and config.get("consistency_boundary") is not None:
         reason = "unable to sample from a consistency model. Use PoissonFlowScheduler"

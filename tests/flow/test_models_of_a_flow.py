@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
 from tests.flow.known_densities import SmoothNetwork, charges_in, flow_of_charges
@@ -56,3 +57,11 @@ def test_wrapped_models_are_called_in_their_dtype(wrap: Any) -> None:
         assert torch.equal(latents, PoissonFlow(network, scheduler).encode(x, **options).latents)
     PoissonFlow(wrap(network), scheduler).log_prob(x, 5)
     assert dtypes == {torch.float32}
+
+
+def test_samples_of_an_offloaded_network_are_drawn_where_it_computes() -> None:
+    scheduler, network = PoissonFlowScheduler(), make_tiny_unet()
+    expected = PoissonFlow(network, scheduler).sample((2, 1, 8, 8), 3, seeded()).sample
+    cpu_offload(network, torch.device("cpu"))
+    assert network.device.type == "meta"  # between calls, as with `pipe.enable_sequential_cpu_offload()`
+    assert torch.equal(PoissonFlow(network, scheduler).sample((2, 1, 8, 8), 3, seeded()).sample, expected)

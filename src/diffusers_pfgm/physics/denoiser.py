@@ -34,11 +34,16 @@ def wrapped_model(model: Any) -> Any:
 def dtype_and_device(model: Any) -> tuple[torch.dtype | None, torch.device | None]:
     """The dtype and device of a model, or of its first floating-point parameter; None where neither has them.
 
-    A `functools.partial`, a bound method or a wrapper of a module has the dtype and device of the wrapped model.
+    A `functools.partial`, a bound method or a wrapper of a module has the dtype and device of the wrapped model. The
+    device of a model that accelerate keeps elsewhere between its calls (CPU offload) is that on which it computes.
     """
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    is_module = isinstance(model, torch.nn.Module)
+    parameters = model.parameters() if is_module else ()
     first = next((parameter for parameter in parameters if parameter.is_floating_point()), None)
     dtype, device = (getattr(model, name, None) or getattr(first, name, None) for name in ("dtype", "device"))
+    hooks = (getattr(module, "_hf_hook", None) for module in (model.modules() if is_module else ()))
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    device = next((torch.device(each) for each in devices if each is not None), device)
     if dtype is None:
         wrapped = wrapped_model(model)
         return (None, device) if wrapped is None else dtype_and_device(wrapped)

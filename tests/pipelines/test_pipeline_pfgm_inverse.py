@@ -261,6 +261,15 @@ def test_bad_input(options: dict[str, Any], message: str, charges: torch.Tensor)
         pipeline_of(charges)(**arguments)
 
 
+def test_a_scheduler_without_latents_is_refused_before_the_first_call(charges: torch.Tensor) -> None:
+    options = {"prediction_type": "v_prediction", "beta_schedule": "linear", "rescale_betas_zero_snr": True}
+    scheduler = PoissonFlowScheduler(None, **options)
+    network = ExactNetwork(charges, scheduler.parameterization)
+    with pytest.raises(ValueError, match="`scheduler` begins at infinite sigma"):
+        PFGMInversePipeline(network, scheduler)(torch.zeros(1, 1, 8, 8), UPPER_HALF, 0.5, "latent")
+    assert not network.calls
+
+
 @pytest.mark.parametrize(
     ("measure", "message"),
     [

@@ -135,6 +135,7 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             )
         if method == "latent":  # whose chains begin after the first sample
             num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
+            PoissonFlow(self.unet, scheduler)  # raises if the scheduler begins at infinite σ
         try:
             measurement = torch.as_tensor(measurement)
         except (RuntimeError, TypeError, ValueError) as error:  # torch's errors for other objects

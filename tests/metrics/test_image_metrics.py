@@ -32,6 +32,9 @@ def test_the_inception_score_of_certain_classes_is_their_number() -> None:
     certain = 100 * functional.one_hot(torch.arange(2000) % 8).double()
     # Frequencies of 8 classes in 200 images have an entropy below log 8 by 7 / (2 * 200) on average.
     assert inception_score(certain)[0] == pytest.approx(8 * math.exp(-7 / 400), rel=0.01)
+    # Two classes that no image has, whose probabilities underflow to 0: 0 · log 0 counts as 0.
+    absent = 1e4 * functional.one_hot(torch.arange(2000) % 8, 10)
+    assert inception_score(absent)[0] == pytest.approx(inception_score(certain)[0], rel=1e-6)
     assert inception_score(torch.zeros(50, 8))[0] == pytest.approx(1)
     with pytest.raises(ValueError, match="at least 10 images"):
         inception_score(certain[:9])

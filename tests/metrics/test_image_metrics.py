@@ -86,6 +86,13 @@ def test_copies_have_the_distance_zero() -> None:
     assert not distances.any() and indices.tolist() == [*range(100, 130)]
 
 
+def test_neighbours_of_points_far_from_0_are_found() -> None:
+    points, others = torch.randn(2, 200, 5, generator=seeded()).mul(16).round()  # not rounded when shifted
+    shift = torch.tensor([3e6, -3e6, 0.0, 1e6, 0.0])
+    assert torch.equal(nearest_distances(points + shift, others + shift)[0], nearest_distances(points, others)[0])
+    assert precision_recall(points + shift, others + shift) == precision_recall(points, others)
+
+
 @pytest.fixture(scope="module")
 def quarters(digits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two quarters of scikit-learn's digits, enlarged to 28 x 28 pixels."""

@@ -25,8 +25,9 @@ def nearest_distances(images: torch.Tensor, train_images: torch.Tensor) -> tuple
         >>> nearest_distances(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [7.0]]))
         (tensor([1., 2.]), tensor([0, 1]))
     """
-    images, train_images = as_floats(images, train_images)
-    flat = train_images.flatten(1)
-    parts = [torch.cdist(part.flatten(1), flat).argmin(1) for part in images.split(BATCH_SIZE)]
+    images, train_images = (points.flatten(1) for points in as_floats(images, train_images))
+    mean = train_images.mean(0)  # far from 0 the matrix product of `cdist` would cancel
+    centred = train_images - mean
+    parts = [torch.cdist(part - mean, centred).argmin(1) for part in images.split(BATCH_SIZE)]
     indices = torch.cat(parts)
-    return (images.flatten(1) - flat[indices]).norm(dim=1), indices
+    return (images - train_images[indices]).norm(dim=1), indices

@@ -61,6 +61,18 @@ def test_features_of_a_backbone_are_its_pooled_output(backbone: Path, channels: 
         load_feature_network(str(backbone))(torch.zeros(2, 4, 28, 28))
 
 
+def test_a_model_of_text_and_images_is_refused(tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": 1}
+    vision = sizes | {"image_size": 16, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"CLIPModel takes input_ids\. It must be .* a vision model of transformers"):
+        load_feature_network(str(tmp_path))
+
+
 def test_an_unknown_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be 'inception', 'mnist', or the folder or Hub id"):
         load_feature_network(str(tmp_path))

@@ -124,6 +124,8 @@ class BackboneFeatures(torch.nn.Module):
 
         try:
             self.network: Any = AutoModel.from_pretrained(name)
+            if self.network.main_input_name != "pixel_values":  # a model of text, or of text and images such as CLIP
+                raise ValueError(f"a {type(self.network).__name__} takes {self.network.main_input_name}")
             options, _ = ImageProcessingMixin.get_image_processor_dict(name)
         except (OSError, ValueError) as error:
             raise ValueError(

@@ -106,6 +106,15 @@ def test_gradient_checkpointing_by_a_function_of_the_user(name: str) -> None:
     assert len(calls) >= 8  # the blocks of two levels
 
 
+@pytest.mark.parametrize("name", ["DDPM++ of EDM", "ADM of EDM"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_class_labels_may_be_any_integers(name: str, dtype: torch.dtype) -> None:
+    network, x, labels = make(name), torch.randn(2, 3, 8, 8), torch.tensor([0, 2])
+    with torch.no_grad():
+        outputs = [network(x, 0.5, class_labels=each).sample for each in (labels, labels.to(dtype))]
+    assert torch.equal(*outputs)
+
+
 def test_class_labels_need_classes() -> None:
     with pytest.raises(ValueError, match="`class_labels` were passed, but the network has no classes"):
         make("NCSN++ of EDM")(torch.randn(2, 3, 8, 8), 0.5, class_labels=torch.tensor([0, 2]))

@@ -62,7 +62,7 @@ class EDMNetwork(ModelMixin, ConfigMixin):
         if self.config.num_class_embeds is not None:
             classes = torch.zeros(len(sample), self.config.num_class_embeds, dtype=sample.dtype, device=sample.device)
             if class_labels is not None:
-                classes = functional.one_hot(class_labels, self.config.num_class_embeds).to(sample.dtype)
+                classes = functional.one_hot(class_labels.long(), self.config.num_class_embeds).to(sample.dtype)
         elif class_labels is not None:
             raise ValueError("`class_labels` were passed, but the network has no classes (`num_class_embeds` is None).")
         output = self._output(sample, self._embedding(timesteps, sample.dtype, classes))

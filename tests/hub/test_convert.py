@@ -171,6 +171,8 @@ def test_other_files_and_configurations_are_named(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match=message):
             convert_checkpoint(f"{PFGM}.pth", str(tmp_path / "config.json"))
+    with pytest.raises(ValueError, match="does not describe a network"):
+        convert_checkpoint(f"{PFGM}.pth", f"{PFGM}.pth")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("notes")
     with pytest.raises(ValueError, match="is not empty"):

@@ -82,7 +82,7 @@ def read_configuration(config: str) -> tuple[str, dict[str, Any], dict[str, Any]
         if "_class_name" not in values:
             return read_score_sde(values)
         name = values.pop("_class_name")
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`config` (option `--config`) {config!r} does not describe a network: {error!r}.") from error
     if name not in EDM_NETWORKS:
         raise ValueError(

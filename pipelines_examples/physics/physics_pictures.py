@@ -87,8 +87,8 @@ def record_run(args: argparse.Namespace, digits: torch.Tensor) -> tuple[Trajecto
         pipe = PFGMPipeline.from_pretrained(args.model)
         model, scheduler, size = pipe.unet, pipe.scheduler, pipe.unet.config.sample_size
         shape = (args.batch_size, pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-        if pipe.unet.config.num_class_embeds:
-            model_kwargs["class_labels"] = torch.arange(args.batch_size) % pipe.unet.config.num_class_embeds
+        if embeddings := pipe.unet.config.get("num_class_embeds"):
+            model_kwargs["class_labels"] = torch.arange(args.batch_size) % embeddings
     scheduler.set_timesteps(args.num_inference_steps)
     latents = scheduler.sample_prior(shape, generator)
     trajectory = record_trajectory(model, scheduler, latents, args.num_inference_steps, **model_kwargs)

@@ -1,13 +1,15 @@
 """The physics example saves all figures, and its printed numbers confirm the physics."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusers_pfgm import PoissonKernel
+from diffusers_pfgm import NCSNpp, PFGMPipeline, PoissonFlowScheduler, PoissonKernel
 from tests.networks import make_tiny_pipeline, seeded
 from tests.scripts import load_script
 
@@ -54,3 +56,11 @@ def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     printed = capsys.readouterr().out
     assert "3. Trajectories of " + str(tmp_path / "model") in printed and "expected for the data" not in printed
     assert Image.open(tmp_path / "figures" / "images.gif").n_frames == 4
+
+
+def test_trajectories_of_a_network_of_pfgm(tmp_path: Path, digits: torch.Tensor) -> None:
+    network = NCSNpp(8, 1, 2, block_out_channels=(16, 32), layers_per_block=1, attn_resolutions=())
+    PFGMPipeline(network, PoissonFlowScheduler(max_norm=300.0)).save_pretrained(tmp_path)
+    args = Namespace(model=str(tmp_path), batch_size=2, num_inference_steps=3, seed=0)
+    trajectory, _ = load_script("physics_pictures").record_run(args, digits)
+    assert trajectory.states.shape[1:] == (2, 1, 8, 8)

@@ -33,8 +33,9 @@ def test_every_source_gives_the_same_images(tmp_path: Path) -> None:
     dataset.to_parquet(tmp_path / "photos.parquet")
     dataset.save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "saved-dict")
+    dataset.with_format("torch", columns=[]).save_to_disk(tmp_path / "saved-format")
     expected = ImageTensors(dataset, 8, center_crop=True).__getitems__(range(6))
-    for name in ("photos.parquet", "saved", "saved-dict", "photos"):
+    for name in ("photos.parquet", "saved", "saved-dict", "saved-format", "photos"):
         images = ImageTensors(load_image_dataset(name=str(tmp_path / name)), 8, center_crop=True)
         assert torch.equal(images.__getitems__(range(6)), expected)
 

@@ -109,7 +109,7 @@ def _load_saved(name: str) -> datasets.Dataset:
         if isinstance(loaded, datasets.Dataset):
             # Arrow does not check the offsets in a file: with damaged ones it would read anywhere in memory.
             loaded.data.validate(full=True)
-            return loaded
+            return loaded.with_format(None)  # a saved format would hide columns, or make tensors of labels
     except Exception as error:  # datasets, Arrow and JSON raise errors of many classes
         raise ValueError(
             f"`--dataset_name` {name!r} is a folder written by `save_to_disk`, but cannot be read: {_line(error)}. "

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from ...losses import FieldObjective, PerturbationObjective
 from ...models.default_unet import make_unet
-from ...physics import PFGMHyperparameters, recommend_hyperparameters
+from ...physics import recommend_hyperparameters
 from ...schedulers import PoissonFlowScheduler
 from ..data.images import ImageTensors
 from ..data.streams import StreamedImages
@@ -71,14 +71,21 @@ def make_objective(
     if args.objective == "field":
         # The main process's value is used on all processes: another device may round it to another M.
         mean_norm = broadcast_from_main(images.statistics()).mean_norm
-        values = _hyperparameters(mean_norm, images.channels * args.resolution**2)
-        scheduler = PoissonFlowScheduler(
-            sigma_max=values.z_max,
-            max_norm=values.upper_norm,
-            gamma=args.gamma,
-            M=values.M,
-            sigma_data=args.sigma_data,
-        )
+        try:
+            values = recommend_hyperparameters(mean_norm, images.channels * args.resolution**2)
+            scheduler = PoissonFlowScheduler(
+                sigma_max=values.z_max,
+                max_norm=values.upper_norm,
+                gamma=args.gamma,
+                M=values.M,
+                sigma_data=args.sigma_data,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"The images are almost uniformly medium gray: their mean norm is {mean_norm:.3g}, which is too small "
+                "for the paper's rule for M and z_max. Check that these are the right images and that they have 8 bits "
+                "per channel, or train with `--objective perturbation`."
+            ) from error
         return FieldObjective(values, args.gamma, args.sigma_data), scheduler
     aug_dim = None if math.isinf(args.aug_dim) else args.aug_dim
     options: dict[str, Any] = {"aug_dim": aug_dim, "prediction_type": args.prediction_type}
@@ -126,14 +133,3 @@ def describe_hyperparameters(objective: FieldObjective | PerturbationObjective, 
 def _rounded(value: float) -> float:
     """Round a statistic to three digits, so that it does not depend on the order of the sums on a machine."""
     return float(f"{value:.3g}")
-
-
-def _hyperparameters(mean_norm: float, dim: int) -> PFGMHyperparameters:
-    try:
-        return recommend_hyperparameters(mean_norm, dim)
-    except ValueError as error:
-        raise ValueError(
-            f"The images are almost uniformly medium gray: their mean norm is {mean_norm:.3g}, which is too small for "
-            "the paper's rule for M and z_max. Check that these are the right images and that they have 8 bits per "
-            "channel, or train with `--objective perturbation`."
-        ) from error

@@ -290,6 +290,14 @@ def save_images(folder: Path, sizes: list[tuple[int, ...]]) -> Path:
     return folder
 
 
+def test_a_reference_may_be_gray_where_the_evaluated_images_are_in_colour(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "gray", [(8, 8)] * 101)  # the mode of a data set follows from 100 images
+    gray = read_pixels("--reference", str(folder))
+    save_images(tmp_path / "gray" / "later", [(8, 8, 3)])
+    pixels = read_pixels("--reference", str(folder), (3, 8, 8))
+    assert torch.equal(pixels[:101], gray.expand(-1, 3, -1, -1)) and not torch.equal(pixels[101, 0], pixels[101, 1])
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ def read_pixels(
     Args:
         option: the option that names the data set, for error messages.
         place: a folder, a parquet file, or any other source that `open_images` reads.
-        shape: the shape (C, R, R) that the images must have; by default that of the first image.
+        shape: the shape (C, R, R) that the images must have; by default that of the first image. Gray images are
+            converted to colour if C is 3.
         resolution: the size to which images are resized and cropped; by default they must have the size R already.
 
     Raises:
@@ -43,7 +44,8 @@ def read_pixels(
             f"`--resolution` must be the size {size[0]} of the evaluated images, but is {resolution}. Leave it out if "
             "the reference images have this size."
         )
-    images = ImageTensors(dataset, size[0], center_crop=True, cache=False)
+    mode = "RGB" if shape is not None and shape[0] == 3 else None
+    images = ImageTensors(dataset, size[0], mode=mode, center_crop=True, cache=False)
     if shape is not None and images.channels != shape[0]:
         raise ValueError(
             f"`{option}` {place!r} has images of {images.channels} channels, but the evaluated images have {shape[0]}. "

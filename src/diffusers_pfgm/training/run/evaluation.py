@@ -34,6 +34,7 @@ from .evaluation_metrics import (
     to_float,
 )
 from .generated_images import GeneratedImages
+from .load_model import load_model
 from .long_barrier import LongBarrier
 from .model_checksum import pipeline_checksum
 from .records import read_records
@@ -60,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator(cpu=uses_several_cpus())
     barrier = LongBarrier(accelerator)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    pipeline = None if args.model is None else PFGMPipeline.from_pretrained(args.model)
+    pipeline = None if args.model is None else load_model(PFGMPipeline, args.model)
     with barrier:
         if accelerator.is_main_process:  # before hours of generation, since any of this may be missing
             evaluation = _Evaluation(args, pipeline)

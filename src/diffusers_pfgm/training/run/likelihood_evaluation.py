@@ -23,6 +23,7 @@ from ..data.images import ImageTensors
 from ..data.labels import read_class_labels
 from ..data.order import position_generators
 from ..data.source import load_image_dataset
+from .load_model import load_model
 from .model_checksum import pipeline_checksum
 from .records import Records, read_records
 from .settings import MODEL_CHECKSUM, differences
@@ -42,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
         OSError: if the folder of the output file cannot be created.
     """
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    pipe = PFGMLikelihoodPipeline.from_pretrained(args.model).to(args.device or default_device())
+    pipe = load_model(PFGMLikelihoodPipeline, args.model, args.device or default_device())
     pipe.set_progress_bar_config(disable=True)
     settings = result_settings(args, pipe)
     done = count_results(args.output, settings)

@@ -23,6 +23,7 @@ from ..data.training_data import TrainingData
 from . import loop
 from .agreement import broadcast_from_main
 from .hyperparameters import LEAST_STD
+from .load_model import load_model
 from .model_checksum import weights_checksum
 from .settings import MODEL_CHECKSUM
 from .task import TrainingTask
@@ -52,15 +53,9 @@ def load_base(args: argparse.Namespace) -> PFGMPipeline:
     """Load the pipeline to start from, and set the options of the data that follow from it.
 
     Raises:
-        ValueError: if `--model` is no pipeline of a `UNet2DModel` for square images.
+        ValueError: if `--model` cannot be loaded, or is no pipeline of a `UNet2DModel` for square images.
     """
-    try:
-        base: PFGMPipeline = PFGMPipeline.from_pretrained(args.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`--model` {args.model!r} cannot be loaded: {error}. Pass the output folder of train_pfgm.py, or the Hub "
-            "id of such a model."
-        ) from error
+    base = load_model(PFGMPipeline, args.model)
     unet = base.unet
     if not isinstance(unet, UNet2DModel):
         raise ValueError(f"`--model` {args.model!r} has a {type(unet).__name__}, but only a UNet2DModel can be tuned.")

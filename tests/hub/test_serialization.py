@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
+from diffusers.pipelines import pipeline_utils
 
-from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler, SongUNet
 from diffusers_pfgm.pipelines import saving
 from tests.networks import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
@@ -175,6 +176,19 @@ def test_class_names_are_a_component(tmp_path: Path) -> None:
         assert other.config.id2label == names and other.unet is pipe.unet
     assert set(make_tiny_pipeline().components) == {"unet", "scheduler"}  # a network without classes
     assert set(pipe.components) == {"unet", "scheduler", "id2label"}
+
+
+def test_a_network_of_another_class_is_loaded_without_a_warning_and_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(pipeline_utils.logger, "warning", warnings.append)
+    unet = SongUNet(sample_size=8, block_out_channels=(16,), layers_per_block=1, model_channels=16)
+    PFGMPipeline(unet, PoissonFlowScheduler()).save_pretrained(tmp_path)
+    pipe = PFGMPipeline.from_pretrained(tmp_path)
+    assert PFGMEditingPipeline.from_pipe(pipe).unet is pipe.unet
+    assert PFGMEditingPipeline.from_pipe(pipe, unet=unet).unet is unet
+    assert not warnings
 
 
 def test_a_saved_folder_does_not_contain_the_path_it_was_loaded_from(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
     scheduler: SchedulerMixin
 
     # diffusers reads these annotations as types, so this file must not import annotations from __future__.
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None) -> None:
+    def __init__(self, unet: torch.nn.Module, scheduler: SchedulerMixin, id2label: dict | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         if id2label is not None and not isinstance(id2label, Mapping):
@@ -55,6 +55,14 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
         # A saved configuration is JSON, which turns the numbers into strings.
         self.register_to_config(id2label=id2label and {int(number): name for number, name in id2label.items()})
         self._classes()  # raises unless the classes are those of the network
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """Make a pipeline of this class from the components of another, as in diffusers.
+
+        diffusers takes over a network only if its class is the annotated one. Here it may be of any class.
+        """
+        return super().from_pipe(pipeline, **({"unet": pipeline.components.get("unet")} | kwargs))
 
     def prepare_latents(
         self,

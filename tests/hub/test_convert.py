@@ -167,6 +167,8 @@ def test_other_files_and_configurations_are_named(tmp_path: Path) -> None:
     for values, message in (
         ({"model": {}}, "does not describe a network"),
         ({"model_type": "UNet"}, "does not describe"),
+        ({"_class_name": "SongUNet", "layer_per_block": 2}, "does not describe a network: .* 'layer_per_block'"),
+        ({"_class_name": "SongUNet", "model_channels": 17}, "does not describe a network: "),
     ):
         (tmp_path / "config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match=message):

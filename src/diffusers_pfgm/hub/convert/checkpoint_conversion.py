@@ -49,7 +49,10 @@ def convert_checkpoint(checkpoint: str | Path, config: str, raw: bool = False) -
     """
     path = Path(checkpoint)
     name, options, scheduler_options = read_configuration(config)
-    network = CLASSES[name](**options)
+    try:
+        network = CLASSES[name](**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`config` (option `--config`) {config!r} does not describe a network: {error}") from error
     if raw and path.suffix != ".pth":
         raise ValueError(
             f"`raw` (option `--raw`) needs a .pth of PFGM or score_sde, which has EMA weights and those of the last "

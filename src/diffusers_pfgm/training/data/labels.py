@@ -28,7 +28,8 @@ def read_class_labels(dataset: datasets.Dataset, column: str | None = None) -> t
         if not label_columns:
             raise ValueError(
                 f"`--class_conditional` needs class labels, but there is no column of class labels among "
-                f"{list(features)}. Name one by `--label_column`, or sort the images into one subfolder for each class."
+                f"{list(features)}. Name one by `--label_column`, or sort all images into at least two subfolders of "
+                "the same depth, one for each class."
             )
         column = label_columns[0]
     if column not in features:

@@ -92,7 +92,7 @@ def add_training_options(
         "--num_epochs",
         type=positive,
         default=100,
-        help="number of epochs; an epoch has as many training images as the data set",
+        help="number of epochs; an epoch has as many training images as the data set, rounded up to whole steps",
     )
     train("--max_train_steps", type=positive, help="number of optimizer steps, instead of --num_epochs")
     train(

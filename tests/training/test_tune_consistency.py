@@ -183,6 +183,8 @@ def test_guidance_is_learned_and_saved(cheap: None, data: Path, tmp_path: Path) 
     for scale in ("1", "2"):
         tune(base, data, tmp_path / scale, f"--guidance_scale={scale}")
     assert not is_same(tmp_path / "1" / "unet", tmp_path / "2" / "unet")
+    for scale, calls in (("1", 2), ("2", 3)):  # in each of four steps
+        assert read_records(tmp_path / scale / "log.jsonl", "train")[-1]["calls"] == 4 * calls
     pipe = PFGMPipeline.from_pretrained(tmp_path / "2")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.scheduler.config.consistency_guidance == 2

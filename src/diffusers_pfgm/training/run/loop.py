@@ -139,7 +139,7 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
             accelerator.init_trackers(TRACKER)
             outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id)
             outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=num_parameters)
-    calls_per_step = args.gradient_accumulation_steps * accelerator.num_processes
+    calls_per_step = task.calls * args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
     guard = DivergenceGuard(accelerator, output_dir, None if outputs is None else outputs.note)
     stop = StopRequest(accelerator)

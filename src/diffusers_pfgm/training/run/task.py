@@ -30,6 +30,7 @@ class TrainingTask:
         unet: The network with its weights at the start of the run.
         description: A line with the hyperparameters of the run, which is printed at its start.
         settings: Further settings that a resumed run must have in common with its checkpoint.
+        calls: Number of network calls of one micro-batch.
     """
 
     objective: Objective
@@ -37,6 +38,7 @@ class TrainingTask:
     unet: UNet2DModel
     description: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    calls: int = 1
 
 
 def objective_options(

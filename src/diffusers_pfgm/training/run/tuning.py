@@ -164,7 +164,8 @@ def make_tuning_task(
         f"Tuning from sigma = {sigma_max:g}, with consistency_boundary = {options['consistency_boundary']:g}"
         + (" from a model that is already tuned." if scheduler.is_consistency_model else ".")
     )
-    return TrainingTask(objective, tuned, unet, description, {MODEL_CHECKSUM: weights_checksum(unet)})
+    calls = 2 if args.guidance_scale == 1 else 3
+    return TrainingTask(objective, tuned, unet, description, {MODEL_CHECKSUM: weights_checksum(unet)}, calls)
 
 
 def _check_guidance(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:

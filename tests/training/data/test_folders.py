@@ -79,6 +79,16 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert [("gone.png" in reason) for reason in images.broken().values()] == [True]
 
 
+def test_files_whose_names_are_not_utf8_are_listed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "x", "1.png", "2.png", "3.png")
+    try:
+        (folder / "3.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))  # as old archives have them
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.warns(UserWarning, match=r"1 files of .* have a name that is not UTF-8 and are left out: caf"):
+        assert grays(load_image_dataset(data_dir=str(folder))) == [0, 1]
+
+
 def test_files_that_are_not_images_are_listed(tmp_path: Path) -> None:
     folder = write(tmp_path / "x", "1.png", "2.png")
     for name in ("notes.txt", "3.heic7", "deep/4", ".hidden.png"):

@@ -71,7 +71,9 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
         ValueError: if the folder holds no image.
     """
     folder = os.path.abspath(folder)
-    files = folder_files(folder)
+    found = folder_files(folder)
+    files = [path for path in found if path.encode(errors="ignore").decode() == path]  # Arrow has no other strings
+    _warn("have a name that is not UTF-8", folder, sorted({*found} - {*files}))
     images = [path for path in files if is_image(path)]
     metadata = [path for path in files if os.path.basename(path) in METADATA]
     archives = [path for path in files if path.lower().endswith(".zip")]

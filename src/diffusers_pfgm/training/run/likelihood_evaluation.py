@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
         OSError: if the folder of the output file cannot be created.
     """
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    pipe = load_model(PFGMLikelihoodPipeline, args.model, args.device or default_device())
+    pipe: Any = load_model(PFGMLikelihoodPipeline, args.model, args.device or default_device())
     pipe.set_progress_bar_config(disable=True)
     settings = result_settings(args, pipe)
     done = count_results(args.output, settings)

@@ -189,8 +189,8 @@ def test_where_x_has_too_few_digits_the_mean_remains_among_the_data(prediction_t
         assert (denoised.abs().amax() < 5) or (dtype == torch.float64 and distance < 1e16)
 
 
-def test_pickled_objects_without_parts_load() -> None:
-    """As version 0.1.0 pickled them, with their five options alone."""
+def test_objects_that_version_0_1_0_pickled_load() -> None:
+    """They have five options, and neither `preconditioning` nor `prediction`."""
     loaded = object.__new__(Parameterization)
     loaded.__setstate__(dataclasses.asdict(Parameterization("epsilon", sigma_data=0.5)))
     assert loaded == Parameterization("epsilon", sigma_data=0.5) and loaded.c_in(0.0) == 2.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -72,7 +72,8 @@ class Parameterization:
     learns_variance: bool = False
     noise_estimate: NoiseEstimate | None = None
     boundary: float | None = None
-    _parts: ClassVar[tuple[Preconditioning, Prediction]]  # set on each instance; ClassVar, so that it is not a field
+    preconditioning: Preconditioning = field(init=False, repr=False, compare=False)
+    prediction: Prediction = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.prediction_type not in (*PREDICTIONS,):  # a tuple, since the value may not be hashable
@@ -115,25 +116,14 @@ class Parameterization:
             preconditioning = StudentTPreconditioning(self.sigma_data, self.noise_estimate)
         elif self.sigma_data is not None:
             preconditioning = EDMPreconditioning(self.sigma_data)
-        prediction = PREDICTIONS[self.prediction_type](preconditioning, self.gamma)
-        object.__setattr__(
-            self, "_parts", (preconditioning, prediction)
-        )  # a frozen dataclass allows no other assignment
+        # A frozen dataclass allows no other assignment. torch.compile cannot trace a `cached_property`.
+        object.__setattr__(self, "preconditioning", preconditioning)
+        object.__setattr__(self, "prediction", PREDICTIONS[self.prediction_type](preconditioning, self.gamma))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Objects that version 0.1.0 pickled have no parts yet.
+        # Objects that version 0.1.0 pickled have neither `preconditioning` nor `prediction`.
         self.__dict__.update(state)
         self.__post_init__()
-
-    @property
-    def preconditioning(self) -> Preconditioning:
-        """The preconditioning of the network's input and output."""
-        return self._parts[0]
-
-    @property
-    def prediction(self) -> Prediction:
-        """The meaning of the network's output."""
-        return self._parts[1]
 
     def output_channels(self, channels: int) -> int:
         """The number of output channels for data with `channels` channels: one more for the normalized field."""

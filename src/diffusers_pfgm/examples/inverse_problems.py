@@ -24,29 +24,22 @@ NEAREST = "nearest training image"
 def make_parser(description: str, output: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments that all examples of inverse problems have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", help="folder or Hub id of a pipeline; by default the exact field of the training images is used"
-    )
-    parser.add_argument(
-        "--data", help="images to measure, a folder or a parquet file; by default scikit-learn's held-out digits"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", help="folder or Hub id of a pipeline; by default the exact field of the training images is used")
+    add("--data", help="images to measure, a folder or a parquet file; by default scikit-learn's held-out digits")
+    add(
         "--train_data",
         help="images of the same size for the exact field and the nearest training image; by default scikit-learn's "
         "digits",
     )
-    parser.add_argument(
-        "--noise_std", type=float, default=0.1, help="standard deviation of the noise, for images in [-1, 1]"
-    )
-    parser.add_argument("--num_images", type=int, default=10, help="number of images to measure")
-    parser.add_argument("--draws", type=int, default=4, help="number of posterior samples of each image")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the guidance")
-    parser.add_argument("--num_sweeps", type=int, default=10, help="number of sweeps of latent sampling; 0 skips it")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and the samples")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
-    )
-    parser.add_argument("--output", type=Path, default=Path(output), help="file of the image grid")
+    add("--noise_std", type=float, default=0.1, help="standard deviation of the noise, for images in [-1, 1]")
+    add("--num_images", type=int, default=10, help="number of images to measure")
+    add("--draws", type=int, default=4, help="number of posterior samples of each image")
+    add("--num_inference_steps", type=int, default=20, help="number of steps of the guidance")
+    add("--num_sweeps", type=int, default=10, help="number of sweeps of latent sampling; 0 skips it")
+    add("--seed", type=int, default=0, help="seed of the noise and the samples")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
+    add("--output", type=Path, default=Path(output), help="file of the image grid")
     return parser
 
 

@@ -10,6 +10,9 @@ from ..losses import PerturbationObjective
 from ..schedulers import PoissonFlowScheduler
 
 NUM_FREQUENCIES = 16  # the number of frequencies in the Fourier embedding of c_noise
+WIDTH = 128  # the number of hidden units of a layer
+BATCH_SIZE = 512
+LEARNING_RATE = 3e-3  # at the start of a training; it decreases to 0 by a cosine schedule
 
 
 class PointNetwork(torch.nn.Module):
@@ -17,18 +20,17 @@ class PointNetwork(torch.nn.Module):
 
     Args:
         dim: N, the number of coordinates of a point.
-        width: the number of hidden units of a layer.
         dropout: the probability with which a hidden unit is dropped in training.
     """
 
-    def __init__(self, dim: int, width: int = 128, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         nn = torch.nn
-        self.input_layer = nn.Linear(dim, width)
-        self.output_layer = nn.Linear(width, dim)
-        self.embedding = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, 3 * width))
+        self.input_layer = nn.Linear(dim, WIDTH)
+        self.output_layer = nn.Linear(WIDTH, dim)
+        self.embedding = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 3 * WIDTH))
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
+            nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Dropout(dropout), nn.Linear(WIDTH, WIDTH))
             for _ in range(3)
         )
         self.frequencies: torch.Tensor
@@ -64,14 +66,7 @@ def make_scheduler(aug_dim: float, sigma_min: float, sigma_max: float) -> Poisso
 
 
 def train_network(
-    network: PointNetwork,
-    data: torch.Tensor,
-    scheduler: PoissonFlowScheduler,
-    steps: int,
-    batch_size: int = 512,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 0.0,
-    seed: int = 0,
+    network: PointNetwork, data: torch.Tensor, scheduler: PoissonFlowScheduler, steps: int, seed: int
 ) -> float:
     """Train a network on data (K, N) of standard deviation 1 with the objective of PFGM++.
 
@@ -80,9 +75,6 @@ def train_network(
         data: (K, N), the data.
         scheduler: a scheduler from `make_scheduler`.
         steps: the number of training steps.
-        batch_size: the number of points in a step.
-        learning_rate: the learning rate at the start. It decreases to 0 by a cosine schedule.
-        weight_decay: the weight decay of AdamW.
         seed: the seed of batches and noise.
 
     Returns:
@@ -91,12 +83,12 @@ def train_network(
     generator = torch.Generator().manual_seed(seed)
     # `bounded=False` keeps the heavy tail of the noise, which matters for densities in few dimensions.
     objective = PerturbationObjective(scheduler.parameterization, scheduler.config.aug_dim, -0.8, 1.4, bounded=False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     network.train()
     losses = []
     for _ in range(steps):
-        rows = torch.randint(len(data), (batch_size,), generator=generator)
+        rows = torch.randint(len(data), (BATCH_SIZE,), generator=generator)
         loss = objective(network, data[rows], generator).loss
         loss.backward()
         optimizer.step()

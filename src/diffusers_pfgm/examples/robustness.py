@@ -20,20 +20,19 @@ from ..utils.checks import check_whole_number
 class NoiseInSteps:
     """A `callback_on_step_end` that adds Gaussian noise α σ n to the samples after each step.
 
-    σ is the noise level after the step, so that the last step adds none if it ends at 0. The random numbers follow from
-    a seed; a new instance draws the same for the same shapes.
+    σ is the noise level after the step, so that the last step adds none if it ends at 0. Each instance draws the same
+    random numbers for the same shapes.
 
     Args:
         alpha: α, the noise in units of σ.
-        seed: the seed of the noise.
 
     Reference:
         PFGM++ (arXiv 2302.04265), section 5, on the robustness to errors of the field.
     """
 
-    def __init__(self, alpha: float, seed: int = 0) -> None:
+    def __init__(self, alpha: float) -> None:
         self.alpha = alpha
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(0)
 
     def __call__(
         self, pipe: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]

@@ -25,8 +25,8 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def naive_target(x: torch.Tensor, z: torch.Tensor, charges: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
-    """Return the field target (B, N + 1) from tensors (B, L, N + 1) of differences, without any rearrangement."""
+def naive_target(x: torch.Tensor, z: torch.Tensor, charges: torch.Tensor) -> torch.Tensor:
+    """Return the field target (B, N + 1) at γ = 5 from all differences (B, L, N + 1)."""
     samples = torch.cat([x, z.unsqueeze(1)], dim=1)
     points = torch.cat([charges, charges.new_zeros(len(charges), 1)], dim=1)
     differences = samples.unsqueeze(1) - points.unsqueeze(0)
@@ -35,7 +35,7 @@ def naive_target(x: torch.Tensor, z: torch.Tensor, charges: torch.Tensor, gamma:
     weights = ratios ** samples.shape[1]
     weights = weights / weights.sum(1, keepdim=True)
     field = -(weights.unsqueeze(-1) * differences).sum(1)
-    return field * x.shape[1] ** 0.5 / (field.norm(dim=1, keepdim=True) + gamma)
+    return field * x.shape[1] ** 0.5 / (field.norm(dim=1, keepdim=True) + 5.0)
 
 
 def time_of_a_step(scheduler: Any, output: torch.Tensor, x: torch.Tensor, steps: int = STEPS) -> float:

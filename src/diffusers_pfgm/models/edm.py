@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional
 
+from .config_checks import check_choices, check_sample_size
 from .edm_blocks import EDMBlock, ResamplingConv, group_norm
 from .edm_network import EDMNetwork
 from .noise_embedding import RandomFrequencies, sinusoidal_embedding
@@ -66,14 +67,8 @@ class SongUNet(EDMNetwork):
         augment_dim: int = 0,
     ) -> None:
         super().__init__()
-        self._check_size()
-        for name, value, allowed in (
-            ("embedding_type", embedding_type, ("positional", "fourier")),
-            ("encoder_type", encoder_type, ("standard", "residual")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
-        self.gradient_checkpointing = False
+        check_sample_size(self.config)
+        check_choices(self.config, embedding_type=("positional", "fourier"), encoder_type=("standard", "residual"))
         noise_dim = channel_mult_noise * model_channels
         embedding_dim = 4 * model_channels
         self.map_noise = RandomFrequencies(noise_dim // 2) if embedding_type == "fourier" else None
@@ -123,20 +118,12 @@ class DhariwalUNet(EDMNetwork):
     """ADM as in EDM, called like `UNet2DModel`.
 
     Args:
-        sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
-        in_channels, out_channels: channels of the images and of the output. Default to 3.
-        block_out_channels: the channels of each level, from the full resolution to the lowest. Defaults to the levels
-            for ImageNet-64.
-        layers_per_block: the number of residual blocks in each level of the encoder. A level of the decoder has one
-            more. Defaults to 3.
+        sample_size, in_channels, out_channels, block_out_channels, layers_per_block, dropout, num_class_embeds,
+            augment_dim: as in `SongUNet`. The defaults are those for ImageNet-64.
         attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
             self-attention. Defaults to (32, 16, 8).
-        dropout: probability of dropout. Defaults to 0.1.
         model_channels: the size of the first embedding; in EDM's configurations `block_out_channels` are multiples of
             it. Defaults to 192.
-        num_class_embeds: the number of classes; None, the default, for none.
-        augment_dim: the number of augmentation labels, which describe the augmentation of an image in training and are
-            0 in sampling. Defaults to 0.
 
     Raises:
         ValueError: if `sample_size` cannot be halved as often as there are levels.
@@ -157,8 +144,7 @@ class DhariwalUNet(EDMNetwork):
         augment_dim: int = 0,
     ) -> None:
         super().__init__()
-        self._check_size()
-        self.gradient_checkpointing = False
+        check_sample_size(self.config)
         embedding_dim = 4 * model_channels
         self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(model_channels, embedding_dim)

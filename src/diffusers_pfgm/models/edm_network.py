@@ -26,15 +26,7 @@ class EDMNetwork(ModelMixin, ConfigMixin):
     config: Any
     map_label: nn.Linear | None
     map_augment: nn.Linear | None
-    gradient_checkpointing: bool
-
-    def _check_size(self) -> None:
-        levels = len(self.config.block_out_channels)
-        if self.config.sample_size % 2 ** (levels - 1):
-            raise ValueError(
-                f"`sample_size` must be a multiple of {2 ** (levels - 1)} for {levels} levels, but is "
-                f"{self.config.sample_size}. Use fewer `block_out_channels` or another size."
-            )
+    gradient_checkpointing = False
 
     def forward(
         self,

@@ -19,6 +19,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 from torch.nn import functional
 
+from .config_checks import check_choices, check_sample_size
 from .edm_blocks import group_norm
 from .ncsnpp_blocks import EPSILON, InputResidual, InputSkip, OutputSkip, ResidualBlock, SelfAttention
 from .noise_embedding import FLOAT32_BUFFERS, RandomFrequencies, sinusoidal_embedding
@@ -65,6 +66,7 @@ class NCSNpp(ModelMixin, ConfigMixin):
     _keep_in_fp32_modules = FLOAT32_BUFFERS
     _no_split_modules = ["ResidualBlock", "SelfAttention"]
     config: Any
+    gradient_checkpointing = False
 
     @register_to_config
     def __init__(
@@ -84,8 +86,18 @@ class NCSNpp(ModelMixin, ConfigMixin):
         output_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self._check_options()
-        self.gradient_checkpointing = False
+        check_choices(
+            self.config,
+            progressive_input=(*INPUT_PYRAMIDS,),
+            progressive=("none", "output_skip"),
+            embedding_type=("positional", "fourier"),
+        )
+        if not fir and (progressive_input, progressive) != ("none", "none"):
+            raise ValueError(
+                f"`progressive_input` = {progressive_input!r} and `progressive` = {progressive!r} resample images with "
+                "the low-pass filter, but `fir` is False. Set `fir=True`."
+            )
+        check_sample_size(self.config)
         levels = len(block_out_channels)
         width = block_out_channels[0]
         embedding_dim = 4 * width
@@ -131,27 +143,6 @@ class NCSNpp(ModelMixin, ConfigMixin):
         if progressive == "none":
             self.norm_out = group_norm(channels, EPSILON)
             self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
-
-    def _check_options(self) -> None:
-        config = self.config
-        for name, allowed in (
-            ("progressive_input", (*INPUT_PYRAMIDS,)),
-            ("progressive", ("none", "output_skip")),
-            ("embedding_type", ("positional", "fourier")),
-        ):
-            if config[name] not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, but is {config[name]!r}.")
-        if not config.fir and (config.progressive_input, config.progressive) != ("none", "none"):
-            raise ValueError(
-                f"`progressive_input` = {config.progressive_input!r} and `progressive` = {config.progressive!r} "
-                "resample images with the low-pass filter, but `fir` is False. Set `fir=True`."
-            )
-        levels = len(config.block_out_channels)
-        if config.sample_size % 2 ** (levels - 1):
-            raise ValueError(
-                f"`sample_size` must be a multiple of {2 ** (levels - 1)} for {levels} levels, but is "
-                f"{config.sample_size}. Use fewer `block_out_channels` or another size."
-            )
 
     def forward(
         self,

@@ -115,12 +115,7 @@ class InputSkip(nn.Module):
         self.conv = nn.Conv2d(image_channels, channels, 1)
 
     def forward(self, image: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the downsampled image (B, image_channels, H/2, W/2) and the features (B, channels, H/2, W/2).
-
-        Args:
-            image: (B, image_channels, H, W).
-            h: the features after the residual block that halves the resolution, (B, channels, H/2, W/2).
-        """
+        """Return the downsampled image (B, image_channels, H/2, W/2) and the features, see `InputResidual.forward`."""
         image = self.down(image)
         return image, self.conv(image) + h
 

@@ -230,23 +230,3 @@ class Parameterization:
             # x̂_θ = f + (f − x) c_b/(1 − c_b), in which 1 − c_b is not computed as a difference
             denoised = denoised + (denoised - x) * (self.boundary / noise_level) ** 2
         return self.prediction.target(denoised, x, noise_level)
-
-    def guided_field(
-        self, output: torch.Tensor, unconditional: torch.Tensor, scale: float, x: torch.Tensor, sigma: Scalar
-    ) -> torch.Tensor:
-        """The field for x̂_u + scale · (x̂_c − x̂_u), as in classifier-free guidance (arXiv 2207.12598).
-
-        Outputs of the other prediction types are linear in x̂ and are combined without this method.
-
-        Args:
-            output: conditional output, (B, C', *), from which x̂_c is computed.
-            unconditional: unconditional output, (B, C', *), from which x̂_u is computed.
-            scale: guidance scale; 1 for the conditional output alone.
-            x: (B, C, *), in data units.
-            sigma: noise level σ, a number or (B, 1, ...).
-
-        Returns:
-            (B, C', *).
-        """
-        denoised = torch.lerp(self.denoised(unconditional, x, sigma), self.denoised(output, x, sigma), scale)
-        return self.target(denoised, x, sigma)

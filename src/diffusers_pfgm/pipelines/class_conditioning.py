@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -108,13 +109,13 @@ class ClassLabels:
         return number
 
 
+@dataclass(eq=False)
 class CountedModel:
     """A network as a function of sample and timestep only. A progress bar counts its calls."""
 
-    def __init__(self, model: Callable[..., Any], progress_bar: Any, dtype: torch.dtype) -> None:
-        self.model = model
-        self.progress_bar = progress_bar
-        self.dtype = dtype
+    model: Callable[..., Any]
+    progress_bar: Any
+    dtype: torch.dtype
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> Any:
         self.progress_bar.update()
@@ -156,13 +157,16 @@ class GuidedModel:
         batch = torch.cat([sample, sample])
         outputs = self.model(batch, timesteps, class_labels=self.class_labels, return_dict=False)[0]
         conditional, unconditional = outputs.chunk(2)
-        if self.parameterization.prediction_type != "field":  # linear in x̂, so the outputs are combined as x̂ is
+        parameterization = self.parameterization
+        if parameterization.prediction_type != "field":  # linear in x̂, so the outputs are combined as x̂ is
             # A variance that the network also predicts is taken from the conditional output, as in diffusers.
             prediction, variance = conditional.tensor_split([sample.shape[1]], dim=1)
             guided = torch.lerp(unconditional[:, : sample.shape[1]], prediction, self.scale)
             return (torch.cat([guided, variance], dim=1),)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
-        sigma = self.parameterization.noise_level_at(timestep, sample.ndim)
-        x = sample.to(dtype) / self.parameterization.c_in(sigma)
-        field = self.parameterization.guided_field(conditional.to(dtype), unconditional.to(dtype), self.scale, x, sigma)
-        return (field,)
+        noise_level = parameterization.noise_level_at(timestep, sample.ndim)
+        x = sample.to(dtype) / parameterization.c_in(noise_level)
+        with_null_class = parameterization.denoised(unconditional.to(dtype), x, noise_level)
+        with_labels = parameterization.denoised(conditional.to(dtype), x, noise_level)
+        guided = torch.lerp(with_null_class, with_labels, self.scale)
+        return (parameterization.target(guided, x, noise_level),)

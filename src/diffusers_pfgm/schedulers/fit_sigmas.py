@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,31 +103,22 @@ def fit_sigmas(
     return scheduler
 
 
+@dataclass(eq=False)
 class _Batches:
     """x̂ of some of the samples, computed in batches."""
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        scheduler: PoissonFlowScheduler,
-        num_samples: int,
-        batch_size: int,
-        model_kwargs: dict[str, Any],
-    ) -> None:
-        self.model = model
-        self.scheduler = scheduler
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.model_kwargs = model_kwargs
+    model: Callable[..., Any]
+    scheduler: PoissonFlowScheduler
+    num_samples: int
+    batch_size: int
+    model_kwargs: dict[str, Any]
 
     def denoise_rows(self, rows: slice) -> Denoise:
         """Return x̂ (K, *) of the samples of these rows, as a function of their x (K, *) and of σ."""
         parts = []
         for first in range(rows.start, rows.stop, self.batch_size):
             part = slice(first, min(first + self.batch_size, rows.stop))
-            kwargs = self.model_kwargs
-            if part != slice(0, self.num_samples):
-                kwargs = slice_kwargs(kwargs, part, self.num_samples)
+            kwargs = slice_kwargs(self.model_kwargs, part, self.num_samples)
             parts.append((part, Denoiser(self.model, self.scheduler.parameterization, **kwargs)))
 
         def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -15,36 +15,35 @@ diffusers' DDPMPipeline and DDIMPipeline are written for the third: they start a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from diffusers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 
+@dataclass
 class StateConvention:
     """A record of the scheduler methods that a pipeline has called in a run, and checks that it follows the convention.
 
-    Args:
+    Attributes:
         sigma_data: the network's `sigma_data` with EDM's preconditioning, or None.
         has_betas: whether the scheduler has a beta schedule, so that the state begins at unit noise.
         prediction_type: what the network predicts.
         has_own_timesteps: whether the network needs another timestep for each sample, `network_timestep`.
-
-    Attributes:
         start_was_read: whether the pipeline has read the scale of the initial state.
         timestep_was_read: whether the pipeline has read the network's timesteps by `network_timestep`.
+        input_was_scaled: whether the pipeline has called `scale_model_input`.
     """
 
-    def __init__(
-        self, sigma_data: float | None, has_betas: bool, prediction_type: str, has_own_timesteps: bool = False
-    ) -> None:
-        self._has_own_timesteps = has_own_timesteps
-        self.timestep_was_read = False
-        self._sigma_data = sigma_data
-        self._has_betas = has_betas
-        self._prediction_type = prediction_type
-        self.start_was_read = False
-        self._input_was_scaled = False
+    sigma_data: float | None
+    has_betas: bool
+    prediction_type: str
+    has_own_timesteps: bool
+    start_was_read: bool = False
+    timestep_was_read: bool = False
+    input_was_scaled: bool = False
 
     def scaled(self, sample: torch.Tensor) -> None:
         """Record that `scale_model_input` was called with `sample`.
@@ -54,14 +53,14 @@ class StateConvention:
                 has a variance-exploding state and reads x̂ from the network itself, for data of standard deviation 1,
                 so it is only allowed with "sample" and `sigma_data` = 1.
         """
-        if sample.ndim == 0 and not (self._sigma_data == 1 and self._prediction_type == "sample"):
+        if sample.ndim == 0 and not (self.sigma_data == 1 and self.prediction_type == "sample"):
             raise ValueError(
                 "`sample` must be a state (B, *), but is one number. A pipeline that scales sigma itself, such as "
                 "StableDiffusionLatentUpscalePipeline, has a variance-exploding state and reads x̂ itself. Give it "
                 "EulerDiscreteScheduler, or PoissonFlowScheduler(None, sigma_min, sigma_max, 'sample', sigma_data=1.0)."
             )
         self.start_was_read = True
-        self._input_was_scaled = True
+        self.input_was_scaled = True
 
     def check_step(self, index: int, is_on_hemisphere: bool) -> None:
         """Check, at the step of this index, that the pipeline follows the convention.
@@ -79,19 +78,19 @@ class StateConvention:
                 "with `scheduler.network_timestep(sample, timestep)`. Call it as PFGMPipeline does, or set `prior` of "
                 "the scheduler to 'shell'."
             )
-        if index == 0 and self._has_own_timesteps and not self.timestep_was_read:
+        if index == 0 and self.has_own_timesteps and not self.timestep_was_read:
             logger.warning(
                 "This network was trained with the noise level that is estimated from each sample, but is called with "
                 "that of the scheduler, so its images may be worse. Call it with `scheduler.network_timestep(sample, "
                 "timestep)`, as PFGMPipeline does."
             )
-        if self._sigma_data is not None and not self._input_was_scaled:
+        if self.sigma_data is not None and not self.input_was_scaled:
             raise ValueError(
                 "`scale_model_input` was not called before `step`, so the network was not given c_in x, which "
-                f"`sigma_data` = {self._sigma_data} requires. Call it before the network, or use a pipeline that does: "
+                f"`sigma_data` = {self.sigma_data} requires. Call it before the network, or use a pipeline that does: "
                 "PFGMPipeline does, DDPMPipeline and DDIMPipeline do not."
             )
-        if index == 0 and not self._has_betas and not self.start_was_read:
+        if index == 0 and not self.has_betas and not self.start_was_read:
             logger.warning(
                 "`step` begins a run, but the pipeline has not read the scale of the initial state from this "
                 "scheduler. The state must begin as `scheduler.sample_prior(shape)`, or as noise times "
@@ -102,4 +101,4 @@ class StateConvention:
         """Forget what was recorded, so that the next run is checked again."""
         self.start_was_read = False
         self.timestep_was_read = False
-        self._input_was_scaled = False
+        self.input_was_scaled = False

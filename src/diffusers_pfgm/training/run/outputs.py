@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def due(args: argparse.Namespace, step: int, steps_per_epoch: int) -> set[str]:
     return {option for option in EPOCH_OPTIONS if step % (getattr(args, option) * steps_per_epoch) == 0}
 
 
+@dataclass(eq=False)
 class Outputs:
     """Writes the outputs of a run with the EMA weights: records, samples, validation, pipeline, card and upload.
 
@@ -61,32 +63,23 @@ class Outputs:
         repo_id: The repository on the Hub; None without `--push_to_hub`.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        accelerator: Accelerator,
-        unet: UNet2DModel,
-        ema: EMAModel,
-        scheduler: PoissonFlowScheduler,
-        data: TrainingData,
-        settings: Mapping[str, Any],
-        repo_id: str | None,
-    ) -> None:
-        self.args = args
-        self.accelerator = accelerator
-        self.unet = unet
-        self.ema = ema
-        self.scheduler = scheduler
-        self.data = data
-        self.settings = settings
-        self.repo_id = repo_id
-        self.folder = Path(args.output_dir)
+    args: argparse.Namespace
+    accelerator: Accelerator
+    unet: UNet2DModel
+    ema: EMAModel
+    scheduler: PoissonFlowScheduler
+    data: TrainingData
+    settings: Mapping[str, Any]
+    repo_id: str | None
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.args.output_dir)
         self.figures: list[tuple[str, str, str]] = []
         self.sample_grid: str | None = None
         self.records = Records(self.folder / LOG)
         self.written = WrittenFiles(self.folder)
-        self.validation = data.validation()
-        self.best = BestModel(self.folder / "best") if args.keep_best else None
+        self.validation = self.data.validation()
+        self.best = BestModel(self.folder / "best") if self.args.keep_best else None
 
     def log(self, step: int, values: dict[str, Any], event: str = "train") -> None:
         """Write values to the tracker and to the log file."""

@@ -20,12 +20,12 @@ import torch
 from ..physics.charges import check_finite
 from ..physics.denoiser import Denoiser, slice_kwargs, without_inference_mode
 from ..physics.density import shift_beyond
-from ..physics.tensors import Generators
+from ..physics.tensors import Generators, working_dtype
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..solvers.adaptive import integrate_density
-from ..solvers.divergence import estimate_trace
+from ..solvers.divergence import check_divergence, draw_probes, estimate_trace
 from ..solvers.reversible import integrate_reversible
-from .points import as_dtype_of, float_dtype, prepare_points_and_probes
+from .points import as_dtype_of, check_points, float_dtype
 from .results import FlowLogProb
 
 DENSITY_TOLERANCE = 3e-4  # nats
@@ -72,7 +72,12 @@ class Densities:
         generator: Generators,
         probe_distribution: str,
     ) -> None:
-        self.points, self.probes = prepare_points_and_probes(x, divergence, num_probes, generator, probe_distribution)
+        check_points("x", x)
+        check_divergence(divergence, num_probes, probe_distribution)
+        self.points = x.to(working_dtype(x.device), copy=True)  # a copy outside of inference mode, for autograd
+        self.probes = None
+        if divergence != "exact":
+            self.probes = draw_probes(tuple(x.shape), num_probes, probe_distribution, generator, self.points)
         self.model = without_inference_mode(model)
         self.model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
         self.scheduler = scheduler

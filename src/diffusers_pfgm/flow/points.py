@@ -1,12 +1,11 @@
-"""The points that a flow takes and returns: checks, dtypes, and the probes of a random divergence."""
+"""The points that a flow takes and returns: checks and dtypes."""
 
 from __future__ import annotations
 
 import torch
 
 from ..physics.charges import check_finite
-from ..physics.tensors import Generators, working_dtype
-from ..solvers.divergence import check_divergence, draw_probes
+from ..physics.tensors import working_dtype
 
 
 def check_points(name: str, x: torch.Tensor) -> None:
@@ -46,15 +45,3 @@ def float_dtype(x: torch.Tensor) -> torch.dtype | None:
 def as_dtype_of(points: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Points in the dtype of x, but at least in float32, as the prior is heavy-tailed."""
     return points.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def prepare_points_and_probes(
-    x: torch.Tensor, divergence: str, num_probes: int, generator: Generators, distribution: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """x in the working dtype, and the probes of the divergence, None if it is exact."""
-    check_points("x", x)
-    check_divergence(divergence, num_probes, distribution)
-    points = x.to(working_dtype(x.device), copy=True)  # a copy outside of inference mode, for autograd
-    if divergence == "exact":
-        return points, None
-    return points, draw_probes(tuple(points.shape), num_probes, distribution, generator, points)

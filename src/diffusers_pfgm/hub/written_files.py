@@ -47,7 +47,8 @@ class WrittenFiles:
         """
         names = self.names()
         if name not in names:
-            self._write([*names, name])
+            with atomic_file(self._list) as partial:
+                partial.write_text(json.dumps([*names, name], indent=1))
 
     def published(self) -> list[str]:
         """Return the files to publish: those of the pipeline, its model card, and those on the list, if they exist.
@@ -63,10 +64,6 @@ class WrittenFiles:
         if linked:
             warnings.warn(f"Not published, because a symbolic link leads to it: {', '.join(linked)}.", stacklevel=2)
         return [name for name in existing if name not in linked]
-
-    def _write(self, names: list[str]) -> None:
-        with atomic_file(self._list) as partial:
-            partial.write_text(json.dumps(names, indent=1))
 
 
 def _pipeline_files(folder: Path) -> list[str]:

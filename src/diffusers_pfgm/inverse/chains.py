@@ -47,7 +47,3 @@ class Chains:
         self.latents[rows] = latents
         self.samples[rows] = samples
         self.log_likelihoods[rows] = log_likelihoods
-
-    def bracket_width(self, rows: torch.Tensor) -> torch.Tensor:
-        """The widths (b,) of the brackets of θ of these chains, in radians."""
-        return (self.high[rows] - self.low[rows]).flatten()

@@ -135,7 +135,8 @@ class LatentSampler:
 
             # The current state, at θ = 0, would be accepted. If the bracket is so narrow that only rounding can be the
             # reason that nothing was accepted, the chain stays at this state.
-            ended = accepted | chains.moves_chi2[active] | (chains.bracket_width(active) < MIN_BRACKET)
+            bracket_width = (chains.high - chains.low)[active].flatten()
+            ended = accepted | chains.moves_chi2[active] | (bracket_width < MIN_BRACKET)
             self._shrink_brackets(chains, active[~ended])
 
             ends_sweep = chains.moves_chi2[active[ended]] | math.isinf(self.aug_dim)

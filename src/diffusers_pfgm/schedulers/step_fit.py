@@ -30,8 +30,10 @@ def check_sigma_steps(steps: Mapping[str, Any], aug_dim: float | None, sigma_max
     Raises:
         ValueError: if an entry is missing, the noise levels do not decrease, or D or σ_max is another.
     """
-    sigmas = _decreasing_list(steps.get("sigmas"))
-    if steps.keys() != {"sigmas", "aug_dim", "num_parameters"} or not sigmas:
+    sigmas = steps.get("sigmas")
+    has_numbers = isinstance(sigmas, list | tuple) and all(isinstance(each, float | int) for each in sigmas)
+    is_complete = steps.keys() == {"sigmas", "aug_dim", "num_parameters"}
+    if not (is_complete and sigmas and has_numbers and is_decreasing(sigmas)):
         raise ValueError(
             "`sigma_steps` must have 'sigmas', positive and strictly decreasing, 'aug_dim' and 'num_parameters', but "
             f"is {dict(steps)!r:.200}. Compute it by `fit_sigmas(..., num_inference_steps=n)`, or set it to None."
@@ -67,9 +69,3 @@ def check_steps_of_model(model: Any, scheduler: Any, num_inference_steps: int) -
             f"{steps['num_parameters']:,} parameters, but this one has {count:,}. Fit them again by "
             "`fit_sigmas(..., num_inference_steps=n)`, or set `sigma_steps=None`."
         )
-
-
-def _decreasing_list(value: Any) -> list[float]:
-    """A value itself if it is a list of decreasing numbers, else an empty list."""
-    is_list = isinstance(value, list | tuple) and all(isinstance(each, float | int) for each in value)
-    return list(value) if is_list and value and is_decreasing(value) else []

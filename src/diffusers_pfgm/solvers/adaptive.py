@@ -61,8 +61,9 @@ def integrate_adaptive(
         PFGM, arXiv 2209.11178, section 4.1, which solves dx/dt for z = e^t as well.
     """
     check_tolerance(tolerance)
-    options = {"norm": lambda error: error.square().mean(1).sqrt().max(), "method": "dopri5"}
-    return _integrate(without_integrand(denoise), x, sigma_start, sigma_end, 0, tolerance, tolerance, options)[0]
+    options = {"norm": lambda error: error.square().mean(1).sqrt().max()}
+    integrand = without_integrand(denoise)
+    return _integrate(integrand, x, sigma_start, sigma_end, 0, tolerance, tolerance, "dopri5", options)[0]
 
 
 def integrate_density(
@@ -103,8 +104,8 @@ def integrate_density(
         errors.record(points.flatten(1), denoised.flatten(1), sigma)
         return denoised, quantity
 
-    options = {"norm": errors, "method": "dopri8", "first_step": FIRST_STEP}
-    end, integrals = _integrate(recorded, x, sigma_start, sigma_end, num_quantities, 0.0, 1.0, options)
+    options = {"norm": errors, "first_step": FIRST_STEP}
+    end, integrals = _integrate(recorded, x, sigma_start, sigma_end, num_quantities, 0.0, 1.0, "dopri8", options)
     return end, integrals, errors.total
 
 
@@ -160,6 +161,7 @@ def _integrate(
     num_quantities: int,
     rtol: float,
     atol: float,
+    method: str,
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x at `sigma_end`, and the integrals (B, P) of the quantities."""
@@ -180,7 +182,6 @@ def _integrate(
     span = torch.tensor([sigma_start, sigma_end], dtype=wide, device=x.device).log()
     low, high = span.min(), span.max()
     state = torch.nn.functional.pad(x.flatten(1) / start_scale, (0, num_quantities))
-    method = options.pop("method")
     # Without `step_t` the solver would step beyond the end, where the model was not trained, and interpolate back.
     options = {"dtype": wide, "step_t": span[1:], "max_num_steps": MAX_CALLS // STAGES[method], **options}
     try:

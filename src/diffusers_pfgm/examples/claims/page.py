@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ...utils.atomic_file import atomic_file
 from .claim import NOT_MEASURABLE, Cell, Check, Claim, interval
@@ -34,7 +33,10 @@ NOT_MEASURED = f"{NOT_MEASURABLE} (not measured)"
 def read_claims(path: Path) -> dict[str, Claim]:
     """Return the claims of a JSON file by their letters; none if the file does not exist."""
     content = json.loads(path.read_text()) if path.exists() else {}
-    return {letter: _claim(values) for letter, values in sorted(content.items())}
+    return {
+        letter: Claim(**values | {"checks": [Check(**check) for check in values["checks"]]})
+        for letter, values in sorted(content.items())
+    }
 
 
 def write_claims(claims: Mapping[str, Claim], path: Path) -> None:
@@ -55,10 +57,6 @@ def make_page(claims: Mapping[str, Claim]) -> str:
     )
     sections = [_section(letter, claim) for letter, claim in claims.items()]
     return "\n".join([INTRODUCTION, summary, *sections, SECTION])
-
-
-def _claim(values: dict[str, Any]) -> Claim:
-    return Claim(**(values | {"checks": [Check(**check) for check in values["checks"]]}))
 
 
 def _verdict(judged: Check | Claim) -> str:

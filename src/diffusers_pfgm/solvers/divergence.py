@@ -27,16 +27,16 @@ import torch
 from ..physics.tensors import Generators, draw, linalg_with_cpu_fallback
 from ..utils.checks import check_whole_number
 
-METHODS = ("exact", "hutchinson", "hutch++")
+DIVERGENCES = ("exact", "hutchinson", "hutch++")
 DISTRIBUTIONS = ("rademacher", "gaussian")
 
-Denoise = Callable[[torch.Tensor], torch.Tensor]  # x̂ as a function of x at a fixed σ
+DenoiseAtSigma = Callable[[torch.Tensor], torch.Tensor]  # x̂ as a function of x at a fixed σ
 
 
 def check_divergence(method: str, num_probes: int, distribution: str) -> None:
     """Raise a ValueError that names the argument unless all three have allowed values."""
-    if method not in METHODS:
-        raise ValueError(f"`divergence` must be one of {METHODS}, but is {method!r}.")
+    if method not in DIVERGENCES:
+        raise ValueError(f"`divergence` must be one of {DIVERGENCES}, but is {method!r}.")
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"`probe_distribution` must be one of {DISTRIBUTIONS}, but is {distribution!r}.")
     check_whole_number("num_probes", num_probes, 1)
@@ -68,7 +68,7 @@ def draw_probes(
 
 
 def estimate_trace(
-    denoise: Denoise, x: torch.Tensor, method: str = "exact", probes: torch.Tensor | None = None
+    denoise: DenoiseAtSigma, x: torch.Tensor, method: str = "exact", probes: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute x̂, and independent estimates of tr J at the same points.
 

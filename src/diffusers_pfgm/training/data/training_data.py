@@ -122,7 +122,6 @@ class TrainingData:
             raise ValueError("`--charges dataset` needs all images, not a stream. Leave out `--streaming`.")
         count = self.count * (1 + args.random_flip)  # mirror images are charges too
         dim = self.images.channels * args.resolution**2
-        pixels = None
         choice = broadcast_from_main(choose_charges(option, count or sys.maxsize, dim, device, processes))
         if choice == "dataset":
             try:
@@ -131,13 +130,11 @@ class TrainingData:
                 if option == "dataset":
                     raise
                 choice = "gathered" if processes > 1 else "local"
-        choice = broadcast_from_main(choice)
         if choice != "dataset":
             self.accelerator.print(
                 f"The field of a step is computed from {args.field_batch_size:,} images (--charges {choice})."
             )
             return choice, None
-        pixels = self.images.plain().to(device) if pixels is None else pixels
         labels = self.labels
         if args.random_flip:
             pixels = torch.cat([pixels, pixels.flip(-1)])

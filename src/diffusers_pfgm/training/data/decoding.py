@@ -15,6 +15,7 @@ import torch
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ...utils.messages import reason
 from .metadata import without_metadata
 
 MODE_IMAGES = 100  # number of readable images that decide whether the data set is gray
@@ -223,10 +224,9 @@ def _broken_image_errors(name: str, entry: Entry) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The message of an error on one line."""
     if isinstance(error, UnidentifiedImageError):
         return "Pillow does not recognise its format"
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return reason(error).rstrip(".")
 
 
 def _label(name: str, entry: Entry) -> str:

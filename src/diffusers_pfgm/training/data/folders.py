@@ -11,6 +11,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from ...utils.messages import reason
+
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = (".parquet", ".arrow", ".tar", ".csv", ".json", ".jsonl")  # files that datasets reads images from
 SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
@@ -97,7 +99,7 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
     except Exception as error:
         if archives or not images:
             raise
-        warnings.warn(f"The metadata files of {folder} are not used: {' '.join(str(error).split())}", stacklevel=3)
+        warnings.warn(f"The metadata files of {folder} are not used: {reason(error)}", stacklevel=3)
         dataset = _from_paths(images)
     if archives:
         return dataset
@@ -127,11 +129,11 @@ def _paths(dataset: datasets.Dataset) -> set[str]:
     return paths
 
 
-def _warn(reason: str, folder: str, left_out: Sequence[str]) -> None:
+def _warn(what: str, folder: str, left_out: Sequence[str]) -> None:
     if left_out:
         names = ", ".join(os.path.relpath(path, folder) for path in left_out[:MAX_NAMED_FILES])
         more = ", ..." if len(left_out) > MAX_NAMED_FILES else ""
-        warnings.warn(f"{len(left_out):,} files of {folder} {reason} and are left out: {names}{more}", stacklevel=4)
+        warnings.warn(f"{len(left_out):,} files of {folder} {what} and are left out: {names}{more}", stacklevel=4)
 
 
 def _warn_of_splits(folder: str, images: list[str]) -> None:

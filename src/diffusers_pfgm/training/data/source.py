@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from ...utils.messages import reason
 from .folders import folder_files, is_image, is_table, load_image_folder
 
 
@@ -60,7 +61,7 @@ def load_image_dataset(
         try:
             return datasets.load_dataset("parquet", data_files=glob.escape(name), **options)
         except Exception as error:  # datasets, Arrow and the disk raise errors of many classes
-            raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {_line(error)}") from error
+            raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {reason(error)}") from error
     if _is_saved(source):
         if streaming:
             raise ValueError(
@@ -78,7 +79,7 @@ def load_image_dataset(
     except Exception as error:  # datasets, the Hub, the network and the disk raise errors of many classes
         raise ValueError(
             f"`--dataset_name` {name!r} cannot be read as a data set, neither from this disk nor from the Hub: "
-            f"{_line(error)}. Check the name, and log in by `hf auth login` if the data set is private."
+            f"{reason(error)}. Check the name, and log in by `hf auth login` if the data set is private."
         ) from error
 
 
@@ -88,7 +89,7 @@ def _from_folder(option: str, folder: str, streaming: bool, cache_dir: str | Non
     try:
         return load_image_folder(folder, streaming, cache_dir)
     except Exception as error:  # datasets, Arrow and the disk raise errors of many classes
-        raise ValueError(f"`{option}` {folder!r} holds no images that can be read: {_line(error)}") from error
+        raise ValueError(f"`{option}` {folder!r} holds no images that can be read: {reason(error)}") from error
 
 
 def _is_saved(source: Path) -> bool:
@@ -112,7 +113,7 @@ def _load_saved(name: str) -> datasets.Dataset:
             return loaded.with_format(None)  # a saved format would hide columns, or make tensors of labels
     except Exception as error:  # datasets, Arrow and JSON raise errors of many classes
         raise ValueError(
-            f"`--dataset_name` {name!r} is a folder written by `save_to_disk`, but cannot be read: {_line(error)}. "
+            f"`--dataset_name` {name!r} is a folder written by `save_to_disk`, but cannot be read: {reason(error)}. "
             "Save it again."
         ) from error
     raise ValueError(f"`--dataset_name` {name!r} has no split 'train'. Its splits are {list(loaded)}.")
@@ -130,7 +131,3 @@ def _warn_of_other_splits(name: str, config_name: str | None, cache_dir: str | N
             f"of files by split): {others}.",
             stacklevel=3,
         )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -100,7 +100,7 @@ def hemisphere_angles(x: torch.Tensor, sigma: float, aug_dim: float = 1.0) -> di
     """Return the "polar" angle and the "elevation" of each point, (B,) in radians and float64.
 
     Args:
-        x: (B, *), states in data units.
+        x: (B, *), states in data units, such as samples of the prior or latents of data.
         sigma: σ, the noise level of the states, > 0.
         aug_dim: D, the augmented dimension, finite and ≥ 1.
 
@@ -116,16 +116,7 @@ def hemisphere_angles(x: torch.Tensor, sigma: float, aug_dim: float = 1.0) -> di
 def uniformity(x: torch.Tensor, sigma: float, aug_dim: float = 1.0) -> dict[str, Agreement]:
     """Test whether points are uniform on the hemisphere, by Kolmogorov-Smirnov tests of the two angles.
 
-    Args:
-        x: (B, *), states in data units, such as samples of the prior or latents of data.
-        sigma: σ, the noise level of the states, > 0.
-        aug_dim: D, the augmented dimension, finite and ≥ 1.
-
-    Returns:
-        The results for "polar" and "elevation".
-
-    Raises:
-        ValueError: if `sigma` or `aug_dim` is out of its range, or `x` is empty or has no batch dimension.
+    Arguments and errors are those of `hemisphere_angles`, and so are the names "polar" and "elevation" of the results.
 
     Examples:
         >>> from diffusers_pfgm import PoissonFlowScheduler
@@ -142,14 +133,7 @@ def plot_hemisphere(x: torch.Tensor, sigma: float, aug_dim: float = 1.0) -> Figu
     """Draw points on the hemisphere, and histograms of their angles with the densities of uniform points.
 
     The first panel shows the points at N = 2, and for other N the histogram of their elevations along all N axes.
-
-    Args:
-        x: (B, *), states in data units, such as samples of the prior or latents of data.
-        sigma: σ, the noise level of the states, > 0.
-        aug_dim: D, the augmented dimension, finite and ≥ 1.
-
-    Raises:
-        ValueError: if `sigma` or `aug_dim` is out of its range, or `x` is empty or has no batch dimension.
+    Arguments and errors are those of `hemisphere_angles`.
     """
     flat, r = _check_points(x, sigma, aug_dim)
     dim = flat.shape[1]

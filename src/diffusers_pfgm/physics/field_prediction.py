@@ -49,7 +49,7 @@ def normalize_field(offset: torch.Tensor, z: torch.Tensor, gamma: float) -> torc
     """The normalized field (B, N + 1) from the offset x̂ − x (B, N) and z (B,), in the dtype of the offset."""
     field, factor = rescale_for_squaring(torch.cat([offset, -z.to(offset.dtype).unsqueeze(1)], dim=1))
     length = torch.linalg.vector_norm(field, dim=1, keepdim=True) + gamma / factor
-    least = torch.finfo(field.dtype).tiny ** 0.5  # of no field at all, as on a charge at z = γ = 0
+    least = torch.finfo(field.dtype).tiny ** 0.5  # where there is no field, as on a charge at z = γ = 0
     return field * (math.sqrt(offset.shape[1]) / length.clamp(min=least))
 
 

@@ -30,9 +30,9 @@ import torch
 from .tensors import append_dims
 
 NUM_NODES = 64
-# The integral extends beyond the maxima of prior and likelihood by this many standard deviations of the prior of ln s,
+# The integral extends beyond the maxima of prior and likelihood by RANGE standard deviations of the prior of ln s, but
+# at most by MAX_RANGE in ln s: at small D the exponential or the likelihood makes the integrand vanish there.
 RANGE = 6.0
-# but at most by this difference of ln s: at small D the exponential or the likelihood makes the integrand vanish there.
 MAX_RANGE = 5.0
 LARGEST_RATIO = 1e15  # limit of x − μ and of (T − E[T | s])/s², whose squares are then below the largest float32
 

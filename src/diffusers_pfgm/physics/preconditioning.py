@@ -38,7 +38,7 @@ from .tensors import at_least_float32, piecewise_linear
 
 Scalar = float | torch.Tensor  # a number, or a tensor that broadcasts against x
 
-LARGEST_C_NOISE = 177.0  # of EDM's preconditioning: beyond it σ overflows float64
+LARGEST_C_NOISE = 177.0  # ln(σ)/4 at about the largest σ of float64
 ZERO_SNR_SIGMA = 2.0**40  # replaces σ = ∞: x̂ is then below the rounding error of x, even in float64
 
 

@@ -16,7 +16,7 @@ def working_dtype(device: torch.device) -> torch.dtype:
 
 
 def check_floating(name: str, values: torch.Tensor) -> None:
-    """Raise a ValueError unless the numbers are floating-point: others would be rounded or wrapped without a word."""
+    """Raise a ValueError unless the numbers are floating-point: others would silently be rounded or wrapped."""
     if not values.is_floating_point():
         raise ValueError(
             f"`{name}` must be a tensor of floating-point numbers, but is {values.dtype}. Convert it by `.float()`; "

@@ -49,10 +49,7 @@ KINDS = {
     ),
 }
 PRIORS = ("plane", "shell", "hemisphere", None)
-STATISTICS = (
-    "data_mean",
-    "mean_square_std",
-)  # the options with statistics of the data of the Student-t preconditioning
+STATISTICS = ("data_mean", "mean_square_std")  # statistics of the data for the Student-t preconditioning
 
 
 def checked_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ BEST = "best"
 BEST_NOTE = "validation.json"  # the file in the folder `best` with the step and the distance of the best model
 PIPELINE = ("model_index.json", "pipeline.py", "unet", "scheduler")
 CURVES = ("training.png", "sigma-density.png")
-SAMPLES = re.compile(r"step-\d+\.(?:png|partial)|\.step-\d+\.png\.partial")  # the second as version 0.1.0 named it
+SAMPLES = re.compile(r"step-\d+\.(?:png|partial)|\.step-\d+\.png\.partial")  # version 0.1.0 used the second name
 
 
 def files_of_a_run(folder: Path, logging_dir: str) -> list[Path]:

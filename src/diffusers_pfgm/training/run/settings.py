@@ -83,7 +83,7 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         ValueError: if a setting differs. The message lists each with its saved and its current value.
     """
     objective = str(saved.get("objective"))
-    if objective in OBJECTIVE_DEFAULTS and saved.get("preconditioning") is None:  # version 0.1.0 had one for each
+    if objective in OBJECTIVE_DEFAULTS and saved.get("preconditioning") is None:  # version 0.1.0 did not save it
         saved = {**saved, "preconditioning": "edm" if objective == "perturbation" else "none"}
     if saved.get("preconditioning") == "none":  # version 0.1.0 saved its sigma_data without using it
         saved = {**saved, "sigma_data": None}

@@ -11,15 +11,7 @@ from .tuning import NUM_LEVELS
 
 
 def parse_tuning_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and check the options of tune_consistency.py.
-
-    Args:
-        description: The description of the script in its help.
-        argv: The arguments; by default those of the command line.
-
-    Raises:
-        SystemExit: if an option is invalid. The message names it.
-    """
+    """Parse and check the options of tune_consistency.py. Arguments and errors as in `arguments.parse_args`."""
     parser = ScriptParser(description)
     add_data_options(parser)
     model = parser.add_argument_group("model").add_argument

@@ -12,15 +12,7 @@ from .script_errors import ScriptParser
 
 
 def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and check the options of evaluate_pfgm.py.
-
-    Args:
-        description: The description of the script in its help.
-        argv: The arguments; by default those of the command line.
-
-    Raises:
-        SystemExit: if an option is invalid. The message names it.
-    """
+    """Parse and check the options of evaluate_pfgm.py. Arguments and errors as in `arguments.parse_args`."""
     parser = ScriptParser(description)
     add = parser.add_argument
     add("--model", help="folder or Hub id of the pipeline that is evaluated")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,10 @@ def count_results(path: Path, settings: dict[str, object]) -> int:
     if not saved:
         raise ValueError(f"`--output` {str(path)!r} exists and is not a file of this script. Name another file.")
     known = saved[0]["settings"]
-    if "levels" in known:  # as version 0.1.0 wrote it, with a tolerance also for fixed steps, which did not use it
+    if "levels" in known:  # version 0.1.0, which wrote a tolerance for fixed steps too, without using it
         known["num_levels"] = known.pop("levels")
         known["tolerance"] = settings["tolerance"] if known["num_inference_steps"] else known["tolerance"]
-    known.setdefault(MODEL_CHECKSUM, settings[MODEL_CHECKSUM])  # which version 0.1.0 did not write
+    known.setdefault(MODEL_CHECKSUM, settings[MODEL_CHECKSUM])  # version 0.1.0 did not write it
     differing = differences(known, settings)
     if differing:
         raise ValueError(
@@ -161,12 +162,12 @@ def mean_and_error(records: Sequence[Mapping[str, Any]], name: str) -> tuple[flo
     return values.mean().item(), error
 
 
+@dataclass
 class _FittedImages:
     """Images (C, H, W) in [-1, 1] of any height and width, resized to cover this size and cropped in the middle."""
 
-    def __init__(self, files: ImageTensors, size: tuple[int, int]) -> None:
-        self.files = files
-        self.size = size
+    files: ImageTensors
+    size: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.files)

@@ -102,7 +102,7 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         raise ValueError(f"`{name}` must be finite, but index {indices} holds NaN or infinity. Remove or repair it.")
 
 
-def pull(
+def offset_to_mean(
     x: torch.Tensor,
     sigma: torch.Tensor,
     charges: torch.Tensor | Charges,
@@ -128,14 +128,14 @@ def pull(
     return _in_parts(x, sigma, charges, aug_dim, chunk_size, from_x=True)
 
 
-def mean(
+def mean_of_charges(
     x: torch.Tensor,
     sigma: torch.Tensor,
     charges: torch.Tensor | Charges,
     aug_dim: float | None,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """x̂ (B, N) itself, computed without cancellation far from the charges. Arguments and errors as in `pull`."""
+    """x̂ (B, N) itself, computed without cancellation far from the charges. Arguments as in `offset_to_mean`."""
     return _in_parts(x, sigma, charges, aug_dim, chunk_size, from_x=False)
 
 

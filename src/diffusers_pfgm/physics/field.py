@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from .charges import Charges, check_finite, mean, pull
+from .charges import Charges, check_finite, mean_of_charges, offset_to_mean
 from .field_prediction import check_gamma, field_channels, normalize_field
 from .kernel import check_aug_dim
 from .tensors import cast_clamped, check_floating, working_dtype
@@ -56,7 +56,7 @@ def posterior_mean(
         tensor([[0., 0.]])
     """
     sigmas = _expand_sigma(sigma, x)
-    denoised = mean(x.flatten(1), sigmas, charges, aug_dim, chunk_size)
+    denoised = mean_of_charges(x.flatten(1), sigmas, charges, aug_dim, chunk_size)
     _check_result(denoised, x, sigmas, charges)
     return cast_clamped(denoised, x.dtype).view_as(x)
 
@@ -87,7 +87,7 @@ def normalized_field(
     """
     check_gamma(gamma)
     sigmas = _expand_sigma(z, x)
-    field = normalize_field(pull(x.flatten(1), sigmas, charges, 1.0, chunk_size), sigmas, gamma)
+    field = normalize_field(offset_to_mean(x.flatten(1), sigmas, charges, 1.0, chunk_size), sigmas, gamma)
     _check_result(field, x, sigmas, charges)
     return field.to(x.dtype)
 
@@ -203,9 +203,9 @@ class ChargeField(torch.nn.Module):
         flat = sample.flatten(1)
         sigma = _expand_sigma(timestep, sample)
         if self.config.prediction_type == "sample":
-            output = mean(flat, sigma, self.charges, self.config.aug_dim).view_as(sample)
+            output = mean_of_charges(flat, sigma, self.charges, self.config.aug_dim).view_as(sample)
         else:
-            offset = pull(flat, sigma, self.charges, self.config.aug_dim)
+            offset = offset_to_mean(flat, sigma, self.charges, self.config.aug_dim)
             if self.config.prediction_type == "field":
                 output = field_channels(normalize_field(offset, sigma, self.config.gamma), sample.shape)
             else:

@@ -134,9 +134,7 @@ class PerturbationObjective:
             The loss and its parts.
 
         Raises:
-            ValueError: if `clean` is not floating-point, `clean` or `charges` hold NaN or infinity (the error names the
-                index), `charge_labels` are given without `class_labels` or do not have one label for each charge,
-                `charges` are `Charges` although there are class labels, or the model's output has the wrong shape.
+            ValueError: as in `FieldObjective.__call__`.
         """
         check_floating("clean", clean)
         check_finite("clean", clean)

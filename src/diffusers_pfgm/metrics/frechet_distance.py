@@ -60,10 +60,6 @@ class FrechetDistance:
     Raises:
         ValueError: if there are fewer than two images, or they contain NaN or infinity.
 
-    Reference:
-        Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017
-        (arXiv 1706.08500), with another network in the place of Inception.
-
     Examples:
         >>> points = torch.randn(1000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
         >>> round(FrechetDistance(torch.nn.Flatten(), points)(points + 0.5), 3)

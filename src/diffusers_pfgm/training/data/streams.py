@@ -44,12 +44,7 @@ class StreamedImages:
 
     Args:
         dataset: A streamed data set, as returned by `load_image_dataset(streaming=True)`.
-        resolution: Height and width R of the images, in pixels.
-        image_column: The name of the column of images; the first column of images by default.
-        mode: Pillow's mode "L", "RGB" or "RGBA". The default is "L" if the first hundred images are all gray, otherwise
-            "RGB".
-        center_crop: Whether to crop the middle of an image instead of a random part.
-        random_flip: Whether to mirror each image with probability 1/2.
+        resolution, image_column, mode, center_crop, random_flip: As in `ImageTensors`.
         seed: The seed of order, crops and flips.
         label_column: The name of a column of type `datasets.ClassLabel`; None without classes.
         skip_broken: Whether to replace an image that cannot be read by the next one that can, together with its label,

@@ -47,20 +47,17 @@ def print_round_trips(flow: PoissonFlow, x: torch.Tensor, latents: torch.Tensor,
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
-    parser.add_argument(
-        "--data", required=True, help="images on which the model was not trained, a folder or a parquet file"
-    )
-    parser.add_argument("--pairs", type=int, default=8, help="number of pairs of images")
-    parser.add_argument("--num", type=int, default=9, help="number of images of a path, both ends included")
-    parser.add_argument("--num_inference_steps", type=int, default=50, help="number of fixed steps")
-    parser.add_argument("--step_tolerance", type=float, default=1e-5, help="relative tolerance of a fixed step")
-    parser.add_argument("--tolerance", type=float, default=1e-6, help="tolerance of the adaptive solver")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="dtype of the network")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
-    )
-    parser.add_argument("--output", type=Path, default=Path("interpolation.png"), help="file of the image grid")
+    add = parser.add_argument
+    add("--model", required=True, help="folder or Hub id of a pipeline")
+    add("--data", required=True, help="images on which the model was not trained, a folder or a parquet file")
+    add("--pairs", type=int, default=8, help="number of pairs of images")
+    add("--num", type=int, default=9, help="number of images of a path, both ends included")
+    add("--num_inference_steps", type=int, default=50, help="number of fixed steps")
+    add("--step_tolerance", type=float, default=1e-5, help="relative tolerance of a fixed step")
+    add("--tolerance", type=float, default=1e-6, help="tolerance of the adaptive solver")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="dtype of the network")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
+    add("--output", type=Path, default=Path("interpolation.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     dtype = getattr(torch, args.dtype)

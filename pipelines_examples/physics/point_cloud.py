@@ -45,24 +45,17 @@ def moons_log_prob(points: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--aug_dim", type=float, default=64.0, help="augmented dimension D; 1 for PFGM, inf for a diffusion model"
-    )
-    parser.add_argument(
-        "--sigma_min", type=float, default=0.03, help="noise level of the density, in standard deviations of the data"
-    )
-    parser.add_argument(
-        "--sigma_max", type=float, default=50.0, help="largest noise level, in standard deviations of the data"
-    )
-    parser.add_argument("--max_train_steps", type=int, default=2500, help="number of training steps")
-    parser.add_argument(
-        "--samples", type=int, default=2000, help="number of samples, of held-out points and of other real points"
-    )
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of sampling steps")
-    parser.add_argument("--grid", type=int, default=64, help="number of grid points along a side of the density")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="tolerance of the log-densities in nats")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and samples")
-    parser.add_argument("--output", type=Path, default=Path("point-cloud.png"), help="file of the figure")
+    add = parser.add_argument
+    add("--aug_dim", type=float, default=64.0, help="augmented dimension D; 1 for PFGM, inf for a diffusion model")
+    add("--sigma_min", type=float, default=0.03, help="noise level of the density, in standard deviations of the data")
+    add("--sigma_max", type=float, default=50.0, help="largest noise level, in standard deviations of the data")
+    add("--max_train_steps", type=int, default=2500, help="number of training steps")
+    add("--samples", type=int, default=2000, help="number of samples, of held-out points and of other real points")
+    add("--num_inference_steps", type=int, default=20, help="number of sampling steps")
+    add("--grid", type=int, default=64, help="number of grid points along a side of the density")
+    add("--tolerance", type=float, default=1e-3, help="tolerance of the log-densities in nats")
+    add("--seed", type=int, default=0, help="seed of data, weights and samples")
+    add("--output", type=Path, default=Path("point-cloud.png"), help="file of the figure")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
 

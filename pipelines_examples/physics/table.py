@@ -43,26 +43,19 @@ def quantile_differences(rows: torch.Tensor, others: torch.Tensor) -> torch.Tens
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=tuple(TABLES), default="breast_cancer", help="data set of scikit-learn")
-    parser.add_argument(
-        "--aug_dim", type=float, default=64.0, help="augmented dimension D; 1 for PFGM, inf for a diffusion model"
-    )
-    parser.add_argument(
-        "--sigma_min", type=float, default=0.1, help="noise level of the density, in standard deviations of the data"
-    )
-    parser.add_argument(
-        "--sigma_max", type=float, default=50.0, help="largest noise level, in standard deviations of the data"
-    )
-    parser.add_argument("--max_train_steps", type=int, default=1500, help="number of training steps")
-    parser.add_argument(
-        "--dropout", type=float, default=0.2, help="dropout of the network, against overfitting to the few rows"
-    )
-    parser.add_argument("--held_out", type=float, default=0.3, help="share of the rows that are held out")
-    parser.add_argument("--samples", type=int, default=1000, help="number of rows to draw")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of sampling steps")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="tolerance of the log-densities in nats")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split, weights and samples")
-    parser.add_argument("--output", type=Path, default=Path("table.png"), help="file of the figure")
+    add = parser.add_argument
+    add("--table", choices=tuple(TABLES), default="breast_cancer", help="data set of scikit-learn")
+    add("--aug_dim", type=float, default=64.0, help="augmented dimension D; 1 for PFGM, inf for a diffusion model")
+    add("--sigma_min", type=float, default=0.1, help="noise level of the density, in standard deviations of the data")
+    add("--sigma_max", type=float, default=50.0, help="largest noise level, in standard deviations of the data")
+    add("--max_train_steps", type=int, default=1500, help="number of training steps")
+    add("--dropout", type=float, default=0.2, help="dropout of the network, against overfitting to the few rows")
+    add("--held_out", type=float, default=0.3, help="share of the rows that are held out")
+    add("--samples", type=int, default=1000, help="number of rows to draw")
+    add("--num_inference_steps", type=int, default=20, help="number of sampling steps")
+    add("--tolerance", type=float, default=1e-3, help="tolerance of the log-densities in nats")
+    add("--seed", type=int, default=0, help="seed of the split, weights and samples")
+    add("--output", type=Path, default=Path("table.png"), help="file of the figure")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
 

@@ -22,18 +22,15 @@ from diffusers_pfgm.training.data.source import open_images
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", required=True, help="folder of image files, or a parquet file")
-    parser.add_argument("--resolution", type=int, default=32, help="height and width of the images in pixels")
-    parser.add_argument("--batch_size", type=int, default=16, help="number of samples")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
-    )
-    parser.add_argument("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
-    parser.add_argument(
-        "--output", type=Path, default=Path("generated-without-training.png"), help="file of the image grid"
-    )
+    add = parser.add_argument
+    add("--images", required=True, help="folder of image files, or a parquet file")
+    add("--resolution", type=int, default=32, help="height and width of the images in pixels")
+    add("--batch_size", type=int, default=16, help="number of samples")
+    add("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
+    add("--seed", type=int, default=0, help="seed of the samples")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
+    add("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
+    add("--output", type=Path, default=Path("generated-without-training.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     images = ImageTensors(open_images(args.images), args.resolution, center_crop=True)

@@ -33,7 +33,7 @@ PACKAGE = "diffusers_pfgm"  # the name in saved folders; `__package__` would cha
 INDEX = "model_index.json"
 CODE = "pipeline.py"
 CLASS_IN_FOLDER = ["pipeline", "PFGMPipeline"]
-PARTIAL = ".saving"
+SAVING = ".saving"
 PURPOSE = "# Lets DiffusionPipeline.from_pretrained(..., trust_remote_code=True) load this folder."
 
 
@@ -51,7 +51,7 @@ def atomic_directory(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"`save_directory` {str(folder)!r} is a file. Name a folder.")
-    partial = folder / PARTIAL
+    partial = folder / SAVING
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)

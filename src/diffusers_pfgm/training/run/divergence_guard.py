@@ -31,15 +31,15 @@ class DivergenceGuard:
     Args:
         accelerator: accelerate's `Accelerator` of the run.
         output_dir: The output folder of the run. The error names the last good checkpoint in it.
-        note: Writes an event, its step and values to the run's records; None on all but the main process.
+        write_record: Writes an event, its step and values to the log; None on all but the main process.
     """
 
     def __init__(
-        self, accelerator: Accelerator, output_dir: str | Path, note: Callable[..., None] | None = None
+        self, accelerator: Accelerator, output_dir: str | Path, write_record: Callable[..., None] | None = None
     ) -> None:
         self.accelerator = accelerator
         self.output_dir = Path(output_dir)
-        self._write = note
+        self._write_record = write_record
         self._losses: list[torch.Tensor] = []
 
     def note(self, loss: torch.Tensor) -> None:
@@ -119,8 +119,8 @@ class DivergenceGuard:
             self._stop(step, " and ".join(failed))
 
     def _stop(self, step: int, what: str) -> None:
-        if self._write is not None:
-            self._write("diverged", step, reason=f"{what} became NaN or infinite")
+        if self._write_record is not None:
+            self._write_record("diverged", step, reason=f"{what} became NaN or infinite")
         with side_output("Closing the tracker", self.output_dir):
             self.accelerator.end_training()
         raise DivergenceError(

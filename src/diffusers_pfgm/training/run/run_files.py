@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ...hub.model_card import CARD, MARK
-from ...hub.serialization import PARTIAL as SAVING
+from ...hub.serialization import SAVING
 from ...hub.written_files import LIST
 from ...utils.atomic_file import partial_path
 from .checkpoints import CHECKPOINT_PREFIX, PARTIAL, list_checkpoints, newer_checkpoints

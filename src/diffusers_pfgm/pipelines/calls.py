@@ -111,10 +111,6 @@ class PipelineCalls:
         self._call.interrupt = interrupt
 
     @property
-    def _num_timesteps(self) -> int:
-        return self._call.num_timesteps
-
-    @property
     def _call(self) -> PipelineCall:
         call = _current.get()
         while call is not None and call.pipeline is not self:

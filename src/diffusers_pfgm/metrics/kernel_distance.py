@@ -25,7 +25,7 @@ def kernel_distance(samples: torch.Tensor, data: torch.Tensor, seed: int = 0) ->
 
     Raises:
         ModuleNotFoundError: if torchmetrics is not installed. The extra `evaluation` installs it.
-        ValueError: if one of both has fewer than 3 images.
+        ValueError: if one of the sets has fewer than 3 images.
 
     Reference:
         Bińkowski et al., Demystifying MMD GANs, 2018 (arXiv 1801.01401); computed by torchmetrics.

@@ -24,7 +24,7 @@ def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int =
         neighbors: k ≥ 1, at most K − 1 and L − 1.
 
     Raises:
-        ValueError: if k is not a whole number ≥ 1, or one of both sets has at most k points, or contains NaN or
+        ValueError: if k is not a whole number ≥ 1, or one of the sets has at most k points, or contains NaN or
             infinity.
 
     Reference:

@@ -21,7 +21,7 @@ def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projection
 
     Raises:
         ModuleNotFoundError: if POT is not installed. The extra `training` installs it.
-        ValueError: if one of both sets is empty, or their points have different numbers of elements.
+        ValueError: if one of the sets is empty, or their points have different numbers of elements.
 
     Reference:
         Bonneel et al., Sliced and Radon Wasserstein barycenters of measures, 2015; computed by POT.

@@ -13,7 +13,7 @@ Three conventions are in common use, each a class here:
 EDM is arXiv 2206.00364, table 1, with σ_d the standard deviation of the data; PFGM++ (arXiv 2302.04265, section 4)
 extends it to any D by r = σ√D. At small D, however, a sample carries another noise level s than σ, so that this scales
 neither inputs nor outputs to unit variance. The fourth convention, Student-t, uses the formulas of EDM with an estimate
-ŝ(x, σ) of s (`noise_estimate.py`) in the place of σ in all four coefficients:
+ŝ(x, σ) of s (`noise_estimate.py`) instead of σ in all four coefficients:
 
     Student-t   c_in = 1/√(ŝ² + σ_d²)   c_noise = ln(ŝ)/4
                 epsilon: c_skip = σ_d²/(ŝ² + σ_d²), c_out = ŝ σ_d/√(ŝ² + σ_d²)

@@ -89,7 +89,7 @@ def record_trajectory(
         **model_kwargs: keyword arguments of the model, such as `class_labels` (B,).
 
     Raises:
-        ValueError: if the model's output has not the shape that the scheduler's prediction type needs.
+        ValueError: if the model's output does not have the shape that the scheduler's prediction type needs.
 
     Examples:
         >>> from diffusers_pfgm import ChargeField

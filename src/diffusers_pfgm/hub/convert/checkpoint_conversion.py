@@ -87,7 +87,7 @@ def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
             raise ValueError(f"{path} has no network under 'ema', so it is not a network of EDM or PFGM++.")
         try:
             return state_dict_of(content["ema"])
-        except (AttributeError, RecursionError) as error:  # attributes of another kind, or modules that hold themselves
+        except (AttributeError, RecursionError) as error:  # attributes of other kinds, or a module inside itself
             raise ValueError(f"{path} is damaged: the modules under 'ema' are not those of a network.") from error
     try:
         check_archive(path)

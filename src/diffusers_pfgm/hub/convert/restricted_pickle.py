@@ -92,7 +92,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """Return the content of a pickle, with a `Record` in the place of each object.
+    """Return the content of a pickle, with a `Record` instead of each object.
 
     Raises:
         ValueError: if the file is damaged, or uses a name that is not needed to rebuild a network's weights.

@@ -49,7 +49,7 @@ def read_pixels(
     if shape is not None and images.channels != shape[0]:
         raise ValueError(
             f"`{option}` {place!r} has images of {images.channels} channels, but the evaluated images have {shape[0]}. "
-            "Convert one of both."
+            "Convert one of them."
         )
     pixels = torch.empty(len(images), images.channels, size[0], size[0], dtype=torch.uint8)
     for rows in torch.arange(len(images)).split(BATCH_SIZE):  # as float32 they would need four times the memory

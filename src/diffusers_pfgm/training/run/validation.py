@@ -27,7 +27,7 @@ def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[
         seed: The seed of the split.
 
     Raises:
-        ValueError: if one of both sets would be empty.
+        ValueError: if one of the two sets would be empty.
     """
     held_out = round(count * share)
     if not 0 < held_out < count:

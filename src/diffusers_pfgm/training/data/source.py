@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from ...utils.messages import reason
-from .folders import folder_files, is_image, is_table, load_image_folder
+from .image_folder import folder_files, is_image, is_table, load_image_folder
 
 
 def open_images(place: str) -> datasets.Dataset:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ...physics import Charges, ClassCharges
-from ..run.agreement import broadcast_from_main
+from ..run.broadcast import broadcast_from_main
 from ..run.validation import MAX_VALIDATION_IMAGES, Validation, split_indices
 from .field_batches import Batch, choose_charges
 from .images import ImageTensors, RandomCropError

@@ -15,8 +15,8 @@ from ...schedulers import PoissonFlowScheduler
 from ..data.images import ImageTensors
 from ..data.streams import StreamedImages
 from ..data.training_data import TrainingData
-from .agreement import broadcast_from_main
 from .arguments import EDM_SIGMA_DATA
+from .broadcast import broadcast_from_main
 from .task import TrainingTask
 
 # The noise levels of EDM (arXiv 2206.00364, table 1): in sampling, and mean and standard deviation of ln σ in training.

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from filelock import FileLock
 
-from .agreement import broadcast_from_main
+from .broadcast import broadcast_from_main
 from .checkpoints import LATEST, find_checkpoint, list_checkpoints, remove_incomplete_checkpoints
 from .folders import set_aside
 from .output_folder import check_output_dir, is_inside, lock_output_dir

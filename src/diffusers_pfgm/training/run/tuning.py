@@ -21,7 +21,7 @@ from ...schedulers import PoissonFlowScheduler
 from ..data.statistics import DataStatistics
 from ..data.training_data import TrainingData
 from . import loop
-from .agreement import broadcast_from_main
+from .broadcast import broadcast_from_main
 from .hyperparameters import LEAST_STD
 from .load_model import load_model
 from .model_checksum import weights_checksum

@@ -88,10 +88,6 @@ class Charges:
         points = self.points.to(working_dtype(device)) if device.type == "mps" else self.points  # MPS has no float64
         return Charges(points.to(device).view(self.shape), working_dtype(device))
 
-    def split(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Iterate over points (k, N) and their squared norms (k,) in chunks of k ≤ `size`."""
-        return zip(self.points.split(size), self.squares.split(size), strict=True)
-
 
 def check_finite(name: str, values: torch.Tensor) -> None:
     """Raise a ValueError that names the rows of `values` (B, *) that hold NaN or infinity."""
@@ -163,30 +159,23 @@ def _in_parts(
     recomputed = 4 * NEAREST * dim if dtype == torch.float32 else 0
     rows = max(1, MEMORY_BUDGET // (64 * min(charges.shape[0], 1024) + recomputed))
     size = chunk_size or max(1, MEMORY_BUDGET // (8 * (dim + 4 * min(rows, x.shape[0]))))
-    blocks = zip(x.to(dtype).split(rows), sigma.to(dtype).unsqueeze(1).split(rows), strict=True)
-    return torch.cat([_block(*block, _chunks(charges, size), aug_dim, from_x) for block in blocks])
+    results = []
+    for block, sigmas in zip(x.to(dtype).split(rows), sigma.to(dtype).unsqueeze(1).split(rows), strict=True):
+        # At distances whose squares overflow, all charges have equal weights to every digit, so x may be moved closer.
+        closer = rescale_for_squaring(block)[0]
+        result = _weighted(closer, sigmas, _chunks(charges, size), aug_dim, from_x)
+        results.append(result + (closer - block) if from_x else result)
+    return torch.cat(results)
 
 
 def _chunks(charges: torch.Tensor | Charges, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Iterate over points (k, N) and their squared norms (k,) in chunks of k ≤ `size`."""
     if isinstance(charges, Charges):
-        yield from charges.split(size)
+        yield from zip(charges.points.split(size), charges.squares.split(size), strict=True)
         return
     for part in charges.flatten(1).split(size):
         points = part.to(working_dtype(part.device))
         yield points, torch.linalg.vector_norm(points, dim=1).square()
-
-
-def _block(
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    chunks: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    aug_dim: float,
-    from_x: bool,
-) -> torch.Tensor:
-    # At distances whose squares overflow, all charges have equal weights to every digit, so x may be moved closer.
-    closer = rescale_for_squaring(x)[0]
-    result = _weighted(closer, sigma, chunks, aug_dim, from_x)
-    return result + (closer - x) if from_x else result
 
 
 def _weighted(

@@ -35,7 +35,7 @@ import torch
 from ..flow.poisson_flow import PoissonFlow
 from ..physics.charges import check_finite
 from ..physics.denoiser import Denoiser, slice_kwargs
-from ..physics.tensors import Generators, append_dims, draw
+from ..physics.tensors import Generators, append_dims, chi_squared, draw
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..utils.checks import check_whole_number
 from .chains import Chains
@@ -162,7 +162,7 @@ class LatentSampler:
         chains.threshold[rows] = chains.log_likelihoods[rows] + log_uniform
         in_move_3 = rows[chains.moves_chi2[rows]]
         chains.angle[in_move_3] = 0
-        chains.chi2[in_move_3] = self._draw_chi2(in_move_3, self.aug_dim / 2, like)
+        chains.chi2[in_move_3] = self._draw_chi2(in_move_3, self.aug_dim, like)
         in_move_2 = rows[~chains.moves_chi2[rows]]
         chains.gaussian[in_move_2], chains.chi2[in_move_2] = self._split(like[in_move_2], in_move_2)  # move 1
         chains.direction[in_move_2] = self._draw(torch.randn, in_move_2, chains.gaussian.shape[1], like)
@@ -232,7 +232,7 @@ class LatentSampler:
         if math.isinf(self.aug_dim):
             return scaled, torch.ones_like(scaled[:, :1])
         rate = 1 + scaled.square().sum(1, keepdim=True) / self.aug_dim
-        chi2 = self._draw_chi2(rows, (scaled.shape[1] + self.aug_dim) / 2, latents) / rate
+        chi2 = self._draw_chi2(rows, scaled.shape[1] + self.aug_dim, latents) / rate
         return scaled * (chi2 / self.aug_dim).sqrt(), chi2
 
     def _join(self, gaussian: torch.Tensor, chi2: torch.Tensor) -> torch.Tensor:
@@ -241,14 +241,13 @@ class LatentSampler:
         limit = torch.finfo(gaussian.dtype).max
         return (self.flow.sigma_max * radius * gaussian).clamp(-limit, limit)
 
-    def _draw_chi2(self, rows: torch.Tensor, half: float, like: torch.Tensor) -> torch.Tensor:
-        """Draw χ² (b, 1) with 2 · `half` degrees of freedom."""
+    def _draw_chi2(self, rows: torch.Tensor, degrees: float, like: torch.Tensor) -> torch.Tensor:
+        """Draw χ² (b, 1) with this number of degrees of freedom."""
 
-        def gamma(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-            halves = torch.full(shape, half, device=device, dtype=torch.float64)
-            return 2 * torch._standard_gamma(halves, generator=generator).to(like.dtype)
+        def chi2(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+            return chi_squared(shape, degrees, generator, device).to(like.dtype)
 
-        return self._draw(gamma, rows, 1, like).clamp(min=torch.finfo(like.dtype).tiny)
+        return self._draw(chi2, rows, 1, like).clamp(min=torch.finfo(like.dtype).tiny)
 
     def _draw(
         self, sampler: Callable[..., torch.Tensor], rows: torch.Tensor, size: int, like: torch.Tensor

@@ -24,7 +24,7 @@ import math
 import torch
 
 from .kernel import PoissonKernel
-from .tensors import Generators, append_dims, draw
+from .tensors import Generators, append_dims, chi_squared, draw
 
 MAX_RATIO = 4.0  # c; samples that start farther out remained noise even if the network was trained there
 LEAST_AUG_DIM = 0.01  # below it more than 96 % of the kernel is beyond the reach
@@ -76,13 +76,12 @@ def sample_bounded(
     candidates = _candidates(aug_dim)
 
     def bounded(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-        def chi_squared(degrees: float, count: int) -> torch.Tensor:
-            half = torch.full((shape[0], count), degrees / 2, device=device, dtype=torch.float64)
-            return 2 * torch._standard_gamma(half, generator=generator)
+        def chi2(degrees: float, count: int) -> torch.Tensor:
+            return chi_squared((shape[0], count), degrees, generator, device)
 
         gaussian = torch.randn(shape, generator=generator, device=device, dtype=wide)
-        ratio = (aug_dim / chi_squared(aug_dim, 1)).sqrt()
-        norms = (aug_dim * chi_squared(dim, candidates) / chi_squared(aug_dim, candidates)).sqrt()
+        ratio = (aug_dim / chi2(aug_dim, 1)).sqrt()
+        norms = (aug_dim * chi2(dim, candidates) / chi2(aug_dim, candidates)).sqrt()
         first = (norms <= limit).byte().argmax(1, keepdim=True)
         length = torch.linalg.vector_norm(gaussian.flatten(1), dim=1, keepdim=True).double()
         redrawn = norms.gather(1, first).clamp(max=limit) / length

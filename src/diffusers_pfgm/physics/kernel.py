@@ -21,7 +21,16 @@ from collections.abc import Sequence
 
 import torch
 
-from .tensors import Generators, cast_clamped, check_floating, column_shape, draw, rescale_for_squaring, working_dtype
+from .tensors import (
+    Generators,
+    cast_clamped,
+    check_floating,
+    chi_squared,
+    column_shape,
+    draw,
+    rescale_for_squaring,
+    working_dtype,
+)
 
 MAX_REDRAWS = 1000  # the number of draws of a row after which an error says that `max_norm` is out of reach
 # The largest number of a draw, relative to the largest number of its dtype, so that later computations do not overflow.
@@ -131,9 +140,7 @@ class PoissonKernel:
             return torch.ones(column, dtype=dtype, device=device)
 
         def sampler(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-            # For small D, χ² is often closer to 0 than float32 can represent.
-            half = torch.full(shape, self.aug_dim / 2, device=device, dtype=torch.float64)
-            chi2 = 2 * torch._standard_gamma(half, generator=generator)
+            chi2 = chi_squared(shape, self.aug_dim, generator, device)
             return (self.aug_dim / chi2).sqrt().clamp(max=torch.finfo(dtype).max).to(dtype)
 
         return draw(sampler, column, generator, device)

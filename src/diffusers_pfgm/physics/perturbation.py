@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .tensors import Generators, cast_clamped, check_floating, draw
+from .tensors import Generators, cast_clamped, check_floating, chi_squared, draw
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def perturb(
 
     def norm(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
         """‖ε‖ for ε ~ N(0, I_N), which is χ_N, from one random number instead of N."""
-        half = torch.full(shape, dim / 2, dtype=torch.float64, device=device)
-        return (2 * torch._standard_gamma(half, generator=generator)).sqrt().to(dtype)
+        return chi_squared(shape, dim, generator, device).sqrt().to(dtype)
 
     normal = draw(functools.partial(torch.randn, dtype=dtype), (batch_size, dim + 1), generator, device)
     length = draw(norm, (batch_size,), generator, device)

@@ -123,6 +123,14 @@ def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
     return torch.Generator().manual_seed(int(seed.item()))
 
 
+def chi_squared(
+    shape: tuple[int, ...], degrees: float, generator: torch.Generator | None, device: torch.device
+) -> torch.Tensor:
+    """Draw χ² with any number of degrees of freedom > 0, in float64: for few of them it is often close to 0."""
+    half = torch.full(shape, degrees / 2, device=device, dtype=torch.float64)
+    return 2 * torch._standard_gamma(half, generator=generator)
+
+
 def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The piecewise linear function through (knots, values), both (K,) with increasing knots, at x of any shape."""
     if len(knots) == 1:

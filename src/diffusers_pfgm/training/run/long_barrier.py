@@ -8,8 +8,9 @@ time-out of the training's collectives stays short. If a process dies, the other
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
-from types import TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 LONGEST_WAIT = timedelta(days=1)
 
 
-class LongBarrier:
+class LongBarrier(contextlib.AbstractContextManager[Any]):
     """A context at whose end every process waits for all others, for up to a day.
 
     A process that raises an error inside waits too. The others then notice its end at the next collective of the
@@ -39,12 +40,7 @@ class LongBarrier:
         # Gloo needs no tensor on a device to wait, and its group ends with the process.
         self._group = torch.distributed.new_group(timeout=LONGEST_WAIT, backend="gloo") if shared else None
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.wait()
 
     def wait(self) -> None:

@@ -63,16 +63,12 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
 
 
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
 REBUILT: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("dnnlib.util", "EasyDict"): Record,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _record,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch.storage", "_load_from_bytes"): _storage,
 }
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import ChargeField, Charges, Parameterization, PoissonKernel, normalized_field, posterior_mean
 from diffusers_pfgm.physics import charges as charges_module
-from diffusers_pfgm.physics.charges import offset_to_mean
+from diffusers_pfgm.physics.charges import mean_of_charges
 from tests.networks import seeded
 
 MIDWAY = 1  # the row of the authors' targets that is almost on the plane midway between two charges
@@ -109,7 +109,7 @@ def test_derivatives_are_those_of_the_naive_formula(aug_dim: float, chunk_size: 
     sigma = torch.tensor([0.6], dtype=torch.float64)
 
     def fast(x: torch.Tensor) -> torch.Tensor:
-        return x + offset_to_mean(x.unsqueeze(0), sigma, prepared, aug_dim, chunk_size)[0]
+        return x + mean_of_charges(x.unsqueeze(0), sigma, prepared, aug_dim, chunk_size, from_x=True)[0]
 
     def naive(x: torch.Tensor) -> torch.Tensor:
         return naive_posterior_mean(x.unsqueeze(0), 0.6, charges, aug_dim)[0]

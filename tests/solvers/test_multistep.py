@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 
 from diffusers_pfgm import Charges, PoissonKernel, plan_steps
-from diffusers_pfgm.physics.charges import offset_to_mean
+from diffusers_pfgm.physics.charges import mean_of_charges
 from diffusers_pfgm.solvers.multistep import variance_preserving
 from tests.networks import seeded
 
@@ -21,7 +21,12 @@ def spaced(start: float, end: float, count: int) -> list[float]:
 
 def exact_mean(charges: torch.Tensor, aug_dim: float, scale: float = 1.0) -> Callable[..., torch.Tensor]:
     prepared = Charges(charges)
-    return lambda x, sigma: x + offset_to_mean(x, torch.full((len(x),), sigma / scale).double(), prepared, aug_dim)
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        sigmas = torch.full((len(x),), sigma / scale).double()
+        return x + mean_of_charges(x, sigmas, prepared, aug_dim, from_x=True)
+
+    return denoise
 
 
 def integrate(

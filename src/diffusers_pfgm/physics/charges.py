@@ -98,14 +98,15 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         raise ValueError(f"`{name}` must be finite, but index {indices} holds NaN or infinity. Remove or repair it.")
 
 
-def offset_to_mean(
+def mean_of_charges(
     x: torch.Tensor,
     sigma: torch.Tensor,
     charges: torch.Tensor | Charges,
     aug_dim: float | None,
     chunk_size: int | None = None,
+    from_x: bool = False,
 ) -> torch.Tensor:
-    """x̂ − x, computed without cancellation next to a charge.
+    """x̂, or x̂ − x, in blocks of points and chunks of charges that fit the memory budget.
 
     Args:
         x: (B, N), in data units.
@@ -113,6 +114,8 @@ def offset_to_mean(
         charges: (K, *) with N elements each, in data units.
         aug_dim: D; None for ∞.
         chunk_size: charges per chunk; by default as many as `MEMORY_BUDGET` allows.
+        from_x: return x̂ − x, computed without cancellation next to a charge, rather than x̂, computed without
+            cancellation far from the charges.
 
     Returns:
         (B, N), in float64, or float32 on MPS and for float32 `Charges`. A row is NaN if its x or σ, or any charge, is
@@ -121,29 +124,6 @@ def offset_to_mean(
     Raises:
         ValueError: if a charge does not have N elements, there are no charges, D is not positive or `chunk_size` < 1.
     """
-    return _in_parts(x, sigma, charges, aug_dim, chunk_size, from_x=True)
-
-
-def mean_of_charges(
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    charges: torch.Tensor | Charges,
-    aug_dim: float | None,
-    chunk_size: int | None = None,
-) -> torch.Tensor:
-    """x̂ (B, N) itself, computed without cancellation far from the charges. Arguments as in `offset_to_mean`."""
-    return _in_parts(x, sigma, charges, aug_dim, chunk_size, from_x=False)
-
-
-def _in_parts(
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    charges: torch.Tensor | Charges,
-    aug_dim: float | None,
-    chunk_size: int | None,
-    from_x: bool,
-) -> torch.Tensor:
-    """x̂ − x or x̂, in blocks of points and chunks of charges that fit the memory budget."""
     dim = x.shape[1]
     aug_dim = check_aug_dim(aug_dim)
     if math.prod(charges.shape[1:]) != dim:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from .charges import Charges, check_finite, mean_of_charges, offset_to_mean
+from .charges import Charges, check_finite, mean_of_charges
 from .field_prediction import check_gamma, field_channels, normalize_field
 from .kernel import check_aug_dim
 from .tensors import cast_clamped, check_floating, working_dtype
@@ -87,7 +87,8 @@ def normalized_field(
     """
     check_gamma(gamma)
     sigmas = _expand_sigma(z, x)
-    field = normalize_field(offset_to_mean(x.flatten(1), sigmas, charges, 1.0, chunk_size), sigmas, gamma)
+    offset = mean_of_charges(x.flatten(1), sigmas, charges, 1.0, chunk_size, from_x=True)
+    field = normalize_field(offset, sigmas, gamma)
     _check_result(field, x, sigmas, charges)
     return field.to(x.dtype)
 
@@ -205,7 +206,7 @@ class ChargeField(torch.nn.Module):
         if self.config.prediction_type == "sample":
             output = mean_of_charges(flat, sigma, self.charges, self.config.aug_dim).view_as(sample)
         else:
-            offset = offset_to_mean(flat, sigma, self.charges, self.config.aug_dim)
+            offset = mean_of_charges(flat, sigma, self.charges, self.config.aug_dim, from_x=True)
             if self.config.prediction_type == "field":
                 output = field_channels(normalize_field(offset, sigma, self.config.gamma), sample.shape)
             else:

@@ -50,7 +50,7 @@ def test_a_network_is_called_200_times_with_its_class_labels(charges: torch.Tens
     class_labels = torch.tensor([0, 1, 2, 2])
     fit_sigmas(network, scheduler, (1, 4, 4), seeded(), 4, class_labels=class_labels)
     assert [shape for shape, _ in network.calls] == [(4, 1, 4, 4)] * 200
-    assert all(passed is class_labels for _, passed in network.calls)
+    assert all(torch.equal(passed, class_labels) for _, passed in network.calls)
 
 
 def test_a_fit_does_not_depend_on_the_batch_size(coarse: None, charges: torch.Tensor) -> None:

@@ -103,16 +103,12 @@ def push(output_dir: str | Path, repo_id: str, message: str, last: bool = False)
             if not last:
                 warnings.warn(f"{repo_id} was not updated ({one_line(error)}). Training continues.", stacklevel=2)
                 return
+            include_options = [argument for name in names for argument in ("--include", name)]
+            command = shlex.join(["hf", "upload", repo_id, str(folder), ".", *include_options])
             raise RuntimeError(
                 f"The model in {output_dir} is complete, but was not uploaded ({one_line(error)}). Upload it by "
-                f"`{_upload_command(folder, repo_id, names)}`."
+                f"`{command}`."
             ) from error
-
-
-def _upload_command(folder: Path, repo_id: str, names: list[str]) -> str:
-    """Return the command that uploads these files and no others."""
-    include_options = [argument for name in names for argument in ("--include", name)]
-    return shlex.join(["hf", "upload", repo_id, str(folder), ".", *include_options])
 
 
 def _status(error: Exception) -> int:

@@ -33,17 +33,3 @@ class Chains:
         self.threshold = torch.zeros_like(log_likelihoods)
         self.moves_chi2 = torch.ones_like(log_likelihoods, dtype=torch.bool)  # so that the first move is 2
         self.sweeps = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-
-    def accept(
-        self,
-        rows: torch.Tensor,
-        gaussian: torch.Tensor,
-        latents: torch.Tensor,
-        samples: torch.Tensor,
-        log_likelihoods: torch.Tensor,
-    ) -> None:
-        """Make proposals the current states of these chains (b,)."""
-        self.gaussian[rows] = gaussian
-        self.latents[rows] = latents
-        self.samples[rows] = samples
-        self.log_likelihoods[rows] = log_likelihoods

@@ -129,9 +129,12 @@ class LatentSampler:
             num_decodes += len(active)
 
             accepted = log_likelihoods > chains.threshold[active]
-            proposed = (gaussian, proposals, samples, log_likelihoods)
-            chains.accept(active[accepted], *(values[accepted] for values in proposed))
-            num_accepted_chi2 += int(chains.moves_chi2[active[accepted]].sum())
+            moved = active[accepted]
+            chains.gaussian[moved] = gaussian[accepted]
+            chains.latents[moved] = proposals[accepted]
+            chains.samples[moved] = samples[accepted]
+            chains.log_likelihoods[moved] = log_likelihoods[accepted]
+            num_accepted_chi2 += int(chains.moves_chi2[moved].sum())
 
             # The current state, at θ = 0, would be accepted. If the bracket is so narrow that only rounding can be the
             # reason that nothing was accepted, the chain stays at this state.

@@ -27,33 +27,41 @@ def convert_scheduler(scheduler: Any) -> dict[str, Any]:
     Raises:
         ValueError: if the scheduler does not solve the ODE of a Poisson flow; the message states the reason.
     """
-    config = scheduler.config
     name = type(scheduler).__name__
+    obstacle = _obstacle(scheduler, name)
+    if obstacle is not None:
+        raise ValueError(f"`scheduler` ({name}) is {obstacle}.")
+    config = dict(scheduler.config)
+    return {**config, "_class_name": name} if class_of_name(name) is type(scheduler) else config
+
+
+def _obstacle(scheduler: Any, name: str) -> str | None:
+    """Return why a scheduler does not solve its network's ODE, to complete "`scheduler` is ..."; None if it does."""
+    config = scheduler.config
+    if config.get("prediction_type") == "field":
+        return "unable to follow prediction_type 'field'. Use PoissonFlowScheduler, or another network"
     parameters = inspect.signature(type(scheduler).__init__).parameters
     own_options = {key: value for key, value in config.items() if key in parameters}
     reason = incompatibility(own_options)
-    if config.get("prediction_type") == "field":
-        reason = "unable to follow prediction_type 'field'. Use PoissonFlowScheduler, or another network"
-    elif reason is None:
-        step_parameters = inspect.signature(scheduler.step).parameters
-        num_required = sum(parameter.default is parameter.empty for parameter in step_parameters.values())
-        for key, meaning in (("beta_schedule", "a beta schedule"), ("sigma_data", "EDM's preconditioning")):
-            if config.get(key) is not None and key not in own_options:
-                reason = f"without `{key}`, but the network has {meaning}. Use a scheduler with `{key}`"
-        if "Inverse" in name or num_required > 3:
-            reason = "made for another task than drawing images from pure noise. Use PoissonFlowScheduler"
-        elif "prev_timestep" in step_parameters:
-            reason = "one that needs `prev_timestep` in each step, which is not passed here. Use PoissonFlowScheduler"
-    aug_dim = config.get("aug_dim")
-    if reason is None and config.get("consistency_boundary") is not None:
-        reason = "unable to sample from a consistency model. Use PoissonFlowScheduler"
-    if reason is None and aug_dim is not None and config.get("mean_square_std") is not None:
-        reason = "unable to call the network with the noise level of each sample. Use PoissonFlowScheduler"
-    if reason is None and aug_dim is not None and name in STOCHASTIC:
-        reason = f"a source of Gaussian noise, which is not the kernel of `aug_dim` = {aug_dim}. Use an ODE solver"
     if reason is not None:
-        raise ValueError(f"`scheduler` ({name}) is {reason}.")
-    return {**config, "_class_name": name} if class_of_name(name) is type(scheduler) else dict(config)
+        return reason
+    step_parameters = inspect.signature(scheduler.step).parameters
+    num_required = sum(parameter.default is parameter.empty for parameter in step_parameters.values())
+    if "Inverse" in name or num_required > 3:
+        return "made for another task than drawing images from pure noise. Use PoissonFlowScheduler"
+    if "prev_timestep" in step_parameters:
+        return "one that needs `prev_timestep` in each step, which is not passed here. Use PoissonFlowScheduler"
+    for key, meaning in (("sigma_data", "EDM's preconditioning"), ("beta_schedule", "a beta schedule")):
+        if config.get(key) is not None and key not in own_options:
+            return f"without `{key}`, but the network has {meaning}. Use a scheduler with `{key}`"
+    if config.get("consistency_boundary") is not None:
+        return "unable to sample from a consistency model. Use PoissonFlowScheduler"
+    aug_dim = config.get("aug_dim")
+    if aug_dim is not None and config.get("mean_square_std") is not None:
+        return "unable to call the network with the noise level of each sample. Use PoissonFlowScheduler"
+    if aug_dim is not None and name in STOCHASTIC:
+        return f"a source of Gaussian noise, which is not the kernel of `aug_dim` = {aug_dim}. Use an ODE solver"
+    return None
 
 
 def check_field_config(config: Any, scheduler: Any) -> None:

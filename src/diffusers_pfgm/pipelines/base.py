@@ -67,7 +67,7 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
     def prepare_latents(
         self,
         scheduler: Any,
-        flow: PoissonFlowScheduler,
+        converted: PoissonFlowScheduler,
         shape: tuple[int, ...],
         generator: Generators,
         device: torch.device,
@@ -77,15 +77,15 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
 
         Args:
             scheduler: the scheduler that is stepped.
-            flow: the same scheduler as a `PoissonFlowScheduler`; the same object if it is one.
+            converted: the same scheduler as a `PoissonFlowScheduler`; the same object if it is one.
             shape: the shape (B, C, *) of the latents.
             generator: one generator, or a list of B generators.
             device: the device of the latents.
             dtype: the dtype of the latents.
         """
-        if scheduler is flow:
-            return flow.move_to_prior(flow.sample_prior(shape, generator, device, dtype))
-        return flow.sample_noise(shape, generator, device, dtype) * float(scheduler.init_noise_sigma)
+        if scheduler is converted:
+            return converted.move_to_prior(converted.sample_prior(shape, generator, device, dtype))
+        return converted.sample_noise(shape, generator, device, dtype) * float(scheduler.init_noise_sigma)
 
     def set_timesteps(
         self, scheduler: Any, num_inference_steps: int, sigmas: Sequence[float] | None, device: torch.device
@@ -117,7 +117,7 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
             scheduler.set_begin_index(0)
 
     def end_step(
-        self, step: SchedulerStep, callback: Callback | None, names: Sequence[str], class_labels: dict[str, Any]
+        self, step: SchedulerStep, callback: Callback | None, names: Sequence[str], model_kwargs: dict[str, Any]
     ) -> None:
         """Call the user's callback after a step, and continue from the latents that it returns, if any.
 
@@ -125,14 +125,14 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
             step: the step that has just been made.
             callback: the user's `callback_on_step_end`.
             names: the names of the tensors that are passed to the callback.
-            class_labels: the result of `prepare_class_labels`.
+            model_kwargs: the result of `prepare_class_labels`.
         """
         if callback is None:
             return
         tensors = {
             "latents": step.sample,
             "pred_original_sample": step.denoised,
-            "prompt_embeds": class_labels.get("class_labels", step.sample.new_zeros(len(step.sample), 0)),
+            "prompt_embeds": model_kwargs.get("class_labels", step.sample.new_zeros(len(step.sample), 0)),
         }
         changed = callback(self, step.index, step.timestep, {name: tensors[name] for name in names}) or {}
         step.sample = changed.pop("latents", step.sample)
@@ -157,7 +157,7 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
 
     def prepare_model(
         self,
-        flow: PoissonFlowScheduler,
+        scheduler: PoissonFlowScheduler,
         labels: list[Label] | None,
         model_kwargs: dict[str, Any],
         guidance_scale: float,
@@ -165,7 +165,7 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
         """Return the network, conditioned and guided, as a function of sample and timestep only.
 
         Args:
-            flow: the scheduler.
+            scheduler: the scheduler.
             labels: the user's labels; None for no condition.
             model_kwargs: the result of `prepare_class_labels`.
             guidance_scale: the scale of classifier-free guidance; 1 for no guidance.
@@ -176,7 +176,7 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
         """
         if guidance_scale is None or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, but is {guidance_scale}.")
-        learned = flow.config.consistency_guidance
+        learned = scheduler.config.consistency_guidance
         if learned is not None and guidance_scale not in (1, learned):
             raise ValueError(
                 f"`guidance_scale` must be {learned:g}, the scale that this consistency model has learned, but is "
@@ -190,7 +190,9 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
                 f"`guidance_scale` = {guidance_scale} needs `class_labels`, and a network that was also trained "
                 "without labels, by `--class_conditional` with `--label_dropout` > 0. Set `guidance_scale` to 1."
             )
-        return GuidedModel(self.unet, flow.parameterization, model_kwargs["class_labels"], null_class, guidance_scale)
+        return GuidedModel(
+            self.unet, scheduler.parameterization, model_kwargs["class_labels"], null_class, guidance_scale
+        )
 
     @property
     def components(self) -> dict[str, Any]:

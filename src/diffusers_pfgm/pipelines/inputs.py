@@ -21,13 +21,13 @@ PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
 
 
 def check_inputs(
-    config: Any, flow: PoissonFlowScheduler, batch_size: int | None, latents: torch.Tensor | None, output_type: str
+    config: Any, scheduler: PoissonFlowScheduler, batch_size: int | None, latents: torch.Tensor | None, output_type: str
 ) -> None:
     """Check that the network, the scheduler and the arguments of a call fit each other.
 
     Args:
         config: the configuration of the network, or of a `ChargeField`.
-        flow: the scheduler.
+        scheduler: the scheduler.
         batch_size: the user's batch size; None if it follows from the latents, or is 1.
         latents: the user's latents; None if they are drawn.
         output_type: one of `OUTPUT_TYPES`.
@@ -40,9 +40,9 @@ def check_inputs(
     """
     if latents is not None:
         check_points("latents", latents)
-    parameterization = flow.parameterization
+    parameterization = scheduler.parameterization
     channels = config.in_channels
-    check_field_config(config, flow)
+    check_field_config(config, scheduler)
     data_channels = config.out_channels - parameterization.output_channels(0)
     if config.out_channels < channels and 0 < data_channels < channels:
         raise ValueError(

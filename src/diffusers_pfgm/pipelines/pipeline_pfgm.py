@@ -122,36 +122,36 @@ class PFGMPipeline(PoissonFlowPipeline):
                 "`tolerance` lets the solver choose its steps, so leave out `sigmas` and `callback_on_step_end`."
             )
         scheduler: Any = copy_scheduler(self.scheduler)
-        flow = PoissonFlowScheduler.from_scheduler(scheduler, allow_consistency=tolerance is None)
+        converted = PoissonFlowScheduler.from_scheduler(scheduler, allow_consistency=tolerance is None)
         labels = as_list(class_labels)
         if batch_size is None and latents is None and labels is not None:
             batch_size = len(labels)
-        check_inputs(self.unet.config, flow, batch_size, latents, output_type)
+        check_inputs(self.unet.config, converted, batch_size, latents, output_type)
         shape = latents_shape(self.unet.config, batch_size, latents)
 
         # 2. Prepare the class labels, the timesteps and the latents
         device = self._execution_device
         model_kwargs = self.prepare_class_labels(labels, shape[0], device)
-        model_at = functools.lru_cache(1)(functools.partial(self.prepare_model, flow, labels, model_kwargs))
+        model_at = functools.lru_cache(1)(functools.partial(self.prepare_model, converted, labels, model_kwargs))
         model_at(guidance_scale)  # raises for a scale that is not allowed
         # The state is at least float32: norms of the prior may exceed float16, and rounding errors of the state add up.
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
         if tolerance is not None:
-            scheduler, sigmas = flow, flow.sigma_range
+            scheduler, sigmas = converted, converted.sigma_range
         self.set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
-            latents = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)
+            latents = self.prepare_latents(scheduler, converted, shape, generator, device, dtype)
         else:
             latents = latents.to(device, dtype)
-            if scheduler is flow and flow.sigmas[0] == flow.sigma_range[0]:
-                latents = flow.move_to_prior(latents)
+            if scheduler is converted and converted.sigmas[0] == converted.sigma_range[0]:
+                latents = converted.move_to_prior(latents)
         nfe = 0
 
         # 3. Denoising loop
         with self._call_context(scheduler, guidance_scale) as call:
             if tolerance is not None:
                 call.num_timesteps = 0
-                latents, nfe = self._solve_adaptively(flow, model_at(guidance_scale), latents, tolerance)
+                latents, nfe = self._solve_adaptively(converted, model_at(guidance_scale), latents, tolerance)
             else:
 
                 def model(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
@@ -173,17 +173,17 @@ class PFGMPipeline(PoissonFlowPipeline):
         return output if return_dict else output.to_tuple()
 
     def _solve_adaptively(
-        self, flow: PoissonFlowScheduler, model: Callable[..., Any], latents: torch.Tensor, tolerance: float
+        self, scheduler: PoissonFlowScheduler, model: Callable[..., Any], latents: torch.Tensor, tolerance: float
     ) -> tuple[torch.Tensor, int]:
         """Return the samples (B, C, *) of the adaptive solver, and its number of network calls."""
-        sigma_max, sigma_min = flow.sigma_range
+        sigma_max, sigma_min = scheduler.sigma_range
         with self.progress_bar(itertools.count()) as progress_bar:
-            denoiser = Denoiser(CountedModel(model, progress_bar, self.unet.dtype), flow.parameterization)
+            denoiser = Denoiser(CountedModel(model, progress_bar, self.unet.dtype), scheduler.parameterization)
 
             def denoise(x: torch.Tensor, sigma: Any) -> torch.Tensor:
-                return denoiser(x, flow.sigma_of_samples(sigma))
+                return denoiser(x, scheduler.sigma_of_samples(sigma))
 
-            x = integrate_adaptive(denoise, latents * flow.data_scale(sigma_max), sigma_max, sigma_min, tolerance)
-            if flow.config.final_sigmas_type == "zero":
+            x = integrate_adaptive(denoise, latents * scheduler.data_scale(sigma_max), sigma_max, sigma_min, tolerance)
+            if scheduler.config.final_sigmas_type == "zero":
                 x = denoise(x, sigma_min)
         return x, denoiser.nfe

@@ -9,11 +9,10 @@ import torch
 from diffusers.utils import BaseOutput
 
 from ..flow.poisson_flow import PoissonFlow
+from ..inverse.check_measurement import check_measurement
 from ..inverse.latent_sampling import LatentSampler, LatentSamples
-from ..inverse.linear_operator import LinearOperator, Measurement, check_adjoint, measurement_like
+from ..inverse.linear_operator import Measurement, measurement_like
 from ..inverse.measurement_guidance import GUIDANCE_METHODS, GuidedByMeasurement
-from ..inverse.operators import Inpainting
-from ..physics.charges import check_finite
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..schedulers.stepping import scheduler_steps
@@ -24,10 +23,7 @@ from .class_conditioning import Label, as_list
 from .inputs import check_inputs, latents_shape
 from .outputs import postprocess
 
-METHODS = (*GUIDANCE_METHODS, "latent")
-# For the largest norm that a measurement of images in [-1, 1] can have.
-MAX_NOISE = 5.0  # noise, in standard deviations
-NORM_MARGIN = 1.1  # the iterative estimate of the operator's norm is a lower bound
+INVERSE_METHODS = (*GUIDANCE_METHODS, "latent")
 
 
 @dataclass
@@ -125,15 +121,15 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
         scheduler: Any = copy_scheduler(self.scheduler)
-        flow = PoissonFlowScheduler.from_scheduler(scheduler)
-        if method not in METHODS:
-            raise ValueError(f"`method` must be one of {METHODS}, but is {method!r}.")
+        converted = PoissonFlowScheduler.from_scheduler(scheduler)
+        if method not in INVERSE_METHODS:
+            raise ValueError(f"`method` must be one of {INVERSE_METHODS}, but is {method!r}.")
         if method == "latent" and not 0 < noise_std < math.inf:
             raise ValueError(
                 f"`noise_std` must be a finite number > 0 for 'latent', whose likelihood has no density without noise, "
                 f"but is {noise_std}. Use 'guidance', or a small number such as 0.01."
             )
-        if method == "latent":  # whose chains begin after the first sample
+        if method == "latent":  # these would otherwise be checked only after the first sample
             num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
             PoissonFlow(self.unet, scheduler)  # raises if the scheduler begins at infinite σ
         try:
@@ -147,28 +143,29 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")
         if batch_size is None:
             batch_size = len(measurement)
-        check_inputs(self.unet.config, flow, batch_size, None, output_type)
+        check_inputs(self.unet.config, converted, batch_size, None, output_type)
         shape = latents_shape(self.unet.config, batch_size, None)
         device = self._execution_device
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
         blank_images = torch.zeros(shape, device=device, dtype=dtype)
-        measurement = _check_measurement(measurement_like(measurement, blank_images), operator, noise_std, blank_images)
+        measurement = check_measurement(measurement_like(measurement, blank_images), operator, noise_std, blank_images)
         model_kwargs = self.prepare_class_labels(as_list(class_labels), shape[0], device)
 
+        has_sigma_timesteps = scheduler is converted and converted.parameterization.train_sigmas is None
         guided = GuidedByMeasurement(
             self.unet,
-            flow.parameterization,
+            converted.parameterization,
             operator,
             measurement,
             noise_std,
-            flow.kernel.aug_dim,
+            converted.kernel.aug_dim,
             data_std,
             "replacement" if method == "replacement" else "guidance",
-            flow.sigma_of_call if scheduler is flow and flow.parameterization.train_sigmas is None else None,
+            converted.sigma_of_call if has_sigma_timesteps else None,
             **model_kwargs,
         )
         self.set_timesteps(scheduler, num_inference_steps, None, device)
-        samples = self.prepare_latents(scheduler, flow, shape, generator, device, dtype)
+        samples = self.prepare_latents(scheduler, converted, shape, generator, device, dtype)
         with self._call_context(scheduler) as call, self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
             for step in scheduler_steps(scheduler, guided, samples, self.unet.dtype, generator):
                 self.end_step(step, callback_on_step_end, callback_inputs, model_kwargs)
@@ -215,60 +212,3 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             chains = sampler(start, num_sweeps, lambda sweeps: progress_bar.update(sweeps - progress_bar.n))
         chains.nfe += encoding_nfe
         return chains
-
-
-def _check_measurement(
-    measurement: torch.Tensor, operator: Measurement, noise_std: float, blank_images: torch.Tensor
-) -> torch.Tensor:
-    """Check a measurement and its operator, and return the measurement expanded to one for each image.
-
-    Args:
-        measurement: (B, *') or (1, *').
-        operator: A.
-        noise_std: the standard deviation of the noise.
-        blank_images: zeros (B, C, *), for the shape, device and dtype of the images.
-
-    Raises:
-        ValueError: as in `PFGMInversePipeline.__call__`.
-    """
-    count = len(blank_images)
-    blank_measurement = operator(blank_images)
-    if not isinstance(blank_measurement, torch.Tensor) or blank_measurement.ndim == 0:
-        is_tensor = isinstance(blank_measurement, torch.Tensor)
-        raise ValueError(
-            "`operator` must return a tensor (B, ...) with one measurement of each image, but returns "
-            f"{'one number for all' if is_tensor else type(blank_measurement).__name__}."
-        )
-    if len(blank_measurement) != count:
-        raise ValueError(
-            f"`operator` returns {len(blank_measurement)} measurements of {count} images. It must return one of each. "
-            "Was the operator, or its mask, made for another `batch_size`?"
-        )
-    expected = tuple(blank_measurement.shape[1:])
-    if tuple(measurement.shape[1:]) != expected or len(measurement) not in (1, count):
-        raise ValueError(
-            f"`measurement` must have the shape {(count, *expected)}, or {(1, *expected)} for all, which `operator` "
-            f"returns for images {tuple(blank_images.shape)}, but has {tuple(measurement.shape)}."
-        )
-    if measurement.is_complex() != blank_measurement.is_complex():
-        kinds = ["complex" if each.is_complex() else "real" for each in (measurement, blank_measurement)]
-        raise ValueError(
-            f"`measurement` is {kinds[0]}, but `operator` returns {kinds[1]} numbers. Both must be the same."
-        )
-    measurement = measurement.expand(count, *expected)
-    if isinstance(operator, Inpainting):
-        measurement = operator(measurement)
-    check_finite("measurement", measurement)
-    if isinstance(operator, LinearOperator):
-        check_adjoint(operator, blank_images)
-        # An image in [-1, 1] has a norm ≤ √N, so a measurement without noise has a norm ≤ ‖A‖ √N.
-        largest_norm = float(torch.linalg.vector_norm(measurement.reshape(count, -1), dim=1).max())
-        noise_dim = measurement[0].numel() * (2 if blank_measurement.is_complex() else 1)
-        noise_norm = MAX_NOISE * max(noise_std, 0.0) * math.sqrt(noise_dim)
-        norm_limit = operator.norm(blank_images) * math.sqrt(blank_images[0].numel()) + noise_norm
-        if largest_norm > NORM_MARGIN * norm_limit:
-            raise ValueError(
-                f"`measurement` has the norm {largest_norm:.4g}, but of images in [-1, 1] it is at most "
-                f"{norm_limit:.4g}. Scale bytes by / 127.5 - 1 before they are measured, or pass a larger `noise_std`."
-            )
-    return measurement

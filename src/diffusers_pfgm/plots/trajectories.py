@@ -99,18 +99,20 @@ def record_trajectory(
         >>> trajectory.states.shape, trajectory.denoised.shape, trajectory.norms[-1].max().round().item()
         (torch.Size([11, 3, 2]), torch.Size([10, 3, 2]), 1.0)
     """
-    flow: PoissonFlowScheduler = PoissonFlowScheduler.from_config(PoissonFlowScheduler.from_scheduler(scheduler).config)
-    flow.set_timesteps(num_inference_steps, device=latents.device)
-    sigmas = flow.sigmas.double()
+    converted: PoissonFlowScheduler = PoissonFlowScheduler.from_config(
+        PoissonFlowScheduler.from_scheduler(scheduler).config
+    )
+    converted.set_timesteps(num_inference_steps, device=latents.device)
+    sigmas = converted.sigmas.double()
     latents = at_least_float32(latents)  # as in pipelines
     states = [latents]
     denoised: list[torch.Tensor] = []
     dtype = dtype_and_device(model)[0]
-    for step in scheduler_steps(flow, functools.partial(model, **model_kwargs), latents, dtype):
+    for step in scheduler_steps(converted, functools.partial(model, **model_kwargs), latents, dtype):
         states.append(step.sample)
         denoised.append(step.denoised)  # type: ignore[arg-type]  # `PoissonFlowScheduler` always returns it
-    scaled = [flow.data_scale(sigma) * state for sigma, state in zip(sigmas.tolist(), states, strict=True)]
-    return Trajectory(flow, sigmas, torch.stack(scaled).cpu(), torch.stack(denoised).cpu())
+    scaled = [converted.data_scale(sigma) * state for sigma, state in zip(sigmas.tolist(), states, strict=True)]
+    return Trajectory(converted, sigmas, torch.stack(scaled).cpu(), torch.stack(denoised).cpu())
 
 
 def norm_quantiles(trajectory: Trajectory, data: torch.Tensor, seed: int = 0) -> torch.Tensor:

@@ -50,7 +50,6 @@ class Densities:
     Args:
         model: called like `UNet2DModel`. A model or tensor that was made in inference mode is copied.
         scheduler: defines what the model predicts, and the kernel.
-        sigma_range: σ_max and σ_min, in data units.
         x: (B, *), in data units.
         model_kwargs: keyword arguments of the model; tensors (B, ...) are split with the batch.
         divergence, num_probes, generator, probe_distribution: see `PoissonFlow.log_prob`.
@@ -64,7 +63,6 @@ class Densities:
         self,
         model: Callable[..., Any],
         scheduler: PoissonFlowScheduler,
-        sigma_range: tuple[float, float],
         x: torch.Tensor,
         model_kwargs: dict[str, Any],
         divergence: str,
@@ -81,7 +79,7 @@ class Densities:
         self.model = without_inference_mode(model)
         self.model_kwargs = {name: without_inference_mode(value) for name, value in model_kwargs.items()}
         self.scheduler = scheduler
-        self.sigma_max, self.sigma_min = sigma_range
+        self.sigma_max, self.sigma_min = scheduler.sigma_range
         self.x = x
         self.method = divergence
 

@@ -66,7 +66,7 @@ class PoissonFlow:
 
     def __init__(self, model: Callable[..., Any], scheduler: Any) -> None:
         self.model = model
-        self.sampler = scheduler
+        self.original_scheduler = scheduler
         # "trailing" begins at the last trained timestep, σ_max. Without a beta schedule the spacing has no effect.
         self.scheduler: PoissonFlowScheduler = PoissonFlowScheduler.from_config(
             PoissonFlowScheduler.from_scheduler(scheduler).config, timestep_spacing="trailing", timesteps_from=None
@@ -237,16 +237,15 @@ class PoissonFlow:
         Reference:
             PFGM, arXiv 2209.11178, section 3.3; here with the normalization of the kernel in R^N for any N and D.
         """
-        check_density(self.model, self.sampler)
+        check_density(self.model, self.original_scheduler)
         if num_inference_steps is not None and tolerance is not None:
             raise ValueError(
                 "`tolerance` is for the adaptive solver. Leave it out, or leave out `num_inference_steps`."
             )
         if tolerance is not None:
             check_tolerance(tolerance)
-        sigma_range = self.sigma_max, self.sigma_min
         probe_options = divergence, num_probes, generator, probe_distribution
-        densities = Densities(self.model, self.scheduler, sigma_range, x, model_kwargs, *probe_options)
+        densities = Densities(self.model, self.scheduler, x, model_kwargs, *probe_options)
         if step_tolerance is not None:
             check_tolerance(step_tolerance, "step_tolerance")
         sigmas = None if num_inference_steps is None else self._step_sigmas(num_inference_steps)
@@ -280,10 +279,9 @@ class PoissonFlow:
         Raises:
             ValueError: see `log_prob`; also if `sigma` is not between σ_min and σ_max.
         """
-        check_density(self.model, self.sampler)
-        sigma_range = self.sigma_max, self.sigma_min
+        check_density(self.model, self.original_scheduler)
         probe_options = divergence, num_probes, generator, probe_distribution
-        densities = Densities(self.model, self.scheduler, sigma_range, x, model_kwargs, *probe_options)
+        densities = Densities(self.model, self.scheduler, x, model_kwargs, *probe_options)
         if not self.sigma_min <= sigma <= self.sigma_max:
             raise ValueError(
                 f"`sigma` must be a noise level of the model, from {self.sigma_min:.6g} to {self.sigma_max:.6g}, but "

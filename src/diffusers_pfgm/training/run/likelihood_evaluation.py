@@ -97,7 +97,8 @@ def check_model(pipeline: Any) -> None:
     Raises:
         ValueError: if its scheduler solves no ODE, or its network needs class labels.
     """
-    check_density(pipeline.unet, PoissonFlow(pipeline.unet, pipeline.scheduler).sampler)
+    PoissonFlow(pipeline.unet, pipeline.scheduler)
+    check_density(pipeline.unet, pipeline.scheduler)
     pipeline.prepare_class_labels(None, 1, torch.device("cpu"))
 
 

@@ -8,7 +8,7 @@ For a finite D the noise n is that of the Poisson kernel, as in the tuning (`los
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from ..physics.tensors import Generators, append_dims, draw
 from ..solvers.multistep import Step
 from ..solvers.spacing import is_decreasing
+from .priors import PriorMixin
 
 NO_ODE = (
     "of a consistency model, which predicts the end of a field line in one call. It follows no ODE, so it has no "
@@ -60,17 +61,8 @@ def plan_consistency_steps(sigmas: list[float]) -> list[Step]:
     return [Step(sigma, 0.0, (1.0,)) for sigma in sigmas[:-1]]
 
 
-class ConsistencyMixin:
+class ConsistencyMixin(PriorMixin):
     """The noise between two calls of a consistency model, as a method of a scheduler."""
-
-    config: Any
-    sample_noise: Callable[..., torch.Tensor]
-    prior_of: Callable[[int], str]
-
-    @property
-    def is_consistency_model(self) -> bool:
-        """Whether the network is a consistency model, see `consistency_boundary`."""
-        return self.config.consistency_boundary is not None
 
     def renoise(self, denoised: torch.Tensor, sigma: float, generator: Generators = None) -> torch.Tensor:
         """Add noise of the kernel to a prediction of a consistency model, for its next call.

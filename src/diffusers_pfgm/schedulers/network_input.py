@@ -6,14 +6,11 @@ import torch
 
 from ..physics.tensors import cast_clamped
 from .priors import PriorMixin
-from .state_convention import StateConvention
 from .step_index import StepIndexMixin
 
 
 class NetworkInputMixin(PriorMixin, StepIndexMixin):
     """`scale_model_input` and `network_timestep` of a scheduler."""
-
-    _convention: StateConvention
 
     def sigma_of_call(self, timestep: float | torch.Tensor) -> float | torch.Tensor:
         """The noise level σ at which the network is called: a number, or (B, 1, ...) on the hemisphere.

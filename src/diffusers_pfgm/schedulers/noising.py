@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from ..physics.kernel import PoissonKernel
-from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, check_floating
-from .sigma_schedule import RunSigmas
-from .state_convention import StateConvention
+from .attributes import SchedulerAttributes
 
 
-class NoisingMixin:
+class NoisingMixin(SchedulerAttributes):
     """`sample_noise`, `add_noise` and `get_velocity` of a scheduler."""
-
-    config: Any
-    kernel: PoissonKernel
-    parameterization: Parameterization
-    is_consistency_model: bool
-    _convention: StateConvention
-    _run: RunSigmas
-    # The timesteps and the σ's of a run whose timesteps are rounded, else None.
-    _rounded_timesteps: tuple[torch.Tensor, torch.Tensor] | None
 
     @property
     def init_noise_sigma(self) -> float:

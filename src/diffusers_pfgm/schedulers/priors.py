@@ -8,27 +8,14 @@ from typing import Any
 
 import torch
 
-from ..physics.kernel import PoissonKernel
-from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, at_least_float32, rescale_for_squaring
-from .sigma_schedule import RunSigmas
+from .noising import NoisingMixin
 
 LEAST_SHELL_DIM = 64  # N from which the shell's bias is within 1 %
 
 
-class PriorMixin:
+class PriorMixin(NoisingMixin):
     """`sample_prior` of a scheduler, and the moves from the plane to its other priors."""
-
-    config: Any
-    kernel: PoissonKernel
-    parameterization: Parameterization
-    init_noise_sigma: float
-    sigma_range: tuple[float, float]
-    data_scale: Any
-    has_proportional_limit: bool
-    num_inference_steps: int | None
-    _run: RunSigmas
-    _sigma_factors: torch.Tensor | None  # (B, 1, ...) with the prior "hemisphere", whose samples have a σ each
 
     def sample_prior(
         self,

@@ -31,7 +31,6 @@ from .diffusers_configs import (
     refuse_noise,
 )
 from .network_input import NetworkInputMixin
-from .noising import NoisingMixin
 from .options import LEARNED, checked_options
 from .sigma_schedule import RunSigmas, SigmaSchedule
 from .state_convention import StateConvention
@@ -51,7 +50,7 @@ class PoissonFlowSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class PoissonFlowScheduler(NetworkInputMixin, NoisingMixin, ConsistencyMixin, SchedulerMixin, ConfigMixin):
+class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, ConfigMixin):
     """Scheduler of Poisson flow models: solves the backward ODE dx/dσ = (x − x̂)/σ from the prior to the data.
 
     At D = 1 (`aug_dim`) σ is the z of PFGM (arXiv 2209.11178); other D are PFGM++ (arXiv 2302.04265) at the augmented

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from diffusers.utils import logging
 
-from ..physics.parameterization import Parameterization
 from ..solvers.multistep import Step, plan_steps, variance_preserving
+from .attributes import SchedulerAttributes
 from .consistency import plan_consistency_steps
-from .sigma_schedule import RunSigmas
 
 logger = logging.get_logger(__name__)
 
 
-class StepIndexMixin:
+class StepIndexMixin(SchedulerAttributes):
     """The plan of a run, and the index of its next step, with diffusers' names for them."""
-
-    config: Any
-    parameterization: Parameterization
-    timesteps: torch.Tensor
-    is_consistency_model: bool
-    _run: RunSigmas
-    _plan: list[Step]  # one step for each element of `timesteps`
-    _timestep_values: list[float]  # those of `timesteps`, readable without waiting for the device
-    _begin_index: int | None
-    _step_index: int | None
 
     @property
     def order(self) -> int:

@@ -16,7 +16,7 @@ from ..physics.preconditioning import ZERO_SNR_SIGMA
 from ..physics.tensors import Generators, append_dims, working_dtype
 from ..schedulers.conversion import check_density, check_field_config
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
-from ..schedulers.step_fit import check_steps_of_model
+from ..schedulers.sigma_steps import check_steps_of_model
 from ..schedulers.stepping import scheduler_steps
 from ..solvers.adaptive import check_tolerance, integrate_adaptive
 from ..solvers.precision import without_tf32

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
-from ..schedulers.step_fit import check_steps_of_model
+from ..schedulers.sigma_steps import check_steps_of_model
 from ..schedulers.stepping import SchedulerStep
 from ..utils.checks import check_whole_number
 from .calls import Callback, PipelineCalls

@@ -19,7 +19,7 @@ from ..utils.checks import check_whole_number
 from .conversion import check_field_config
 from .scheduling_poisson_flow import PoissonFlowScheduler
 from .sigma_schedule import SigmaSchedule
-from .step_fit import num_parameters
+from .sigma_steps import num_parameters
 
 FINE_STEPS = 200  # the number of steps that follow the field lines, to which the spacing is fitted
 REFERENCE_STEPS = 100  # the number of steps of the reference run, whose ends a run of few steps is compared with

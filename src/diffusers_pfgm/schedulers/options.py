@@ -11,8 +11,8 @@ from ..solvers.multistep import check_solver
 from .consistency import check_consistency_options
 from .diffusers_classes import class_of_name
 
-LEARNED = ("learned", "learned_range")
-VARIANCE_TYPES = (*LEARNED, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", None)
+LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
+VARIANCE_TYPES = (*LEARNED_VARIANCE_TYPES, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", None)
 MAX_TRAIN_TIMESTEPS = 1_000_000  # diffusers makes several tensors of this length
 
 OPTIONAL = {"aug_dim", "sigma_min", "sigma_max", "sigma_data", "max_norm", "M", "beta_schedule", "sigma_knots"}

@@ -31,10 +31,10 @@ from .diffusers_configs import (
     refuse_noise,
 )
 from .network_input import NetworkInputMixin
-from .options import LEARNED, checked_options
+from .options import LEARNED_VARIANCE_TYPES, checked_options
 from .sigma_schedule import RunSigmas, SigmaSchedule
+from .sigma_steps import check_sigma_steps
 from .state_convention import StateConvention
-from .step_fit import check_sigma_steps
 
 
 @dataclass
@@ -180,7 +180,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
             config.gamma,
             config.sigma_data,
             train_sigmas,
-            learns_variance=config.variance_type in LEARNED,
+            learns_variance=config.variance_type in LEARNED_VARIANCE_TYPES,
             noise_estimate=self._noise_estimate(),
             boundary=config.consistency_boundary,
         )

@@ -36,7 +36,7 @@ from .schedulers.fit_sigmas import fit_sigmas
 from .schedulers.scheduling_poisson_flow import PoissonFlowScheduler, PoissonFlowSchedulerOutput
 from .solvers import plan_steps
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 register()
 

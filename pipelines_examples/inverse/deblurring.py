@@ -16,6 +16,7 @@ import torch
 
 from diffusers_pfgm import Blur
 from diffusers_pfgm.examples.inverse_problems import compare_methods, make_parser, make_pipeline
+from diffusers_pfgm.training.run.option_types import number
 
 
 def gaussian_kernel(std: float) -> torch.Tensor:
@@ -27,7 +28,9 @@ def gaussian_kernel(std: float) -> torch.Tensor:
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "deblurring.png")
-    parser.add_argument("--blur_std", type=float, default=0.8, help="standard deviation of the blur, in pixels")
+    parser.add_argument(
+        "--blur_std", type=number(0, above_low=True), default=0.8, help="standard deviation of the blur, in pixels"
+    )
     args = parser.parse_args(argv)
     compare_methods(args, *make_pipeline(args), Blur(gaussian_kernel(args.blur_std)))
 

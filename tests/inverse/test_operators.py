@@ -141,6 +141,12 @@ def test_invalid_arguments_raise() -> None:
         Blur(torch.ones(3, 2))
     with pytest.raises(ValueError, match=r"`boundary` must be one of .*, but is 'none'"):
         Blur(torch.ones(3, 3), "none")
+    # torch pads by fewer pixels than an image has for "reflect", and by no more for "circular".
+    for boundary, length, largest in (("reflect", 9, 7), ("circular", 11, 9)):
+        for shape, allowed in (((length, 1), (largest, 1)), ((1, length), (1, largest))):
+            with pytest.raises(ValueError, match=rf"`kernel` .* is too large for images \(1, 1, 4, 4\) .*{boundary}"):
+                Blur(torch.ones(shape), boundary)(torch.zeros(1, 1, 4, 4))
+            assert Blur(torch.ones(allowed), boundary)(torch.zeros(1, 1, 4, 4)).shape == (1, 1, 4, 4)
     for count, allowed in ((0, "a whole number >= 1"), (17, "from 1 to the 16 elements of a sample"), (2.5, "a whole")):
         with pytest.raises(ValueError, match=f"`num_measurements` must be {allowed}.*, but is {count}"):
             CompressedSensing((4, 4), count)

@@ -81,7 +81,8 @@ class Blur(LinearOperator):
         boundary: padding beyond the edges: "zero", "reflect", "replicate" or "circular".
 
     Raises:
-        ValueError: if `kernel` has another shape or `boundary` another value.
+        ValueError: if `kernel` has another shape or `boundary` another value; in a call if `kernel` is too large for
+            "reflect" or "circular".
     """
 
     def __init__(self, kernel: torch.Tensor | np.ndarray, boundary: str = "reflect") -> None:
@@ -96,6 +97,13 @@ class Blur(LinearOperator):
 
     def _blur(self, x: torch.Tensor) -> torch.Tensor:
         height, width = (size // 2 for size in self.kernel.shape)
+        # "reflect" and "circular" take the padding from the image, "reflect" without the pixels at the edges.
+        lengths = [size - (self.boundary == "reflect") for size in x.shape[2:]]
+        if self.boundary in ("reflect", "circular") and (height > lengths[0] or width > lengths[1]):
+            raise ValueError(
+                f"`kernel` {tuple(self.kernel.shape)} is too large for images {tuple(x.shape)} with `boundary` "
+                f"{self.boundary!r}. Pass a smaller one, or the `boundary` 'replicate' or 'zero'."
+            )
         padded = torch.nn.functional.pad(x, (width, width, height, height), mode=BOUNDARIES[self.boundary])
         kernels = self._on_device_of("kernel", x).expand(x.shape[1], 1, *self.kernel.shape)
         return torch.nn.functional.conv2d(padded, kernels, groups=x.shape[1])

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from diffusers_pfgm.examples.classifier import load_labelled_images, predict_classes, train_classifier
 from diffusers_pfgm.metrics.feature_networks import MNISTFeatures
 from diffusers_pfgm.metrics.feature_statistics import MNIST_STATISTICS, FeatureStatistics
+from diffusers_pfgm.training.run.option_types import output_file
 
 ID2LABEL = {digit: str(digit) for digit in range(10)}
 
@@ -28,7 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train_data", required=True, help="MNIST's training images with labels")
     parser.add_argument("--test_data", required=True, help="MNIST's test images with labels")
     parser.add_argument("--epochs", type=int, default=8, help="number of epochs")
-    parser.add_argument("--output", type=Path, default=Path("mnist_classifier.safetensors"), help="file of the weights")
+    parser.add_argument(
+        "--output", type=output_file, default=Path("mnist_classifier.safetensors"), help="file of the weights"
+    )
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     network = MNISTFeatures(pretrained=False)

@@ -38,6 +38,7 @@ from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.pipelines.class_conditioning import Label
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
+from diffusers_pfgm.training.run.option_types import output_file
 
 REFERENCE_STEPS = 200
 TOLERANCES = (1e-2, 1e-3, 1e-4)  # the tolerances of RK45
@@ -99,7 +100,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=1024, help="number of images of each solver, in one batch")
     add("--seed", type=int, default=0, help="seed of the latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
-    add("--output", type=Path, default=Path("quality-against-calls.png"), help="file of the figure")
+    add("--output", type=output_file, default=Path("quality-against-calls.png"), help="file of the figure")
     args = parser.parse_args(argv)
     if args.searched and args.guidance_scale != 1:
         parser.error("--searched fits the network without guidance: leave out --guidance_scale")

@@ -15,6 +15,7 @@ import torch
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.training.run.option_types import output_file
 
 REFERENCE_STEPS = 200
 
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="number of images of each solver")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
     parser.add_argument("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
-    parser.add_argument("--output", type=Path, default=Path("solvers.png"), help="file of the image grid")
+    parser.add_argument("--output", type=output_file, default=Path("solvers.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     pipe = PFGMPipeline.from_pretrained(args.model)

@@ -18,6 +18,7 @@ from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
+from diffusers_pfgm.training.run.option_types import output_file
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="seed of the samples")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
     add("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
-    add("--output", type=Path, default=Path("generated-without-training.png"), help="file of the image grid")
+    add("--output", type=output_file, default=Path("generated-without-training.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     images = ImageTensors(open_images(args.images), args.resolution, center_crop=True)

@@ -43,7 +43,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_generate(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "generated.png"
+    output = tmp_path / "missing" / "folder" / "generated.png"
     load_script("generate").main(
         [
             "--model",

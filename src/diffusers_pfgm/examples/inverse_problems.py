@@ -15,6 +15,7 @@ from ..plots.image_grid import image_grid
 from ..schedulers import PoissonFlowScheduler
 from ..training.data.images import ImageTensors
 from ..training.data.source import open_images
+from ..training.run.option_types import output_file
 from .digits import split_digits
 
 NUM_SHOWN = 2  # the number of samples of each method in the image grid
@@ -39,7 +40,7 @@ def make_parser(description: str, output: str) -> argparse.ArgumentParser:
     add("--num_sweeps", type=int, default=10, help="number of sweeps of latent sampling; 0 skips it")
     add("--seed", type=int, default=0, help="seed of the noise and the samples")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
-    add("--output", type=Path, default=Path(output), help="file of the image grid")
+    add("--output", type=output_file, default=Path(output), help="file of the image grid")
     return parser
 
 

@@ -21,7 +21,7 @@ from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.training.run.option_types import integer, output_file
 
 
 def print_round_trips(flow: PoissonFlow, x: torch.Tensor, latents: torch.Tensor, name: str, **options: Any) -> None:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--model", required=True, help="folder or Hub id of a pipeline")
     add("--data", required=True, help="images on which the model was not trained, a folder or a parquet file")
     add("--pairs", type=int, default=8, help="number of pairs of images")
-    add("--num", type=int, default=9, help="number of images of a path, both ends included")
+    add("--num", type=integer(3), default=9, help="number of images of a path, both ends included")
     add("--num_inference_steps", type=int, default=50, help="number of fixed steps")
     add("--step_tolerance", type=float, default=1e-5, help="relative tolerance of a fixed step")
     add("--tolerance", type=float, default=1e-6, help="tolerance of the adaptive solver")
@@ -80,9 +80,10 @@ def main(argv: list[str] | None = None) -> None:
     latents = flow.scheduler.sample_prior(first.shape, generator, first.device, dtype)
     latents = latents * flow.scheduler.data_scale(flow.sigma_max)
     options = {"num_inference_steps": args.num_inference_steps, "step_tolerance": args.step_tolerance}
+    labels = pipe.prepare_class_labels(None, args.pairs, real.device)  # no condition, as in `pipe.interpolate`
     print(f"Relative error of encoding and decoding {args.pairs} images, and of {args.pairs} latents, {args.dtype}:")
-    print_round_trips(flow, first, latents, f"{args.num_inference_steps} steps", **options)
-    print_round_trips(flow, first, latents, f"adaptive, {args.tolerance:g}", tolerance=args.tolerance)
+    print_round_trips(flow, first, latents, f"{args.num_inference_steps} steps", **options, **labels)
+    print_round_trips(flow, first, latents, f"adaptive, {args.tolerance:g}", tolerance=args.tolerance, **labels)
 
     output = pipe.interpolate(first / 2 + 0.5, second / 2 + 0.5, args.num, output_type="pt", **options)
     rows = (output.images * 2 - 1).view(args.pairs, args.num, *output.images.shape[1:])

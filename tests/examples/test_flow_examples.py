@@ -41,10 +41,12 @@ def save_model(folder: Path, unet: UNet2DModel | None = None, names: dict[int, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_interpolation(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("dtype", "classes"), [("float32", None), ("float64", None), ("float32", 2)])
+def test_interpolation(dtype: str, classes: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_parquet(split_digits()[1][:12], tmp_path / "digits.parquet")
-    options = ["--model", save_model(tmp_path / "model"), "--data", str(tmp_path / "digits.parquet"), "--device", "cpu"]
+    unet = make_smallest_unet(num_class_embeds=classes)
+    model = save_model(tmp_path / "model", unet, classes and {0: "digit"})
+    options = ["--model", model, "--data", str(tmp_path / "digits.parquet"), "--device", "cpu"]
     options += [
         "--pairs",
         "2",

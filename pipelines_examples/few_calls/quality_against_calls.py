@@ -72,14 +72,15 @@ Results = dict[str, list[Measures]]  # the measures of the runs of each solver
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    consistency = args.consistency_model and load_consistency_model(args.consistency_model, args.device)
     comparison = Comparison(args)
     results = measure_solvers(comparison, args.calls)
     if args.diffusers_solvers:
         results |= measure_diffusers_solvers(comparison, args.calls)
     if args.searched:
         results["multistep, searched"] = measure_searched_steps(comparison, args.searched)
-    if args.consistency_model is not None:
-        results["consistency model"] = measure_consistency_model(comparison, args.consistency_model)
+    if consistency:
+        results["consistency model"] = measure_consistency_model(comparison, consistency)
     print_table(comparison, results)
     draw_figure(comparison, results, args.calls).savefig(args.output, dpi=110)
     print(f"\nFigure: {args.output}")
@@ -164,6 +165,18 @@ def load_pipeline(name: str, device: str) -> PFGMPipeline:
     return pipe
 
 
+def load_consistency_model(name: str, device: str) -> PFGMPipeline:
+    """Load a consistency model as `load_pipeline` does.
+
+    Raises:
+        ValueError: if the model is no consistency model.
+    """
+    pipe = load_pipeline(name, device)
+    if pipe.scheduler.config.get("consistency_sigmas") is None:
+        raise ValueError(f"`--consistency_model` {name!r} is no consistency model. Pass one of tune_consistency.py.")
+    return pipe
+
+
 def measure_solvers(comparison: Comparison, calls: Sequence[int]) -> Results:
     """Measure the solvers of this package: those with fixed steps by `calls`, and RK45 by `TOLERANCES`."""
     pipe = comparison.pipe
@@ -205,9 +218,8 @@ def measure_searched_steps(comparison: Comparison, calls: Sequence[int]) -> list
     return rows
 
 
-def measure_consistency_model(comparison: Comparison, name: str) -> list[Measures]:
+def measure_consistency_model(comparison: Comparison, pipe: PFGMPipeline) -> list[Measures]:
     """Measure runs of a consistency model, of each number of calls that it allows."""
-    pipe = load_pipeline(name, comparison.device)
     counts = range(1, len(pipe.scheduler.config.consistency_sigmas) + 1)
     return [comparison.measure(comparison.draw(pipe, num_inference_steps=count)) for count in counts]
 

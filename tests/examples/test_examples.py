@@ -110,6 +110,11 @@ def test_quality_against_calls(
     assert errors["RK45"] < errors["euler"] and Image.open(output).width > 900
 
 
+def test_a_consistency_model_is_checked_first(model: str) -> None:
+    with pytest.raises(ValueError, match=r"`--consistency_model` .* is no consistency model"):
+        load_script("quality_against_calls").main(["--model", model, "--data", "none", "--consistency_model", model])
+
+
 @pytest.mark.slow
 def test_swap_schedulers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     example = load_script("swap_schedulers")

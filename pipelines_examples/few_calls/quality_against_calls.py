@@ -32,12 +32,11 @@ from matplotlib.figure import Figure
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler, fit_sigmas
 from diffusers_pfgm.examples.diffusers_solvers import DIFFUSERS_SOLVERS, draw_by_diffusers, karras_sigmas
+from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.metrics.feature_networks import load_feature_network
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.pipelines.class_conditioning import Label
-from diffusers_pfgm.training.data.images import ImageTensors
-from diffusers_pfgm.training.data.source import open_images
 from diffusers_pfgm.training.run.option_types import output_file
 
 REFERENCE_STEPS = 200
@@ -121,9 +120,9 @@ class Comparison:
         self.pipe = load_pipeline(args.model, args.device)
         self.config = self.pipe.scheduler.config
         size = self.pipe.unet.config.sample_size
-        data = ImageTensors(open_images(args.data), size, center_crop=True)
-        self.data = data.__getitems__(range(len(data)))
-        shape = (args.batch_size, self.pipe.unet.config.in_channels, size, size)
+        channels = self.pipe.unet.config.in_channels
+        self.data = load_images(args.data, size, channels)
+        shape = (args.batch_size, channels, size, size)
         self.latents = self.pipe.scheduler.sample_prior(shape, torch.Generator().manual_seed(args.seed), args.device)
         classes = self.pipe.config.id2label
         self.labels: list[Label] | None = classes and [index % len(classes) for index in range(args.batch_size)]

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from diffusers_pfgm import PFGMEditingPipeline, PoissonFlow
+from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots.image_grid import image_grid
-from diffusers_pfgm.training.data.images import ImageTensors
-from diffusers_pfgm.training.data.source import open_images
 from diffusers_pfgm.training.run.option_types import integer, output_file
 
 
@@ -65,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe = PFGMEditingPipeline.from_pretrained(args.model).to(args.device, dtype)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size
-    data = ImageTensors(open_images(args.data), size, center_crop=True)
-    real = data.__getitems__(range(len(data))).to(args.device, dtype)
+    real = load_images(args.data, size, pipe.unet.config.in_channels).to(args.device, dtype)
     if len(real) <= args.pairs * args.num:
         raise ValueError(
             f"`--data` must have more than {args.pairs * args.num} images for `--pairs` {args.pairs} and `--num` "

@@ -115,6 +115,13 @@ def test_a_consistency_model_is_checked_first(model: str) -> None:
         load_script("quality_against_calls").main(["--model", model, "--data", "none", "--consistency_model", model])
 
 
+def test_images_have_the_channels_of_the_model(model: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "colour", count=3)
+    script = load_script("quality_against_calls")
+    options = ["--model", model, "--data", str(tmp_path / "colour"), "--batch_size", "1", "--device", "cpu"]
+    assert script.Comparison(script.parse_args(options)).data.shape == (3, 1, 8, 8)
+
+
 @pytest.mark.slow
 def test_swap_schedulers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     example = load_script("swap_schedulers")

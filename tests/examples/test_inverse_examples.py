@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
-from diffusers_pfgm.examples.inverse_problems import psnr
+from diffusers_pfgm.examples.inverse_problems import make_parser, make_pipeline, psnr
 from tests.networks import make_tiny_pipeline
 from tests.scripts import load_script
 
@@ -55,6 +55,20 @@ def test_saved_model_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     # The images are also the training images, so the nearest training image of an image is the image itself.
     assert rows["latent"] == [] and rows["nearest training image"][0] > 90 > rows["pseudo-inverse"][0]
     assert Image.open(output).size == (5 * 52, 5 * 52 - 52)
+
+
+def test_images_have_the_shape_of_the_model(tmp_path: Path) -> None:
+    make_tiny_pipeline(channels=3).save_pretrained(tmp_path / "model")
+    write_parquet(split_digits()[1][:5], tmp_path / "digits.parquet")
+    data = ["--data", str(tmp_path / "digits.parquet"), "--train_data", str(tmp_path / "digits.parquet")]
+    parser = make_parser("", "solved.png")
+    _, train, truth = make_pipeline(parser.parse_args(["--model", str(tmp_path / "model"), *data, "--device", "cpu"]))
+    assert train.shape == truth.shape == (5, 3, 8, 8)
+    with pytest.raises(
+        ValueError,
+        match=r"\(1, 8, 8\) for `--data`, .*\(3, 8, 8\) for the model. Pass both `--data` and `--train_data`",
+    ):
+        make_pipeline(parser.parse_args(["--model", str(tmp_path / "model")]))
 
 
 def test_masks() -> None:

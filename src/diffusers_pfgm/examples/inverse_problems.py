@@ -13,10 +13,9 @@ from ..physics import ChargeField
 from ..pipelines import PFGMInversePipeline
 from ..plots.image_grid import image_grid
 from ..schedulers import PoissonFlowScheduler
-from ..training.data.images import ImageTensors
-from ..training.data.source import open_images
 from ..training.run.option_types import output_file
 from .digits import split_digits
+from .images import load_images
 
 NUM_SHOWN = 2  # the number of samples of each method in the image grid
 NEAREST = "nearest training image"
@@ -44,32 +43,34 @@ def make_parser(description: str, output: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load_images(name: str, size: int) -> torch.Tensor:
-    """Load the images of a folder, a parquet file or the Hub as (K, C, size, size) in [-1, 1]."""
-    images = ImageTensors(open_images(name), size, center_crop=True)
-    return images.__getitems__(range(len(images)))
-
-
 def make_pipeline(args: argparse.Namespace) -> tuple[PFGMInversePipeline, torch.Tensor, torch.Tensor]:
     """Return the pipeline, the training images (K, C, H, W) and the images to measure (B, C, H, W).
 
     Raises:
-        ValueError: if the two sets of images have different sizes or channels.
+        ValueError: if the two sets of images and the model have different sizes or channels.
     """
     train, held_out = split_digits()
+    size, channels = 8, None
     if args.model:
         pipe = PFGMInversePipeline.from_pretrained(args.model)
+        size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     if args.data:
-        held_out = load_images(args.data, pipe.unet.config.sample_size if args.model else 8)
+        held_out = load_images(args.data, size, channels)
     if args.train_data:
-        train = load_images(args.train_data, held_out.shape[-1])
-    if train.shape[1:] != held_out.shape[1:]:
-        raise ValueError(
-            f"The images of `--train_data` (by default the digits) have the shape {tuple(train.shape[1:])}, but those "
-            f"of `--data` have {tuple(held_out.shape[1:])}. Pass both, with the model's number of channels."
-        )
+        train = load_images(args.train_data, size, held_out.shape[1])
     if not args.model:
         pipe = PFGMInversePipeline(ChargeField(train), PoissonFlowScheduler())
+    shapes = {
+        "`--data`": held_out.shape[1:],
+        "`--train_data`": train.shape[1:],
+        "the model": (pipe.unet.config.in_channels, size, size),
+    }
+    if len({*shapes.values()}) > 1:
+        raise ValueError(
+            "Images must have the same shape (C, H, W), but have "
+            f"{', '.join(f'{tuple(shape)} for {name}' for name, shape in shapes.items())}. Pass both `--data` and "
+            "`--train_data`, which are scikit-learn's digits by default."
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(args.device), train.to(args.device), held_out[: args.num_images].to(args.device)
 

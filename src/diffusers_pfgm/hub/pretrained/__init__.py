@@ -2,7 +2,7 @@
 
 - "mnist" was trained by the MNIST command of `training/README.md` with `--max_train_steps 3500`. It takes about twenty
   network calls.
-- "mnist_consistency" was tuned with guidance 2 from such a model of 1,600 steps. It takes one to three.
+- "mnist_consistency" was tuned from it with guidance 2, in 2,400 steps. It takes one to three.
 
 Both were trained on the 60,000 training images of MNIST.
 """

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import datasets
@@ -210,13 +211,22 @@ def test_classes_are_matched_by_name(folder: Path, tmp_path: Path) -> None:
         evaluate(arguments)
         log_probs.append([record["log_prob"] for record in read_records(tmp_path / f"{labels[0]}.jsonl", "image")])
     assert log_probs[0] == log_probs[1]
+    images.add_column("label", ["b", "c"]).to_parquet(tmp_path / "labelled.parquet")
+    with pytest.raises(ValueError, match=r"other settings: data.labels was '\w+' and is '\w+'"):
+        evaluate(arguments)
 
 
 def test_figures_of_other_settings_stay(folder: Path, tmp_path: Path) -> None:
-    evaluate(options(folder, tmp_path / "figures.jsonl", "--max_images=1"))
+    data = tmp_path / "digits.parquet"
+    shutil.copy(folder / "digits.parquet", data)
+    arguments = options(folder, tmp_path / "figures.jsonl", "--max_images=1", f"--dataset_name={data}")
+    evaluate(arguments)
     before = (tmp_path / "figures.jsonl").read_text()
     with pytest.raises(ValueError, match=r"holds results of other settings: seed was 0 and is 1. Pass these again"):
-        evaluate(options(folder, tmp_path / "figures.jsonl", "--seed=1"))
+        evaluate([*arguments, "--seed=1"])
+    write_parquet(split_digits()[0][:10], data)  # other images under the same name
+    with pytest.raises(ValueError, match=r"other settings: data.images was '\w+' and is '\w+'; settings that"):
+        evaluate(arguments)
     assert (tmp_path / "figures.jsonl").read_text() == before
     (tmp_path / "own.txt").write_text(json.dumps({"event": "mine", "step": 0}))
     with pytest.raises(ValueError, match="exists and is not a file of this script"):

@@ -30,7 +30,7 @@ def test_settings_of_the_data_are_compared_up_to_rounding() -> None:
     check_settings(saved, saved | {"data.sigma_max": 17.88 * (1 + 1e-7)})
     for name, value in {"data.images": "cd", "data.sigma_max": 17.9, "data.classes": "ef"}.items():
         current = saved | {name: value}
-        with pytest.raises(ValueError, match=rf"{name} was .* follow from the images and class names"):
+        with pytest.raises(ValueError, match=rf"{name} was .* follow from the images, labels and class names"):
             check_settings(current, saved)
     with pytest.raises(ValueError, match=r"data.sigma_max was 17.88 and is 1.6"):
         check_settings(saved, saved | {"data.sigma_max": 1.6})

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 
@@ -37,17 +38,22 @@ def data_settings(
         scheduler: The scheduler of the run, some of whose options follow from the images.
     """
     if isinstance(images, StreamedImages):
-        entries = (row[images.column] for row in itertools.islice(images.rows, STREAM_FINGERPRINT_IMAGES))
+        rows = itertools.islice(images.rows, STREAM_FINGERPRINT_IMAGES)
+        checksum = fingerprint(row[images.column] for row in rows)
     else:
-        count = min(len(images), MAX_FINGERPRINT_IMAGES)
-        indices = evenly_spaced(len(images), count).tolist()
-        entries = (images.files[index][images.column] for index in indices)
-    settings = {"images": fingerprint(entries), "M": scheduler.config.M}
+        checksum = dataset_fingerprint(images.files, images.column)
+    settings = {"images": checksum, "M": scheduler.config.M}
     settings |= {name: scheduler.config[name] for name in ("sigma_max", "sigma_data", "data_mean", "mean_square_std")}
     if id2label is not None:
         numbers = [] if labels is None else labels.tolist()
         settings["classes"] = _digest([json.dumps([*id2label.values()]).encode(), json.dumps(numbers).encode()])
     return {f"{DATA_PREFIX}{name}": value for name, value in settings.items()}
+
+
+def dataset_fingerprint(dataset: datasets.Dataset, column: str) -> str:
+    """The fingerprint of at most 1,000 images of a data set, evenly spaced. Its column holds undecoded images."""
+    count = min(len(dataset), MAX_FINGERPRINT_IMAGES)
+    return fingerprint(dataset[index][column] for index in evenly_spaced(len(dataset), count).tolist())
 
 
 def fingerprint(entries: Iterable[Entry]) -> str:

@@ -21,7 +21,7 @@ from ...metrics.precision_recall import NEIGHBORS
 from ...pipelines.inputs import latents_shape
 from ...pipelines.pipeline_pfgm import PFGMPipeline
 from ...utils.atomic_file import atomic_file
-from ..data.source import is_image_folder
+from ..data.source import is_image_folder, open_images
 from . import likelihood_arguments, likelihood_evaluation
 from .evaluation_arguments import is_statistics
 from .evaluation_images import read_pixels
@@ -120,9 +120,8 @@ class _Evaluation:
         if pipeline is not None and args.bits_per_dim_images:
             likelihood_evaluation.check_model(pipeline)
             options = _likelihood_options(args)
-            likelihood_evaluation.count_results(
-                options.output, likelihood_evaluation.result_settings(options, pipeline)
-            )
+            settings = likelihood_evaluation.result_settings(options, pipeline, open_images(args.reference))
+            likelihood_evaluation.count_results(options.output, settings)
         if args.train_data is not None:
             self.train = read_pixels("--train_data", args.train_data, shape, args.resolution)
 

@@ -20,6 +20,8 @@ from ...pipelines.class_conditioning import Label
 from ...pipelines.inputs import PIL_MODES
 from ...pipelines.pipeline_pfgm_likelihood import PFGMLikelihoodPipeline
 from ...schedulers.conversion import check_density
+from ..data.columns import with_image_files
+from ..data.fingerprint import dataset_fingerprint, fingerprint
 from ..data.images import ImageTensors
 from ..data.labels import read_class_labels
 from ..data.order import position_generators
@@ -27,7 +29,7 @@ from ..data.source import load_image_dataset
 from .load_model import load_model
 from .model_checksum import pipeline_checksum
 from .records import Records, read_records
-from .settings import MODEL_CHECKSUM, differences
+from .settings import DATA_PREFIX, MODEL_CHECKSUM, differences
 
 RECORDED = 64  # images whose results are written at a time
 IGNORED_OPTIONS = ("output", "batch_size", "max_images", "device")  # options that do not change an image's results
@@ -46,12 +48,11 @@ def main(args: argparse.Namespace) -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     pipe: Any = load_model(PFGMLikelihoodPipeline, args.model, args.device or default_device())
     pipe.set_progress_bar_config(disable=True)
-    settings = result_settings(args, pipe)
-    done = count_results(args.output, settings)
     dataset = load_image_dataset(args.dataset_name, data_dir=args.train_data_dir)
     images = _images(dataset, args.image_column, pipe.unet.config)
     labels = None if args.label_column is None else _labels(dataset, args.label_column, pipe.config.id2label)
-
+    settings = result_settings(args, pipe, dataset, labels)
+    done = count_results(args.output, settings)
     records = Records(args.output)
     count = min(len(images), args.max_images or len(images))
     with tqdm(total=count, initial=min(done, count), desc="Images", unit="image") as progress_bar:
@@ -102,10 +103,16 @@ def check_model(pipeline: Any) -> None:
     pipeline.prepare_class_labels(None, 1, torch.device("cpu"))
 
 
-def result_settings(args: argparse.Namespace, pipeline: Any) -> dict[str, Any]:
-    """Return what an image's results depend on: options of evaluate_likelihood.py, and a checksum of the model."""
-    options = {name: value for name, value in vars(args).items() if name not in IGNORED_OPTIONS}
-    return options | {MODEL_CHECKSUM: pipeline_checksum(pipeline)}
+def result_settings(
+    args: argparse.Namespace, pipeline: Any, dataset: datasets.Dataset, labels: list[Label] | None = None
+) -> dict[str, Any]:
+    """Return what an image's results depend on: options of evaluate_likelihood.py, the model, images and labels."""
+    settings = {name: value for name, value in vars(args).items() if name not in IGNORED_OPTIONS}
+    settings[MODEL_CHECKSUM] = pipeline_checksum(pipeline)
+    settings[f"{DATA_PREFIX}images"] = dataset_fingerprint(*with_image_files(dataset, args.image_column))
+    if labels is not None:
+        settings[f"{DATA_PREFIX}labels"] = fingerprint([labels])
+    return settings
 
 
 def count_results(path: Path, settings: dict[str, object]) -> int:

@@ -69,11 +69,14 @@ def run_settings(options: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Return a phrase for each setting that differs, with its saved and its current value."""
-    return [
-        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
-        for name in sorted({*saved, *current})
-        if not _is_same(name, saved, current)
-    ]
+    names = [name for name in sorted({*saved, *current}) if not _is_same(name, saved, current)]
+    differing = [f"{name} was {saved.get(name)!r} and is {current.get(name)!r}" for name in names]
+    if any(name.startswith(DATA_PREFIX) for name in names):
+        differing.append(
+            f"settings that begin with {DATA_PREFIX!r} follow from the images, labels and class names, so these have "
+            "changed, or their order has"
+        )
+    return differing
 
 
 def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -97,11 +100,6 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         )
     if any(difference.startswith(MODEL_CHECKSUM) for difference in differing):
         differing.append("the weights of `--model` are others than at the start of the run, so it cannot be resumed")
-    if any(difference.startswith(DATA_PREFIX) for difference in differing):
-        differing.append(
-            f"settings that begin with {DATA_PREFIX!r} follow from the images and class names, so these have changed, "
-            "or their order has"
-        )
     if differing:
         raise ValueError(
             f"`--resume_from_checkpoint`: the checkpoint has other settings: {'; '.join(differing)}. Pass the saved "

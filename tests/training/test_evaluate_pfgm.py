@@ -19,7 +19,7 @@ from diffusers_pfgm.training.run import evaluation, evaluation_metrics
 from diffusers_pfgm.training.run.evaluation import main
 from diffusers_pfgm.training.run.evaluation_arguments import parse_args
 from diffusers_pfgm.training.run.evaluation_images import read_pixels
-from diffusers_pfgm.training.run.evaluation_metrics import compare_pixels, find_memorized
+from diffusers_pfgm.training.run.evaluation_metrics import compare_pixels, find_memorized, reference_statistics
 from diffusers_pfgm.training.run.generated_images import GeneratedImages
 from diffusers_pfgm.training.run.likelihood_evaluation import mean_and_error
 from tests.networks import make_smallest_unet, make_tiny_pipeline
@@ -30,10 +30,14 @@ SCRIPT = Path(__file__).parents[2] / "training" / "evaluate_pfgm.py"
 
 
 class FlatFeatures(torch.nn.Module):
-    """Features of 8 x 8 images that need no weights: means over squares, and logits from them."""
+    """Features of 8 x 8 images with one weight: multiples of means over squares, and logits from them."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = torch.nn.functional.avg_pool2d(images, 2).flatten(1)
+        features = torch.nn.functional.avg_pool2d(images, 2).flatten(1) * self.weight
         return features, features[:, :10]
 
 
@@ -187,6 +191,15 @@ def test_statistics_of_the_reference_are_kept_for_the_same_images(
 
 
 @pytest.mark.slow
+def test_statistics_of_the_reference_are_those_of_the_networks_weights(tmp_path: Path) -> None:
+    digits = ((split_digits()[0][:90] + 1) * 127.5).round().to(torch.uint8)
+    means = [
+        reference_statistics(FlatFeatures(weight), "folder", digits, torch.device("cpu"), tmp_path / "kept.npz").mean
+        for weight in (1.0, 2.0)  # such as a backbone that was trained further, under the same name
+    ]
+    assert torch.allclose(means[1], 2 * means[0])
+
+
 @pytest.mark.usefixtures("flat")
 def test_other_weights_in_the_same_folder_are_evaluated_anew(model: Path, data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"

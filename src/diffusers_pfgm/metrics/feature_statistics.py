@@ -24,7 +24,7 @@ class FeatureStatistics:
         covariance: (F, F), float64.
         count: the number of images; None if the file does not say.
         network: the name of the feature network; None if the file does not say.
-        images: a fingerprint of the images; None if the file does not say.
+        images: a fingerprint of the images and of the network's weights; None if the file does not say.
         features: (K, F), the features from which the moments were computed; None if the file has only the moments.
     """
 
@@ -46,7 +46,7 @@ class FeatureStatistics:
         Args:
             features: (K, F), the features of K ≥ 2 images.
             network: the name of the feature network; None if it is unknown.
-            images: a fingerprint of the images; None if it is unknown.
+            images: a fingerprint of the images and of the network's weights; None if it is unknown.
 
         Raises:
             ValueError: if `features` has another shape, there are fewer than two images, or a feature is not finite.

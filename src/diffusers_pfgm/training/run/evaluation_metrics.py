@@ -18,6 +18,7 @@ from ...metrics.nearest_neighbors import nearest_distances
 from ...metrics.precision_recall import precision_recall
 from ...metrics.sliced_wasserstein import sliced_wasserstein
 from ..data.order import evenly_spaced
+from .model_checksum import weights_checksum
 
 BATCH_SIZE = 100  # the number of images whose features are computed at a time
 MAX_COMPARED = 10_000  # the largest number of images whose distances to each other are computed
@@ -53,9 +54,10 @@ def reference_statistics(
         name: the name of the feature network.
         reference: the images (K, C, H, W) in uint8.
         device: the device on which features are computed.
-        cache: the file. It is written if it is missing or has statistics of other images or another network.
+        cache: the file. It is written if it is missing, or has statistics of other images or of a network with another
+            name or other weights.
     """
-    images = hashlib.sha256(reference.numpy().tobytes()).hexdigest()[:16]
+    images = f"{hashlib.sha256(reference.numpy().tobytes()).hexdigest()[:16]}-{weights_checksum(network):08x}"
     if cache.exists():
         statistics = FeatureStatistics.load(cache)
         if (statistics.network, statistics.images) == (name, images):

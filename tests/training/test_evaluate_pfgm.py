@@ -22,6 +22,7 @@ from diffusers_pfgm.training.run.evaluation_images import read_pixels
 from diffusers_pfgm.training.run.evaluation_metrics import compare_pixels, find_memorized, reference_statistics
 from diffusers_pfgm.training.run.generated_images import GeneratedImages
 from diffusers_pfgm.training.run.likelihood_evaluation import mean_and_error
+from diffusers_pfgm.training.run.output_folder import lock_output_dir
 from tests.networks import make_smallest_unet, make_tiny_pipeline
 from tests.training.launch import TORCHRUN
 from tests.warm_python import WarmPython
@@ -190,7 +191,6 @@ def test_statistics_of_the_reference_are_kept_for_the_same_images(
     assert sizes == [2, 40, 60, 2, 40, 2, 40, 100, 20]
 
 
-@pytest.mark.slow
 def test_statistics_of_the_reference_are_those_of_the_networks_weights(tmp_path: Path) -> None:
     digits = ((split_digits()[0][:90] + 1) * 127.5).round().to(torch.uint8)
     means = [
@@ -200,6 +200,7 @@ def test_statistics_of_the_reference_are_those_of_the_networks_weights(tmp_path:
     assert torch.allclose(means[1], 2 * means[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flat")
 def test_other_weights_in_the_same_folder_are_evaluated_anew(model: Path, data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
@@ -347,6 +348,10 @@ def test_images_of_other_settings_and_other_files_are_kept(model: Path, data: Pa
     with pytest.raises(ValueError, match=r"`--output_dir` .* is a file. Name a folder"):
         evaluate(options_of(model, data, tmp_path / "file"))
     evaluate(options_of(model, data, tmp_path / "e", "--keep_images"))
+    lock = lock_output_dir(tmp_path / "e")  # as a run at the same time
+    with pytest.raises(ValueError, match=r"`--output_dir` .* is in use by a running process"):
+        evaluate(options_of(model, data, tmp_path / "e", "--keep_images"))
+    lock.release()
     with pytest.raises(ValueError, match=r"has images of other settings.*seed"):
         evaluate(options_of(model, data, tmp_path / "e", "--seed=1"))
     (tmp_path / "f" / "images").mkdir(parents=True)

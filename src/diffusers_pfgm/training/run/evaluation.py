@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import shutil
@@ -37,6 +38,7 @@ from .generated_images import GeneratedImages
 from .load_model import load_model
 from .long_barrier import LongBarrier
 from .model_checksum import pipeline_checksum
+from .output_folder import lock_output_dir
 from .records import read_records
 from .settings import MODEL_CHECKSUM
 from .setup import uses_several_cpus
@@ -53,8 +55,8 @@ def main(args: argparse.Namespace) -> None:
         args: The options of evaluate_pfgm.py, from `evaluation_arguments.parse_args`.
 
     Raises:
-        ValueError: if the output folder is a file, or the model, the images or the statistics cannot be used, or do not
-            fit each other.
+        ValueError: if the output folder is a file or in use by another run, or the model, the images or the statistics
+            cannot be used, or do not fit each other.
     """
     if args.output_dir.is_file():
         raise ValueError(f"`--output_dir` {str(args.output_dir)!r} is a file. Name a folder.")
@@ -62,13 +64,15 @@ def main(args: argparse.Namespace) -> None:
     barrier = LongBarrier(accelerator)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pipeline = None if args.model is None else load_model(PFGMPipeline, args.model)
-    with barrier:
-        if accelerator.is_main_process:  # before hours of generation, since any of this may be missing
-            evaluation = _Evaluation(args, pipeline)
-    images = None if pipeline is None else _generate(args, pipeline, accelerator, barrier)
-    with barrier:
-        if accelerator.is_main_process:
-            evaluation.write_report(images, accelerator.device)
+    with contextlib.ExitStack() as stack:
+        with barrier:
+            if accelerator.is_main_process:  # before hours of generation, since any of this may be missing
+                stack.callback(lock_output_dir(args.output_dir).release)
+                evaluation = _Evaluation(args, pipeline)
+        images = None if pipeline is None else _generate(args, pipeline, accelerator, barrier)
+        with barrier:
+            if accelerator.is_main_process:
+                evaluation.write_report(images, accelerator.device)
 
 
 def _generate(

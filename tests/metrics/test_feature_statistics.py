@@ -1,5 +1,6 @@
 """Statistics of features survive their file, and their Fréchet distance equals other libraries' and closed forms."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -94,7 +95,15 @@ def test_unusable_files_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray
         FeatureStatistics.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no zip"])
+def damaged_archive() -> bytes:
+    """A compressed file in the form of clean-fid, in whose middle some bytes are damaged."""
+    file = io.BytesIO()
+    np.savez_compressed(file, mu=np.zeros(3), sigma=np.eye(3))
+    content = file.getvalue()
+    return content[:60] + b"\xff" * 20 + content[80:]
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", damaged_archive()])
 def test_damaged_and_missing_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "reference.npz"
     with pytest.raises(ValueError, match="holds no feature statistics"):

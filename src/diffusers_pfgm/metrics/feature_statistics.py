@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class FeatureStatistics:
             with np.load(path, allow_pickle=False) as file:
                 content = {name: file[name] for name in file.files}
             mean, covariance = (torch.from_numpy(content[name]).double() for name in ("mu", "sigma"))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"{path} holds no feature statistics: {error}. It must be an .npz file with `mu` (F,) and `sigma` "
                 "(F, F), like the files of EDM, pytorch-fid and clean-fid."

@@ -146,10 +146,12 @@ def test_the_settings_of_images_are_written_once(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / ".settings.json.partial").write_bytes(b"half of a file")  # of a killed run
+    GeneratedImages(folder, SETTINGS | {"seed": 1})  # of a run that ended before it had an image
     GeneratedImages(folder, SETTINGS)
     written = (folder / "settings.json").stat().st_ino
     GeneratedImages(folder, SETTINGS)  # as the other processes of a run, at the same time
     assert (folder / "settings.json").stat().st_ino == written
+    assert json.loads((folder / "settings.json").read_text()) == SETTINGS
 
 
 def test_one_image_has_no_standard_error() -> None:

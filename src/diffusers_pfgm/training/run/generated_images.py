@@ -43,13 +43,14 @@ class GeneratedImages:
         note = folder / SETTINGS
         if note.exists():
             differing = differences(json.loads(note.read_text()), json.loads(json.dumps(settings)))
-            if differing:
+            if not differing:
+                return
+            if any(folder.glob("*.npz")):
                 raise ValueError(
                     f"`--output_dir` {str(folder.parent)!r} has images of other settings: {'; '.join(differing)}. Pass "
                     "these again, or name another folder."
                 )
-            return
-        if any(path != partial_path(note) for path in folder.iterdir()):
+        elif any(path != partial_path(note) for path in folder.iterdir()):
             raise ValueError(f"`--output_dir` has a folder {str(folder)!r} of other files. Name another folder.")
         with atomic_file(note) as partial:
             partial.write_text(json.dumps(settings))

@@ -296,6 +296,14 @@ def test_a_folder_of_images_is_evaluated(data: Path, tmp_path: Path) -> None:
     assert result["metrics"]["sliced_wasserstein_distance"] == 0
 
 
+def test_evaluated_images_of_different_sizes_are_not_advised_to_be_resized_by_an_option(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "mixed", [(8, 8), (8, 9)])
+    with pytest.raises(
+        ValueError, match=r"must be images of 8 x 8 pixels, but image 1 has 9 x 8\. Resize or crop them\."
+    ):
+        read_pixels("--images", str(folder))
+
+
 def save_images(folder: Path, sizes: list[tuple[int, ...]]) -> Path:
     from PIL import Image
 

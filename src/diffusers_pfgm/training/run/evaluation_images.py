@@ -32,12 +32,13 @@ def read_pixels(
     if size[0] != size[1]:
         raise ValueError(f"`{option}` must be square images, but the first is {size[0]} x {size[1]} pixels. Crop them.")
     if resolution is None:
+        remedy = "Resize or crop them" if shape is None else f"Pass `--resolution {size[0]}` to resize such images"
         for index in range(len(sizes)):
             other = sizes.original(index).size
             if other != size:
                 raise ValueError(
                     f"`{option}` {place!r} must be images of {size[0]} x {size[1]} pixels, but image {index} has "
-                    f"{other[0]} x {other[1]}. Pass `--resolution {size[0]}` to resize reference and training images."
+                    f"{other[0]} x {other[1]}. {remedy}."
                 )
     elif resolution != size[0]:
         raise ValueError(

@@ -118,8 +118,8 @@ class DhariwalUNet(EDMNetwork):
     """ADM as in EDM, called like `UNet2DModel`.
 
     Args:
-        sample_size, in_channels, out_channels, block_out_channels, layers_per_block, dropout, num_class_embeds,
-            augment_dim: as in `SongUNet`. The defaults are those for ImageNet-64.
+        sample_size, in_channels, out_channels, block_out_channels: as in `SongUNet`, with the defaults for ImageNet-64.
+        layers_per_block, dropout, num_class_embeds, augment_dim: likewise.
         attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
             self-attention. Defaults to (32, 16, 8).
         model_channels: the size of the first embedding; in EDM's configurations `block_out_channels` are multiples of

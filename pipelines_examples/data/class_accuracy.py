@@ -29,8 +29,8 @@ from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.nearest_neighbors import nearest_distances
 from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.plots.image_grid import image_grid
-from diffusers_pfgm.training.run.option_types import output_file
 from diffusers_pfgm.training.run.samples import draw_samples
+from diffusers_pfgm.utils.output_file import output_file
 
 NUM_SHOWN = 10  # images of each class in the image grid
 

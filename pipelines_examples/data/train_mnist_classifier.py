@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from diffusers_pfgm.examples.classifier import load_labelled_images, predict_classes, train_classifier
 from diffusers_pfgm.metrics.feature_networks import MNISTFeatures
 from diffusers_pfgm.metrics.feature_statistics import MNIST_STATISTICS, FeatureStatistics
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 ID2LABEL = {digit: str(digit) for digit in range(10)}
 

@@ -37,7 +37,7 @@ from diffusers_pfgm.metrics.feature_networks import load_feature_network
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.pipelines.class_conditioning import Label
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 REFERENCE_STEPS = 200
 TOLERANCES = (1e-2, 1e-3, 1e-4)  # the tolerances of RK45

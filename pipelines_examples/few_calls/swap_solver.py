@@ -15,7 +15,7 @@ import torch
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.plots.image_grid import image_grid
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 REFERENCE_STEPS = 200
 

@@ -27,7 +27,7 @@ from diffusers_pfgm.examples.classifier import (
 from diffusers_pfgm.physics import with_temperature
 from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.plots.image_grid import image_grid
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 TEMPERATURES = (0.5, 1.5)
 NUM_TEMPERATURE_ROWS = 2

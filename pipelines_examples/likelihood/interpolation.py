@@ -20,7 +20,8 @@ from diffusers_pfgm import PFGMEditingPipeline, PoissonFlow
 from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots.image_grid import image_grid
-from diffusers_pfgm.training.run.option_types import integer, output_file
+from diffusers_pfgm.training.run.option_types import integer
+from diffusers_pfgm.utils.output_file import output_file
 
 
 def print_round_trips(flow: PoissonFlow, x: torch.Tensor, latents: torch.Tensor, name: str, **options: Any) -> None:

@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 
 from diffusers_pfgm import ChargeField, PFGMLikelihoodPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 NUM_LEVELS = 17  # values of a pixel of scikit-learn's digits
 # σ_min of the exact field. At smaller noise levels the density is concentrated at the training digits.

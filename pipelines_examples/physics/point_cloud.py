@@ -24,7 +24,7 @@ from sklearn.datasets import make_moons
 from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.examples.point_network import PointNetwork, make_scheduler, train_network
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 NOISE_STD = 0.1  # standard deviation of the noise around the moons, in units of the moons
 HALF_SIDE = 4.0  # half side of the square on which the density is computed, in standard deviations

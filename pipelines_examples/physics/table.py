@@ -23,7 +23,7 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.examples.point_network import PointNetwork, make_scheduler, train_network
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine}
 QUANTILES = torch.linspace(0.05, 0.95, 19)

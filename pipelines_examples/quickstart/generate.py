@@ -14,7 +14,7 @@ import torch
 
 from diffusers_pfgm import PFGMPipeline
 from diffusers_pfgm.plots.image_grid import image_grid
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.source import open_images
-from diffusers_pfgm.training.run.option_types import output_file
+from diffusers_pfgm.utils.output_file import output_file
 
 
 def main(argv: list[str] | None = None) -> None:

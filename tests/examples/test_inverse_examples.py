@@ -69,6 +69,9 @@ def test_images_have_the_shape_of_the_model(tmp_path: Path) -> None:
         match=r"\(1, 8, 8\) for `--data`, .*\(3, 8, 8\) for the model. Pass both `--data` and `--train_data`",
     ):
         make_pipeline(parser.parse_args(["--model", str(tmp_path / "model")]))
+    make_tiny_pipeline(sample_size=(8, 8)).save_pretrained(tmp_path / "pair")
+    _, train, _ = make_pipeline(parser.parse_args(["--model", str(tmp_path / "pair"), "--device", "cpu"]))
+    assert train.shape[1:] == (1, 8, 8)
 
 
 def test_masks() -> None:

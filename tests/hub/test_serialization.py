@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 from diffusers.pipelines import pipeline_utils
 
 from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler, SongUNet
@@ -189,6 +189,17 @@ def test_a_network_of_another_class_is_loaded_without_a_warning_and_taken_over(
     assert PFGMEditingPipeline.from_pipe(pipe).unet is pipe.unet
     assert PFGMEditingPipeline.from_pipe(pipe, unet=unet).unet is unet
     assert not warnings
+
+
+class PipelineWithoutUNet(DiffusionPipeline):
+    def __init__(self, scheduler: DDIMScheduler) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+
+
+def test_a_pipeline_without_a_unet_is_not_taken_over() -> None:
+    with pytest.raises(ValueError, match=r"expected.*unet"):
+        PFGMPipeline.from_pipe(PipelineWithoutUNet(DDIMScheduler()))
 
 
 def test_a_saved_folder_does_not_contain_the_path_it_was_loaded_from(tmp_path: Path) -> None:

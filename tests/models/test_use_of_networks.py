@@ -116,6 +116,8 @@ def test_class_labels_may_be_any_integers(name: str, dtype: torch.dtype) -> None
 
 
 def test_class_labels_need_classes() -> None:
+    with pytest.raises(ValueError, match=r"`class_labels` must be integers, but are torch\.float32"):
+        make("ADM of EDM")(torch.randn(2, 3, 8, 8), 0.5, class_labels=torch.tensor([0.0, 1.7]))
     with pytest.raises(ValueError, match="`class_labels` were passed, but the network has no classes"):
         make("NCSN++ of EDM")(torch.randn(2, 3, 8, 8), 0.5, class_labels=torch.tensor([0, 2]))
 

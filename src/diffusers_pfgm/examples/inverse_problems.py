@@ -11,9 +11,10 @@ import torch
 from ..inverse import LinearOperator
 from ..physics import ChargeField
 from ..pipelines import PFGMInversePipeline
+from ..pipelines.inputs import latents_shape
 from ..plots.image_grid import image_grid
 from ..schedulers import PoissonFlowScheduler
-from ..training.run.option_types import output_file
+from ..utils.output_file import output_file
 from .digits import split_digits
 from .images import load_images
 
@@ -61,14 +62,14 @@ def make_pipeline(args: argparse.Namespace) -> tuple[PFGMInversePipeline, torch.
     if not args.model:
         pipe = PFGMInversePipeline(ChargeField(train), PoissonFlowScheduler())
     shapes = {
-        "`--data`": held_out.shape[1:],
-        "`--train_data`": train.shape[1:],
-        "the model": (pipe.unet.config.in_channels, size, size),
+        "`--data`": tuple(held_out.shape[1:]),
+        "`--train_data`": tuple(train.shape[1:]),
+        "the model": latents_shape(pipe.unet.config, 1, None)[1:],
     }
     if len({*shapes.values()}) > 1:
         raise ValueError(
             "Images must have the same shape (C, H, W), but have "
-            f"{', '.join(f'{tuple(shape)} for {name}' for name, shape in shapes.items())}. Pass both `--data` and "
+            f"{', '.join(f'{shape} for {name}' for name, shape in shapes.items())}. Pass both `--data` and "
             "`--train_data`, which are scikit-learn's digits by default."
         )
     pipe.set_progress_bar_config(disable=True)

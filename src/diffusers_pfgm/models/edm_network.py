@@ -47,13 +47,17 @@ class EDMNetwork(ModelMixin, ConfigMixin):
             (B, C', H, W), with C' = `out_channels`.
 
         Raises:
-            ValueError: if there are `class_labels` for a network without classes.
+            ValueError: if there are `class_labels` for a network without classes, or they are not integers.
         """
         timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         classes = None
         if self.config.num_class_embeds is not None:
             classes = torch.zeros(len(sample), self.config.num_class_embeds, dtype=sample.dtype, device=sample.device)
             if class_labels is not None:
+                if class_labels.is_floating_point():
+                    raise ValueError(
+                        f"`class_labels` must be integers, but are {class_labels.dtype}. Pass class numbers."
+                    )
                 classes = functional.one_hot(class_labels.long(), self.config.num_class_embeds).to(sample.dtype)
         elif class_labels is not None:
             raise ValueError("`class_labels` were passed, but the network has no classes (`num_class_embeds` is None).")

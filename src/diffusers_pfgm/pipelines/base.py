@@ -62,7 +62,8 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
 
         diffusers takes over a network only if its class is the annotated one. Here it may be of any class.
         """
-        return super().from_pipe(pipeline, **({"unet": pipeline.components.get("unet")} | kwargs))
+        unet = pipeline.components.get("unet")
+        return super().from_pipe(pipeline, **(kwargs if unet is None else {"unet": unet} | kwargs))
 
     def prepare_latents(
         self,

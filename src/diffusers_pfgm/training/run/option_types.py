@@ -1,11 +1,10 @@
-"""argparse types of numbers in a range, whose errors name the option, its value and the range, and of output files."""
+"""argparse types of numbers in a range. Their errors name the option, its value and the allowed range."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -60,13 +59,6 @@ def number(
         return value
 
     return convert
-
-
-def output_file(text: str) -> Path:
-    """The argparse type of a file that is written at the end of a script. Its folder is created at the start."""
-    path = Path(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 positive = integer(1)

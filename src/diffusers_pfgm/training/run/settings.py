@@ -128,7 +128,7 @@ def check_steps(first_step: int, max_steps: int) -> None:
 def _is_same(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     if not name.startswith(DATA_PREFIX):
         return saved.get(name) == current.get(name)
-    if name not in saved:  # checkpoints of version 0.1.0 have no settings of the data
+    if name not in saved:  # files of version 0.1.0 have no settings of the data
         return True
     first, second = saved[name], current.get(name)
     if isinstance(first, float) and isinstance(second, float):

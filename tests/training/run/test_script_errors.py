@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +70,14 @@ def test_scripts_that_succeed_or_exit_are_not_changed() -> None:
     with pytest.raises(SystemExit, match="3"):
         run_script(lambda: sys.exit(3))
     assert script_errors.launcher_process() is None
+
+
+def test_a_message_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without buffering (PYTHONUNBUFFERED), the lines of two processes would mix between two writes.
+    writes: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=writes.append, flush=lambda: None))
+    script_errors.report("wrong")
+    assert len(writes) == 1 and writes[0].endswith("error: wrong\n")
 
 
 @pytest.mark.slow

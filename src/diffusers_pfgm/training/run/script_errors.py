@@ -88,7 +88,8 @@ def is_explained(error: Exception) -> bool:
 def report(message: str) -> None:
     """Print a message as one line to stderr, and again after the output of a launcher."""
     line = f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}"
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")  # one write, so that lines of several processes do not mix
+    sys.stderr.flush()
     launcher = launcher_process()
     if launcher is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         command = [sys.executable, "-c", PRINT_AFTER, str(launcher), line]

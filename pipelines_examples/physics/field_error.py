@@ -16,10 +16,8 @@ from itertools import pairwise
 import torch
 
 from diffusers_pfgm import Charges, PFGMPipeline, PoissonFlow, normalized_field, recommend_hyperparameters
+from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.physics.perturbation import perturb
-from diffusers_pfgm.pipelines.inputs import PIL_MODES
-from diffusers_pfgm.training.data.images import ImageTensors
-from diffusers_pfgm.training.data.source import open_images
 from diffusers_pfgm.training.run.option_types import positive
 
 EDGES = [0.1, 0.3, 1.0, 3.0, 10.0]  # the edges of the bands of z
@@ -41,16 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     for name, pipe in zip(args.models, pipes, strict=True):
         if pipe.scheduler.config.get("aug_dim") != 1 or pipe.config.id2label is not None:
             parser.error(f"--models: {name!r} must have aug_dim = 1 and no classes")
-    unet = pipes[0].unet
     shapes = [(pipe.unet.config.sample_size, pipe.unet.config.in_channels) for pipe in pipes]
     if len({*shapes}) > 1:
         parser.error(f"--models must have the same size and channels of images, but have {shapes}")
-    images, test_images = (
-        ImageTensors(
-            open_images(name), unet.config.sample_size, mode=PIL_MODES[unet.config.in_channels], center_crop=True
-        ).plain()
-        for name in (args.train_data, args.test_data)
-    )
+    size, channels = shapes[0]
+    images, test_images = (load_images(name, size, channels) for name in (args.train_data, args.test_data))
     charges = Charges(images.to(args.device))
     mean_norm = images.flatten(1).norm(dim=1).mean().item()
     hyperparameters = recommend_hyperparameters(mean_norm, images[0].numel())

@@ -9,5 +9,5 @@ def one_line(error: Exception) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return the message of an error in one line, or its type if it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return the message of an error in one line without a final period, or its type if it has no message."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

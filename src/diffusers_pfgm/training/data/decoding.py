@@ -226,7 +226,7 @@ def _broken_image_errors(name: str, entry: Entry) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "Pillow does not recognise its format"
-    return reason(error).rstrip(".")
+    return reason(error)
 
 
 def _label(name: str, entry: Entry) -> str:

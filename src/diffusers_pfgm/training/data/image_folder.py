@@ -99,7 +99,7 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
     except Exception as error:
         if archives or not images:
             raise
-        warnings.warn(f"The metadata files of {folder} are not used: {reason(error)}", stacklevel=3)
+        warnings.warn(f"The metadata files of {folder} are not used: {reason(error)}.", stacklevel=3)
         dataset = _from_paths(images)
     if archives:
         return dataset

@@ -61,7 +61,7 @@ def load_image_dataset(
         try:
             return datasets.load_dataset("parquet", data_files=glob.escape(name), **options)
         except Exception as error:  # datasets, Arrow and the disk raise errors of many classes
-            raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {reason(error)}") from error
+            raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {reason(error)}.") from error
     if _is_saved(source):
         if streaming:
             raise ValueError(
@@ -89,7 +89,7 @@ def _from_folder(option: str, folder: str, streaming: bool, cache_dir: str | Non
     try:
         return load_image_folder(folder, streaming, cache_dir)
     except Exception as error:  # datasets, Arrow and the disk raise errors of many classes
-        raise ValueError(f"`{option}` {folder!r} holds no images that can be read: {reason(error)}") from error
+        raise ValueError(f"`{option}` {folder!r} holds no images that can be read: {reason(error)}.") from error
 
 
 def _is_saved(source: Path) -> bool:

@@ -25,13 +25,12 @@ def load_model(pipeline_class: type[Pipeline], model: str, device: str = "cpu") 
         pipeline: Pipeline = pipeline_class.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"`--model` {model!r} cannot be loaded: {reason(error).rstrip('.')}. Pass the output folder of "
+            f"`--model` {model!r} cannot be loaded: {reason(error)}. Pass the output folder of "
             "train_pfgm.py, or the Hub id of such a model."
         ) from error
     try:
         return pipeline.to(device)
     except Exception as error:  # torch raises errors of many classes for devices that it was not built for
         raise ValueError(
-            f"`--device` {device!r} cannot be used: {reason(error).rstrip('.')}. Leave it out for the "
-            "accelerator of this machine."
+            f"`--device` {device!r} cannot be used: {reason(error)}. Leave it out for the accelerator of this machine."
         ) from error

@@ -85,16 +85,7 @@ def _generate(
         settings = {name: getattr(args, name) for name in names} | {MODEL_CHECKSUM: pipeline_checksum(pipeline)}
         images = GeneratedImages(args.output_dir / IMAGES, settings)
     with barrier:
-        images.generate(
-            pipeline,
-            accelerator,
-            args.num_images,
-            args.batch_size,
-            args.num_inference_steps,
-            args.guidance_scale,
-            args.seed,
-            args.tolerance,
-        )
+        images.generate(pipeline, accelerator)
     return images
 
 
@@ -167,7 +158,7 @@ class _Evaluation:
         report: dict[str, Any] = {"command": args.command, "versions": _versions()}
         pixels = self.pixels
         if images is not None:
-            pixels, report["nfe"] = images.load(args.num_images, args.batch_size)
+            pixels, report["nfe"] = images.load()
         assert pixels is not None
         count = None if self.reference is None else len(self.reference)
         report |= {"num_images": len(pixels), "num_reference_images": count, "metrics": self._metrics(pixels, device)}

@@ -31,7 +31,9 @@ class GeneratedImages:
 
     Args:
         folder: The folder. It is created if it does not exist.
-        settings: The options that the images depend on, which JSON can represent. They are written into the folder.
+        settings: What the images depend on, which JSON can represent and is written into the folder. `generate` reads
+            the options `num_images`, `batch_size`, `num_inference_steps`, `tolerance`, `guidance_scale` and `seed` of
+            evaluate_pfgm.py.
 
     Raises:
         ValueError: if the folder has images of other settings, or other files.
@@ -39,6 +41,7 @@ class GeneratedImages:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
+        self.settings = settings
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / SETTINGS
         if note.exists():
@@ -55,17 +58,7 @@ class GeneratedImages:
         with atomic_file(note) as partial:
             partial.write_text(json.dumps(settings))
 
-    def generate(
-        self,
-        pipeline: PFGMPipeline,
-        accelerator: Accelerator,
-        num_images: int,
-        batch_size: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        seed: int,
-        tolerance: float | None = None,
-    ) -> None:
+    def generate(self, pipeline: PFGMPipeline, accelerator: Accelerator) -> None:
         """Generate the batches that are missing. Each process generates some of them.
 
         Every process must call this. It does not wait for the other processes. Image i of a model with classes has the
@@ -74,43 +67,41 @@ class GeneratedImages:
         Args:
             pipeline: The pipeline, on the device of this process.
             accelerator: accelerate's `Accelerator` of the run.
-            num_images: The number of images over all processes.
-            batch_size: The number of images of a batch.
-            num_inference_steps: The number of fixed steps of an image.
-            guidance_scale: The scale of classifier-free guidance; 1 for no guidance.
-            seed: The seed of the images.
-            tolerance: The relative and absolute tolerance of the adaptive solver, in place of `num_inference_steps`;
-                None, the default, for fixed steps.
         """
+        settings = self.settings
         classes = pipeline.config.id2label
-        firsts = range(0, num_images, batch_size)[accelerator.process_index :: accelerator.num_processes]
+        firsts = self._firsts()[accelerator.process_index :: accelerator.num_processes]
         for first in tqdm(firsts, desc="Images", unit="batch", disable=not accelerator.is_main_process):
             path = self._path(first)
             if path.exists():
                 continue
-            count = min(batch_size, num_images - first)
+            count = min(settings["batch_size"], settings["num_images"] - first)
             labels = None if classes is None else torch.arange(first, first + count) % len(classes)
             output = pipeline(
                 count,
-                num_inference_steps,
-                position_generators(seed, first, count),
+                settings["num_inference_steps"],
+                position_generators(settings["seed"], first, count),
                 output_type="np",
                 class_labels=labels,
-                guidance_scale=guidance_scale,
-                tolerance=tolerance,
+                guidance_scale=settings["guidance_scale"],
+                tolerance=settings["tolerance"],
             )
             pixels = (np.asarray(output.images) * 255).round().astype(np.uint8)
             with atomic_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, pixels=pixels, nfe=output.nfe)
 
-    def load(self, num_images: int, batch_size: int) -> tuple[torch.Tensor, int]:
+    def load(self) -> tuple[torch.Tensor, int]:
         """Return the images (num_images, C, H, W) as uint8, and the largest number of network calls of a batch."""
         pixels, calls = [], []
-        for first in range(0, num_images, batch_size):
+        for first in self._firsts():
             with np.load(self._path(first), allow_pickle=False) as file:
                 pixels.append(file["pixels"])
                 calls.append(int(file["nfe"]))
         return torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous(), max(calls)
+
+    def _firsts(self) -> range:
+        """The indices of the first image of each batch."""
+        return range(0, self.settings["num_images"], self.settings["batch_size"])
 
     def _path(self, first: int) -> Path:
         return self.folder / f"{first:07d}.npz"

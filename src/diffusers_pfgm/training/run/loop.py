@@ -211,27 +211,21 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
                 break
 
     # End
-    if step < max_steps:
-        if outputs is not None:
-            outputs.note("stop", step, reason=stop.reason)
-        end_training(accelerator, output_dir)
-        reason = stop.reason or "a signal to another process"
-        if step == first_step:
-            accelerator.print(f"Stopped by {reason} before a step was finished. Start the same command again.")
-        else:
-            accelerator.print(
-                f"Stopped by {reason} after step {step:,} of {max_steps:,}, saved in "
-                f"{output_dir / f'checkpoint-{step}'}. Resume by --resume_from_checkpoint latest."
-            )
-        return
-    with long_barrier:
-        if outputs is not None:
-            outputs.at_the_end(max_steps)
-    end_training(accelerator, output_dir)
-    accelerator.print(f'Saved to {output_dir}: PFGMPipeline.from_pretrained("{output_dir}")')
-
-
-def end_training(accelerator: Accelerator, output_dir: Path) -> None:
-    """Close the tracker. An error while closing it is only a warning."""
+    if step == max_steps:
+        with long_barrier:
+            if outputs is not None:
+                outputs.at_the_end(max_steps)
+    elif outputs is not None:
+        outputs.note("stop", step, reason=stop.reason)
     with side_output("Closing the tracker", output_dir):
         accelerator.end_training()
+    reason = stop.reason or "a signal to another process"
+    if step == max_steps:
+        accelerator.print(f'Saved to {output_dir}: PFGMPipeline.from_pretrained("{output_dir}")')
+    elif step == first_step:
+        accelerator.print(f"Stopped by {reason} before a step was finished. Start the same command again.")
+    else:
+        accelerator.print(
+            f"Stopped by {reason} after step {step:,} of {max_steps:,}, saved in "
+            f"{output_dir / f'checkpoint-{step}'}. Resume by --resume_from_checkpoint latest."
+        )

@@ -198,9 +198,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._denoised: list[torch.Tensor] = []  # x̂ of the latest network calls, newest first
-        self._convention = StateConvention(
-            config.sigma_data, has_betas, config.prediction_type, self.parameterization.noise_estimate is not None
-        )
+        self._convention = StateConvention(self.parameterization)
         self._set_sigmas(schedule, schedule.choose(1))
 
     def _noise_estimate(self) -> NoiseEstimate | None:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils import logging
 
+from ..physics.parameterization import Parameterization
+
 logger = logging.get_logger(__name__)
 
 
@@ -28,19 +30,13 @@ class StateConvention:
     """A record of the scheduler methods that a pipeline has called in a run, and checks that it follows the convention.
 
     Attributes:
-        sigma_data: the network's `sigma_data` with EDM's preconditioning, or None.
-        has_betas: whether the scheduler has a beta schedule, so that the state begins at unit noise.
-        prediction_type: what the network predicts.
-        has_own_timesteps: whether the network needs another timestep for each sample, `network_timestep`.
+        parameterization: the parameterization of the network.
         start_was_read: whether the pipeline has read the scale of the initial state.
         timestep_was_read: whether the pipeline has read the network's timesteps by `network_timestep`.
         input_was_scaled: whether the pipeline has called `scale_model_input`.
     """
 
-    sigma_data: float | None
-    has_betas: bool
-    prediction_type: str
-    has_own_timesteps: bool
+    parameterization: Parameterization
     start_was_read: bool = False
     timestep_was_read: bool = False
     input_was_scaled: bool = False
@@ -53,7 +49,9 @@ class StateConvention:
                 has a variance-exploding state and reads x̂ from the network itself, for data of standard deviation 1,
                 so it is only allowed with "sample" and `sigma_data` = 1.
         """
-        if sample.ndim == 0 and not (self.sigma_data == 1 and self.prediction_type == "sample"):
+        parameterization = self.parameterization
+        is_allowed = parameterization.sigma_data == 1 and parameterization.prediction_type == "sample"
+        if sample.ndim == 0 and not is_allowed:
             raise ValueError(
                 "`sample` must be a state (B, *), but is one number. A pipeline that scales sigma itself, such as "
                 "StableDiffusionLatentUpscalePipeline, has a variance-exploding state and reads x̂ itself. Give it "
@@ -78,19 +76,20 @@ class StateConvention:
                 "with `scheduler.network_timestep(sample, timestep)`. Call it as PFGMPipeline does, or set `prior` of "
                 "the scheduler to 'shell'."
             )
-        if index == 0 and self.has_own_timesteps and not self.timestep_was_read:
+        parameterization = self.parameterization
+        if index == 0 and parameterization.noise_estimate is not None and not self.timestep_was_read:
             logger.warning(
                 "This network was trained with the noise level that is estimated from each sample, but is called with "
                 "that of the scheduler, so its images may be worse. Call it with `scheduler.network_timestep(sample, "
                 "timestep)`, as PFGMPipeline does."
             )
-        if self.sigma_data is not None and not self.input_was_scaled:
+        if parameterization.sigma_data is not None and not self.input_was_scaled:
             raise ValueError(
                 "`scale_model_input` was not called before `step`, so the network was not given c_in x, which "
-                f"`sigma_data` = {self.sigma_data} requires. Call it before the network, or use a pipeline that does: "
-                "PFGMPipeline does, DDPMPipeline and DDIMPipeline do not."
+                f"`sigma_data` = {parameterization.sigma_data} requires. Call it before the network, or use a pipeline "
+                "that does: PFGMPipeline does, DDPMPipeline and DDIMPipeline do not."
             )
-        if index == 0 and not self.has_betas and not self.start_was_read:
+        if index == 0 and parameterization.train_sigmas is None and not self.start_was_read:
             logger.warning(
                 "`step` begins a run, but the pipeline has not read the scale of the initial state from this "
                 "scheduler. The state must begin as `scheduler.sample_prior(shape)`, or as noise times "

@@ -68,9 +68,9 @@ def checked_options(config: Mapping[str, Any]) -> dict[str, Any]:
     if options["steps_offset"] < 0:
         raise ValueError(f"`steps_offset` must be a whole number >= 0, but is {options['steps_offset']}.")
     check_solver(options["solver"], options["solver_order"])
-    for name in ("max_norm", "sigma_data"):
-        if options[name] is not None and not 0 < options[name] < math.inf:
-            raise ValueError(f"`{name}` must be a finite number > 0 or None, but is {options[name]}.")
+    max_norm = options["max_norm"]
+    if max_norm is not None and not 0 < max_norm < math.inf:
+        raise ValueError(f"`max_norm` must be a finite number > 0 or None, but is {max_norm}.")
     if options["prior"] not in PRIORS:
         raise ValueError(f"`prior` must be one of {PRIORS}, but is {options['prior']!r}.")
     missing = [name for name in STATISTICS if options[name] is None]

@@ -69,15 +69,15 @@ def test_files_after_a_checkpoint_are_abandoned(tmp_path: Path) -> None:
     fill(tmp_path, [f"samples/step-00000{step}.png" for step in range(8)])
     fill(tmp_path, ["best/model_index.json"])
     (tmp_path / "best" / "validation.json").write_text(json.dumps({"step": 5, "distance": 1.0}))
-    abandoned = files_after(tmp_path, tmp_path / "checkpoint-4", 4)
+    abandoned = files_after(tmp_path, 4)
     expected = ["checkpoint-6", *(f"samples/step-00000{step}.png" for step in (5, 6, 7)), "best"]
     assert [path.relative_to(tmp_path).as_posix() for path in abandoned] == expected
     (tmp_path / "best" / "validation.json").write_text(json.dumps({"step": 4, "distance": 1.0}))
-    assert tmp_path / "best" not in files_after(tmp_path, tmp_path / "checkpoint-4", 4)
+    assert tmp_path / "best" not in files_after(tmp_path, 4)
     (tmp_path / "best" / "validation.json").write_text("{")
-    assert tmp_path / "best" not in files_after(tmp_path, tmp_path / "checkpoint-4", 4)
+    assert tmp_path / "best" not in files_after(tmp_path, 4)
     # Steps after the newest checkpoint are repeated and write the same files again.
-    assert files_after(tmp_path, tmp_path / "checkpoint-6", 6) == []
+    assert files_after(tmp_path, 6) == []
 
 
 FIRST_RECORDS = [

@@ -44,12 +44,6 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     )
 
 
-def newer_checkpoints(output_dir: str | Path, checkpoint: Path, step: int) -> list[Path]:
-    """Return the other checkpoints in `output_dir` of steps later than `step`, the step of `checkpoint`."""
-    others = [path for path in list_checkpoints(output_dir) if path.resolve() != checkpoint.resolve()]
-    return [path for path in others if checkpoint_step(path) > step]
-
-
 def locate_checkpoint(name: str, output_dir: str | Path) -> Path:
     """Return the path that `--resume_from_checkpoint` names, whether it exists or not.
 

@@ -6,11 +6,12 @@ import json
 import re
 from pathlib import Path
 
-from ...hub.model_card import CARD, MARK
+from ...hub.model_card import CARD, is_generated_card
 from ...hub.serialization import SAVING
 from ...hub.written_files import LIST
 from ...utils.atomic_file import partial_path
-from .checkpoints import CHECKPOINT_PREFIX, PARTIAL, list_checkpoints, newer_checkpoints
+from .checkpoint_contents import CHECKPOINT_PREFIX, checkpoint_step
+from .checkpoints import PARTIAL, list_checkpoints
 from .folders import SET_ASIDE
 from .records import read_records
 
@@ -38,12 +39,12 @@ def files_of_a_run(folder: Path, logging_dir: str) -> list[Path]:
         paths.append(logs)
     if any((folder / BEST / name).exists() for name in (BEST_NOTE, PIPELINE[0])):
         paths.append(folder / BEST)
-    if (folder / CARD).is_file() and MARK in (folder / CARD).read_text(errors="replace"):
+    if is_generated_card(folder / CARD):
         paths.append(folder / CARD)
     return [path for path in paths if path.exists() or path.is_symlink()]
 
 
-def files_after(folder: Path, checkpoint: Path, step: int) -> list[Path]:
+def files_after(folder: Path, step: int) -> list[Path]:
     """Return what a run abandons if it resumes from a checkpoint that is not the newest one.
 
     These are the newer checkpoints, the samples of later steps, and the best model if it is of a later step. Without a
@@ -51,10 +52,9 @@ def files_after(folder: Path, checkpoint: Path, step: int) -> list[Path]:
 
     Args:
         folder: The value of `--output_dir`.
-        checkpoint: The checkpoint that the run resumes from.
-        step: The step of that checkpoint.
+        step: The step of the checkpoint that the run resumes from.
     """
-    checkpoints = newer_checkpoints(folder, checkpoint, step)
+    checkpoints = [path for path in list_checkpoints(folder) if checkpoint_step(path) > step]
     if not checkpoints:
         return []
     samples = [path for path in _samples(folder) if int(path.name.split("-")[1].split(".")[0]) > step]

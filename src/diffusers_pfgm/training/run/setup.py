@@ -137,7 +137,7 @@ def clear_output_dir(
 
     def clear() -> None:
         if checkpoint is not None and is_inside(args.resume_from_checkpoint, folder):
-            paths = files_after(folder, checkpoint, first_step)
+            paths = files_after(folder, first_step)
             description = f"Files after step {first_step:,}"
         else:
             paths = files_of_a_run(folder, args.logging_dir)

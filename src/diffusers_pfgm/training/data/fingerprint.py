@@ -52,8 +52,8 @@ def data_settings(
 
 def dataset_fingerprint(dataset: datasets.Dataset, column: str) -> str:
     """The fingerprint of at most 1,000 images of a data set, evenly spaced. Its column holds undecoded images."""
-    count = min(len(dataset), MAX_FINGERPRINT_IMAGES)
-    return fingerprint(dataset[index][column] for index in evenly_spaced(len(dataset), count).tolist())
+    indices = evenly_spaced(len(dataset), MAX_FINGERPRINT_IMAGES).tolist()
+    return fingerprint(dataset[index][column] for index in indices)
 
 
 def fingerprint(entries: Iterable[Entry]) -> str:

@@ -117,5 +117,5 @@ def position_generators(seed: int, first: int, count: int) -> list[torch.Generat
 
 
 def evenly_spaced(length: int, count: int) -> torch.Tensor:
-    """Indices (count,) that are evenly spaced from 0 to `length` - 1."""
-    return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
+    """Indices that are evenly spaced from 0 to `length` - 1: `count` of them, or all if there are fewer."""
+    return torch.linspace(0, length - 1, min(count, length), dtype=torch.float64).round().long()

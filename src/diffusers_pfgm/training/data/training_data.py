@@ -64,8 +64,7 @@ class TrainingData:
         if args.validation_split:
             train, held_out = split_indices(len(dataset), args.validation_split, seed)
             # A data set may be sorted by class, so that its first images would be of few classes.
-            rows = evenly_spaced(len(held_out), min(len(held_out), MAX_VALIDATION_IMAGES))
-            held_out = [held_out[row] for row in rows.tolist()]
+            held_out = [held_out[row] for row in evenly_spaced(len(held_out), MAX_VALIDATION_IMAGES).tolist()]
         self.images = self._tensors(dataset.select(train), args.center_crop, args.random_flip)
         self.mode = self.images.mode  # the held-out images are converted to the same mode
         self.labels = None if labels is None else labels[train]
@@ -151,7 +150,7 @@ class TrainingData:
         if self._held_out is None:
             return None
         held_out = self._tensors(self._held_out, center_crop=True).plain()
-        rows = evenly_spaced(self.count, min(self.count, len(held_out)))
+        rows = evenly_spaced(self.count, len(held_out))
         return Validation(held_out, self.images.__getitems__(rows.tolist()), self._held_out_labels)
 
     def reference_images(self, validation: Validation | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -165,8 +164,7 @@ class TrainingData:
         if self.args.streaming:
             images, labels = next(self.batches(BatchPlan(MAX_VALIDATION_IMAGES, 1, 1, 0), 0))
             return images, labels if self.args.class_conditional else None
-        count = min(self.count, MAX_VALIDATION_IMAGES)
-        rows = evenly_spaced(self.count, count)
+        rows = evenly_spaced(self.count, MAX_VALIDATION_IMAGES)
         return self.images.__getitems__(rows.tolist()), None if self.labels is None else self.labels[rows]
 
     def _tensors(self, dataset: datasets.Dataset, center_crop: bool, random_flip: bool = False) -> ImageTensors:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ...physics import Charges, ClassCharges
 from ..run.broadcast import broadcast_from_main
-from ..run.validation import MAX_VALIDATION_IMAGES, Validation, split_indices
+from ..run.validation import Validation, split_indices
 from .field_batches import Batch, choose_charges
 from .images import ImageTensors, RandomCropError
 from .labels import LabelledImages, read_class_labels
@@ -24,6 +24,7 @@ from .source import load_image_dataset
 from .streams import StreamedImages
 
 MAX_NAMED_IMAGES = 10  # broken images that a message lists
+MAX_VALIDATION_IMAGES = 1000  # images that samples are compared with; the distance depends on their number
 
 
 class TrainingData:

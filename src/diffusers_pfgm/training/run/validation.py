@@ -15,8 +15,6 @@ from .folders import recover_folder, replace_folder
 from .run_files import BEST_NOTE
 from .samples import draw_samples
 
-MAX_VALIDATION_IMAGES = 1000  # images that are compared; the distance depends on their number
-
 
 def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Split images at random into training and held-out images, and return the sorted indices of both.
@@ -43,7 +41,7 @@ class Validation:
     """Sliced Wasserstein distance of samples to held-out images.
 
     Args:
-        held_out: Held-out images (K, C, R, R) in [-1, 1]. If there are more than 1,000, the first 1,000 are used.
+        held_out: Held-out images (K, C, R, R) in [-1, 1].
         train: Training images (at least K, C, R, R) in [-1, 1].
         labels: Class labels (K,) of the held-out images, which the samples then have too; None without classes.
 
@@ -52,10 +50,9 @@ class Validation:
     """
 
     def __init__(self, held_out: torch.Tensor, train: torch.Tensor, labels: torch.Tensor | None = None) -> None:
-        count = min(len(held_out), MAX_VALIDATION_IMAGES)
-        self.held_out = held_out[:count]
-        self.labels = None if labels is None else labels[:count]
-        self.floor = sliced_wasserstein(train[:count], self.held_out)
+        self.held_out = held_out
+        self.labels = labels
+        self.floor = sliced_wasserstein(train[: len(held_out)], held_out)
 
     def distance(self, pipeline: PFGMPipeline, num_inference_steps: int, batch_size: int = 256) -> float:
         """Draw as many samples as held-out images, from fixed seeds, and return their distance in data units.

@@ -153,6 +153,6 @@ def test_samples_do_not_depend_on_the_batch_size(digits: torch.Tensor) -> None:
 
 
 def test_a_sample_grid_is_written(digits: torch.Tensor, tmp_path: Path) -> None:
-    grid = save_samples(exact_pipeline(digits[:50].float()), tmp_path, 7, 4, 5)
+    grid = save_samples(exact_pipeline(digits[:50].float()), tmp_path / "samples" / "step-000007.png", 4, 5)
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000007.png"]
     assert Image.open(tmp_path / "samples" / "step-000007.png").size == grid.size == (2 * 68, 2 * 68)

@@ -155,9 +155,10 @@ class Outputs:
     def _draw(self, pipeline: PFGMPipeline, step: int) -> None:
         args = self.args
         with self._side_output(f"The sample grid after step {step}"):
-            grid = save_samples(pipeline, self.folder, step, args.eval_batch_size, args.num_inference_steps)
-            self.sample_grid = f"samples/step-{step:06d}.png"
-            self.written.add(self.sample_grid)
+            name = f"samples/step-{step:06d}.png"
+            grid = save_samples(pipeline, self.folder / name, args.eval_batch_size, args.num_inference_steps)
+            self.sample_grid = name
+            self.written.add(name)
             with self._side_output("A sample grid of the tracker"):
                 for tracker in self.accelerator.trackers:
                     layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}

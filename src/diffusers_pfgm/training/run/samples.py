@@ -55,13 +55,10 @@ def draw_samples(
     return torch.cat(images)
 
 
-def save_samples(
-    pipeline: PFGMPipeline, folder: str | Path, step: int, count: int, num_inference_steps: int
-) -> Image.Image:
-    """Draw a grid of samples, write it to `samples/step-<step>.png` in `folder`, and return it."""
+def save_samples(pipeline: PFGMPipeline, path: Path, count: int, num_inference_steps: int) -> Image.Image:
+    """Draw a grid of samples, write it to a PNG file, and return it."""
     samples = draw_samples(pipeline, count, num_inference_steps)
     grid = image_grid(samples, scale=max(1, 64 // samples.shape[-1]))
-    path = Path(folder) / "samples" / f"step-{step:06d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         grid.save(partial, format="png")

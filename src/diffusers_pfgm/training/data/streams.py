@@ -121,7 +121,7 @@ class StreamedImages:
             stopped: Called regularly while rows before the first step are skipped, by all processes at the same
                 positions. If it returns True, no batches are yielded.
         """
-        source = self._stream()
+        source = itertools.starmap(Row, enumerate(self._epochs()))
         start = first_step * plan.images_per_step
         for position in tqdm(range(start), "Skipping images of the stream", disable=plan.process > 0 or not start):
             next(source)
@@ -139,11 +139,8 @@ class StreamedImages:
                 yield torch.stack(images), torch.tensor(labels)
             del rows[: plan.images_per_step]
 
-    def _stream(self) -> Iterator[Row]:
-        """All rows of the run, epoch after epoch."""
-        return itertools.starmap(Row, enumerate(self._epochs()))
-
     def _epochs(self) -> Iterator[dict[str, Any]]:
+        """The values of all rows of the run, epoch after epoch."""
         shuffled = self.rows.shuffle(seed=splitmix64(self.seed, 0) % 2**32, buffer_size=SHUFFLE_BUFFER)
         self._count = None
         kept: list[dict[str, Any]] = []

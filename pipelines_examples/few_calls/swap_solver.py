@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.pipelines.inputs import latents_shape
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.utils.output_file import output_file
 
@@ -32,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
 
     pipe = PFGMPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
-    size = pipe.unet.config.sample_size
-    shape = (args.batch_size, pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    shape = latents_shape(pipe.unet.config, args.batch_size, None)
     latents = pipe.scheduler.sample_prior(shape, torch.Generator().manual_seed(args.seed))
 
     reference = pipe(num_inference_steps=REFERENCE_STEPS, latents=latents, output_type="pt")

@@ -27,6 +27,7 @@ from diffusers_pfgm import (
     posterior_mean,
 )
 from diffusers_pfgm.examples.digits import line_and_plane_charges, split_digits
+from diffusers_pfgm.pipelines.inputs import latents_shape
 from diffusers_pfgm.plots import (
     Trajectory,
     animate_images,
@@ -85,8 +86,8 @@ def record_run(args: argparse.Namespace, digits: torch.Tensor) -> tuple[Trajecto
     shape = (args.batch_size, *digits.shape[1:])
     if args.model:
         pipe = PFGMPipeline.from_pretrained(args.model)
-        model, scheduler, size = pipe.unet, pipe.scheduler, pipe.unet.config.sample_size
-        shape = (args.batch_size, pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        model, scheduler = pipe.unet, pipe.scheduler
+        shape = latents_shape(model.config, args.batch_size, None)
         if embeddings := pipe.unet.config.get("num_class_embeds"):
             model_kwargs["class_labels"] = torch.arange(args.batch_size) % embeddings
     scheduler.set_timesteps(args.num_inference_steps)

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.plots.image_grid import image_grid
-from diffusers_pfgm.training.data.images import ImageTensors
-from diffusers_pfgm.training.data.source import open_images
 from diffusers_pfgm.utils.output_file import output_file
 
 
@@ -34,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--output", type=output_file, default=Path("generated-without-training.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
-    images = ImageTensors(open_images(args.images), args.resolution, center_crop=True)
-    charges = images.__getitems__(range(len(images)))
+    charges = load_images(args.images, args.resolution)
     pipe = PFGMPipeline(unet=ChargeField(charges), scheduler=PoissonFlowScheduler()).to(args.device)
     generator = torch.Generator().manual_seed(args.seed)
     output = pipe(args.batch_size, args.num_inference_steps, generator, output_type="pt")

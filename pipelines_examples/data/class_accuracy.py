@@ -27,7 +27,6 @@ from diffusers_pfgm.examples.classifier import (
 )
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.nearest_neighbors import nearest_distances
-from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.training.run.samples import draw_samples
 from diffusers_pfgm.utils.output_file import output_file
@@ -51,11 +50,10 @@ def main(argv: list[str] | None = None) -> None:
     pipe, id2label = load_conditional_pipeline(PFGMPipeline, args.model)
     channels = pipe.unet.config.in_channels
     resolution = pipe.unet.config.sample_size
-    mode = PIL_MODES[channels]
     classifier = make_classifier(channels, resolution, len(id2label))
-    train_images, train_labels = load_labelled_images(args.train_data, resolution, mode, id2label)
+    train_images, train_labels = load_labelled_images(args.train_data, resolution, channels, id2label)
     train_classifier(classifier, train_images, train_labels, args.epochs)
-    images, labels = load_labelled_images(args.test_data, resolution, mode, id2label)
+    images, labels = load_labelled_images(args.test_data, resolution, channels, id2label)
     accuracy = (predict_classes(classifier, images) == labels).double().mean().item()
     print(f"Accuracy of the classifier: {100 * accuracy:.2f} % of {len(images):,} real test images")
 

@@ -25,7 +25,6 @@ from diffusers_pfgm.examples.classifier import (
     train_classifier,
 )
 from diffusers_pfgm.physics import with_temperature
-from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.utils.output_file import output_file
 
@@ -70,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     channels = pipe.unet.config.in_channels
     resolution = pipe.unet.config.sample_size
     num_classes = len(id2label)
-    mode = PIL_MODES[channels]
-    images, labels = load_labelled_images(args.data, resolution, mode, id2label)
+    images, labels = load_labelled_images(args.data, resolution, channels, id2label)
     rows = select_images(labels, num_classes, args.per_class)
     images = images[rows] / 2 + 0.5
     labels = labels[rows]
@@ -98,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if args.train_data:
         classifier = make_classifier(channels, resolution, num_classes)
-        train_classifier(classifier, *load_labelled_images(args.train_data, resolution, mode, id2label), args.epochs)
+        train_data = load_labelled_images(args.train_data, resolution, channels, id2label)
+        train_classifier(classifier, *train_data, args.epochs)
         accuracy = (predict_classes(classifier, images * 2 - 1) == labels).double().mean() * 100
         predicted = predict_classes(classifier, edited.images * 2 - 1)[is_changed]
         is_target = (predicted == targets[is_changed]).double().mean() * 100

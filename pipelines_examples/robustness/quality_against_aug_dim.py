@@ -34,7 +34,6 @@ from diffusers_pfgm.examples.launch import has_ended, launch_training
 from diffusers_pfgm.examples.robustness import NoiseInSteps, pfgm_log_noise_moments, round_weights, small_unet_config
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM
-from diffusers_pfgm.pipelines.inputs import PIL_MODES
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.labels import read_class_labels
 from diffusers_pfgm.training.data.source import open_images
@@ -94,9 +93,9 @@ def main(argv: list[str] | None = None) -> None:
     check_output_folder(args)
     dataset = open_images(args.train_data)
     id2label = read_class_labels(dataset)[1]
-    mode = PIL_MODES[ImageTensors(dataset, args.resolution, center_crop=True).channels]
-    images, labels = load_labelled_images(args.train_data, args.resolution, mode, id2label)
-    test_images, test_labels = load_labelled_images(args.test_data, args.resolution, mode, id2label)
+    channels = ImageTensors(dataset, args.resolution, center_crop=True).channels
+    images, labels = load_labelled_images(args.train_data, args.resolution, channels, id2label)
+    test_images, test_labels = load_labelled_images(args.test_data, args.resolution, channels, id2label)
     torch.manual_seed(0)
     classifier = make_classifier(images.shape[1], args.resolution, len(id2label))
     train_classifier(classifier, images, labels, epochs=math.ceil(20_000 / len(images)))

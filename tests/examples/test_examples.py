@@ -209,10 +209,10 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_classes_are_numbered_by_the_models_names(labelled: Path) -> None:
     names = {number: str(9 - number) for number in range(10)}
-    images, labels = load_labelled_images(str(labelled / "test.parquet"), 8, "L", names)
+    images, labels = load_labelled_images(str(labelled / "test.parquet"), 8, 1, names)
     assert images.shape == (100, 1, 8, 8) and torch.equal(labels, 9 - torch.tensor(load_digits().target[400:500]))
     with pytest.raises(ValueError, match=r"has the classes \['0'\], but the model's are \['1', '2'"):
-        load_labelled_images(str(labelled / "test.parquet"), 8, "L", {number: str(number) for number in range(1, 10)})
+        load_labelled_images(str(labelled / "test.parquet"), 8, 1, {number: str(number) for number in range(1, 10)})
 
 
 @pytest.mark.slow

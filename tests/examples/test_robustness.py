@@ -57,7 +57,7 @@ def test_digits_have_their_labels(tmp_path: Path) -> None:
     for images, labels in zip(split_digits(), split_labels(), strict=True):
         write_parquet(images, tmp_path / "digits.parquet", labels)
         id2label = {number: str(number) for number in range(10)}
-        loaded, numbers = load_labelled_images(str(tmp_path / "digits.parquet"), 8, "L", id2label)
+        loaded, numbers = load_labelled_images(str(tmp_path / "digits.parquet"), 8, 1, id2label)
         assert torch.equal(numbers, labels) and (loaded - images).abs().max() < 1 / 127
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..pipelines.inputs import PIL_MODES
 from ..pipelines.pipeline_pfgm import PFGMPipeline
 from ..training.data.images import ImageTensors
 from ..training.data.labels import read_class_labels
@@ -13,14 +14,14 @@ from ..training.data.source import open_images
 
 
 def load_labelled_images(
-    name: str, resolution: int, mode: str, id2label: dict[int, str]
+    name: str, resolution: int, channels: int, id2label: dict[int, str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Load images with class labels.
 
     Args:
         name: a folder, a parquet file or the Hub id of a data set.
         resolution: R, the height and width of the images in pixels.
-        mode: the PIL mode of the images, such as "L" or "RGB".
+        channels: C, to which the images are converted.
         id2label: the names of the model's classes by number.
 
     Returns:
@@ -39,7 +40,7 @@ def load_labelled_images(
             "classes."
         )
     labels = torch.tensor([label2id[names[number]] for number in numbers.tolist()])
-    return ImageTensors(dataset, resolution, mode=mode, center_crop=True).plain(), labels
+    return ImageTensors(dataset, resolution, mode=PIL_MODES[channels], center_crop=True).plain(), labels
 
 
 def load_conditional_pipeline(pipeline_class: type[PFGMPipeline], name: str) -> tuple[Any, dict[int, str]]:

@@ -6,10 +6,7 @@ from typing import Any
 
 import datasets
 
-ARRAY_FEATURE_NAMES = ("List", "LargeList", "Sequence", "Array2D", "Array3D")  # not every release has all of them
-ARRAY_FEATURES = tuple(
-    feature for name in ARRAY_FEATURE_NAMES if isinstance(feature := getattr(datasets, name, None), type)
-)
+ARRAY_FEATURES = (datasets.List, datasets.LargeList, datasets.Array2D, datasets.Array3D, list)
 
 
 def with_image_files(dataset: Any, column: str | None, source: str = "data set") -> tuple[Any, str]:
@@ -44,7 +41,7 @@ def with_image_files(dataset: Any, column: str | None, source: str = "data set")
 
 
 def _is_array(feature: Any) -> bool:
-    return isinstance(feature, (*ARRAY_FEATURES, list))
+    return isinstance(feature, ARRAY_FEATURES)
 
 
 def _is_text(feature: Any) -> bool:

@@ -347,19 +347,10 @@ class PoissonFlow:
         step_tolerance: float,
         model_kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, int]:
-        """Follow the field lines from one end of the flow to the other.
-
-        Args:
-            x: (B, *), points at σ_min if `is_encoding`, otherwise at σ_max, in data units.
-            is_encoding: whether the direction is from σ_min to σ_max.
-            num_inference_steps: number of fixed steps; without effect with `tolerance`.
-            tolerance: relative tolerance of the adaptive solver; None for fixed steps.
-            step_tolerance: relative tolerance of the implicit equation of each fixed step.
-            model_kwargs: keyword arguments of the model.
+        """Follow the field lines of x (B, *) from σ_min to σ_max if `is_encoding`, otherwise back.
 
         Returns:
-            The points (B, *) at the other end, in data units and the dtype of `x`, but at least float32, and the number
-            of network calls.
+            The points (B, *) at the other end, and the number of network calls.
         """
         check_points("x" if is_encoding else "latents", x)
         check_tolerance(step_tolerance, "step_tolerance")
@@ -368,9 +359,7 @@ class PoissonFlow:
         precision = denoiser.precision(x.device)
         if tolerance is not None:
             check_tolerance(tolerance)
-            start, stop = self.sigma_min, self.sigma_max
-            if not is_encoding:
-                start, stop = stop, start
+            start, stop = (self.sigma_min, self.sigma_max)[:: 1 if is_encoding else -1]
             end = integrate_adaptive(denoiser, points, start, stop, max(tolerance, precision))
         else:
             sigmas = self._step_sigmas(num_inference_steps)[:: -1 if is_encoding else 1]

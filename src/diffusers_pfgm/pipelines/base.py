@@ -25,12 +25,7 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
     Each pipeline loads the folders that any other of them has saved.
 
     Args:
-        unet: a `UNet2DModel`, or a model that is called like it, such as `ChargeField`. Its output is the quantity that
-            `scheduler.config.prediction_type` names.
-        scheduler: a `PoissonFlowScheduler`, or a scheduler of diffusers that fits the network: an EDM scheduler for a
-            network with `sigma_data`, one of the DDPM family for a network with a beta schedule. Make it by
-            `from_config`, so that it keeps the network's settings.
-        id2label: the names of the classes by number, from 0, for a network that was trained with class labels.
+        unet, scheduler, id2label: as in `PFGMPipeline`.
 
     Raises:
         ValueError: if `id2label` is not a dictionary, its numbers are not 0, 1, 2, ..., or there are more names than

@@ -19,6 +19,7 @@ With class labels the charges are those of the sample's class, or all of them fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -104,10 +105,8 @@ class FieldObjective:
         charges = clean if charges is None else charges
         if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
-        gamma = self.parameterization.gamma
-        target = target_of_charges(
-            lambda x, z, charges: normalized_field(x, z, charges, gamma), x, z, charges, class_labels, charge_labels
-        )
+        field = functools.partial(normalized_field, gamma=self.parameterization.gamma)
+        target = target_of_charges(field, x, z, charges, class_labels, charge_labels)
         model_input, timestep, _ = self.parameterization.model_input(x, append_dims(z, x.ndim))
         output = model(model_input, timestep, **model_kwargs).sample
         self.parameterization.check_output(output, clean)

@@ -149,15 +149,8 @@ class PerturbationObjective:
             model_kwargs["class_labels"] = class_labels
         denoised = clean
         if charges is not None:
-            aug_dim = self.kernel.aug_dim
-            denoised = target_of_charges(
-                lambda x, sigma, charges: posterior_mean(x, sigma, charges, aug_dim),
-                x,
-                sigma,
-                charges,
-                class_labels,
-                charge_labels,
-            )
+            mean = functools.partial(posterior_mean, aug_dim=self.kernel.aug_dim)
+            denoised = target_of_charges(mean, x, sigma, charges, class_labels, charge_labels)
         output = model(model_input, timestep, **model_kwargs).sample
         parameterization.check_output(output, clean)
         return mean_squares(at_least_float32(output) - parameterization.target(denoised, x, noise_level), sigma)

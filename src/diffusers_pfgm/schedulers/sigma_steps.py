@@ -11,6 +11,8 @@ import torch
 from ..physics.denoiser import wrapped_model
 from ..solvers.spacing import is_decreasing
 
+FIT_AGAIN = "Fit them again by `fit_sigmas(..., num_inference_steps=n)`, or set `sigma_steps=None`."
+
 
 def num_parameters(model: Any) -> int | None:
     """The number of parameters of a model or of the model in a wrapper, such as a `functools.partial`; None if unknown.
@@ -41,13 +43,11 @@ def check_sigma_steps(steps: Mapping[str, Any], aug_dim: float | None, sigma_max
     fitted_dim, dim = (math.inf if each is None else each for each in (steps["aug_dim"], aug_dim))
     if fitted_dim != dim:
         raise ValueError(
-            f"`sigma_steps` were fitted for `aug_dim` = {steps['aug_dim']}, but it is {aug_dim}. Fit them again by "
-            "`fit_sigmas(..., num_inference_steps=n)`, or set `sigma_steps=None`."
+            f"`sigma_steps` were fitted for `aug_dim` = {steps['aug_dim']}, but it is {aug_dim}. {FIT_AGAIN}"
         )
     if not math.isclose(sigmas[0], sigma_max, rel_tol=1e-3):
         raise ValueError(
-            f"`sigma_steps` were fitted from {sigmas[0]}, but the largest sigma is {sigma_max}. Fit them again by "
-            "`fit_sigmas(..., num_inference_steps=n)`, or set `sigma_steps=None`."
+            f"`sigma_steps` were fitted from {sigmas[0]}, but the largest sigma is {sigma_max}. {FIT_AGAIN}"
         )
 
 
@@ -66,6 +66,5 @@ def check_steps_of_model(model: Any, scheduler: Any, num_inference_steps: int) -
     if None not in (count, steps["num_parameters"]) and count != steps["num_parameters"]:
         raise ValueError(
             f"The {num_inference_steps} steps of `sigma_steps` were fitted for a network of "
-            f"{steps['num_parameters']:,} parameters, but this one has {count:,}. Fit them again by "
-            "`fit_sigmas(..., num_inference_steps=n)`, or set `sigma_steps=None`."
+            f"{steps['num_parameters']:,} parameters, but this one has {count:,}. {FIT_AGAIN}"
         )

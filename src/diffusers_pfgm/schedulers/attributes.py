@@ -33,8 +33,6 @@ class SchedulerAttributes:
     _run: RunSigmas
     _plan: list[Step]  # one step for each element of `timesteps`
     _timestep_values: list[float]  # those of `timesteps`, readable without waiting for the device
-    # The timesteps and the σ's of a run whose timesteps are rounded, else None.
-    _rounded_timesteps: tuple[torch.Tensor, torch.Tensor] | None
     _sigma_factors: torch.Tensor | None  # (B, 1, ...) with the prior "hemisphere", whose samples have a σ each
     _begin_index: int | None
     _step_index: int | None

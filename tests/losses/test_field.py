@@ -113,12 +113,6 @@ def test_every_charge_needs_a_label(digits: torch.Tensor) -> None:
             )
 
 
-def test_charge_labels_without_class_labels_are_refused(digits: torch.Tensor) -> None:
-    data = digits[:8].float()
-    with pytest.raises(ValueError, match="`charge_labels` were given without `class_labels`"):
-        FieldObjective(HYPERPARAMETERS)(ChargeField(data), data, charge_labels=torch.zeros(8))
-
-
 class LargestTensor(TorchDispatchMode):
     """Record the bytes of the largest tensor that an operation returns, without views."""
 

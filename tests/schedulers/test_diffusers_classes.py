@@ -296,12 +296,6 @@ def test_numbers_of_steps_that_the_other_scheduler_cannot_make(kind: str, steps:
         ours.set_timesteps(steps)
 
 
-def test_the_cosine_dpm_solver_is_refused_by_its_name() -> None:
-    config = {"_class_name": "CosineDPMSolverMultistepScheduler", "sigma_data": 1.0, "prediction_type": "v_prediction"}
-    with pytest.raises(ValueError, match="the input of its network is unknown"):
-        PoissonFlowScheduler.from_config(config)
-
-
 def test_timesteps_of_class_leaves_out_second_calls() -> None:
     timesteps, sigmas = timesteps_of_class("HeunDiscreteScheduler", {"timestep_spacing": "leading"}, 1000, 4)
     assert timesteps == [750, 500, 250, 0] and len(sigmas) == 4

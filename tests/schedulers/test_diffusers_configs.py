@@ -127,9 +127,11 @@ def test_schedulers_of_other_networks_are_refused(theirs: Any, message: str, tmp
 
 
 def test_the_cosine_dpm_solver_is_not_read_as_edm() -> None:
-    config = {"sigma_data": 1.0, "sigma_schedule": "exponential", "solver_order": 2, "prediction_type": "v_prediction"}
-    with pytest.raises(ValueError, match="the input of its network is unknown"):
-        PoissonFlowScheduler.from_config(config)
+    config = {"sigma_data": 1.0, "prediction_type": "v_prediction"}
+    named = {"_class_name": "CosineDPMSolverMultistepScheduler"}
+    for marks in (named, {"sigma_schedule": "exponential", "solver_order": 2}):
+        with pytest.raises(ValueError, match="the input of its network is unknown"):
+            PoissonFlowScheduler.from_config(config | marks)
 
 
 def test_a_stochastic_solver_needs_infinite_aug_dim() -> None:

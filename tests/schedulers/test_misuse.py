@@ -21,9 +21,6 @@ def test_steps_out_of_order_raise() -> None:
         scheduler.step(output, t, x)
     with pytest.raises(ValueError, match="after the last of 2 timesteps"):
         scheduler.step(output, scheduler.timesteps[-1], x)
-    for begin in (-1, 2):
-        with pytest.raises(ValueError, match=f"`begin_index` must be from 0 to 1, but is {begin}"):
-            scheduler.set_begin_index(begin)
 
 
 def test_a_network_with_sigma_data_needs_a_scaled_input() -> None:

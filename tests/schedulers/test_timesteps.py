@@ -103,9 +103,7 @@ def test_equal_sigmas_in_float32_raise() -> None:
 def test_a_begin_index_without_steps_raises(begin: Any) -> None:
     scheduler = PoissonFlowScheduler()
     scheduler.set_timesteps(4)
-    with pytest.raises(
-        ValueError, match="`strength` \\* `num_inference_steps` is less than 1, so that no step is left"
-    ):
+    with pytest.raises(ValueError, match=f"`begin_index` must be from 0 to 3, but is {begin}.*`strength`"):
         scheduler.set_begin_index(begin)
 
 

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import torch
 
 from .kernel import check_aug_dim
-from .tensors import rescale_for_squaring, working_dtype
+from .tensors import move_to, rescale_for_squaring, working_dtype
 
 MEMORY_BUDGET = 32 * 2**20  # bytes of temporaries in addition to inputs and outputs; larger chunks were slower
 NEAREST = 16  # number of charges whose distances are recomputed in float32
@@ -85,8 +85,7 @@ class Charges:
         """The same charges on `device`, in the working dtype of that device."""
         if device == self.points.device:
             return self
-        points = self.points.to(working_dtype(device)) if device.type == "mps" else self.points  # MPS has no float64
-        return Charges(points.to(device).view(self.shape), working_dtype(device))
+        return Charges(move_to(self.points, device).view(self.shape), working_dtype(device))
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:

@@ -100,22 +100,25 @@ class TrainingData:
         )
         return iter(loader)
 
-    def charges(self, option: str) -> tuple[str, Charges | ClassCharges | None]:
-        """Choose the charges of the field objective. Every process must call this.
+    def charges(self, saved: str | None) -> tuple[str | None, Charges | ClassCharges | None]:
+        """Choose the charges of the run. Every process must call this.
 
         The main process decides for all: the processes may have different amounts of free memory, and a run with
         different choices would hang.
 
         Args:
-            option: The value of `--charges`.
+            saved: The charges of the checkpoint that the run resumes from, which "auto" keeps; None for a new run.
 
         Returns:
-            "local", "gathered" or "dataset", and with "dataset" all images as charges, otherwise None.
+            "local", "gathered" or "dataset", or None without charges; and all images as charges with "dataset".
 
         Raises:
-            ValueError: if `option` is "dataset" and the data set is a stream or has images that are cropped at random.
+            ValueError: if `--charges` is "dataset" and the data are a stream or have images that are cropped at random.
         """
         args = self.args
+        option = saved or "auto" if args.charges == "auto" else args.charges
+        if option == "none":
+            return None, None
         device = self.accelerator.device
         processes = self.accelerator.num_processes
         if args.streaming and option == "dataset":

@@ -80,10 +80,7 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
         data = TrainingData(args, seed, accelerator)  # datasets lets one process prepare it, while the others wait
     task = make_task(args, data, accelerator)
     objective, scheduler, unet = task.objective, task.scheduler, task.unet
-    charges_kind, all_charges = None, None
-    if args.charges != "none":
-        chosen = saved_settings.get("charges") if args.charges == "auto" else None
-        charges_kind, all_charges = data.charges(chosen or args.charges)
+    charges_kind, all_charges = data.charges(saved_settings.get("charges"))
     accelerator.print(task.description)
 
     # Network and EMA

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import ChargeField, Charges, Parameterization, PoissonKernel, normalized_field, posterior_mean
 from diffusers_pfgm.physics import charges as charges_module
 from diffusers_pfgm.physics.charges import mean_of_charges
+from tests.device_reads import DeviceReads
 from tests.networks import seeded
 
 MIDWAY = 1  # the row of the authors' targets that is almost on the plane midway between two charges
@@ -239,20 +239,10 @@ def test_charge_field_has_the_config_of_a_network(prediction_type: str, out_chan
     assert field(half, 1.0).sample.dtype == torch.float16
 
 
-class CountReads(TorchDispatchMode):
-    """Count how often a number is read from a tensor, which synchronizes with an accelerator."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.count += func.overloadpacket is torch.ops.aten._local_scalar_dense
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("function", [posterior_mean, normalized_field])
 def test_many_chunks_of_charges_need_one_read(function: Any) -> None:
     charges, x = torch.randn(100, 4, generator=seeded(0)), torch.randn(5, 4, generator=seeded(1))
-    with CountReads() as reads:
+    with DeviceReads() as reads:
         function(x, 0.5, charges, chunk_size=3)
     assert reads.count == 1
 
@@ -260,7 +250,7 @@ def test_many_chunks_of_charges_need_one_read(function: Any) -> None:
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
 def test_a_charge_field_needs_no_read(prediction_type: str) -> None:
     field, x = ChargeField(torch.rand(30, 4), prediction_type=prediction_type), torch.randn(5, 4)
-    with CountReads() as reads:
+    with DeviceReads() as reads:
         field(x, torch.tensor(0.5))
     assert reads.count == 0
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import Parameterization, PFGMPipeline, PoissonFlowScheduler, posterior_mean
 from diffusers_pfgm.physics.denoiser import Denoiser
 from diffusers_pfgm.pipelines.class_conditioning import ClassLabels, GuidedModel
+from tests.device_reads import DeviceReads
 from tests.networks import ExactNetwork, seeded
 
 NAMES = {0: "left", 1: "right", 2: "middle"}
@@ -116,16 +116,6 @@ def test_guidance_combines_posterior_means(parameterization: Parameterization, s
     assert torch.allclose(denoised, unconditional + scale * (conditional - unconditional), atol=1e-9)
 
 
-class ReadBacks(TorchDispatchMode):
-    """Counts the values that are read back from the device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("options", [{}, {"beta_schedule": "linear"}, {"sigma_data": 0.5}])
 @pytest.mark.parametrize("prediction_type", ["field", "epsilon"])
 def test_a_guided_step_reads_nothing_back(prediction_type: str, options: dict[str, Any]) -> None:
@@ -141,7 +131,7 @@ def test_a_guided_step_reads_nothing_back(prediction_type: str, options: dict[st
     model = GuidedModel(Network(), scheduler.parameterization, torch.zeros(2, dtype=torch.int64), 1, 2.0)
     x = torch.ones(2, 1, 4, 4)
     for t in scheduler.timesteps:
-        with ReadBacks() as mode:
+        with DeviceReads() as mode:
             x = scheduler.step(model(scheduler.scale_model_input(x, t), t)[0], t, x).prev_sample
         assert mode.count == 0
 

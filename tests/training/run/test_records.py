@@ -3,16 +3,15 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_pfgm import LossOutput
 from diffusers_pfgm.plots.training_curves import plot_training
 from diffusers_pfgm.training.run.records import Meter, Records, read_records
+from tests.device_reads import DeviceReads
 from tests.networks import seeded
 
 CPU = torch.device("cpu")
@@ -54,19 +53,9 @@ def result(count: int, seed: int) -> LossOutput:
     return LossOutput(losses.mean(), losses, 10 ** (4 * torch.rand(count, generator=seeded(seed + 9)) - 2))
 
 
-class Reads(TorchDispatchMode):
-    """Counts values that are read from the device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
 def test_means_are_taken_over_all_samples_and_updates_do_not_read_from_the_device() -> None:
     meter, results = Meter(100, 8, 2, CPU), [result(8, seed) for seed in range(5)]
-    with Reads() as reads:
+    with DeviceReads() as reads:
         for i, each in enumerate(results):
             meter.update(each, torch.tensor(float(i)))
     assert reads.count == 0

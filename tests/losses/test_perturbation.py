@@ -16,6 +16,14 @@ from diffusers_pfgm.physics.field import FieldOutput
 from tests.networks import ExactNetwork, make_tiny_unet, seeded
 
 
+class Recorder:
+    """A network whose output is 0, and which keeps its last input."""
+
+    def __call__(self, x: torch.Tensor, timestep: torch.Tensor) -> FieldOutput:
+        self.x = x
+        return FieldOutput(torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("aug_dim", [2.5, 64.0, math.inf])
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
 def test_the_posterior_mean_minimises_the_perturbation_loss(
@@ -139,31 +147,21 @@ def test_float16_training_is_stable_at_small_aug_dim(digits: torch.Tensor, aug_d
 def test_inputs_and_targets_are_bounded_at_small_aug_dim(
     digits: torch.Tensor, aug_dim: float, prediction_type: str
 ) -> None:
-    clean, inputs = digits[:1000].float(), []
+    clean, network = digits[:1000].float(), Recorder()
     parameterization = Parameterization(prediction_type, sigma_data=0.5)
-
-    def record(x: torch.Tensor, timestep: torch.Tensor) -> FieldOutput:
-        inputs.append(x)
-        return FieldOutput(torch.zeros_like(x))
-
-    result = PerturbationObjective(parameterization, aug_dim)(record, clean, seeded())
+    result = PerturbationObjective(parameterization, aug_dim)(network, clean, seeded())
     # The root mean square of the noise is at most 4 σ, that of a digit at most 1.
-    assert inputs[0].flatten(1).square().mean(1).max().sqrt() <= 4 + 1 / 0.5
+    assert network.x.flatten(1).square().mean(1).max().sqrt() <= 4 + 1 / 0.5
     assert result.per_sample.max().sqrt() <= 4 + 1 / 0.5
 
 
 def test_the_noise_of_diffusion_is_not_limited(digits: torch.Tensor) -> None:
-    clean, inputs = digits[:16].float(), []
-
-    def record(x: torch.Tensor, timestep: torch.Tensor) -> FieldOutput:
-        inputs.append(x)
-        return FieldOutput(torch.zeros_like(x))
-
-    result = PerturbationObjective(Parameterization("sample"), None)(record, clean, seeded(5))
+    clean, network = digits[:16].float(), Recorder()
+    result = PerturbationObjective(Parameterization("sample"), None)(network, clean, seeded(5))
     generator = seeded(5)
     sigma = (-1.2 + 1.2 * torch.randn(16, generator=generator)).exp()
     noise = torch.randn(clean.shape, generator=generator)
-    assert torch.equal(result.sigma, sigma) and torch.equal(inputs[0], clean + sigma.view(-1, 1, 1, 1) * noise)
+    assert torch.equal(result.sigma, sigma) and torch.equal(network.x, clean + sigma.view(-1, 1, 1, 1) * noise)
 
 
 def test_the_prior_has_the_norms_of_the_training_noise() -> None:
@@ -192,15 +190,10 @@ def test_an_aug_dim_that_cannot_train_is_refused() -> None:
 
 
 def test_without_a_bound_the_noise_is_that_of_the_kernel(digits: torch.Tensor) -> None:
-    clean, inputs = digits[:64].float(), []
-
-    def record(x: torch.Tensor, timestep: torch.Tensor) -> FieldOutput:
-        inputs.append(x)
-        return FieldOutput(torch.zeros_like(x))
-
+    clean, network = digits[:64].float(), Recorder()
     objective = PerturbationObjective(Parameterization("sample"), 1.0, bounded=False)
-    sigma = objective(record, clean, seeded()).sigma
+    sigma = objective(network, clean, seeded()).sigma
     generator = seeded()
     torch.randn(64, generator=generator)
-    assert torch.equal(inputs[0], clean + PoissonKernel(1.0).sample(clean.shape, sigma, generator))
+    assert torch.equal(network.x, clean + PoissonKernel(1.0).sample(clean.shape, sigma, generator))
     assert objective.max_norm(80.0, 64) is None

@@ -7,7 +7,7 @@ import torch
 
 from diffusers_pfgm import posterior_mean
 from diffusers_pfgm.solvers.multistep import trapezoid_weights
-from diffusers_pfgm.solvers.reversible import Integrand, integrate_reversible
+from diffusers_pfgm.solvers.reversible import integrate_reversible, without_integrand
 from diffusers_pfgm.solvers.spacing import geometric_sigmas
 from tests.networks import seeded
 
@@ -21,10 +21,6 @@ def gaussian(x: torch.Tensor, sigma: float) -> torch.Tensor:
 
 def with_trace(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
     return gaussian(x, sigma), x.new_full((len(x), 1), 3 * VARIANCE / (VARIANCE + sigma**2))
-
-
-def without_quantities(denoise: object) -> Integrand:
-    return lambda x, sigma: (denoise(x, sigma), x.new_zeros(len(x), 0))  # type: ignore[operator]
 
 
 def test_a_step_solved_for_its_start_is_the_reverse_step() -> None:
@@ -59,10 +55,10 @@ def test_few_long_steps_are_reversible(aug_dim: float | None) -> None:
 
     x = charges[[0, 1, 2, 0]] + torch.randn(4, 4, generator=seeded(), dtype=torch.float64)
     sigmas = geometric_sigmas(40.0, 1.0, 11)
-    encoded, _ = integrate_reversible(denoise, without_quantities(denoise), x, sigmas[::-1], 1e-12)
-    decoded, _ = integrate_reversible(denoise, without_quantities(denoise), encoded, sigmas, 1e-12)
+    encoded, _ = integrate_reversible(denoise, without_integrand(denoise), x, sigmas[::-1], 1e-12)
+    decoded, _ = integrate_reversible(denoise, without_integrand(denoise), encoded, sigmas, 1e-12)
     finer, _ = integrate_reversible(
-        denoise, without_quantities(denoise), x, geometric_sigmas(40.0, 1.0, 401)[::-1], 1e-12
+        denoise, without_integrand(denoise), x, geometric_sigmas(40.0, 1.0, 401)[::-1], 1e-12
     )
     assert (decoded - x).norm() / x.norm() < 1e-9 < 1e-4 < (encoded - finer).norm() / finer.norm()
 
@@ -72,15 +68,15 @@ def test_a_step_without_a_solution_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"from sigma 1 to 0.1 cannot be reversed.* 1 of 1 .*larger `num_inference_steps`"
     ):
-        integrate_reversible(steep, without_quantities(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)
+        integrate_reversible(steep, without_integrand(steep), torch.ones(1, 2), [1.0, 0.1], 1e-6)
 
 
 def test_a_steep_mean_is_solved() -> None:
     steep = lambda x, sigma: 50 * x  # noqa: E731
     sigmas = [1.0, 0.1, 0.01]
     x = torch.ones(1, 2, dtype=torch.float64)
-    decoded, _ = integrate_reversible(steep, without_quantities(steep), x, sigmas, 1e-12)
-    encoded, _ = integrate_reversible(steep, without_quantities(steep), decoded, sigmas[::-1], 1e-12)
+    decoded, _ = integrate_reversible(steep, without_integrand(steep), x, sigmas, 1e-12)
+    encoded, _ = integrate_reversible(steep, without_integrand(steep), decoded, sigmas[::-1], 1e-12)
     assert torch.allclose(encoded, x, atol=1e-10) and (decoded - x).norm() > 0.1
 
 
@@ -100,8 +96,8 @@ def test_a_model_that_rounds_is_reversed_to_its_precision(bits: int, bound: floa
     x = torch.randn(4, 6, generator=seeded(), dtype=torch.float64)
     sigmas = geometric_sigmas(40.0, 0.05, 31)
     with pytest.warns(UserWarning, match=r"less precise than `step_tolerance` = 1e-08: .* or pass `step_tolerance="):
-        encoded, _ = integrate_reversible(denoise, without_quantities(denoise), x, sigmas[::-1], 1e-8)
-        decoded, _ = integrate_reversible(denoise, without_quantities(denoise), encoded, sigmas, 1e-8)
+        encoded, _ = integrate_reversible(denoise, without_integrand(denoise), x, sigmas[::-1], 1e-8)
+        decoded, _ = integrate_reversible(denoise, without_integrand(denoise), encoded, sigmas, 1e-8)
     assert (decoded - x).norm() / x.norm() < bound
 
 
@@ -110,5 +106,5 @@ def test_a_discontinuous_mean_is_refused() -> None:
     jumping = lambda x, sigma: -x.sign() * x.new_tensor([1.0, 0.5])  # noqa: E731
     with pytest.raises(ValueError, match=r"cannot be reversed.* 1 of 1 samples"):
         integrate_reversible(
-            jumping, without_quantities(jumping), torch.full((1, 2), 0.01, dtype=torch.float64), [1.0, 0.5], 1e-6
+            jumping, without_integrand(jumping), torch.full((1, 2), 0.01, dtype=torch.float64), [1.0, 0.5], 1e-6
         )

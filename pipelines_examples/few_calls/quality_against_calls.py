@@ -49,14 +49,6 @@ SOLVERS: dict[str, dict[str, Any]] = {
 }
 
 
-class Run(NamedTuple):
-    """The number of network calls of a run, its images (B, C, H, W) in [-1, 1], and its time."""
-
-    nfe: int
-    images: torch.Tensor
-    seconds: float
-
-
 class Measures(NamedTuple):
     """The number of network calls of a run, its two measures, and its time per image."""
 
@@ -133,28 +125,28 @@ class Comparison:
         else:
             self.measure_name = "sliced Wasserstein distance"
             self.measure_distance = functools.partial(sliced_wasserstein, data=self.data)
-        self.reference = self.draw(self.pipe, num_inference_steps=REFERENCE_STEPS).images
+        _, self.reference = self.draw(self.pipe, num_inference_steps=REFERENCE_STEPS)
         self.reference_distance = self.measure_distance(self.reference)
 
-    def draw(self, pipe: PFGMPipeline, **options: Any) -> Run:
-        """Draw images by a pipeline with the options of a call."""
+    def draw(self, pipe: PFGMPipeline, **options: Any) -> tuple[int, torch.Tensor]:
+        """Call a pipeline, and return its number of network calls and its images (B, C, H, W) in [-1, 1]."""
         if self.labels is not None:
             options |= {"class_labels": self.labels, "guidance_scale": self.guidance_scale}
-        start = time.perf_counter()
         output = pipe(latents=self.latents, generator=torch.Generator().manual_seed(1), output_type="pt", **options)
-        images = output.images.cpu()
-        return Run(output.nfe, images * 2 - 1, time.perf_counter() - start)
+        return output.nfe, output.images.cpu() * 2 - 1
 
-    def draw_by_diffusers(self, name: str, sigmas: list[float]) -> Run:
-        """Draw images by one of `DIFFUSERS_SOLVERS`, with a network call at each of the noise levels."""
-        start = time.perf_counter()
+    def draw_by_diffusers(self, name: str, sigmas: list[float]) -> tuple[int, torch.Tensor]:
+        """The same by one of `DIFFUSERS_SOLVERS`, with a network call at each of the noise levels."""
         images = draw_by_diffusers(name, self.pipe, self.latents, sigmas, self.labels, self.guidance_scale).cpu()
-        return Run(len(sigmas), images, time.perf_counter() - start)
+        return len(sigmas), images
 
-    def measure(self, run: Run) -> Measures:
-        """Compare the images of a run with those of the reference run, and with the data."""
-        error = (run.images - self.reference).flatten(1).square().mean(1).sqrt().mean().item()
-        return Measures(run.nfe, error, self.measure_distance(run.images), 1000 * run.seconds / len(run.images))
+    def measure(self, draw: Callable[..., tuple[int, torch.Tensor]], *arguments: Any, **options: Any) -> Measures:
+        """Compare the images of `draw` or `draw_by_diffusers` with those of the reference run, and with the data."""
+        start = time.perf_counter()
+        nfe, images = draw(*arguments, **options)
+        milliseconds = 1000 * (time.perf_counter() - start) / len(images)
+        error = (images - self.reference).flatten(1).square().mean(1).sqrt().mean().item()
+        return Measures(nfe, error, self.measure_distance(images), milliseconds)
 
 
 def load_pipeline(name: str, device: str) -> PFGMPipeline:
@@ -184,9 +176,9 @@ def measure_solvers(comparison: Comparison, calls: Sequence[int]) -> Results:
         pipe.scheduler = PoissonFlowScheduler.from_config(comparison.config, **options)
         # n steps of Heun cost 2n − 1 calls
         steps = [(count + 1) // 2 for count in calls if count % 2] if name == "heun" else calls
-        results[name] = [comparison.measure(comparison.draw(pipe, num_inference_steps=count)) for count in steps]
+        results[name] = [comparison.measure(comparison.draw, pipe, num_inference_steps=count) for count in steps]
     pipe.scheduler = PoissonFlowScheduler.from_config(comparison.config)
-    results["RK45"] = [comparison.measure(comparison.draw(pipe, tolerance=tolerance)) for tolerance in TOLERANCES]
+    results["RK45"] = [comparison.measure(comparison.draw, pipe, tolerance=tolerance) for tolerance in TOLERANCES]
     return results
 
 
@@ -195,10 +187,10 @@ def measure_diffusers_solvers(comparison: Comparison, calls: Sequence[int]) -> R
     pipe = comparison.pipe
     sigma_max, sigma_min = pipe.scheduler.sigma_range
     spacings = [karras_sigmas(sigma_max, sigma_min, count) for count in calls]
-    ours = [comparison.measure(comparison.draw(pipe, sigmas=sigmas)) for sigmas in spacings]
+    ours = [comparison.measure(comparison.draw, pipe, sigmas=sigmas) for sigmas in spacings]
     results = {"multistep, EDM's levels": ours}
     for name in DIFFUSERS_SOLVERS:
-        results[name] = [comparison.measure(comparison.draw_by_diffusers(name, sigmas)) for sigmas in spacings]
+        results[name] = [comparison.measure(comparison.draw_by_diffusers, name, sigmas) for sigmas in spacings]
     return results
 
 
@@ -213,14 +205,14 @@ def measure_searched_steps(comparison: Comparison, calls: Sequence[int]) -> list
         pipe.scheduler = fit_sigmas(
             pipe.unet, pipe.scheduler, shape, generator, 512, 128, num_inference_steps=count, **options
         )
-        rows.append(comparison.measure(comparison.draw(pipe, num_inference_steps=count)))
+        rows.append(comparison.measure(comparison.draw, pipe, num_inference_steps=count))
     return rows
 
 
 def measure_consistency_model(comparison: Comparison, pipe: PFGMPipeline) -> list[Measures]:
     """Measure runs of a consistency model, of each number of calls that it allows."""
     counts = range(1, len(pipe.scheduler.config.consistency_sigmas) + 1)
-    return [comparison.measure(comparison.draw(pipe, num_inference_steps=count)) for count in counts]
+    return [comparison.measure(comparison.draw, pipe, num_inference_steps=count) for count in counts]
 
 
 def print_table(comparison: Comparison, results: Results) -> None:

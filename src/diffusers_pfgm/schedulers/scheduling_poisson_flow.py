@@ -19,7 +19,7 @@ from ..physics.noise_estimate import NoiseEstimate
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, cast_clamped
 from ..solvers.spacing import check_knots
-from .beta_schedule import BetaSchedule
+from .beta_schedule import trained_noise_levels
 from .consistency import NO_ODE, ConsistencyMixin
 from .conversion import convert_scheduler
 from .diffusers_configs import (
@@ -163,17 +163,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         self.kernel = PoissonKernel(config.aug_dim)
         train_sigmas: tuple[float, ...] | None = None
         if has_betas:
-            betas = BetaSchedule(
-                config.beta_schedule,
-                config.trained_betas,
-                config.num_train_timesteps,
-                config.beta_start,
-                config.beta_end,
-                config.rescale_betas_zero_snr,
-            )
-            self.betas = betas.betas
-            self.alphas_cumprod = betas.alphas_cumprod
-            train_sigmas = betas.sigmas
+            self.betas, self.alphas_cumprod, train_sigmas = trained_noise_levels(config)
         noise_estimate = None
         if config.mean_square_std is not None and math.isfinite(self.kernel.aug_dim):
             statistics = config.data_mean, config.sigma_data, config.mean_square_std

@@ -18,8 +18,8 @@ whose coefficients depend only on the noise levels and are computed before the r
   order 2 the `solver_type="heun"` of diffusers' DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the previous
   step is repeated with a polynomial that includes the x̂ just computed (exponential Adams-Moulton, as in UniPC, arXiv
   2302.04867). This needs no further call and raises the order of accuracy by one. As predictor and corrector share the
-  term e^(−h) x, the correction only adds multiples of known x̂'s. Order 3 is lowered to 2 or 1 for a step much longer
-  than the previous one.
+  term e^(−h) x, the correction only adds multiples of known x̂'s. The order is lowered to 2 or 1 for a step much longer
+  than the previous one, except for order 2 without the corrector, which remains DPM-Solver++(2M).
 
 For all of them the last step, to σ = 0, is x' = x̂.
 """
@@ -200,10 +200,10 @@ def _multistep(sigma: float, lambdas: Sequence[float], i: int, order: int, use_c
     def latest(index: int, count: int) -> range:
         return range(index, max(index - count, -1), -1)
 
-    weights = _adams(lambdas, i, latest(i, _usable_order(lambdas, i, order)))
+    weights = _adams(lambdas, i, latest(i, _usable_order(lambdas, i, order, use_corrector)))
     # Order 3 always corrects its first step: the error O(h²) of Euler's method there would make the run second order.
     if i > 0 and (use_corrector or (order == 3 and i == 1)):
-        used = _usable_order(lambdas, i - 1, order)
+        used = _usable_order(lambdas, i - 1, order, use_corrector)
         predicted = [0.0, *_adams(lambdas, i - 1, latest(i - 1, used))]
         corrected = _adams(lambdas, i - 1, latest(i, used + 1))
         changes = [x_coefficient * (new - old) for new, old in zip(corrected, predicted, strict=True)]
@@ -211,12 +211,12 @@ def _multistep(sigma: float, lambdas: Sequence[float], i: int, order: int, use_c
     return Step(sigma, x_coefficient, tuple(weights))
 
 
-def _usable_order(lambdas: Sequence[float], i: int, order: int) -> int:
-    """The order of step i, lowered where a parabola through close evaluations would be extrapolated too far."""
-    if order < MAX_ORDER or i == 0:
+def _usable_order(lambdas: Sequence[float], i: int, order: int, use_corrector: bool) -> int:
+    """The order of step i, lowered where a polynomial through close evaluations would be extrapolated too far."""
+    if i == 0 or (order == 2 and not use_corrector):
         return order
     growth = (lambdas[i + 1] - lambdas[i]) / (lambdas[i] - lambdas[i - 1])
-    return 3 if growth <= 1.25 else 2 if growth <= 2 else 1
+    return min(order, 3 if growth <= 1.25 else 2 if growth <= 2 else 1)
 
 
 def _adams(lambdas: Sequence[float], i: int, nodes: range) -> list[float]:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlow, PoissonFlowScheduler, fit_sigmas
+from diffusers_pfgm.physics.noise_estimate import NoiseEstimate
 from diffusers_pfgm.schedulers.stepping import scheduler_steps
-from tests.networks import ExactNetwork, make_tiny_unet, seeded
+from tests.networks import ExactNetwork, make_smallest_unet, make_tiny_unet, seeded
 
 PRIORS = ("plane", "shell", "hemisphere")
 
@@ -173,6 +174,34 @@ def test_schedulers_steps_pass_each_sample_its_timestep() -> None:
     for _ in scheduler_steps(scheduler, model, torch.randn(4, 1, 8, 8, generator=seeded()) * 40):
         pass
     assert [timestep.shape for timestep in seen] == [(4,)] * 3
+
+
+def test_the_noise_level_of_a_state_is_estimated_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimated = []
+    estimate = NoiseEstimate.__call__
+
+    def counted(self: NoiseEstimate, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        estimated.append(sigma)
+        return estimate(self, x, sigma)
+
+    monkeypatch.setattr(NoiseEstimate, "__call__", counted)
+    statistics = {"data_mean": 0.0, "mean_square_std": 0.1}
+    scheduler = PoissonFlowScheduler(sigma_data=0.5, prediction_type="epsilon", **statistics)
+    pipe = PFGMPipeline(make_smallest_unet(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    pipe(num_inference_steps=3, output_type="pt")
+    assert len(estimated) == 3
+
+    # A state that was changed in place, or now needs a gradient, is another one.
+    scheduler.set_timesteps(3)
+    state = scheduler.sample_prior((2, 1, 8, 8), seeded())
+    t = scheduler.timesteps[0]
+    scheduler.network_timestep(state, t)
+    state *= 0.5
+    parameterization = scheduler.parameterization
+    expected = parameterization.timestep(parameterization.noise_level(state, scheduler.sigma_of_call(t)))
+    assert torch.equal(scheduler.network_timestep(state, t), expected)
+    assert scheduler.network_timestep(state.requires_grad_(), t).requires_grad
 
 
 def test_noisy_images_below_sigma_max_are_not_moved(digits: torch.Tensor) -> None:

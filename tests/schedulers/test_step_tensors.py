@@ -56,6 +56,7 @@ def test_step_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch
     [
         {"prediction_type": "field"},
         {"prediction_type": "epsilon", "sigma_data": 0.5},
+        {"prediction_type": "sample", "sigma_data": 0.5, "data_mean": 0.0, "mean_square_std": 0.1},
         {"prediction_type": "v_prediction", "beta_schedule": "linear"},
     ],
     ids=lambda options: options["prediction_type"],
@@ -70,6 +71,8 @@ def test_each_step_is_one_graph(solver: str, options: dict[str, Any]) -> None:
         output = torch.randn(2, ours.parameterization.output_channels(1), 4, 4, generator=seeded(1))
         torch._dynamo.reset()
         step = torch.compile(compiled.step, fullgraph=True, backend="eager")
+        ours.network_timestep(x, t)
+        compiled.network_timestep(y, t)
         x = ours.step(output, t, ours.scale_model_input(x, t)).prev_sample
         y = step(output, t, compiled.scale_model_input(y, t)).prev_sample
         assert torch.allclose(x, y)

@@ -34,6 +34,8 @@ class SchedulerAttributes:
     _plan: list[Step]  # one step for each element of `timesteps`
     _timestep_values: list[float]  # those of `timesteps`, readable without waiting for the device
     _sigma_factors: torch.Tensor | None  # (B, 1, ...) with the prior "hemisphere", whose samples have a σ each
+    # The state whose noise level was estimated last, what else the estimate depends on, and the estimate.
+    _estimated: tuple[torch.Tensor, tuple[int, int, bool], float | torch.Tensor] | None
     _begin_index: int | None
     _step_index: int | None
 

@@ -295,6 +295,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         self._begin_index = None
         self._step_index = None
         self._denoised = []
+        self._estimated = None
         self._sigma_factors = None
         self._convention.timestep_was_read = False
 
@@ -354,11 +355,12 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(dtype)
         in_data_units = x if self.parameterization.train_sigmas is None else x * self.data_scale(step.sigma)
-        noise_level = self.parameterization.noise_level(in_data_units, self.sigma_of_samples(step.sigma))
+        noise_level = self.noise_level_of_call(sample, timestep)
         denoised = self.parameterization.denoised(model_output.to(dtype), in_data_units, noise_level)
         self._denoised.insert(0, denoised)
         prev_sample = step(x, self._denoised)
         self._step_index = index + 1
+        self._estimated = None
         remaining = self._plan[index + 1 :]
         if remaining and self.is_consistency_model:
             prev_sample = self.renoise(prev_sample, remaining[0].sigma, generator)

@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
     parser.add_argument("--batch_size", type=int, default=16, help="number of images")
     parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
+    parser.add_argument("--class_labels", nargs="+", help="name of the class of all images, or of each")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="scale of guidance; 1 for no guidance")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; image i has the seed `seed` + i")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
@@ -32,7 +34,14 @@ def main(argv: list[str] | None = None) -> None:
 
     pipe = PFGMPipeline.from_pretrained(args.model).to(args.device)
     generators = [torch.Generator().manual_seed(args.seed + i) for i in range(args.batch_size)]
-    output = pipe(args.batch_size, args.num_inference_steps, generators, output_type="pt")
+    output = pipe(
+        args.batch_size,
+        args.num_inference_steps,
+        generators,
+        output_type="pt",
+        class_labels=args.class_labels,
+        guidance_scale=args.guidance_scale,
+    )
     image_grid(output.images, args.scale).save(args.output)
     print(f"{len(output.images)} images from {output.nfe} network calls: {args.output}")
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler, pretrained_model
 from diffusers_pfgm.examples import launch
 from diffusers_pfgm.examples.classifier import load_labelled_images
 from diffusers_pfgm.examples.digits import split_digits, write_parquet
+from diffusers_pfgm.plots.image_grid import image_grid
 from diffusers_pfgm.training.data.source import load_image_dataset
 from tests.networks import make_smallest_unet
 from tests.scripts import load_script
@@ -60,6 +61,16 @@ def test_generate(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
     assert "5 images from 3 network calls" in capsys.readouterr().out
     assert Image.open(output).size == (3 * 36, 2 * 36)
+
+
+def test_generate_with_classes_and_guidance(tmp_path: Path) -> None:
+    output, model = tmp_path / "digits.png", str(pretrained_model("mnist"))
+    arguments = ["--model", model, "--batch_size", "2", "--num_inference_steps", "1", "--device", "cpu"]
+    arguments += ["--class_labels", "3", "8", "--guidance_scale", "2", "--output", str(output)]
+    load_script("generate").main(arguments)
+    seeds = [torch.Generator().manual_seed(i) for i in range(2)]
+    images = PFGMPipeline.from_pretrained(model)(2, 1, seeds, output_type="pt", class_labels=[3, 8], guidance_scale=2)
+    assert Image.open(output).tobytes() == image_grid(images.images, 4).tobytes()
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet"])

@@ -10,9 +10,12 @@ def output_file(text: str) -> Path:
     """Return the path of a file that is written at the end of a script. Its folder is created at the start.
 
     Raises:
-        ArgumentTypeError: if the folder cannot be created. argparse adds the name of the option.
+        ArgumentTypeError: if the path is a folder or has no suffix, which selects the format of the file, or if its
+            folder cannot be created. argparse adds the name of the option.
     """
     path = Path(text)
+    if not path.suffix or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a file with a suffix, such as {str(path / 'grid.png')!r}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

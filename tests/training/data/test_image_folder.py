@@ -141,11 +141,21 @@ def test_files_of_other_splits_are_listed(tmp_path: Path) -> None:
         assert len(load_image_dataset(str(tmp_path / "copy"))) == 2
 
 
+@pytest.mark.parametrize("name", ["none", "none.parquet", "damaged.parquet", "no-images"])
+def test_errors_of_open_images_name_no_option_that_its_callers_do_not_have(tmp_path: Path, name: str) -> None:
+    (tmp_path / "damaged.parquet").write_text("garbage")
+    (tmp_path / "no-images").mkdir()
+    (tmp_path / "no-images" / "notes.txt").write_text("garbage")
+    with pytest.raises(ValueError, match=f"The (data set|folder) '.*{name}' ") as error:
+        open_images(str(tmp_path / name))
+    assert "--dataset_name" not in str(error.value) and "--train_data_dir" not in str(error.value)
+
+
 def test_empty_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write(tmp_path / "x", "1.png"))
     with pytest.raises(ValueError, match=r"`--dataset_name` is ''\. Pass the name of a data set"):
         load_image_dataset("")
-    with pytest.raises(ValueError, match="`--train_data_dir` '' is missing or holds no files"):
+    with pytest.raises(ValueError, match="The folder '' is missing or holds no files"):
         load_image_dataset(data_dir="")
 
 
@@ -160,7 +170,7 @@ def test_a_damaged_saved_folder_gives_a_one_line_error(tmp_path: Path, damaged: 
     try:
         loaded = load_image_dataset(str(tmp_path / "saved"))
     except ValueError as error:
-        assert "`--dataset_name` '" in str(error) and "\n" not in str(error)
+        assert "The data set '" in str(error) and "\n" not in str(error)
     else:
         assert grays(loaded) == [0]
 

@@ -50,18 +50,18 @@ def load_image_dataset(
             f"Pass exactly one of `--dataset_name` and `--train_data_dir`, but got {name!r} and {data_dir!r}."
         )
     if name is None:
-        return _from_folder("--train_data_dir", str(data_dir), streaming, cache_dir)
+        return _from_folder(str(data_dir), streaming, cache_dir)
     if not name.strip():
         raise ValueError(f"`--dataset_name` is {name!r}. Pass the name of a data set, or leave the option out.")
     source = Path(name)
     if source.suffix == ".parquet" and not source.is_file():
-        raise ValueError(f"`--dataset_name` {name!r} is not a file. Check the path.")
+        raise ValueError(f"The data set {name!r} is not a file. Check the path.")
     options: dict[str, Any] = {"cache_dir": cache_dir, "streaming": streaming, "split": "train"}
     if source.is_file():
         try:
             return datasets.load_dataset("parquet", data_files=glob.escape(name), **options)
         except Exception as error:  # datasets, Arrow and the disk raise errors of many classes
-            raise ValueError(f"`--dataset_name` {name!r} cannot be read as parquet: {reason(error)}.") from error
+            raise ValueError(f"The data set {name!r} cannot be read as parquet: {reason(error)}.") from error
     if _is_saved(source):
         if streaming:
             raise ValueError(
@@ -72,24 +72,24 @@ def load_image_dataset(
     if source.is_dir():
         files = folder_files(name)
         if any(map(is_image, files)) and not any(map(is_table, files)) and not _has_card(source):
-            return _from_folder("--dataset_name", name, streaming, cache_dir)
+            return _from_folder(name, streaming, cache_dir)
     try:
         _warn_of_other_splits(name, config_name, cache_dir)
         return datasets.load_dataset(name, config_name, **options)
     except Exception as error:  # datasets, the Hub, the network and the disk raise errors of many classes
         raise ValueError(
-            f"`--dataset_name` {name!r} cannot be read as a data set, neither from this disk nor from the Hub: "
+            f"The data set {name!r} cannot be read, neither from this disk nor from the Hub: "
             f"{reason(error)}. Check the name, and log in by `hf auth login` if the data set is private."
         ) from error
 
 
-def _from_folder(option: str, folder: str, streaming: bool, cache_dir: str | None) -> Any:
+def _from_folder(folder: str, streaming: bool, cache_dir: str | None) -> Any:
     if not (folder and os.path.isdir(folder) and folder_files(folder)):
-        raise ValueError(f"`{option}` {folder!r} is missing or holds no files. Put image files there.")
+        raise ValueError(f"The folder {folder!r} is missing or holds no files. Put image files there.")
     try:
         return load_image_folder(folder, streaming, cache_dir)
     except Exception as error:  # datasets, Arrow and the disk raise errors of many classes
-        raise ValueError(f"`{option}` {folder!r} holds no images that can be read: {reason(error)}.") from error
+        raise ValueError(f"The folder {folder!r} holds no images that can be read: {reason(error)}.") from error
 
 
 def _is_saved(source: Path) -> bool:
@@ -113,10 +113,10 @@ def _load_saved(name: str) -> datasets.Dataset:
             return loaded.with_format(None)  # a saved format would hide columns, or make tensors of labels
     except Exception as error:  # datasets, Arrow and JSON raise errors of many classes
         raise ValueError(
-            f"`--dataset_name` {name!r} is a folder written by `save_to_disk`, but cannot be read: {reason(error)}. "
+            f"The data set {name!r} is a folder written by `save_to_disk`, but cannot be read: {reason(error)}. "
             "Save it again."
         ) from error
-    raise ValueError(f"`--dataset_name` {name!r} has no split 'train'. Its splits are {list(loaded)}.")
+    raise ValueError(f"The data set {name!r} has no split 'train'. Its splits are {list(loaded)}.")
 
 
 def _warn_of_other_splits(name: str, config_name: str | None, cache_dir: str | None) -> None:
@@ -127,7 +127,7 @@ def _warn_of_other_splits(name: str, config_name: str | None, cache_dir: str | N
     others = {str(split): len(paths) for split, paths in files.items() if split != "train"}
     if others:
         warnings.warn(
-            f"`--dataset_name` {name!r} is split by the names of its files, and only 'train' is read. Left out (number "
+            f"The data set {name!r} is split by the names of its files, and only 'train' is read. Left out (number "
             f"of files by split): {others}.",
             stacklevel=3,
         )

@@ -11,25 +11,31 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 from diffusers.pipelines import pipeline_utils
 
-from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler, SongUNet
+from diffusers_pfgm import PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler, SongUNet, pretrained_model
+from diffusers_pfgm.hub.pretrained import MODELS
 from diffusers_pfgm.pipelines import saving
 from tests.networks import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.schedulers.tiny_pipelines import SCALED_LINEAR, make
 from tests.warm_python import WarmPython
 
 
-def test_plain_diffusers_loads_a_folder_with_trusted_code(plain_python: WarmPython, tmp_path: Path) -> None:
-    make_tiny_pipeline().save_pretrained(tmp_path)
+@pytest.mark.parametrize("pretrained", [None, *MODELS])
+def test_plain_diffusers_loads_a_folder_with_trusted_code(
+    plain_python: WarmPython, tmp_path: Path, pretrained: str | None
+) -> None:
+    if pretrained is None:
+        make_tiny_pipeline().save_pretrained(tmp_path)
+    folder = tmp_path if pretrained is None else pretrained_model(pretrained)
     script = """
 import sys
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "True")
 print(type(pipe).__module__, type(pipe).__name__, type(pipe.scheduler).__name__)
 """
-    process = plain_python.run("-c", script, tmp_path, True)
+    process = plain_python.run("-c", script, folder, True)
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ["diffusers_pfgm.pipelines.pipeline_pfgm", "PFGMPipeline", "PoissonFlowScheduler"]
-    process = plain_python.run("-c", script, tmp_path, False)
+    process = plain_python.run("-c", script, folder, False)
     assert process.returncode != 0 and "trust_remote_code" in process.stderr
 
 

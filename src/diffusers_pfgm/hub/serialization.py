@@ -133,7 +133,7 @@ def add_component_code(folder: str | os.PathLike[str], class_name: str, mixin: s
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    code = f"{PURPOSE}\nfrom {PACKAGE} import {mixin}, {class_name}  # noqa: F401\n"
+    code = f"{PURPOSE}\nfrom {PACKAGE} import {class_name}, {mixin}  # noqa: F401\n"
     (folder / f"{PACKAGE}.py").write_text(code)
 
 

@@ -18,6 +18,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     LCMScheduler,
     RePaintScheduler,
+    SCMScheduler,
     ScoreSdeVeScheduler,
     UnCLIPScheduler,
 )
@@ -196,6 +197,7 @@ def from_ours(theirs: Any, **options: Any) -> Any:
         # Without `prev_timestep` it steps from t to t − 1, whatever the number of steps is.
         (from_ours(UnCLIPScheduler, aug_dim=None, beta_schedule="squaredcos_cap_v2"), "needs `prev_timestep`"),
         (ScoreSdeVeScheduler(), "without a beta schedule or EDM's `sigma_data`"),  # it has no `step`
+        (from_ours(SCMScheduler, aug_dim=None, sigma_data=0.5), "a consistency scheduler"),
         (from_ours(DDPMScheduler, aug_dim=64.0, beta_schedule="linear"), "Gaussian noise, which is not the kernel"),
         (from_ours(EulerAncestralDiscreteScheduler, aug_dim=2.0, beta_schedule="linear"), "`aug_dim` = 2.0"),
         (

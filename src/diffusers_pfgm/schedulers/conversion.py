@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from .diffusers_classes import class_of_name, options_of
-from .diffusers_configs import adds_noise, incompatibility
+from .diffusers_configs import CONSISTENCY, adds_noise, incompatibility
 
 STOCHASTIC = (
     "DDPMScheduler",
@@ -45,6 +45,8 @@ def _obstacle(scheduler: Any, name: str) -> str | None:
     reason = incompatibility(own_options)
     if reason is not None:
         return reason
+    if not hasattr(scheduler, "scale_model_input"):  # SCMScheduler, whose options are those of EDM
+        return CONSISTENCY
     step_parameters = inspect.signature(scheduler.step).parameters
     num_required = sum(parameter.default is parameter.empty for parameter in step_parameters.values())
     if "Inverse" in name or num_required > 3:

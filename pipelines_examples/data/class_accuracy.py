@@ -27,7 +27,7 @@ from diffusers_pfgm.examples.classifier import (
 )
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.nearest_neighbors import nearest_distances
-from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.training.run.samples import draw_samples
 from diffusers_pfgm.utils.output_file import output_file
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     nearest = [nearest_distances(each, train_images)[0].mean() for each in compared]
     print(f"Distance to the nearest training image: {nearest[0]:.2f}, of as many test images {nearest[1]:.2f}")
     rows = samples.view(len(id2label), args.per_class, *samples.shape[1:])[:, :NUM_SHOWN].flatten(0, 1)
-    image_grid(rows, scale=max(1, 64 // resolution), columns=min(NUM_SHOWN, args.per_class)).save(args.output)
+    save_image_grid(args.output, rows, scale=max(1, 64 // resolution), columns=min(NUM_SHOWN, args.per_class))
     print(f"Grid with a row for each class: {args.output}")
 
 

@@ -15,7 +15,7 @@ import torch
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.pipelines.inputs import latents_shape
-from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.utils.output_file import output_file
 
 REFERENCE_STEPS = 200
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         difference = (output.images - reference.images).square().mean().sqrt().item()
         print(f"{name:<22} {output.nfe:5d}  {difference:.4f}")
     images = torch.cat([output.images for output in outputs.values()])
-    image_grid(images, args.scale, columns=args.batch_size).save(args.output)
+    save_image_grid(args.output, images, args.scale, columns=args.batch_size)
     print(f"Grid with a row for each solver, in this order: {args.output}")
 
 

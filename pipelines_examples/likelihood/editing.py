@@ -25,7 +25,7 @@ from diffusers_pfgm.examples.classifier import (
     train_classifier,
 )
 from diffusers_pfgm.physics import with_temperature
-from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.utils.output_file import output_file
 
 TEMPERATURES = (0.5, 1.5)
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     grid_rows = [*zip(images, edited.images.split(num_classes), strict=True)]
     grid_rows += zip(images, tempered.images.split(num_classes), strict=False)
     grid = torch.cat([torch.cat([image[None], row]) for image, row in grid_rows])
-    image_grid(grid, scale=max(1, 48 // resolution), columns=num_classes + 1).save(args.output)
+    save_image_grid(args.output, grid, scale=max(1, 48 // resolution), columns=num_classes + 1)
     num_rows = min(NUM_TEMPERATURE_ROWS, len(images))
     print(f"Grid with a row for each image, and {num_rows} rows of temperatures: {args.output}")
 

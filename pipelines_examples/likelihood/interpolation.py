@@ -19,7 +19,7 @@ import torch
 from diffusers_pfgm import PFGMEditingPipeline, PoissonFlow
 from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
-from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.training.run.option_types import integer
 from diffusers_pfgm.utils.output_file import output_file
 
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"Sliced Wasserstein distance to {len(others)} other images:")
     for name, images in images_by_name.items():
         print(f"   {name:<15} {sliced_wasserstein(images, others):.3f}")
-    image_grid(output.images, scale=max(1, 48 // size), columns=args.num).save(args.output)
+    save_image_grid(args.output, output.images, scale=max(1, 48 // size), columns=args.num)
     print(f"Grid with a row for each path: {args.output}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diffusers_pfgm import PFGMPipeline
-from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.utils.output_file import output_file
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         class_labels=args.class_labels,
         guidance_scale=args.guidance_scale,
     )
-    image_grid(output.images, args.scale).save(args.output)
+    save_image_grid(args.output, output.images, args.scale)
     print(f"{len(output.images)} images from {output.nfe} network calls: {args.output}")
 
 

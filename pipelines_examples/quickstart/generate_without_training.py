@@ -16,7 +16,7 @@ import torch
 
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.images import load_images
-from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.utils.output_file import output_file
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe = PFGMPipeline(unet=ChargeField(charges), scheduler=PoissonFlowScheduler()).to(args.device)
     generator = torch.Generator().manual_seed(args.seed)
     output = pipe(args.batch_size, args.num_inference_steps, generator, output_type="pt")
-    image_grid(output.images, args.scale).save(args.output)
+    save_image_grid(args.output, output.images, args.scale)
     print(f"{len(output.images)} images from the field of {len(charges)} charges, {output.nfe} calls: {args.output}")
 
 

@@ -1,14 +1,17 @@
 """Images of every size keep their pixel values when a pipeline returns them and takes them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 
 from diffusers_pfgm import ChargeField, PFGMEditingPipeline, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.pipelines.inputs import images_to_tensor
 from diffusers_pfgm.pipelines.outputs import postprocess
-from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.plots.image_grid import image_grid, save_image_grid
 from tests.networks import seeded
 
 SIZES = [(1, 1), (1, 4), (4, 1), (3, 5)]
@@ -53,8 +56,10 @@ def test_tiny_gray_images_go_through_a_pipeline(size: tuple[int, int]) -> None:
     assert np.abs(np.stack([np.array(image) for image in again]) - pixel_values[:3]).max() <= 1
 
 
-def test_a_grid_of_single_pixels() -> None:
-    values = torch.linspace(0, 1, 4)
-    grid = np.array(image_grid(values.view(4, 1, 1, 1)))
-    assert grid.shape == (10, 10)
-    assert np.array_equal(grid[2::5, 2::5].flatten(), (values * 255).round().numpy())
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_grid_of_single_pixels(channels: int, tmp_path: Path) -> None:
+    values = torch.linspace(0, 1, 4 * channels).view(4, channels, 1, 1)
+    grid = np.array(image_grid(values)).reshape(10, 10, channels)
+    assert np.array_equal(grid[2::5, 2::5].flatten(), (values * 255).round().flatten().numpy())
+    save_image_grid(tmp_path / "grid.jpg", values)  # JPEG has no transparency
+    assert Image.open(tmp_path / "grid.jpg").mode == ("L" if channels < 3 else "RGB")

@@ -12,7 +12,7 @@ from ..inverse import LinearOperator
 from ..physics import ChargeField
 from ..pipelines import PFGMInversePipeline
 from ..pipelines.inputs import latents_shape
-from ..plots.image_grid import image_grid
+from ..plots.image_grid import save_image_grid
 from ..schedulers import PoissonFlowScheduler
 from ..utils.output_file import output_file
 from .digits import split_digits
@@ -134,6 +134,6 @@ def compare_methods(
         if method != "replacement":
             rows += [samples[:, i] for i in range(min(NUM_SHOWN, args.draws))]
     images = torch.cat(rows).clamp(-1, 1) / 2 + 0.5
-    image_grid(images, max(1, 48 // truth.shape[-1]), columns=len(truth)).save(args.output)
+    save_image_grid(args.output, images, max(1, 48 // truth.shape[-1]), columns=len(truth))
     names = ["truth", *baselines, "guidance", "latent samples"][: 5 if args.num_sweeps else 4]
     print(f"\nRows of the image grid (samples in {NUM_SHOWN} rows each): {', '.join(names)}: {args.output}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
-from diffusers.utils import make_image_grid
 from PIL import Image
 
 from ..pipelines.outputs import numpy_to_pil
@@ -16,9 +16,10 @@ def image_grid(images: torch.Tensor, scale: int = 1, columns: int | None = None)
     """Arrange images in a grid, with white lines between them.
 
     Args:
-        images: (B, C, H, W) in [0, 1], C = 1, 3 or 4, as a pipeline returns them for output_type "pt".
+        images: (B, C, H, W) in [0, 1], C = 1 to 4, as a pipeline returns them for output_type "pt".
         scale: the number of pixels of the grid, in each direction, for a pixel of an image.
-        columns: the number of images in a row; by default the grid is as square as possible. Empty cells are black.
+        columns: the number of images in a row; by default the grid is as square as possible. Empty cells are black,
+            and transparent for C = 2 and 4.
 
     Raises:
         ValueError: if there are no images, or they have values outside [0, 1], or `scale` or `columns` is not a whole
@@ -38,5 +39,16 @@ def image_grid(images: torch.Tensor, scale: int = 1, columns: int | None = None)
     blanks = images.new_zeros(rows * columns - len(images), *images.shape[1:])
     pixels = torch.cat([images, blanks]).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     pixels = torch.nn.functional.pad(pixels, (2, 2, 2, 2), value=1.0)
-    cells = numpy_to_pil(pixels.permute(0, 2, 3, 1).float().cpu().numpy())
-    return make_image_grid(cells, rows, columns).convert(cells[0].mode)
+    grid = pixels.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    return numpy_to_pil(grid.unsqueeze(0).float().cpu().numpy())[0]
+
+
+def save_image_grid(path: Path, images: torch.Tensor, scale: int = 1, columns: int | None = None) -> None:
+    """Save the grid that `image_grid` returns, without its transparency if the file is a JPEG file, which has none.
+
+    Args:
+        path: the file, whose suffix selects the format.
+        images, scale, columns: see `image_grid`.
+    """
+    grid = image_grid(images, scale, columns)
+    grid.convert(grid.mode.removesuffix("A") if path.suffix.lower() in (".jpg", ".jpeg") else grid.mode).save(path)

@@ -62,6 +62,8 @@ def test_every_module_is_in_a_folder() -> None:
 def test_folders_import_only_what_comes_before_them() -> None:
     for folder, allowed in ALLOWED.items():
         for path in (PACKAGE / folder).rglob("*.py"):
+            if not (path.parent / "__init__.py").exists():
+                continue  # the code in the folder of a model, which diffusers copies and loads by itself
             modules = [name.split(".")[1:] for name in imports(path) if name.startswith("diffusers_pfgm")]
             folders = {module[0] if module else "the root" for module in modules}
             assert folders <= allowed | {folder}, (path, folders - allowed - {folder})

@@ -33,6 +33,8 @@ class SchedulerAttributes:
     _run: RunSigmas
     _plan: list[Step]  # one step for each element of `timesteps`
     _timestep_values: list[float]  # those of `timesteps`, readable without waiting for the device
+    # The timesteps and the σ's of a run whose timesteps are rounded, else None.
+    _rounded_timesteps: tuple[torch.Tensor, torch.Tensor] | None
     _sigma_factors: torch.Tensor | None  # (B, 1, ...) with the prior "hemisphere", whose samples have a σ each
     # The state whose noise level was estimated last, what else the estimate depends on, and the estimate.
     _estimated: tuple[torch.Tensor, tuple[int, int, bool], float | torch.Tensor] | None

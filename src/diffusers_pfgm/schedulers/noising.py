@@ -112,10 +112,9 @@ class NoisingMixin(SchedulerAttributes):
 
         timesteps = append_dims(to_device(torch.as_tensor(timesteps)), like.ndim)
         sigma = torch.as_tensor(self.parameterization.sigma(timesteps), device=like.device)
-        rounded = self._run.rounded_timesteps(self.parameterization)
-        if rounded is None:
+        if self._rounded_timesteps is None:
             return sigma
-        run_timesteps, run_sigmas = map(to_device, rounded)
+        run_timesteps, run_sigmas = map(to_device, self._rounded_timesteps)
         matches = timesteps.unsqueeze(-1) == run_timesteps
         index = matches.to(torch.uint8).argmax(-1)
         run_sigma = run_sigmas.index_select(0, index.flatten()).view(index.shape)  # MPS has no `take`

@@ -290,6 +290,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         call_sigmas = [step.sigma for step in self._plan]
         timesteps = schedule.call_timesteps(run, call_sigmas)
         self._timestep_values = timesteps.tolist()
+        self._rounded_timesteps = schedule.rounded_timesteps(run)
         self.timesteps = timesteps.to(device)
         self.sigmas = torch.tensor([*call_sigmas, run.final], dtype=torch.float32, device="cpu")
         self._begin_index = None

@@ -32,19 +32,6 @@ class RunSigmas:
     timesteps: list[float]
     final: float
 
-    def rounded_timesteps(self, parameterization: Parameterization) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the timesteps and the σ's, both (n,), if the timesteps are rounded, else None.
-
-        With Karras' spacing diffusers' multistep schedulers round the timesteps of the network, so that σ cannot be
-        computed from them.
-        """
-        if parameterization.train_sigmas is None:
-            return None
-        timesteps = torch.tensor(self.timesteps, dtype=torch.float64, device="cpu")
-        sigmas = torch.tensor(self.sigmas, dtype=torch.float64, device="cpu")
-        implied = torch.as_tensor(parameterization.sigma(timesteps), device="cpu")
-        return None if ((implied - sigmas).abs() <= 1e-4 * sigmas).all() else (timesteps, sigmas)
-
 
 class SigmaSchedule:
     """Chooses the noise levels of a scheduler's runs.
@@ -117,6 +104,19 @@ class SigmaSchedule:
         values = rounded(timesteps)
         are_integers = self.train_sigmas is not None and all(value.is_integer() for value in values)
         return torch.tensor(values, dtype=torch.int64 if are_integers else torch.float32, device="cpu")
+
+    def rounded_timesteps(self, run: RunSigmas) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the timesteps and the σ's of a run, both (n,), if the timesteps are rounded, else None.
+
+        With Karras' spacing diffusers' multistep schedulers round the timesteps of the network, so that σ cannot be
+        computed from them.
+        """
+        timesteps = torch.tensor(run.timesteps, dtype=torch.float64, device="cpu")
+        sigmas = torch.tensor(run.sigmas, dtype=torch.float64, device="cpu")
+        implied = torch.as_tensor(self.parameterization.sigma(timesteps), device="cpu")
+        if self.train_sigmas is None or ((implied - sigmas).abs() <= 1e-4 * sigmas).all():
+            return None
+        return timesteps, sigmas
 
     def _spaced(self, count: int) -> RunSigmas:
         config = self.config

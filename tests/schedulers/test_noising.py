@@ -146,3 +146,14 @@ def test_the_velocity_equals_that_of_ddpm(schedule: str) -> None:
     t = torch.tensor([0, 1, 50, 500, 998, 999])
     assert torch.allclose(ours.get_velocity(x, noise, t), theirs.get_velocity(x, noise, t), atol=1e-6)
     assert ours.get_velocity(x.half(), noise.half(), t).dtype == torch.float16
+
+
+@pytest.mark.slow
+def test_noise_of_a_beta_schedule_is_one_graph() -> None:
+    scheduler = epsilon(beta_schedule="linear")
+    scheduler.set_timesteps(4)
+    sample, noise = (torch.randn(4, 1, 4, 4, generator=seeded(i)) for i in range(2))
+    for method in (scheduler.add_noise, scheduler.get_velocity):
+        torch._dynamo.reset()
+        compiled = torch.compile(method, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(sample, noise, scheduler.timesteps), method(sample, noise, scheduler.timesteps))

@@ -192,7 +192,7 @@ def test_the_noise_level_of_a_state_is_estimated_once_a_step(monkeypatch: pytest
     pipe(num_inference_steps=3, output_type="pt")
     assert len(estimated) == 3
 
-    # A state that was changed in place, or now needs a gradient, is another one.
+    # A state that was changed in place is another one, and each backward pass needs an estimate of its own.
     scheduler.set_timesteps(3)
     state = scheduler.sample_prior((2, 1, 8, 8), seeded())
     t = scheduler.timesteps[0]
@@ -201,7 +201,9 @@ def test_the_noise_level_of_a_state_is_estimated_once_a_step(monkeypatch: pytest
     parameterization = scheduler.parameterization
     expected = parameterization.timestep(parameterization.noise_level(state, scheduler.sigma_of_call(t)))
     assert torch.equal(scheduler.network_timestep(state, t), expected)
-    assert scheduler.network_timestep(state.requires_grad_(), t).requires_grad
+    state.requires_grad_()
+    gradients = [torch.autograd.grad(scheduler.network_timestep(state, t).sum(), state)[0] for _ in range(2)]
+    assert torch.equal(*gradients) and gradients[0].any()
 
 
 def test_noisy_images_below_sigma_max_are_not_moved(digits: torch.Tensor) -> None:

@@ -36,8 +36,8 @@ class SchedulerAttributes:
     # The timesteps and the σ's of a run whose timesteps are rounded, else None.
     _rounded_timesteps: tuple[torch.Tensor, torch.Tensor] | None
     _sigma_factors: torch.Tensor | None  # (B, 1, ...) with the prior "hemisphere", whose samples have a σ each
-    # The state whose noise level was estimated last, what else the estimate depends on, and the estimate.
-    _estimated: tuple[torch.Tensor, tuple[int, int, bool], float | torch.Tensor] | None
+    # The state whose noise level was estimated last, the step and the version of the state, and the estimate.
+    _latest_estimate: tuple[torch.Tensor, tuple[int, int], float | torch.Tensor] | None
     _begin_index: int | None
     _step_index: int | None
 

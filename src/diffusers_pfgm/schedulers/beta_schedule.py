@@ -13,7 +13,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SPACINGS = ("leading", "trailing", "linspace")
 
 
-def trained_noise_levels(config: Any) -> tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]:
+def beta_tables(config: Any) -> tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]:
     """Return the betas and noise levels of the T training timesteps of a DDPM-family network (arXiv 2006.11239).
 
     The DDPM's state √ᾱ x₀ + √(1 − ᾱ) ε is x / √(1 + σ²) with x = x₀ + σ ε and √ᾱ = 1 / √(1 + σ²).

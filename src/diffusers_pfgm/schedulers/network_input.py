@@ -23,22 +23,23 @@ class NetworkInputMixin(PriorMixin, StepIndexMixin):
     def noise_level_of_call(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> float | torch.Tensor:
         """The noise level at which the network is called: ŝ of the state with a noise estimate, otherwise σ.
 
-        ŝ takes about a hundred small operations, so it is computed once for all calls of a step with the same state.
+        ŝ takes about a hundred small operations, so it is computed once for all calls of a step with the same state,
+        unless gradients are recorded.
 
         Args:
-            sample: (B, C, *), the state in data units.
+            sample: (B, C, *), the state.
             timestep: the element of `timesteps`. Only read at the first step.
         """
         sigma = self.sigma_of_call(timestep)
-        is_estimated = self.parameterization.noise_estimate is not None
-        # Changes in place are not counted for inference tensors, and torch.compile cannot read their count.
-        if not is_estimated or torch.compiler.is_compiling() or sample.is_inference():
-            return self.parameterization.noise_level(sample, sigma)
         needs_grad = sample.requires_grad and torch.is_grad_enabled()
-        key = (self._current_index(timestep), sample._version, needs_grad)
-        if self._estimated is None or self._estimated[0] is not sample or self._estimated[1] != key:
-            self._estimated = sample, key, self.parameterization.noise_level(sample, sigma)
-        return self._estimated[2]
+        # `_version` counts the changes of a tensor in place, but not in inference mode or inside torch.compile.
+        is_counted = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or sample.is_inference())
+        if self.parameterization.noise_estimate is None or needs_grad or not is_counted:
+            return self.parameterization.noise_level(sample, sigma)
+        key = (self._current_index(timestep), sample._version)
+        if self._latest_estimate is None or self._latest_estimate[0] is not sample or self._latest_estimate[1] != key:
+            self._latest_estimate = sample, key, self.parameterization.noise_level(sample, sigma)
+        return self._latest_estimate[2]
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
         """Return the network's input for the state `sample` (B, C, *): c_in x with `sigma_data`, else the state itself.

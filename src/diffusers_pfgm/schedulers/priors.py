@@ -105,6 +105,7 @@ class PriorMixin(NoisingMixin):
                 "`set_timesteps` first."
             )
         aug_dim = self.kernel.aug_dim
+        self._latest_estimate = None
         self._sigma_factors = (data_dim + aug_dim) ** 0.5 / torch.hypot(ratio, torch.full_like(ratio, aug_dim**0.5))
         return (mean + centred * self._sigma_factors).to(latents.dtype)
 

@@ -19,7 +19,7 @@ from ..physics.noise_estimate import NoiseEstimate
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, cast_clamped
 from ..solvers.spacing import check_knots
-from .beta_schedule import trained_noise_levels
+from .beta_schedule import beta_tables
 from .consistency import NO_ODE, ConsistencyMixin
 from .conversion import convert_scheduler
 from .diffusers_configs import (
@@ -63,7 +63,8 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
     Args:
         aug_dim: D > 0; None for ∞.
         sigma_min: the last σ (z_min) at which the network is called, in data units. The step from there goes to σ = 0,
-            where x = x̂, so it may be larger than the paper's 1e-3, at which the paper's ODE ends.
+            where x = x̂, so it may be larger than the paper's 1e-3, at which the paper's ODE ends. In an exact field of
+            64 dimensions 0.7 % of the samples are still between charges at σ = 0.01, and 0.03 % at σ = 0.001.
         sigma_max: the first σ (z_max), in data units.
         prediction_type: what the network predicts: "field" (C + 1 channels), "sample" (x̂), "epsilon" ((x − x̂)/σ) or
             "v_prediction".
@@ -163,7 +164,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         self.kernel = PoissonKernel(config.aug_dim)
         train_sigmas: tuple[float, ...] | None = None
         if has_betas:
-            self.betas, self.alphas_cumprod, train_sigmas = trained_noise_levels(config)
+            self.betas, self.alphas_cumprod, train_sigmas = beta_tables(config)
         noise_estimate = None
         if config.mean_square_std is not None and math.isfinite(self.kernel.aug_dim):
             statistics = config.data_mean, config.sigma_data, config.mean_square_std
@@ -296,7 +297,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         self._begin_index = None
         self._step_index = None
         self._denoised = []
-        self._estimated = None
+        self._latest_estimate = None
         self._sigma_factors = None
         self._convention.timestep_was_read = False
 
@@ -361,7 +362,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         self._denoised.insert(0, denoised)
         prev_sample = step(x, self._denoised)
         self._step_index = index + 1
-        self._estimated = None
+        self._latest_estimate = None
         remaining = self._plan[index + 1 :]
         if remaining and self.is_consistency_model:
             prev_sample = self.renoise(prev_sample, remaining[0].sigma, generator)

@@ -14,8 +14,10 @@ def output_file(text: str) -> Path:
             folder cannot be created. argparse adds the name of the option.
     """
     path = Path(text)
-    if not path.suffix or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} must be a file with a suffix, such as {str(path / 'grid.png')!r}")
+    if text.endswith("/") or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder. Add the name of a file")
+    if not path.suffix:
+        raise argparse.ArgumentTypeError(f"{text!r} has no suffix, which selects the format. Add that of the default")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -153,7 +153,7 @@ def test_errors_of_open_images_name_no_option_that_its_callers_do_not_have(tmp_p
 
 def test_empty_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write(tmp_path / "x", "1.png"))
-    with pytest.raises(ValueError, match=r"`--dataset_name` is ''\. Pass the name of a data set"):
+    with pytest.raises(ValueError, match=r"The name of the data set is ''\. Pass a path or a Hub id"):
         load_image_dataset("")
     with pytest.raises(ValueError, match="The folder '' is missing or holds no files"):
         load_image_dataset(data_dir="")

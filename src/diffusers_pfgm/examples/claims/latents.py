@@ -16,8 +16,9 @@ from ...physics import ChargeField
 from ...pipelines import PFGMLikelihoodPipeline
 from ...plots.hemisphere import Agreement, uniformity
 from ...schedulers import PoissonFlowScheduler
+from ...training.data.images import ImageTensors
+from ...training.data.source import open_images
 from ..digits import split_digits
-from ..images import load_images
 from .claim import Cell, Check, Claim
 from .mnist_model import load_model
 
@@ -39,14 +40,14 @@ def image_sets(mnist: str, sets: int, count: int) -> list[torch.Tensor]:
     Raises:
         ValueError: if there are fewer than `sets` · `count` images.
     """
-    images = load_images(mnist, 28, 1)
+    images = ImageTensors(open_images(mnist), 28, mode="L", center_crop=True)
     if len(images) < sets * count:
         raise ValueError(
             f"`mnist` (option `--mnist`) {mnist!r} has {len(images)} images, but {sets} sets of {count} different ones "
             f"are needed. Pass at least {sets * count} images."
         )
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: sets * count]
-    return list(images[rows].split(count))
+    return list(images.__getitems__(rows.tolist()).split(count))
 
 
 def likelihood(mnist: str | None, seeds: Sequence[int] = (0, 1, 2), images: int = 8, steps: int = 15) -> Claim:

@@ -52,7 +52,7 @@ def load_image_dataset(
     if name is None:
         return _from_folder(str(data_dir), streaming, cache_dir)
     if not name.strip():
-        raise ValueError(f"`--dataset_name` is {name!r}. Pass the name of a data set, or leave the option out.")
+        raise ValueError(f"The name of the data set is {name!r}. Pass a path or a Hub id, or leave the option out.")
     source = Path(name)
     if source.suffix == ".parquet" and not source.is_file():
         raise ValueError(f"The data set {name!r} is not a file. Check the path.")

@@ -51,4 +51,6 @@ def save_image_grid(path: Path, images: torch.Tensor, scale: int = 1, columns: i
         images, scale, columns: see `image_grid`.
     """
     grid = image_grid(images, scale, columns)
-    grid.convert(grid.mode.removesuffix("A") if path.suffix.lower() in (".jpg", ".jpeg") else grid.mode).save(path)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        grid = grid.convert(grid.mode.removesuffix("A"))
+    grid.save(path)

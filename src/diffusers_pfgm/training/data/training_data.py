@@ -116,7 +116,7 @@ class TrainingData:
             ValueError: if `--charges` is "dataset" and the data are a stream or have images that are cropped at random.
         """
         args = self.args
-        option = saved or "auto" if args.charges == "auto" else args.charges
+        option = (saved or "auto") if args.charges == "auto" else args.charges
         if option == "none":
             return None, None
         device = self.accelerator.device

@@ -16,6 +16,10 @@ from tests.networks import make_tiny_unet, seeded
 EDM = Parameterization("epsilon", sigma_data=0.5, boundary=0.05)
 
 
+def no_prediction(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+    return torch.zeros_like(x)
+
+
 def student_t(aug_dim: float = 1.0) -> Parameterization:
     options = {"sigma_data": 0.5, "data_mean": 0.0, "mean_square_std": 0.1, "consistency_boundary": 0.05}
     scheduler = PoissonFlowScheduler(aug_dim, 0.002, 80.0, "epsilon", consistency_sigmas=[80.0], **options)
@@ -60,6 +64,8 @@ def test_the_smaller_level_follows_easy_consistency_tuning() -> None:
         expected = t * (1 - 2.0**-exponent * (1 + 8 / (1 + t.exp())))
         expected[expected < 0.005] = 0
         assert torch.allclose(objective.smaller_sigma(t, progress), expected)
+    distilled = ConsistencyObjective(EDM, 80.0, 0.5, None, teacher=no_prediction, distillation=True)
+    assert torch.equal(distilled.smaller_sigma(t, 0.0), objective.smaller_sigma(t, 0.5))
     other = ConsistencyObjective(EDM, 80.0, 5.0, None)
     assert torch.allclose(other.smaller_sigma(10 * t, 0.5), 10 * objective.smaller_sigma(t, 0.5))
 
@@ -75,11 +81,12 @@ def test_the_step_follows_the_ode_on_average(guidance_scale: float) -> None:
     noise = torch.randn(clean.shape, generator=seeded(1), dtype=torch.float64)
     x = clean + sigma * noise
 
-    def exact(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def exact(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         return posterior_mean(x, sigma.flatten(), charges, None)
 
-    objective = ConsistencyObjective(EDM, 80.0, 0.5, None, guidance_scale, exact)
-    error = objective._direction(x, sigma, noise, torch.zeros(count, dtype=torch.long)) - (x - exact(x, sigma)) / sigma
+    objective = ConsistencyObjective(EDM, 80.0, 0.5, None, guidance_scale, exact, null_class=1)
+    labels = torch.zeros(count, dtype=torch.long)
+    error = objective._direction(x, sigma, noise, labels) - (x - exact(x, sigma, labels)) / sigma
     for weight in (torch.ones_like(x), x, x.sign(), (x - charges[0]).square()):
         moment = error * weight
         assert moment.mean().abs() < 5 * moment.std() / math.sqrt(moment.numel() / 2)
@@ -89,7 +96,7 @@ def test_the_null_class_learns_no_guidance() -> None:
     clean = torch.randn(8, 1, 8, 8, generator=seeded())
     model = make_tiny_unet(out_channels=1, num_class_embeds=3)
     options = (EDM, 80.0, 0.5, None)
-    guided = ConsistencyObjective(*options, 3.0, lambda x, sigma: torch.zeros_like(x), null_class=2)
+    guided = ConsistencyObjective(*options, 3.0, no_prediction, null_class=2)
     plain = ConsistencyObjective(*options)
     labels = torch.full((8,), 2)
     losses = [each(model, clean, seeded(), labels, 0.5).per_sample for each in (guided, plain)]
@@ -140,6 +147,38 @@ def test_the_gradient_reaches_only_the_larger_level(aug_dim: float | None) -> No
     assert all(weight.grad.isfinite().all() for weight in network.parameters() if weight.grad is not None)
 
 
+def test_distillation_follows_the_guided_field_lines_of_the_teacher() -> None:
+    # Normal data with mean μ and standard deviation 0.5 have x̂ = μ + (x − μ)/(1 + 4 σ²), and (x − μ)/√(1 + 4 σ²) is
+    # constant on a field line. With μ = 1 in class 0 and 0 without a class, the guided field of the scale 3 has μ = 3.
+    def teacher(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        assert class_labels is not None
+        mean = append_dims(1.0 - class_labels, x.ndim)
+        return mean + (x - mean) / (1 + 4 * sigma**2)
+
+    seen: list[torch.Tensor] = []
+
+    def model(sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> SimpleNamespace:
+        seen.append(sample)
+        return SimpleNamespace(sample=torch.zeros_like(sample))
+
+    objective = ConsistencyObjective(EDM, 80.0, 0.5, None, 3.0, teacher, null_class=1, distillation=True)
+    clean = torch.randn(1000, 1, 4, 4, generator=seeded(), dtype=torch.float64)
+    labels = torch.arange(1000) % 2
+    t = objective(model, clean, seeded(), labels).sigma
+    r = objective.smaller_sigma(t, 0.0)
+    is_end = r == 0
+    assert 5 < is_end.sum() < 100
+    x_r, x_t = (
+        sample / append_dims(EDM.c_in(sigma), 4) for sample, sigma in zip(seen, (r.clamp(min=0.005), t), strict=True)
+    )
+    mean = append_dims(3.0 * (1 - labels), 4)
+    ratio = ((1 + 4 * r**2) / (1 + 4 * t**2)).sqrt()
+    on_line = mean + (x_t - mean) * append_dims(ratio, 4)
+    error = (x_r - on_line).flatten(1).norm(dim=1) / (x_t - mean).flatten(1).norm(dim=1)
+    assert error[~is_end].max() < 0.01
+    assert torch.allclose(x_r[is_end], (mean + (x_t - mean) / append_dims(1 + 4 * t**2, 4))[is_end])
+
+
 def test_each_sample_has_its_own_generator() -> None:
     clean = torch.randn(3, 1, 8, 8, generator=seeded())
     model = make_tiny_unet(out_channels=1)
@@ -153,9 +192,12 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="needs a `boundary`"):
         ConsistencyObjective(Parameterization("epsilon", sigma_data=0.5), 80.0, 0.5)
     with pytest.raises(ValueError, match="`guidance_scale` must be a finite number, but is nan"):
-        ConsistencyObjective(EDM, 80.0, 0.5, None, math.nan, lambda x, sigma: x)
-    with pytest.raises(ValueError, match=r"`guidance_scale` = 2.0 needs `unconditional`"):
-        ConsistencyObjective(EDM, 80.0, 0.5, None, 2.0)
+        ConsistencyObjective(EDM, 80.0, 0.5, None, math.nan, no_prediction)
+    for options in ({}, {"teacher": no_prediction}, {"null_class": 2}):
+        with pytest.raises(ValueError, match=r"`guidance_scale` = 2.0 needs `teacher`, .* and `null_class`"):
+            ConsistencyObjective(EDM, 80.0, 0.5, None, 2.0, **options)
+    with pytest.raises(ValueError, match="`distillation` needs `teacher`"):
+        ConsistencyObjective(EDM, 80.0, 0.5, distillation=True)
     with pytest.raises(ValueError, match="`clean`"):
         ConsistencyObjective(EDM, 80.0, 0.5, None)(make_tiny_unet(out_channels=1), torch.full((1, 1, 8, 8), math.nan))
     for boundary in (0.0, math.inf):
@@ -164,7 +206,7 @@ def test_errors_name_the_argument() -> None:
     for sigma_max, std, name in ((-1.0, 0.5, "sigma_max"), (80.0, 0.0, "data_std")):
         with pytest.raises(ValueError, match=f"`{name}` must be a finite number > 0"):
             ConsistencyObjective(EDM, sigma_max, std)
-    guided = ConsistencyObjective(EDM, 80.0, 0.5, None, 2.0, lambda x, sigma: x)
+    guided = ConsistencyObjective(EDM, 80.0, 0.5, None, 2.0, no_prediction, null_class=2)
     with pytest.raises(ValueError, match=r"`guidance_scale` = 2.0 needs `class_labels`"):
         guided(make_tiny_unet(out_channels=1), torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="noise levels are continuous"):

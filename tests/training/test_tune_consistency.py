@@ -83,7 +83,7 @@ def test_the_output_is_a_pipeline_of_one_and_two_calls(
     output = tmp_path / "tuned"
     done = python.run(*ACCELERATE, SCRIPT, *options_of(base, data, output, "--validation_split=0.2"))
     assert done.returncode == 0, done.stderr
-    assert "Tuning from sigma = 120, with consistency_boundary = 0.075." in done.stdout
+    assert "Consistency distillation from sigma = 120, with consistency_boundary = 0.075." in done.stdout
     pipe = PFGMPipeline.from_pretrained(output)
     pipe.set_progress_bar_config(disable=True)
     config = pipe.scheduler.config
@@ -178,25 +178,33 @@ def test_a_pipeline_with_a_scheduler_of_edm_can_be_tuned(cheap: None, data: Path
 
 
 @pytest.mark.slow
-def test_guidance_is_learned_and_saved(cheap: None, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "calls_without_guidance"), [("training", 2), ("distillation", 4)])
+def test_guidance_is_learned_and_saved(
+    cheap: None, data: Path, tmp_path: Path, method: str, calls_without_guidance: int
+) -> None:
     base = save_base(tmp_path / "base", classes=True)
     for scale in ("1", "2"):
-        tune(base, data, tmp_path / scale, f"--guidance_scale={scale}")
+        tune(base, data, tmp_path / scale, f"--method={method}", f"--guidance_scale={scale}")
     assert not is_same(tmp_path / "1" / "unet", tmp_path / "2" / "unet")
-    for scale, calls in (("1", 2), ("2", 3)):  # in each of four steps
+    for scale, calls in (
+        ("1", calls_without_guidance),
+        ("2", calls_without_guidance * 3 // 2),
+    ):  # in each of four steps
         assert read_records(tmp_path / scale / "log.jsonl", "train")[-1]["calls"] == 4 * calls
     pipe = PFGMPipeline.from_pretrained(tmp_path / "2")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.scheduler.config.consistency_guidance == 2
     assert pipe(2, 2, generator=seeded(), class_labels=["3", "4"], guidance_scale=2.0).nfe == 2
     assert PFGMPipeline.from_pretrained(tmp_path / "1").scheduler.config.consistency_guidance is None
-    with pytest.raises(ValueError, match="needs the x̂ of a model that is not tuned"):
-        tune(tmp_path / "2", data, tmp_path / "again", "--guidance_scale=2")
+    for option in ("--guidance_scale=2", "--method=distillation"):
+        with pytest.raises(ValueError, match=f"`{option.split('=')[0]}` .* needs the x̂ of a model that is not tuned"):
+            tune(tmp_path / "2", data, tmp_path / "again", option)
 
 
 @pytest.mark.slow
 def test_the_loss_falls(cheap: None, base: Path, data: Path, tmp_path: Path) -> None:
-    tune(base, data, tmp_path / "tuned", "--max_train_steps=60", "--learning_rate=3e-3", "--logging_steps=10")
+    options = ["--method=training", "--max_train_steps=60", "--learning_rate=3e-3", "--logging_steps=10"]
+    tune(base, data, tmp_path / "tuned", *options)
     losses = [record["loss"] for record in read_records(tmp_path / "tuned" / "log.jsonl", "train")]
     assert losses[-1] < 0.7 * losses[0]
 

@@ -9,27 +9,31 @@ tuning", and arXiv 2402.08159 for PFGM++), as
 with the noise level s of the preconditioning (`physics.preconditioning`) and a small σ_b. The term c_b x ensures that
 f(x, 0) = x; without it the network can become constant.
 
-One draw of the kernel's unit noise n serves two noise levels t > r:
+The loss compares f at two points x_t and x_r of one field line, at noise levels t > r, with the gradient at x_t only:
 
-    x_t = y + t n,        x_r = x_t + (r − t) n = y + r n.
+    L = E [√(‖f(x_t, t) − f(x_r, r)‖²/N + c²) − c] / [(1 − r/t) √(s² + σ_d²)]
 
-As E[n | x_t] = (x_t − x̂)/t is dx/dσ at x_t for the noise of any fixed distribution, x_r is on average a step of the
-ODE from x_t, for the Student-t kernel as for the Gaussian. The loss compares f at both, with the gradient at x_t only:
+with c = 0.05 σ_d, where σ_d is the standard deviation of the data. x_t = y + t n has the kernel's unit noise n, and t
+is drawn from ln(t/σ_d) ~ N(0, 1.8²), and moved to the nearest end of the range from 0.01 σ_d to σ_max if it is outside.
+The weight depends on x_t and t alone, so it does not move the minimum. There are two ways from x_t to x_r:
 
-    L = E [√(‖f(x_t, t) − f(x_r, r)‖²/N + c²) − c] / [(1 − r/t) √(s² + σ_d²)].
+- Consistency distillation: one step of Heun's method with the direction d(x, t) = (x − x̂)/t of a frozen network, the
+  teacher. The step has no variance, and its error is of third order in its length, so that r may be far from t.
+- Consistency training needs no teacher: x_r = x_t + (r − t) n = y + r n. As E[n | x_t] = (x_t − x̂)/t is dx/dσ at x_t
+  for the noise of any fixed distribution, this is on average a step of Euler's method, for the Student-t kernel as for
+  the Gaussian.
 
-with c = 0.05 σ_d, where σ_d is the standard deviation of the data. t is drawn from ln(t/σ_d) ~ N(0, 1.8²), and moved to
-the nearest end of the range from 0.01 σ_d to σ_max if it is outside.
-
-The weight depends on x_t and t alone, so it does not move the minimum. At r = 0 the target is x_r = y and f is the
-denoiser; the closer r is to t, the closer f is to the solution of the ODE, but the noisier its training. So r
-approaches t in seven stages k = 0, …, 6 of equal length, which the progress of the run selects:
+At r = 0 the target is the x̂ of the teacher, or y, and f is the denoiser. In training the closer r is to t, the closer
+f is to the solution of the ODE, but the noisier is the loss. So r approaches t in seven stages k = 0, …, 6 of equal
+length, which the progress of the run selects:
 
     r/t = 1 − 2^(−k−1) (1 + 8 sigmoid(−t/(2 σ_d))),        0 if negative or if r < 0.01 σ_d.
 
-With classifier-free guidance (arXiv 2207.12598) of scale w the step has the direction of the guided field,
-w n − (w − 1)(x_t − x̂_∅)/t, where x̂_∅ is the prediction of the frozen network without a class. f then jumps along the
-guided field lines, and at r = 0 its target is w y − (w − 1) x̂_∅.
+Distillation has k = 3 in the whole run.
+
+With classifier-free guidance (arXiv 2207.12598) of scale w the field is that of x̂_w = x̂_∅ + w (x̂ − x̂_∅), where x̂_∅ is
+the teacher's prediction without a class. f then jumps along the guided field lines. In training the direction is
+w n − (w − 1)(x_t − x̂_∅)/t, so that the target at r = 0 is w y − (w − 1) x̂_∅.
 
 With dropout the predictions at x_t and x_r would come from two different networks, so dropout should be off.
 """
@@ -45,7 +49,6 @@ import torch
 
 from ..physics.bounded_noise import check_trainable, sample_bounded
 from ..physics.charges import check_finite
-from ..physics.denoiser import Denoise
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, check_floating, draw
@@ -56,6 +59,9 @@ LEAST_SIGMA = 0.01  # the smallest t; a smaller r is replaced by 0
 P_MEAN, P_STD = 0.0, 1.8  # mean and standard deviation of ln(t/σ_d)
 HUBER = 0.05  # the constant c of the loss, in σ_d
 NUM_STAGES = 7  # the number of stages k in which r approaches t
+DISTILLATION_STAGE = 3  # the stage k of distillation
+
+Teacher = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class ConsistencyObjective:
@@ -67,13 +73,16 @@ class ConsistencyObjective:
         data_std: σ_d, the standard deviation of the data.
         aug_dim: D, at least 0.01; None for ∞. Defaults to 1.
         guidance_scale: the scale w of classifier-free guidance that the model learns; 1, the default, for none.
-        unconditional: x̂_∅ of the frozen network without a class, called as `unconditional(x, t)` with x (B, C, *) and
-            t (B, 1, ...). Needed if `guidance_scale` is not 1.
-        null_class: label of the null class, whose samples learn no guidance; None, the default, if there is none.
+        teacher: x̂ of a frozen network, called as `teacher(x, t, class_labels)` with x (B, C, *), t (B, 1, ...) and the
+            labels (B,), or None. Needed for `distillation`, and if `guidance_scale` is not 1.
+        null_class: label of the null class, whose samples learn no guidance. Needed if `guidance_scale` is not 1.
+        distillation: whether x_r is reached by a step of the teacher's ODE (consistency distillation) and not by the
+            noise of the sample (consistency training, the default).
 
     Raises:
-        ValueError: if `parameterization` has no boundary, `guidance_scale` is not finite or not 1 without
-            `unconditional`, `sigma_max` or `data_std` is not positive, or `aug_dim` is below 0.01.
+        ValueError: if `parameterization` has no boundary, `guidance_scale` is not finite or not 1 without `teacher` or
+            `null_class`, `distillation` has no `teacher`, `sigma_max` or `data_std` is not positive, or `aug_dim` is
+            below 0.01.
     """
 
     def __init__(
@@ -83,15 +92,20 @@ class ConsistencyObjective:
         data_std: float,
         aug_dim: float | None = 1.0,
         guidance_scale: float = 1.0,
-        unconditional: Denoise | None = None,
+        teacher: Teacher | None = None,
         null_class: int | None = None,
+        distillation: bool = False,
     ) -> None:
         if parameterization.boundary is None:
             raise ValueError("`parameterization` needs a `boundary` for a consistency model, such as 0.1 σ_d.")
         if not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, but is {guidance_scale}. Use 1 for none.")
-        if guidance_scale != 1 and unconditional is None:
-            raise ValueError(f"`guidance_scale` = {guidance_scale} needs `unconditional`, the frozen network.")
+        if guidance_scale != 1 and (teacher is None or null_class is None):
+            raise ValueError(
+                f"`guidance_scale` = {guidance_scale} needs `teacher`, the x̂ of the frozen network, and `null_class`."
+            )
+        if distillation and teacher is None:
+            raise ValueError("`distillation` needs `teacher`, the x̂ of the frozen network.")
         for name, value in (("sigma_max", sigma_max), ("data_std", data_std)):
             if not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a finite number > 0, but is {value}.")
@@ -101,20 +115,21 @@ class ConsistencyObjective:
         self.sigma_max = sigma_max
         self.data_std = data_std
         self.guidance_scale = guidance_scale
-        self.unconditional = unconditional
+        self.teacher = teacher
         self.null_class = null_class
+        self.distillation = distillation
 
     def smaller_sigma(self, sigma: torch.Tensor, progress: float) -> torch.Tensor:
         """Return the noise level r of the target for each t = `sigma`.
 
         Args:
             sigma: noise levels t, (B,), in data units.
-            progress: the share of the run that is done, from 0 to 1, which selects the stage.
+            progress: the share of the run that is done, from 0 to 1, which selects the stage of training.
 
         Returns:
-            (B,), in data units; 0 where the target is the clean sample.
+            (B,), in data units; 0 where the target is x̂ or the clean sample.
         """
-        stage = min(int(progress * NUM_STAGES), NUM_STAGES - 1)
+        stage = DISTILLATION_STAGE if self.distillation else min(int(progress * NUM_STAGES), NUM_STAGES - 1)
         ratio = 1 - 2.0 ** (-stage - 1) * (1 + 8 * torch.sigmoid(-sigma / (2 * self.data_std)))
         smaller = sigma * ratio
         return smaller.where(smaller >= LEAST_SIGMA * self.data_std, torch.zeros_like(smaller))
@@ -163,9 +178,14 @@ class ConsistencyObjective:
         x = clean + t * noise  # float32 at least, since x_r differs little from it
         predict = functools.partial(self._predict, model, model_kwargs, clean.dtype)
         with torch.no_grad():
-            x_r = x + (r - t) * self._direction(x, t, noise, class_labels)
-            # Where r = 0 the result is not used, but the network needs a positive noise level.
-            predicted, _ = predict(x_r, r.clamp(min=LEAST_SIGMA * self.data_std))
+            # Where r = 0 the predictions at r are not used, but the networks need a positive noise level.
+            positive_r = r.clamp(min=LEAST_SIGMA * self.data_std)
+            direction = self._direction(x, t, noise, class_labels)
+            x_r = x + (r - t) * direction
+            if self.distillation:
+                mean_direction = (direction + self._direction(x_r, positive_r, noise, class_labels)) / 2
+                x_r = torch.where(r > 0, x + (r - t) * mean_direction, x_r)
+            predicted, _ = predict(x_r, positive_r)
             target = torch.where(r > 0, predicted, x_r)
         predicted, noise_level = predict(x, t)
         squares = (predicted - target).flatten(1).square().mean(1)
@@ -192,11 +212,16 @@ class ConsistencyObjective:
     def _direction(
         self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the estimate of dx/dσ (B, C, *): the noise n, or with guidance w n − (w − 1)(x − x̂_∅)/t."""
-        if self.unconditional is None or class_labels is None or self.guidance_scale == 1:
+        """Return dx/dσ (B, C, *) of the teacher's field lines, or in training the noise n, with guidance if learned."""
+        if self.teacher is None or (self.guidance_scale == 1 and not self.distillation):
             return noise
-        scale = torch.full_like(sigma, self.guidance_scale)
-        if self.null_class is not None:
-            has_class = append_dims(class_labels != self.null_class, x.ndim)
-            scale = torch.where(has_class, scale, torch.ones_like(scale))
-        return scale * noise - (scale - 1) * (x - self.unconditional(x, sigma)) / sigma
+        direction = noise
+        if self.distillation:
+            direction = (x - self.teacher(x, sigma, class_labels)) / sigma
+        if class_labels is None or self.null_class is None or self.guidance_scale == 1:
+            return direction
+        null_labels = torch.full_like(class_labels, self.null_class)
+        unconditional = (x - self.teacher(x, sigma, null_labels)) / sigma
+        has_class = append_dims(class_labels != self.null_class, x.ndim)
+        guided = unconditional + self.guidance_scale * (direction - unconditional)
+        return torch.where(has_class, guided, direction)

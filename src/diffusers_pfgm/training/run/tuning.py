@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from ...losses import ConsistencyObjective
+from ...losses.consistency import Teacher
 from ...physics.bounded_noise import reach
-from ...physics.denoiser import Denoise, Denoiser
+from ...physics.denoiser import Denoiser
 from ...pipelines import PFGMPipeline
 from ...pipelines.class_conditioning import ClassLabels
 from ...schedulers import PoissonFlowScheduler
@@ -123,7 +124,9 @@ def make_tuning_task(
         )
     if args.label_dropout is None:
         args.label_dropout = 0.0 if null_class is None else 0.1
-    _check_guidance(args, scheduler, null_class)
+    if args.method is None:
+        args.method = "training" if scheduler.is_consistency_model else "distillation"
+    _check_method(args, scheduler, null_class)
 
     statistics = broadcast_from_main(data.images.statistics())
     std = scheduler.config.sigma_data or max(statistics.std, LEAST_STD)
@@ -146,51 +149,60 @@ def make_tuning_task(
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    # Guidance needs the untuned network during the whole run, the check only before it.
-    network = unet if args.guidance_scale == 1 else copy.deepcopy(unet).requires_grad_(False).eval()
-    denoise = _denoiser(network, scheduler, 0 if classes and null_class is None else null_class, accelerator)
+    teacher = _teacher(copy.deepcopy(unet).requires_grad_(False).eval(), scheduler, accelerator)
+    label = 0 if classes and null_class is None else null_class
     shape = (data.images.channels, args.resolution, args.resolution)
-    _check_prediction(denoise, scheduler, shape, statistics, args.model)
+    _check_prediction(teacher, scheduler, shape, label, statistics, args.model)
     objective = ConsistencyObjective(
         tuned.parameterization,
         sigma_max,
         std,
         aug_dim,
         args.guidance_scale,
-        None if args.guidance_scale == 1 else denoise,
+        teacher,
         null_class,
+        args.method == "distillation",
     )
     description = (
-        f"Tuning from sigma = {sigma_max:g}, with consistency_boundary = {options['consistency_boundary']:g}"
+        f"Consistency {args.method} from sigma = {sigma_max:g}, with consistency_boundary = "
+        f"{options['consistency_boundary']:g}"
         + (" from a model that is already tuned." if scheduler.is_consistency_model else ".")
     )
-    calls = 2 if args.guidance_scale == 1 else 3
+    calls = 2 if args.method == "training" else 4
+    if args.guidance_scale != 1:
+        calls += calls // 2
     return TrainingTask(objective, tuned, unet, description, {MODEL_CHECKSUM: weights_checksum(unet)}, calls)
 
 
-def _check_guidance(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:
-    if args.guidance_scale == 1:
-        return
-    if null_class is None:
+def _check_method(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:
+    guidance = f"`--guidance_scale` {args.guidance_scale:g}"
+    if args.guidance_scale != 1 and null_class is None:
         raise ValueError(
-            f"`--guidance_scale` {args.guidance_scale:g} needs a model that was trained with `--class_conditional` and "
-            f"`--label_dropout` > 0, but `--model` {args.model!r} was not. Leave it out."
+            f"{guidance} needs a model that was trained with `--class_conditional` and `--label_dropout` > 0, but "
+            f"`--model` {args.model!r} was not. Leave it out."
         )
-    if scheduler.is_consistency_model:
+    if scheduler.is_consistency_model and (args.guidance_scale != 1 or args.method == "distillation"):
         raise ValueError(
-            f"`--guidance_scale` {args.guidance_scale:g} needs the x̂ of a model that is not tuned, but `--model` "
-            f"{args.model!r} is tuned. Pass the model that it was tuned from."
+            f"{'`--method` distillation' if args.method == 'distillation' else guidance} needs the x̂ of a model that "
+            f"is not tuned, but `--model` {args.model!r} is tuned. Pass the model that it was tuned from."
         )
 
 
 def _check_prediction(
-    denoise: Denoise, scheduler: PoissonFlowScheduler, shape: tuple[int, ...], statistics: DataStatistics, model: str
+    teacher: Teacher,
+    scheduler: PoissonFlowScheduler,
+    shape: tuple[int, ...],
+    label: int | None,
+    statistics: DataStatistics,
+    model: str,
 ) -> None:
     """Check that the prediction at σ_max is within 2 σ_d of μ, the mean of all pixels, as the posterior mean x̂ is."""
     generator = torch.Generator().manual_seed(0)
     x = scheduler.sample_prior((CHECKED_SAMPLES, *shape), generator)
+    labels = None if label is None else torch.full((CHECKED_SAMPLES,), label)
     with torch.no_grad():
-        error = (denoise(x, scheduler.config.sigma_max) - statistics.mean).square().mean().sqrt().item()
+        predicted = teacher(x, torch.as_tensor(scheduler.config.sigma_max), labels)
+    error = (predicted - statistics.mean).square().mean().sqrt().item()
     if not error <= LARGEST_ERROR * max(statistics.std, LEAST_STD):
         raise ValueError(
             f"`--model` {model!r} does not predict the posterior mean x̂ at sigma_max = "
@@ -200,17 +212,14 @@ def _check_prediction(
         )
 
 
-def _denoiser(
-    unet: UNet2DModel, scheduler: PoissonFlowScheduler, label: int | None, accelerator: Accelerator
-) -> Denoise:
-    """Return x̂ of the network, with one class label for all samples, or without classes for None."""
+def _teacher(unet: UNet2DModel, scheduler: PoissonFlowScheduler, accelerator: Accelerator) -> Teacher:
+    """Return x̂ of a frozen network."""
 
-    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        x = x.to(accelerator.device)
+    def denoise(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         labels: dict[str, Any] = {}
-        if label is not None:
-            labels["class_labels"] = torch.full((len(x),), label, device=x.device)
+        if class_labels is not None:
+            labels["class_labels"] = class_labels.to(accelerator.device)
         with accelerator.autocast():
-            return Denoiser(unet, scheduler.parameterization, **labels)(x, sigma)
+            return Denoiser(unet, scheduler.parameterization, **labels)(x.to(accelerator.device), sigma)
 
     return denoise

@@ -17,6 +17,13 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
     model = parser.add_argument_group("model").add_argument
     model("--model", required=True, help="folder or Hub id of the trained pipeline to start from")
     model(
+        "--method",
+        choices=["distillation", "training"],
+        help="consistency distillation, whose targets are steps of the untuned model's ODE, or consistency training, "
+        "whose targets are the images themselves and which takes half the network calls; by default distillation, and "
+        "training for a model that is already tuned",
+    )
+    model(
         "--guidance_scale",
         type=number(0, 100),
         default=1.0,

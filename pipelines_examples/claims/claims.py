@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 from diffusers_pfgm.examples.claims.all_claims import LETTERS, measure
-from diffusers_pfgm.examples.claims.page import write_claims
+from diffusers_pfgm.examples.claims.page import read_claims, write_claims
+from diffusers_pfgm.training.data.source import open_images
+from diffusers_pfgm.utils.output_file import output_file
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -24,8 +26,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--mnist", help="MNIST's test images, a folder or a parquet file, for the claims that need them"
     )
-    parser.add_argument("--output", type=Path, default=DOCS / "claims.json", help="the JSON file, beside the page")
+    parser.add_argument(
+        "--output", type=output_file(".json"), default=DOCS / "claims.json", help="the JSON file, beside the page"
+    )
     args = parser.parse_args(argv)
+    read_claims(args.output)  # a file that cannot be read, and images that are missing, end the script at its start
+    if args.mnist is not None:
+        open_images(args.mnist)
     pictures = args.output.parent / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for letter in args.only:

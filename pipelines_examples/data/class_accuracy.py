@@ -29,7 +29,7 @@ from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.nearest_neighbors import nearest_distances
 from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.training.run.samples import draw_samples
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import image_file
 
 NUM_SHOWN = 10  # images of each class in the image grid
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--per_class", type=int, default=100, help="number of images to generate of each class")
     parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="scale of guidance; 1 for no guidance")
-    parser.add_argument("--output", type=output_file, default=Path("class-accuracy.png"), help="file of the image grid")
+    parser.add_argument("--output", type=image_file, default=Path("class-accuracy.png"), help="file of the image grid")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
 

@@ -37,7 +37,7 @@ from diffusers_pfgm.metrics.feature_networks import load_feature_network
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.pipelines.class_conditioning import Label
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import figure_file
 
 REFERENCE_STEPS = 200
 TOLERANCES = (1e-2, 1e-3, 1e-4)  # the tolerances of RK45
@@ -92,7 +92,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=1024, help="number of images of each solver, in one batch")
     add("--seed", type=int, default=0, help="seed of the latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
-    add("--output", type=output_file, default=Path("quality-against-calls.png"), help="file of the figure")
+    add("--output", type=figure_file, default=Path("quality-against-calls.png"), help="file of the figure")
     args = parser.parse_args(argv)
     if args.searched and args.guidance_scale != 1:
         parser.error("--searched fits the network without guidance: leave out --guidance_scale")

@@ -16,7 +16,7 @@ import torch
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.pipelines.inputs import latents_shape
 from diffusers_pfgm.plots.image_grid import save_image_grid
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import image_file
 
 REFERENCE_STEPS = 200
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="number of images of each solver")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
     parser.add_argument("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
-    parser.add_argument("--output", type=output_file, default=Path("solvers.png"), help="file of the image grid")
+    parser.add_argument("--output", type=image_file, default=Path("solvers.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     pipe = PFGMPipeline.from_pretrained(args.model)

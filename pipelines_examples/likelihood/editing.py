@@ -26,7 +26,7 @@ from diffusers_pfgm.examples.classifier import (
 )
 from diffusers_pfgm.physics import with_temperature
 from diffusers_pfgm.plots.image_grid import save_image_grid
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import image_file
 
 TEMPERATURES = (0.5, 1.5)
 NUM_TEMPERATURE_ROWS = 2
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         "--tolerance", type=float, default=1e-3, help="tolerance of the adaptive solver for decoding with other classes"
     )
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="scale of guidance to the target class")
-    parser.add_argument("--output", type=output_file, default=Path("editing.png"), help="file of the image grid")
+    parser.add_argument("--output", type=image_file, default=Path("editing.png"), help="file of the image grid")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
 

@@ -21,7 +21,7 @@ from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.training.run.option_types import integer
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import image_file
 
 
 def print_round_trips(flow: PoissonFlow, x: torch.Tensor, latents: torch.Tensor, name: str, **options: Any) -> None:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--tolerance", type=float, default=1e-6, help="tolerance of the adaptive solver")
     add("--dtype", choices=("float32", "float64"), default="float32", help="dtype of the network")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
-    add("--output", type=output_file, default=Path("interpolation.png"), help="file of the image grid")
+    add("--output", type=image_file, default=Path("interpolation.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     dtype = getattr(torch, args.dtype)

@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 
 from diffusers_pfgm import ChargeField, PFGMLikelihoodPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import figure_file
 
 NUM_LEVELS = 17  # values of a pixel of scikit-learn's digits
 # σ_min of the exact field. At smaller noise levels the density is concentrated at the training digits.
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--num_probes", type=int, default=1, help="number of random probes of hutchinson or hutch++")
     parser.add_argument("--tolerance", type=float, default=0.03, help="tolerance of the log-likelihood in nats")
-    parser.add_argument("--output", type=output_file, default=Path("likelihood.png"), help="file of the figure")
+    parser.add_argument("--output", type=figure_file, default=Path("likelihood.png"), help="file of the figure")
     args = parser.parse_args(argv)
 
     train, held_out = split_digits()

@@ -24,7 +24,7 @@ from sklearn.datasets import make_moons
 from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.examples.point_network import PointNetwork, make_scheduler, train_network
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import figure_file
 
 NOISE_STD = 0.1  # standard deviation of the noise around the moons, in units of the moons
 HALF_SIDE = 4.0  # half side of the square on which the density is computed, in standard deviations
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--grid", type=int, default=64, help="number of grid points along a side of the density")
     add("--tolerance", type=float, default=1e-3, help="tolerance of the log-densities in nats")
     add("--seed", type=int, default=0, help="seed of data, weights and samples")
-    add("--output", type=output_file, default=Path("point-cloud.png"), help="file of the figure")
+    add("--output", type=figure_file, default=Path("point-cloud.png"), help="file of the figure")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
 

@@ -23,7 +23,7 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.examples.point_network import PointNetwork, make_scheduler, train_network
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import figure_file
 
 TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine}
 QUANTILES = torch.linspace(0.05, 0.95, 19)
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--num_inference_steps", type=int, default=20, help="number of sampling steps")
     add("--tolerance", type=float, default=1e-3, help="tolerance of the log-densities in nats")
     add("--seed", type=int, default=0, help="seed of the split, weights and samples")
-    add("--output", type=output_file, default=Path("table.png"), help="file of the figure")
+    add("--output", type=figure_file, default=Path("table.png"), help="file of the figure")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
 

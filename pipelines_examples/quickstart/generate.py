@@ -14,7 +14,7 @@ import torch
 
 from diffusers_pfgm import PFGMPipeline
 from diffusers_pfgm.plots.image_grid import save_image_grid
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import image_file
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline"
     )
     parser.add_argument("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
-    parser.add_argument("--output", type=output_file, default=Path("generated.png"), help="file of the image grid")
+    parser.add_argument("--output", type=image_file, default=Path("generated.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     pipe = PFGMPipeline.from_pretrained(args.model).to(args.device)

@@ -17,7 +17,7 @@ import torch
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.plots.image_grid import save_image_grid
-from diffusers_pfgm.utils.output_file import output_file
+from diffusers_pfgm.utils.output_file import image_file
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="seed of the samples")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
     add("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
-    add("--output", type=output_file, default=Path("generated-without-training.png"), help="file of the image grid")
+    add("--output", type=image_file, default=Path("generated-without-training.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
     charges = load_images(args.images, args.resolution)

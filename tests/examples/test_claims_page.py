@@ -13,6 +13,7 @@ from PIL import Image
 from diffusers_pfgm.examples.claims.claim import Check, Claim
 from diffusers_pfgm.examples.claims.page import make_page, read_claims, write_claims
 from diffusers_pfgm.examples.claims.reproduction import COMMANDS
+from diffusers_pfgm.examples.digits import split_digits, write_parquet
 from diffusers_pfgm.training.run import conversion, evaluation, evaluation_arguments
 from tests.scripts import load_script
 
@@ -69,9 +70,23 @@ def test_the_script_measures_what_is_asked_for(
     monkeypatch.setattr(script, "measure", measure)
     path = tmp_path / "docs" / "claims.json"
     script.main(["--only", "c", "--output", str(path)])
-    script.main(["--only", "a", "d", "--mnist", "test.parquet", "--output", str(path)])
-    assert asked == [("c", None), ("a", "test.parquet"), ("d", "test.parquet")]
+    images = str(tmp_path / "test.parquet")
+    write_parquet(split_digits()[1][:2], Path(images))
+    script.main(["--only", "a", "d", "--mnist", images, "--output", str(path)])
+    assert asked == [("c", None), ("a", images), ("d", images)]
     assert list(read_claims(path)) == ["a", "c", "d"] and "confirmed" in capsys.readouterr().out
+
+
+def test_files_are_checked_before_claims_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("claims")
+    monkeypatch.setattr(script, "measure", lambda *arguments: pytest.fail("A claim was measured."))
+    (tmp_path / "notes.json").write_text("{")
+    with pytest.raises(SystemExit):
+        script.main(["--output", str(tmp_path / "page.md")])  # the page would replace the claims
+    with pytest.raises(json.JSONDecodeError):
+        script.main(["--output", str(tmp_path / "notes.json")])
+    with pytest.raises(ValueError, match=r"missing\.parquet' is not a file"):
+        script.main(["--mnist", "missing.parquet", "--output", str(tmp_path / "claims.json")])
 
 
 class SquareMeans(torch.nn.Module):

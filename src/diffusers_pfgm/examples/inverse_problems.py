@@ -14,7 +14,7 @@ from ..pipelines import PFGMInversePipeline
 from ..pipelines.inputs import latents_shape
 from ..plots.image_grid import save_image_grid
 from ..schedulers import PoissonFlowScheduler
-from ..utils.output_file import output_file
+from ..utils.output_file import image_file
 from .digits import split_digits
 from .images import load_images
 
@@ -40,7 +40,7 @@ def make_parser(description: str, output: str) -> argparse.ArgumentParser:
     add("--num_sweeps", type=int, default=10, help="number of sweeps of latent sampling; 0 skips it")
     add("--seed", type=int, default=0, help="seed of the noise and the samples")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
-    add("--output", type=output_file, default=Path(output), help="file of the image grid")
+    add("--output", type=image_file, default=Path(output), help="file of the image grid")
     return parser
 
 

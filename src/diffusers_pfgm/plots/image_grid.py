@@ -44,13 +44,13 @@ def image_grid(images: torch.Tensor, scale: int = 1, columns: int | None = None)
 
 
 def save_image_grid(path: Path, images: torch.Tensor, scale: int = 1, columns: int | None = None) -> None:
-    """Save the grid that `image_grid` returns, without its transparency if the file is a JPEG file, which has none.
+    """Save the grid that `image_grid` returns, without its transparency in a JPEG or BMP file.
 
     Args:
         path: the file, whose suffix selects the format.
         images, scale, columns: see `image_grid`.
     """
     grid = image_grid(images, scale, columns)
-    if path.suffix.lower() in (".jpg", ".jpeg"):
+    if path.suffix.lower() in (".jpg", ".jpeg", ".bmp"):
         grid = grid.convert(grid.mode.removesuffix("A"))
     grid.save(path)

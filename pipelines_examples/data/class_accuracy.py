@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     resolution = pipe.unet.config.sample_size
     classifier = make_classifier(channels, resolution, len(id2label))
     train_images, train_labels = load_labelled_images(args.train_data, resolution, channels, id2label)
-    train_classifier(classifier, train_images, train_labels, args.epochs)
     images, labels = load_labelled_images(args.test_data, resolution, channels, id2label)
+    train_classifier(classifier, train_images, train_labels, args.epochs)
     accuracy = (predict_classes(classifier, images) == labels).double().mean().item()
     print(f"Accuracy of the classifier: {100 * accuracy:.2f} % of {len(images):,} real test images")
 

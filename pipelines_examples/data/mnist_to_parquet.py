@@ -12,6 +12,7 @@ import argparse
 import gzip
 import io
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,20 @@ DTYPES = {
     14: ">f8",
 }  # NumPy's dtypes by the type code of the IDX format
 FILE_PREFIXES = {"train": "train", "test": "t10k"}  # prefixes of file names by split
+FILE_NAMES = ("images-idx3-ubyte", "labels-idx1-ubyte")
 
 
 def read_idx(path: Path) -> np.ndarray:
     """Read the array of an IDX file.
 
     Raises:
-        ValueError: if the file is not an IDX file, or is incomplete.
+        ValueError: if the file is not an IDX file, or is incomplete or damaged.
     """
     content = path.read_bytes()
-    data = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    try:
+        data = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is incomplete or damaged: {error}. Download it again.") from error
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in DTYPES:
         raise ValueError(f"{path} is not an IDX file: it begins with {data[:4].hex(' ')}.")
     header_size = 4 + 4 * data[3]
@@ -82,10 +87,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("mnist-parquet"), help="folder of the parquet files")
     args = parser.parse_args(argv)
+    arrays = {
+        split: [read_idx(find_file(args.idx_dir, f"{prefix}-{name}")) for name in FILE_NAMES]
+        for split, prefix in FILE_PREFIXES.items()
+    }
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for split, prefix in FILE_PREFIXES.items():
-        images = read_idx(find_file(args.idx_dir, f"{prefix}-images-idx3-ubyte"))
-        labels = read_idx(find_file(args.idx_dir, f"{prefix}-labels-idx1-ubyte"))
+    for split, (images, labels) in arrays.items():
         names = [str(label) for label in range(labels.max() + 1)]
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         dataset = datasets.Dataset.from_list(list(make_rows(images, labels)), features)

@@ -36,9 +36,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     network = MNISTFeatures(pretrained=False)
     classifier = torch.nn.Sequential(network.features, network.classifier)
-    train_classifier(classifier, *load_labelled_images(args.train_data, 28, 1, ID2LABEL), args.epochs)
-    network.half().float()  # the saved precision
+    train_data = load_labelled_images(args.train_data, 28, 1, ID2LABEL)
     images, labels = load_labelled_images(args.test_data, 28, 1, ID2LABEL)
+    train_classifier(classifier, *train_data, args.epochs)
+    network.half().float()  # the saved precision
     accuracy = (predict_classes(classifier, images) == labels).double().mean().item()
     save_file({key: value.half() for key, value in network.state_dict().items()}, args.output)
     save_statistics(network, images, args.output.with_name(MNIST_STATISTICS.name))

@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = select_images(labels, num_classes, args.per_class)
     images = images[rows] / 2 + 0.5
     labels = labels[rows]
+    train_data = args.train_data and load_labelled_images(args.train_data, resolution, channels, id2label)
     options = {"num_inference_steps": args.num_inference_steps, "step_tolerance": args.step_tolerance}
 
     # 2. Encode and decode with the own class
@@ -94,9 +95,8 @@ def main(argv: list[str] | None = None) -> None:
         f"Decoded with every class: {len(targets)} images, {edited.nfe} network calls, guidance scale "
         f"{args.guidance_scale:g}"
     )
-    if args.train_data:
+    if train_data:
         classifier = make_classifier(channels, resolution, num_classes)
-        train_data = load_labelled_images(args.train_data, resolution, channels, id2label)
         train_classifier(classifier, *train_data, args.epochs)
         accuracy = (predict_classes(classifier, images * 2 - 1) == labels).double().mean() * 100
         predicted = predict_classes(classifier, edited.images * 2 - 1)[is_changed]

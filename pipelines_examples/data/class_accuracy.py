@@ -28,6 +28,7 @@ from diffusers_pfgm.examples.classifier import (
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.nearest_neighbors import nearest_distances
 from diffusers_pfgm.plots.image_grid import save_image_grid
+from diffusers_pfgm.training.data.order import evenly_spaced
 from diffusers_pfgm.training.run.samples import draw_samples
 from diffusers_pfgm.utils.output_file import image_file
 
@@ -70,9 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     for name, share in zip(id2label.values(), accuracies.tolist(), strict=True):
         print(f"  {name}: {100 * share:.0f} %")
     distance = FrechetDistance(classifier[:-2], images)  # without dropout and the last layer
-    floor = distance(train_images[: len(samples)])
+    floor = distance(train_images[evenly_spaced(len(train_images), len(samples))])
     print(f"Fréchet distance: {distance(samples * 2 - 1):.1f}, of as many training images {floor:.1f}")
-    compared = (samples * 2 - 1, images[: len(samples)])
+    compared = (samples * 2 - 1, images[evenly_spaced(len(images), len(samples))])
     nearest = [nearest_distances(each, train_images)[0].mean() for each in compared]
     print(f"Distance to the nearest training image: {nearest[0]:.2f}, of as many test images {nearest[1]:.2f}")
     rows = samples.view(len(id2label), args.per_class, *samples.shape[1:])[:, :NUM_SHOWN].flatten(0, 1)

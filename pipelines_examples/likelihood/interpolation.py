@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             f"`--data` must have more than {args.pairs * args.num} images for `--pairs` {args.pairs} and `--num` "
             f"{args.num}, but has {len(real)}. Lower these, or pass more images."
         )
+    real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]  # a folder is sorted by class
     first = real[: args.pairs]
     second = real[args.pairs : 2 * args.pairs]
 

@@ -18,6 +18,7 @@ import torch
 from diffusers_pfgm import Charges, PFGMPipeline, PoissonFlow, normalized_field, recommend_hyperparameters
 from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.physics.perturbation import perturb
+from diffusers_pfgm.training.data.order import evenly_spaced
 from diffusers_pfgm.training.run.option_types import positive
 
 EDGES = [0.1, 0.3, 1.0, 3.0, 10.0]  # the edges of the bands of z
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     pipes = [PFGMPipeline.from_pretrained(name).to(args.device) for name in args.models]
     for name, pipe in zip(args.models, pipes, strict=True):
-        if pipe.scheduler.config.get("aug_dim") != 1 or pipe.config.id2label is not None:
+        if pipe.scheduler.config.get("aug_dim") != 1 or getattr(pipe.unet.config, "num_class_embeds", None):
             parser.error(f"--models: {name!r} must have aug_dim = 1 and no classes")
     shapes = [(pipe.unet.config.sample_size, pipe.unet.config.in_channels) for pipe in pipes]
     if len({*shapes}) > 1:
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     charges = Charges(images.to(args.device))
     mean_norm = images.flatten(1).norm(dim=1).mean().item()
     hyperparameters = recommend_hyperparameters(mean_norm, images[0].numel())
+    test_images = test_images[evenly_spaced(len(test_images), args.num_points)]
     rows = torch.arange(args.num_points) % len(test_images)
     x, z = perturb(test_images[rows], hyperparameters, generator=torch.Generator().manual_seed(args.seed))
     z_min = max(pipe.scheduler.config.sigma_min for pipe in pipes)

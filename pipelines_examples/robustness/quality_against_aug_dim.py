@@ -36,6 +36,7 @@ from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.physics.bounded_noise import LEAST_AUG_DIM
 from diffusers_pfgm.training.data.images import ImageTensors
 from diffusers_pfgm.training.data.labels import read_class_labels
+from diffusers_pfgm.training.data.order import evenly_spaced
 from diffusers_pfgm.training.data.source import open_images
 from diffusers_pfgm.training.run.option_types import integer, number
 from diffusers_pfgm.training.run.samples import draw_samples
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     train_classifier(classifier, images, labels, epochs=math.ceil(20_000 / len(images)))
     accuracy = (predict_classes(classifier, test_images) == test_labels).double().mean().item()
     distance = FrechetDistance(classifier[:-2], test_images)  # without dropout and the last layer
-    floor = distance(images[: args.num_samples])
+    floor = distance(images[evenly_spaced(len(images), args.num_samples)])  # of all classes if the data are sorted
     print(f"The classifier is right on {100 * accuracy:.2f} % of {len(test_images):,} test images.")
     print(f"Fréchet distance of {min(args.num_samples, len(images)):,} training images to them: {floor:.2f}\n")
 

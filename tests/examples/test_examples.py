@@ -217,8 +217,10 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
     unet = make_smallest_unet(2, num_class_embeds=10)
     names = {digit: str(digit) for digit in range(10)}
     PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0), names).save_pretrained(labelled / "model")
-    options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train.parquet"), "--per_class", "3"]
-    options += ["--test_data", str(labelled / "test.parquet"), "--epochs", "60", "--num_inference_steps", "2"]
+    for split in ("train", "test"):  # sorted by class, as the images of a folder are
+        load_image_dataset(str(labelled / f"{split}.parquet")).sort("label").to_parquet(labelled / f"{split}-sorted.parquet")
+    options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train-sorted.parquet")]
+    options += ["--test_data", str(labelled / "test-sorted.parquet"), "--per_class", "3", "--epochs", "60", "--num_inference_steps", "2"]
     load_script("class_accuracy").main([*options, "--output", str(labelled / "grid.png")])
     printed = capsys.readouterr().out
     accuracy = float(printed.split("Accuracy of the classifier: ")[1].split(" %")[0])
@@ -226,6 +228,26 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
     distances = [float(word) for word in re.findall(r"(?:distance: |images? |image: )(\d+\.\d+)", printed)]
     assert len(distances) == 4 and distances[0] > 3 * distances[1]  # the untrained network draws no digits
     assert Image.open(labelled / "grid.png").size == (3 * 68, 10 * 68)
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "missing"),
+    [
+        ("class_accuracy", "--train_data", "--test_data"),
+        ("train_mnist_classifier", "--train_data", "--test_data"),
+        ("editing", "--data", "--train_data"),
+    ],
+)
+def test_all_images_are_read_before_the_work(
+    name: str, present: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(name)
+    monkeypatch.setattr(script, "train_classifier", lambda *arguments: pytest.fail("The classifier was trained."))
+    monkeypatch.setattr(PFGMEditingPipeline, "encode", lambda *arguments, **options: pytest.fail("Images were encoded."))
+    write_parquet(split_digits()[0][:50], tmp_path / "digits.parquet", split_labels()[0][:50])
+    model = [] if name == "train_mnist_classifier" else ["--model", str(pretrained_model("mnist"))]
+    with pytest.raises(ValueError, match=r"missing\.parquet' is not a file"):
+        script.main([*model, present, str(tmp_path / "digits.parquet"), missing, "missing.parquet"])
 
 
 def test_classes_are_numbered_by_the_models_names(labelled: Path) -> None:

@@ -68,6 +68,20 @@ def test_interpolation(dtype: str, classes: int | None, tmp_path: Path, capsys: 
     assert Image.open(tmp_path / "paths.png").size == (4 * 52, 2 * 52) and spread(tmp_path / "paths.png") > 20
 
 
+@pytest.mark.slow
+def test_interpolated_images_and_those_to_compare_with_are_of_all_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = torch.ones(40, 1, 8, 8)
+    images[:20] = -1  # sorted by class, as the images of a folder are
+    write_parquet(images, tmp_path / "sorted.parquet")
+    options = ["--model", save_model(tmp_path / "model"), "--data", str(tmp_path / "sorted.parquet"), "--device", "cpu"]
+    options += ["--pairs", "5", "--num", "5", "--num_inference_steps", "5", "--tolerance", "1e-2"]
+    run("interpolation", *options, "--output", str(tmp_path / "paths.png"))
+    real = next(line for line in capsys.readouterr().out.splitlines() if "real images" in line)
+    assert figures(real)[0] < 1.4  # 1.6 for the first images, of which two thirds are black, and the last, all white
+
+
 def test_interpolation_needs_enough_images(tmp_path: Path) -> None:
     write_parquet(split_digits()[1][:5], tmp_path / "digits.parquet")
     options = ["--model", save_model(tmp_path / "model"), "--data", str(tmp_path / "digits.parquet"), "--device", "cpu"]

@@ -156,10 +156,14 @@ def test_field_errors_of_models_in_bands(
         "exact": PFGMPipeline(ChargeField(charges), PoissonFlowScheduler()),
         "random": PFGMPipeline(make_smallest_unet(2), PoissonFlowScheduler()),
         "D = 5": PFGMPipeline(make_smallest_unet(2), PoissonFlowScheduler(5.0)),
+        "classes": PFGMPipeline(make_smallest_unet(2, num_class_embeds=3), PoissonFlowScheduler()),
     }
     saved["exact"].unet.config.sample_size = 8
     monkeypatch.setattr(PFGMPipeline, "from_pretrained", saved.__getitem__)
     data = ["--train_data", str(tmp_path / "train.parquet"), "--test_data", str(tmp_path / "test.parquet")]
+    perturbed: list[torch.Tensor] = []
+    perturb = example.perturb
+    monkeypatch.setattr(example, "perturb", lambda x, *rest, **named: (perturbed.append(x), perturb(x, *rest, **named))[1])
     example.main(["--models", "random", "exact", *data, "--num_points", "200", "--device", "cpu"])
     *_, header, _, random, exact = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
     assert (
@@ -169,9 +173,12 @@ def test_field_errors_of_models_in_bands(
     )
     assert all(float(error) < 1e-8 for error in exact[1:])
     assert all(float(error) > 1e-2 for error in random[1:])
-    with pytest.raises(SystemExit):
-        example.main(["--models", "D = 5", *data])
-    assert "'D = 5' must have aug_dim = 1 and no classes" in capsys.readouterr().err
+    first, *_, last = perturbed[0]  # from all of the test images, which may be sorted by class
+    assert (first - test[0]).abs().max() < 0.01 and (last - test[-1]).abs().max() < 0.01
+    for name in ("D = 5", "classes"):
+        with pytest.raises(SystemExit):
+            example.main(["--models", name, *data])
+        assert f"'{name}' must have aug_dim = 1 and no classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

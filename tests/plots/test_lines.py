@@ -92,6 +92,13 @@ def test_lines_cross_equipotentials_at_right_angles(dim: int) -> None:
     assert normal_angles(bent, charges).median() > 10 * worst[0].median()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_angles_in_many_dimensions(dtype: torch.dtype) -> None:
+    charges = torch.randn(5, 784, generator=seeded(), dtype=dtype)
+    starts = 20 * torch.randn(3, 785, generator=seeded(1), dtype=dtype).abs()
+    assert normal_angles(field_lines(starts, charges), charges).max() < 0.01  # although φ is less than 1e-1000
+
+
 @pytest.mark.slow
 def test_drawn_equipotentials_are_level() -> None:
     charges = torch.tensor([[-1.0], [0.4], [1.0]], dtype=torch.float64)

@@ -74,22 +74,15 @@ def potential(points: torch.Tensor, charges: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: if the points do not have one coordinate more than the charges.
     """
-    dim = charges.shape[-1]
-    if charges.ndim != 2 or points.shape[-1] != dim + 1:
-        raise ValueError(
-            f"`points` must have one coordinate more than `charges` (K, N), but have the shapes {tuple(points.shape)} "
-            f"and {tuple(charges.shape)}. Add z as the last coordinate."
-        )
-    charge_points = torch.nn.functional.pad(charges.to(points), (0, 1))
-    distances = torch.linalg.vector_norm(points.unsqueeze(-2) - charge_points, dim=-1)
-    return -distances.log().mean(-1) if dim == 1 else distances.pow(1 - dim).mean(-1) / (dim - 1)
+    value = _log_potential(points, charges)
+    return value if charges.shape[1] == 1 else value.exp()
 
 
 def normal_angles(lines: torch.Tensor, charges: torch.Tensor) -> torch.Tensor:
     """Return the angles between field lines and the normals of the equipotentials; 0 for exact field lines.
 
-    The tangents of the lines are finite differences of fourth order in λ = −log z. The normals are gradients of the
-    potential by autograd.
+    The tangents of the lines are finite differences of fourth order in λ = −log z. The normals are gradients by
+    autograd, at N > 1 of log φ, which has the same direction and does not underflow at large N.
 
     Args:
         lines: (S + 1, B, N + 1), from `field_lines`, S ≥ 5.
@@ -110,7 +103,7 @@ def normal_angles(lines: torch.Tensor, charges: torch.Tensor) -> torch.Tensor:
     tangents = 8 * (above_plane[3:-1] - above_plane[1:-3]) - (above_plane[4:] - above_plane[:-4])
     with torch.enable_grad():
         points = above_plane[2:-2].detach().requires_grad_()
-        normals = torch.autograd.grad(potential(points, charges).sum(), points)[0]
+        normals = torch.autograd.grad(_log_potential(points, charges).sum(), points)[0]
     first, second = (torch.nn.functional.normalize(vectors, dim=-1) for vectors in (tangents, normals))
     norm = torch.linalg.vector_norm
     return 2 * torch.atan2(norm(first - second, dim=-1), norm(first + second, dim=-1))
@@ -138,6 +131,21 @@ def plot_field_lines(line_charges: torch.Tensor, plane_charges: torch.Tensor) ->
     _draw_half_plane(flat, line_charges.cpu().double())
     _draw_space(solid, plane_charges.cpu().double())
     return figure
+
+
+def _log_potential(points: torch.Tensor, charges: torch.Tensor) -> torch.Tensor:
+    """Return log φ, or φ itself at N = 1, where φ may be negative. Arguments and errors are those of `potential`."""
+    dim = charges.shape[-1]
+    if charges.ndim != 2 or points.shape[-1] != dim + 1:
+        raise ValueError(
+            f"`points` must have one coordinate more than `charges` (K, N), but have the shapes {tuple(points.shape)} "
+            f"and {tuple(charges.shape)}. Add z as the last coordinate."
+        )
+    charge_points = torch.nn.functional.pad(charges.to(points), (0, 1))
+    log_distances = torch.linalg.vector_norm(points.unsqueeze(-2) - charge_points, dim=-1).log()
+    if dim == 1:
+        return -log_distances.mean(-1)
+    return ((1 - dim) * log_distances).logsumexp(-1) - math.log(len(charges) * (dim - 1))
 
 
 def _draw_half_plane(axes: Axes, charges: torch.Tensor) -> None:

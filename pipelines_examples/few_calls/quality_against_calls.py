@@ -110,6 +110,7 @@ class Comparison:
         self.device = args.device
         self.guidance_scale = args.guidance_scale
         self.pipe = load_pipeline(args.model, args.device)
+        self.pipe.scheduler = PoissonFlowScheduler.from_scheduler(self.pipe.scheduler)
         self.config = self.pipe.scheduler.config
         size = self.pipe.unet.config.sample_size
         channels = self.pipe.unet.config.in_channels

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -88,8 +89,14 @@ def test_generate_without_training(source: str, tmp_path: Path, capsys: pytest.C
     assert Image.open(output).mode == ("RGB" if source == "folder" else "L")
 
 
-def test_swap_solver(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["plain", "classes", "EDM"])
+def test_swap_solver(kind: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "solvers.png"
+    if kind != "plain":
+        model = str(tmp_path)
+        unet = make_smallest_unet(1, num_class_embeds=3 if kind == "classes" else None)
+        scheduler = EDMEulerScheduler() if kind == "EDM" else PoissonFlowScheduler(prediction_type="sample")
+        PFGMPipeline(unet, scheduler, dict(enumerate("abc")) if kind == "classes" else None).save_pretrained(model)
     load_script("swap_solver").main(["--model", model, "--calls", "5", "--output", str(output)])
     table = capsys.readouterr().out.splitlines()[1:5]
     assert [line.split()[-2] for line in table] == ["200", "5", "5", "5"]

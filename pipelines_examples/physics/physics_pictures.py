@@ -45,6 +45,7 @@ from diffusers_pfgm.plots import (
     uniformity,
 )
 from diffusers_pfgm.solvers import integration_steps
+from diffusers_pfgm.training.run.option_types import integer, positive
 
 SIGMAS = (1.0, 10.0, 100.0, 1000.0)  # noise levels at which latents are tested for uniformity
 
@@ -78,6 +79,9 @@ def record_run(args: argparse.Namespace, digits: torch.Tensor) -> tuple[Trajecto
 
     Returns:
         The trajectory, and the digits if the model's data have their shape, else None.
+
+    Raises:
+        ValueError: if the model's images have neither 1 nor 3 channels.
     """
     generator = torch.Generator().manual_seed(args.seed)
     model_kwargs = {}
@@ -86,8 +90,10 @@ def record_run(args: argparse.Namespace, digits: torch.Tensor) -> tuple[Trajecto
     shape = (args.batch_size, *digits.shape[1:])
     if args.model:
         pipe = PFGMPipeline.from_pretrained(args.model)
-        model, scheduler = pipe.unet, pipe.scheduler
+        model, scheduler = pipe.unet, PoissonFlowScheduler.from_scheduler(pipe.scheduler)
         shape = latents_shape(model.config, args.batch_size, None)
+        if shape[1] not in (1, 3):
+            raise ValueError(f"`--model` {args.model!r} has {shape[1]} channels. Pass a model of 1 or 3 channels.")
         if embeddings := pipe.unet.config.get("num_class_embeds"):
             model_kwargs["class_labels"] = torch.arange(args.batch_size) % embeddings
     scheduler.set_timesteps(args.num_inference_steps)
@@ -105,9 +111,9 @@ def format_p_values(x: torch.Tensor, sigma: float) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id of a pipeline; by default the exact field of digits is used")
-    parser.add_argument("--batch_size", type=int, default=256, help="number of trajectories")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the trajectories")
-    parser.add_argument("--num_frames", type=int, default=30, help="number of frames of the animation of points")
+    parser.add_argument("--batch_size", type=positive, default=256, help="number of trajectories")
+    parser.add_argument("--num_inference_steps", type=positive, default=20, help="number of steps of the trajectories")
+    parser.add_argument("--num_frames", type=integer(2), default=30, help="number of frames of the animation of points")
     parser.add_argument("--seed", type=int, default=0, help="seed of latents and noise")
     parser.add_argument("--output_dir", type=Path, default=Path("physics-pictures"), help="folder of the figures")
     args = parser.parse_args(argv)
@@ -115,6 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(args.seed)
     digits = split_digits()[0]
+    trajectory, data = record_run(args, digits)  # first, since a model may be refused
 
     print("1. Field lines cross equipotentials at right angles")
     line, plane = line_and_plane_charges(digits)
@@ -138,7 +145,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"   {folder / f'hemisphere-{name}.png'}")
 
     print(f"\n3. Trajectories of {args.model or 'the exact field of digits'}")
-    trajectory, data = record_run(args, digits)
     plot_trajectories(trajectory, data).savefig(folder / "trajectories.png", dpi=110)
     norms = trajectory.norms.median(1).values
     print(f"   median norm {norms[0]:.1f} at σ = {trajectory.sigmas[0]:.3g}, {norms[-1]:.2f} at the end")

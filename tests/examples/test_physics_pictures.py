@@ -58,6 +58,16 @@ def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert Image.open(tmp_path / "figures" / "images.gif").n_frames == 4
 
 
+def test_models_without_pictures_are_refused_before_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = load_script("physics_pictures")
+    monkeypatch.setattr(example, "plot_field_lines", lambda *arguments: pytest.fail("A figure was drawn."))
+    make_tiny_pipeline(4, (8, 16)).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="has 4 channels. Pass a model of 1 or 3 channels"):
+        example.main(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "figures")])
+
+
 def test_trajectories_of_a_network_of_pfgm(tmp_path: Path, digits: torch.Tensor) -> None:
     network = NCSNpp(8, 1, 2, block_out_channels=(16, 32), layers_per_block=1, attn_resolutions=())
     PFGMPipeline(network, PoissonFlowScheduler(max_norm=300.0)).save_pretrained(tmp_path)

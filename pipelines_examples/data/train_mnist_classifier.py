@@ -30,7 +30,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test_data", required=True, help="MNIST's test images with labels")
     parser.add_argument("--epochs", type=int, default=8, help="number of epochs")
     parser.add_argument(
-        "--output", type=output_file(".safetensors"), default=Path("mnist_classifier.safetensors"), help="file of the weights"
+        "--output",
+        type=output_file(".safetensors"),
+        default=Path("mnist_classifier.safetensors"),
+        help="file of the weights",
     )
     args = parser.parse_args(argv)
     torch.manual_seed(0)

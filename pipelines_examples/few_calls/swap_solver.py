@@ -2,8 +2,9 @@
 
     python pipelines_examples/few_calls/swap_solver.py --model demo-output/model --calls 10
 
-Each solver starts from the same latents. A model with classes draws all classes in turn. The script prints the number of network calls of each solver and the
-difference of its images from a run of 200 calls, and saves a grid with a row of images for each solver.
+Each solver starts from the same latents. A model with classes draws all classes in turn. The script prints the number
+of network calls of each solver and the difference of its images from a run of 200 calls, and saves a grid with a row of
+images for each solver.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
 from diffusers_pfgm import ChargeField, PFGMLikelihoodPipeline, PoissonFlowScheduler
-from diffusers_pfgm.examples.digits import split_digits
+from diffusers_pfgm.examples.digits import NUM_HELD_OUT, split_digits
+from diffusers_pfgm.training.run.option_types import integer
 from diffusers_pfgm.utils.output_file import figure_file
 
 NUM_LEVELS = 17  # values of a pixel of scikit-learn's digits
@@ -53,7 +54,7 @@ def photograph_patches(count: int) -> torch.Tensor:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id of a pipeline for digits, such as demo-output/model")
-    parser.add_argument("--count", type=int, default=100, help="number of images of each kind")
+    parser.add_argument("--count", type=integer(2, NUM_HELD_OUT), default=100, help="number of images of each kind")
     parser.add_argument(
         "--divergence",
         choices=["hutchinson", "hutch++", "exact"],

@@ -24,6 +24,7 @@ from sklearn.datasets import make_moons
 from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.examples.point_network import PointNetwork, make_scheduler, train_network
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
+from diffusers_pfgm.training.run.option_types import integer, number, positive
 from diffusers_pfgm.utils.output_file import figure_file
 
 NOISE_STD = 0.1  # standard deviation of the noise around the moons, in units of the moons
@@ -50,11 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--aug_dim", type=float, default=64.0, help="augmented dimension D; 1 for PFGM, inf for a diffusion model")
     add("--sigma_min", type=float, default=0.03, help="noise level of the density, in standard deviations of the data")
     add("--sigma_max", type=float, default=50.0, help="largest noise level, in standard deviations of the data")
-    add("--max_train_steps", type=int, default=2500, help="number of training steps")
-    add("--samples", type=int, default=2000, help="number of samples, of held-out points and of other real points")
-    add("--num_inference_steps", type=int, default=20, help="number of sampling steps")
-    add("--grid", type=int, default=64, help="number of grid points along a side of the density")
-    add("--tolerance", type=float, default=1e-3, help="tolerance of the log-densities in nats")
+    add("--max_train_steps", type=positive, default=2500, help="number of training steps")
+    add("--samples", type=positive, default=2000, help="number of samples, of held-out points and of other real points")
+    add("--num_inference_steps", type=positive, default=20, help="number of sampling steps")
+    add("--grid", type=integer(2), default=64, help="number of grid points along a side of the density")
+    add("--tolerance", type=number(0, above_low=True), default=1e-3, help="tolerance of the log-densities in nats")
     add("--seed", type=int, default=0, help="seed of data, weights and samples")
     add("--output", type=figure_file, default=Path("point-cloud.png"), help="file of the figure")
     args = parser.parse_args(argv)

@@ -23,6 +23,7 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.examples.point_network import PointNetwork, make_scheduler, train_network
+from diffusers_pfgm.training.run.option_types import number, positive
 from diffusers_pfgm.utils.output_file import figure_file
 
 TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine}
@@ -49,12 +50,13 @@ def main(argv: list[str] | None = None) -> None:
     add("--aug_dim", type=float, default=64.0, help="augmented dimension D; 1 for PFGM, inf for a diffusion model")
     add("--sigma_min", type=float, default=0.1, help="noise level of the density, in standard deviations of the data")
     add("--sigma_max", type=float, default=50.0, help="largest noise level, in standard deviations of the data")
-    add("--max_train_steps", type=int, default=1500, help="number of training steps")
+    add("--max_train_steps", type=positive, default=1500, help="number of training steps")
     add("--dropout", type=float, default=0.2, help="dropout of the network, against overfitting to the few rows")
-    add("--held_out", type=float, default=0.3, help="share of the rows that are held out")
-    add("--samples", type=int, default=1000, help="number of rows to draw")
-    add("--num_inference_steps", type=int, default=20, help="number of sampling steps")
-    add("--tolerance", type=float, default=1e-3, help="tolerance of the log-densities in nats")
+    share = number(0, 1, above_low=True, below_high=True)
+    add("--held_out", type=share, default=0.3, help="share of the rows that are held out")
+    add("--samples", type=positive, default=1000, help="number of rows to draw")
+    add("--num_inference_steps", type=positive, default=20, help="number of sampling steps")
+    add("--tolerance", type=number(0, above_low=True), default=1e-3, help="tolerance of the log-densities in nats")
     add("--seed", type=int, default=0, help="seed of the split, weights and samples")
     add("--output", type=figure_file, default=Path("table.png"), help="file of the figure")
     args = parser.parse_args(argv)

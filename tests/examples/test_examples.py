@@ -201,7 +201,9 @@ def test_mnist_to_parquet(labelled: Path, capsys: pytest.CaptureFixture[str]) ->
     assert dataset[3]["label"] == load_digits().target[3]
     (labelled / "idx" / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match="has neither t10k-labels-idx1-ubyte nor"):
-        load_script("mnist_to_parquet").main(["--idx_dir", f"{labelled / 'idx'}", "--output_dir", f"{labelled / 'new'}"])
+        load_script("mnist_to_parquet").main(
+            ["--idx_dir", f"{labelled / 'idx'}", "--output_dir", f"{labelled / 'new'}"]
+        )
     assert not (labelled / "new").exists()
     read_idx = load_script("mnist_to_parquet").read_idx
     images = labelled / "idx" / "t10k-images-idx3-ubyte"
@@ -225,9 +227,20 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
     names = {digit: str(digit) for digit in range(10)}
     PFGMPipeline(unet, PoissonFlowScheduler(max_norm=300.0), names).save_pretrained(labelled / "model")
     for split in ("train", "test"):  # sorted by class, as the images of a folder are
-        load_image_dataset(str(labelled / f"{split}.parquet")).sort("label").to_parquet(labelled / f"{split}-sorted.parquet")
+        load_image_dataset(str(labelled / f"{split}.parquet")).sort("label").to_parquet(
+            labelled / f"{split}-sorted.parquet"
+        )
     options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train-sorted.parquet")]
-    options += ["--test_data", str(labelled / "test-sorted.parquet"), "--per_class", "3", "--epochs", "60", "--num_inference_steps", "2"]
+    options += [
+        "--test_data",
+        str(labelled / "test-sorted.parquet"),
+        "--per_class",
+        "3",
+        "--epochs",
+        "60",
+        "--num_inference_steps",
+        "2",
+    ]
     load_script("class_accuracy").main([*options, "--output", str(labelled / "grid.png")])
     printed = capsys.readouterr().out
     accuracy = float(printed.split("Accuracy of the classifier: ")[1].split(" %")[0])
@@ -250,7 +263,9 @@ def test_all_images_are_read_before_the_work(
 ) -> None:
     script = load_script(name)
     monkeypatch.setattr(script, "train_classifier", lambda *arguments: pytest.fail("The classifier was trained."))
-    monkeypatch.setattr(PFGMEditingPipeline, "encode", lambda *arguments, **options: pytest.fail("Images were encoded."))
+    monkeypatch.setattr(
+        PFGMEditingPipeline, "encode", lambda *arguments, **options: pytest.fail("Images were encoded.")
+    )
     write_parquet(split_digits()[0][:50], tmp_path / "digits.parquet", split_labels()[0][:50])
     model = [] if name == "train_mnist_classifier" else ["--model", str(pretrained_model("mnist"))]
     with pytest.raises(ValueError, match=r"missing\.parquet' is not a file"):

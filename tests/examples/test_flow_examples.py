@@ -82,6 +82,26 @@ def test_interpolated_images_and_those_to_compare_with_are_of_all_classes(
     assert figures(real)[0] < 1.4  # 1.6 for the first images, of which two thirds are black, and the last, all white
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("table", "--held_out", "0"),
+        ("table", "--tolerance", "0"),
+        ("table", "--max_train_steps", "0"),
+        ("point_cloud", "--samples", "0"),
+        ("point_cloud", "--grid", "1"),
+        ("likelihood", "--count", "1"),
+        ("likelihood", "--count", "1000"),
+    ],
+)
+def test_options_are_checked_before_the_work(
+    name: str, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(name, option, value)
+    assert f"argument {option}: must be a" in capsys.readouterr().err
+
+
 def test_interpolation_needs_enough_images(tmp_path: Path) -> None:
     write_parquet(split_digits()[1][:5], tmp_path / "digits.parquet")
     options = ["--model", save_model(tmp_path / "model"), "--data", str(tmp_path / "digits.parquet"), "--device", "cpu"]

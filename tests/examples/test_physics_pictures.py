@@ -64,7 +64,7 @@ def test_models_without_pictures_are_refused_before_the_figures(
     example = load_script("physics_pictures")
     monkeypatch.setattr(example, "plot_field_lines", lambda *arguments: pytest.fail("A figure was drawn."))
     make_tiny_pipeline(4, (8, 16)).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="has 4 channels. Pass a model of 1 or 3 channels"):
+    with pytest.raises(ValueError, match=r"has 4 channels\. Pass a model of 1 or 3 channels"):
         example.main(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "figures")])
 
 

@@ -163,7 +163,9 @@ def test_field_errors_of_models_in_bands(
     data = ["--train_data", str(tmp_path / "train.parquet"), "--test_data", str(tmp_path / "test.parquet")]
     perturbed: list[torch.Tensor] = []
     perturb = example.perturb
-    monkeypatch.setattr(example, "perturb", lambda x, *rest, **named: (perturbed.append(x), perturb(x, *rest, **named))[1])
+    monkeypatch.setattr(
+        example, "perturb", lambda x, *rest, **named: (perturbed.append(x), perturb(x, *rest, **named))[1]
+    )
     example.main(["--models", "random", "exact", *data, "--num_points", "200", "--device", "cpu"])
     *_, header, _, random, exact = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
     assert (

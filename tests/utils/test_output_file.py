@@ -33,7 +33,7 @@ def test_folders_and_other_formats_are_refused(tmp_path: Path, name: str, messag
 
 
 def test_the_formats_of_the_scripts_can_be_written(tmp_path: Path) -> None:
-    formats = ".png .jpg .jpeg .webp .tif .tiff .pdf".split()
+    formats = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf"]
     for suffix in [*formats, ".bmp", ".gif"]:
         for channels in range(1, 5):
             save_image_grid(image_file(f"{tmp_path}/{channels}{suffix}"), torch.rand(1, channels, 4, 4))

@@ -4,8 +4,8 @@ r"""Training objectives of Poisson flow networks, as objects that are called wit
   batch of charges, at D = 1. The target has little noise, but requires these charges.
 - `PerturbationObjective`, PFGM++ (arXiv 2302.04265, section 3.2): the network is trained to recover a clean sample from
   its perturbation, at any D; at D = ∞ this is denoising score matching. The target needs no charges, but is noisier.
-- `ConsistencyObjective`, consistency tuning (arXiv 2406.14548), here for any D: a trained network learns to jump to the
-  end of a field line in one call.
+- `ConsistencyObjective`, consistency distillation (arXiv 2303.01469) and training (arXiv 2406.14548), here for any D: a
+  trained network learns to jump to the end of a field line in one call.
 
 With class labels the network learns a field for each class, from the charges of that class, and for the null class the
 field of all charges. Labels that are dropped at random train both, for classifier-free guidance (arXiv 2207.12598).

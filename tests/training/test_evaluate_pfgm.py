@@ -1,6 +1,8 @@
 """evaluate_pfgm.py: the same metrics on any number of processes, after kills, and from files of statistics."""
 
+import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,6 +155,26 @@ def test_the_settings_of_images_are_written_once(tmp_path: Path) -> None:
     GeneratedImages(folder, SETTINGS)  # as the other processes of a run, at the same time
     assert (folder / "settings.json").stat().st_ino == written
     assert json.loads((folder / "settings.json").read_text()) == SETTINGS
+
+
+def test_a_kill_during_the_removal_of_images_leaves_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = GeneratedImages(tmp_path / "images", SETTINGS)
+    for first in (0, 6):
+        (tmp_path / "images" / f"{first:07d}.npz").write_bytes(b"")
+    remove = os.unlink
+    for _ in range(4):
+        left = [True]
+
+        def killed(*arguments: Any, left: list[bool] = left, **options: Any) -> None:
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            remove(*arguments, **options)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "unlink", killed)
+            images.remove()
+        images = GeneratedImages(tmp_path / "images", SETTINGS)
 
 
 def test_one_image_has_no_standard_error() -> None:

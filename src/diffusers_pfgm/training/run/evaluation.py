@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -168,7 +167,7 @@ class _Evaluation:
         print_metrics(report["metrics"])
         print(f"All of them with the command and versions: {path}")
         if images is not None and not args.keep_images:
-            shutil.rmtree(images.folder)
+            images.remove()
 
     def _metrics(self, pixels: torch.Tensor, device: torch.device) -> dict[str, Any]:
         metrics: dict[str, Any] = {}

@@ -6,6 +6,7 @@ They are kept in files, so that an evaluation that was killed continues with the
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ class GeneratedImages:
                 pixels.append(file["pixels"])
                 calls.append(int(file["nfe"]))
         return torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous(), max(calls)
+
+    def remove(self) -> None:
+        """Remove the folder, its settings after the images: without them, what a kill leaves would be other files."""
+        for path in self.folder.glob("*.npz"):
+            path.unlink()
+        shutil.rmtree(self.folder)
 
     def _firsts(self) -> range:
         """The indices of the first image of each batch."""

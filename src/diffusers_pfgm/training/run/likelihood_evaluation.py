@@ -123,7 +123,7 @@ def count_results(path: Path, settings: dict[str, object]) -> int:
     """
     if path.is_dir():
         raise ValueError(f"`--output` {str(path)!r} is a folder. Name a file.")
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:  # a full disk or a kill leaves a file without a line
         return 0
     saved = read_records(path, "settings")
     if not saved:

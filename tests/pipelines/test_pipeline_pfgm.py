@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_pfgm import ChargeField, Inpainting, PFGMInversePipeline, PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.pipelines import saving
 from tests.networks import make_tiny_pipeline, make_tiny_unet, seeded
 from tests.warm_python import WarmPython
 
@@ -214,7 +215,7 @@ def test_a_float16_network_gets_no_infinity() -> None:
     assert inputs[0].abs().max() == torch.finfo(torch.float16).max
 
 
-def test_a_network_of_the_wrong_kind_is_explained(tmp_path: Path) -> None:
+def test_a_network_of_the_wrong_kind_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = PFGMPipeline(make_tiny_unet(1, 1), PoissonFlowScheduler())
     with pytest.raises(ValueError, match=r"`unet` returns 1 channels for 1, but prediction_type 'field' .* needs 2"):
         pipe()
@@ -227,8 +228,13 @@ def test_a_network_of_the_wrong_kind_is_explained(tmp_path: Path) -> None:
         ValueError, match="`unet` returns 2 channels for 1, but prediction_type 'epsilon' of the scheduler needs 1"
     ):
         PFGMPipeline(make_tiny_unet(), DDPMScheduler())()
-    with pytest.raises(ValueError, match="ChargeField, which has nothing to save"):
-        PFGMPipeline(ChargeField(torch.zeros(2, 1, 4, 4)), PoissonFlowScheduler()).save_pretrained(tmp_path)
+    pipe = PFGMPipeline(ChargeField(torch.zeros(2, 1, 4, 4)), PoissonFlowScheduler())
+    created: list[str] = []
+    monkeypatch.setattr(saving, "create_repo", lambda repo_id, **_: created.append(repo_id))
+    for save in (pipe.save_pretrained, pipe.push_to_hub):
+        with pytest.raises(ValueError, match="ChargeField, which has nothing to save"):
+            save(tmp_path / "charges")
+    assert not created  # no empty repository
 
 
 def test_twenty_steps_by_default() -> None:

@@ -87,9 +87,9 @@ class PipelineSaving(DiffusionPipeline):
         Returns:
             The URL of the commit.
         """
-        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant, **kwargs)
+            repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             card = Path(folder) / CARD
             prefix = f"{subfolder.strip('/')}/" if subfolder else ""
             if file_exists(repo_id, f"{prefix}{card.name}", token=token):

@@ -152,6 +152,7 @@ pipe.push_to_hub("ada/digits", safe_serialization=False)
     whole = "unet/diffusion_pytorch_model"
     assert after - before == {f"{whole}.bin"} and before - after == {f"{whole}.safetensors"}
     assert {f"{whole}.fp16.safetensors", f"older/{whole}.safetensors"} < after
+    assert "README.md" in after and "older/README.md" not in after  # its code would load the other model
 
 
 CHECK = "from diffusers_pfgm.hub.publishing import check_hub\nprint(check_hub({}, 'folder/my-model', private=True))"

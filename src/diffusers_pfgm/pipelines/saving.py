@@ -76,7 +76,8 @@ class PipelineSaving(DiffusionPipeline):
     ) -> str:
         """Upload the pipeline to the Hugging Face Hub, with a model card unless the repository has one.
 
-        Weights of the same variant that were uploaded earlier in another format are removed from the repository.
+        A card describes a whole repository, so a `subfolder` gets none, as in diffusers. Weights of the same variant
+        that were uploaded earlier in another format are removed from the repository.
 
         Args:
             repo_id: the name of the repository, which is created if it does not exist.
@@ -92,7 +93,7 @@ class PipelineSaving(DiffusionPipeline):
             repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             card = Path(folder) / CARD
             prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-            if file_exists(repo_id, f"{prefix}{card.name}", token=token):
+            if subfolder or file_exists(repo_id, card.name, token=token):
                 card.unlink()
             else:
                 make_model_card(self, repo_id=repo_id).save(card)

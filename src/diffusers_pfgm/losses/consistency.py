@@ -29,7 +29,7 @@ length, which the progress of the run selects:
 
     r/t = 1 − 2^(−k−1) (1 + 8 sigmoid(−t/(2 σ_d))),        0 if negative or if r < 0.01 σ_d.
 
-Distillation has k = 3 in the whole run.
+Distillation has k = 2 in the whole run.
 
 With classifier-free guidance (arXiv 2207.12598) of scale w the field is that of x̂_w = x̂_∅ + w (x̂ − x̂_∅), where x̂_∅ is
 the teacher's prediction without a class. f then jumps along the guided field lines. In training the direction is
@@ -59,7 +59,7 @@ LEAST_SIGMA = 0.01  # the smallest t; a smaller r is replaced by 0
 P_MEAN, P_STD = 0.0, 1.8  # mean and standard deviation of ln(t/σ_d)
 HUBER = 0.05  # the constant c of the loss, in σ_d
 NUM_STAGES = 7  # the number of stages k in which r approaches t
-DISTILLATION_STAGE = 3  # the stage k of distillation
+DISTILLATION_STAGE = 2  # the stage k of distillation
 
 Teacher = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 

@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 
 from diffusers_pfgm import ChargeField, PFGMLikelihoodPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import NUM_HELD_OUT, split_digits
-from diffusers_pfgm.training.run.option_types import integer
+from diffusers_pfgm.training.run.option_types import integer, number, positive
 from diffusers_pfgm.utils.output_file import figure_file
 
 NUM_LEVELS = 17  # values of a pixel of scikit-learn's digits
@@ -61,8 +61,12 @@ def main(argv: list[str] | None = None) -> None:
         default="hutchinson",
         help="method for the divergence of the flow",
     )
-    parser.add_argument("--num_probes", type=int, default=1, help="number of random probes of hutchinson or hutch++")
-    parser.add_argument("--tolerance", type=float, default=0.03, help="tolerance of the log-likelihood in nats")
+    parser.add_argument(
+        "--num_probes", type=positive, default=1, help="number of random probes of hutchinson or hutch++"
+    )
+    parser.add_argument(
+        "--tolerance", type=number(0, above_low=True), default=0.03, help="tolerance of the log-likelihood in nats"
+    )
     parser.add_argument("--output", type=figure_file, default=Path("likelihood.png"), help="file of the figure")
     args = parser.parse_args(argv)
 

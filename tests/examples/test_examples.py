@@ -231,16 +231,8 @@ def test_class_accuracy(labelled: Path, capsys: pytest.CaptureFixture[str]) -> N
             labelled / f"{split}-sorted.parquet"
         )
     options = ["--model", str(labelled / "model"), "--train_data", str(labelled / "train-sorted.parquet")]
-    options += [
-        "--test_data",
-        str(labelled / "test-sorted.parquet"),
-        "--per_class",
-        "3",
-        "--epochs",
-        "60",
-        "--num_inference_steps",
-        "2",
-    ]
+    options += ["--test_data", str(labelled / "test-sorted.parquet")]
+    options += ["--per_class=3", "--epochs=60", "--num_inference_steps=2"]
     load_script("class_accuracy").main([*options, "--output", str(labelled / "grid.png")])
     printed = capsys.readouterr().out
     accuracy = float(printed.split("Accuracy of the classifier: ")[1].split(" %")[0])

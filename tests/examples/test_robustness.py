@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -163,9 +164,12 @@ def test_field_errors_of_models_in_bands(
     data = ["--train_data", str(tmp_path / "train.parquet"), "--test_data", str(tmp_path / "test.parquet")]
     perturbed: list[torch.Tensor] = []
     perturb = example.perturb
-    monkeypatch.setattr(
-        example, "perturb", lambda x, *rest, **named: (perturbed.append(x), perturb(x, *rest, **named))[1]
-    )
+
+    def record(x: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        perturbed.append(x)
+        return perturb(x, *rest, **named)
+
+    monkeypatch.setattr(example, "perturb", record)
     example.main(["--models", "random", "exact", *data, "--num_points", "200", "--device", "cpu"])
     *_, header, _, random, exact = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
     assert (

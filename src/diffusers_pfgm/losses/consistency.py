@@ -29,7 +29,7 @@ length, which the progress of the run selects:
 
     r/t = 1 − 2^(−k−1) (1 + 8 sigmoid(−t/(2 σ_d))),        0 if negative or if r < 0.01 σ_d.
 
-Distillation has k = 2 in the whole run.
+Distillation has k = 2 in the whole run, which gave better images of two calls than k = 3.
 
 With classifier-free guidance (arXiv 2207.12598) of scale w the field is that of x̂_w = x̂_∅ + w (x̂ − x̂_∅), where x̂_∅ is
 the teacher's prediction without a class. f then jumps along the guided field lines. In training the direction is
@@ -145,12 +145,15 @@ class ConsistencyObjective:
     ) -> LossOutput:
         """Compute the loss of `model` on a batch. The model is called twice, once without a gradient.
 
+        In distillation the teacher is called twice too. Guidance needs as many further calls of it, in training one.
+
         Args:
             model: called as `model(c_in x, c_noise, **model_kwargs).sample`.
             clean: clean samples y, (B, C, *), in data units.
             generator: one generator, or a list of B of them.
             class_labels: (B,), passed to the model; None for a model without classes.
-            progress: the share of the run that is done, from 0 to 1. Defaults to 1, the last stage.
+            progress: the share of the run that is done, from 0 to 1. Defaults to 1, the last stage. It has no effect in
+                distillation.
             **model_kwargs: further keyword arguments of the model.
 
         Returns:
@@ -213,7 +216,7 @@ class ConsistencyObjective:
         self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None
     ) -> torch.Tensor:
         """Return dx/dσ (B, C, *) of the teacher's field lines, or in training the noise n, with guidance if learned."""
-        if self.teacher is None or (self.guidance_scale == 1 and not self.distillation):
+        if self.teacher is None:
             return noise
         direction = noise
         if self.distillation:

@@ -102,6 +102,8 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
     model, optimizer, lr_scheduler = accelerator.prepare(unet, optimizer, lr_scheduler)
 
     # Resuming
+    # The stages of consistency training depend on the length of the run.
+    is_staged = isinstance(objective, ConsistencyObjective) and not objective.distillation
     settings = run_settings(
         vars(args) | {"charges": charges_kind},
         seed=seed,
@@ -110,8 +112,7 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
         images=data.count,
         **data_settings(data.images, data.labels, data.id2label, scheduler),
         mixed_precision=accelerator.mixed_precision,
-        # The stages of consistency tuning depend on the length of the run.
-        **({"max_steps": max_steps} if isinstance(objective, ConsistencyObjective) else {}),
+        **({"max_steps": max_steps} if is_staged else {}),
         **task.settings,
         **{f"unet.{name}": value for name, value in unet.config.items() if not name.startswith("_")},
     )

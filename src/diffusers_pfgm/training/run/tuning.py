@@ -96,7 +96,7 @@ def make_tuning_task(
     Raises:
         ValueError: if the images have other channels or classes than the pipeline, if its scheduler has a beta
             schedule, if its x̂ at σ_max is far from the mean of the images, or if it cannot be tuned with
-            `--guidance_scale`.
+            `--guidance_scale` or by `--method`.
     """
     unet = base.unet
     scheduler = PoissonFlowScheduler.from_scheduler(base.scheduler, allow_consistency=True)
@@ -159,7 +159,7 @@ def make_tuning_task(
         std,
         aug_dim,
         args.guidance_scale,
-        teacher,
+        None if args.method == "training" and args.guidance_scale == 1 else teacher,
         null_class,
         args.method == "distillation",
     )

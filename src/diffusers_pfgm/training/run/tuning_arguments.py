@@ -19,9 +19,9 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
     model(
         "--method",
         choices=["distillation", "training"],
-        help="consistency distillation, whose targets are steps of the untuned model's ODE, or consistency training, "
-        "whose targets are the images themselves and which takes half the network calls; by default distillation, and "
-        "training for a model that is already tuned",
+        help="consistency distillation, which follows the ODE of the untuned model, or consistency training, which "
+        "needs no such model and takes half the network calls; by default distillation, but training if the model is "
+        "tuned already",
     )
     model(
         "--guidance_scale",

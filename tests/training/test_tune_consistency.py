@@ -148,7 +148,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_model(python: WarmPython, t
 
 def test_two_processes_tune_the_same_model(python: WarmPython, cheap: None, data: Path, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", classes=True)
-    shared = ["--guidance_scale=2", "--max_train_steps=2"]
+    shared = ["--guidance_scale=2", "--method=distillation", "--max_train_steps=2"]
     tune(base, data, tmp_path / "one", *shared)
     options = options_of(base, data, tmp_path / "two", *shared, "--train_batch_size=8")
     done = python.run(*TORCHRUN, CHEAP_OUTPUTS, SCRIPT, *options)
@@ -160,7 +160,7 @@ def test_two_processes_tune_the_same_model(python: WarmPython, cheap: None, data
 def test_half_precision(python: WarmPython, data: Path, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", classes=True)
     options = options_of(base, data, tmp_path / "tuned", "--mixed_precision=bf16", "--logging_steps=1")
-    done = python.run(CHEAP_OUTPUTS, SCRIPT, *options, "--guidance_scale=2")
+    done = python.run(CHEAP_OUTPUTS, SCRIPT, *options, "--guidance_scale=2", "--method=distillation")
     assert done.returncode == 0, done.stderr
     losses = [record["loss"] for record in read_records(tmp_path / "tuned" / "log.jsonl", "train")]
     assert len(losses) == 4 and all(math.isfinite(loss) for loss in losses)
@@ -174,7 +174,9 @@ def test_other_aug_dims_and_tuned_models_can_be_tuned(
     base = save_base(tmp_path / "base", aug_dim, solver="heun")
     tune(base, data, tmp_path / "once")
     tune(tmp_path / "once", data, tmp_path / "twice")
-    assert "from a model that is already tuned" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Consistency distillation from" in printed
+    assert "Consistency training from" in printed and "from a model that is already tuned" in printed
     config = PFGMPipeline.from_pretrained(tmp_path / "twice").scheduler.config
     assert config.aug_dim == aug_dim and config.consistency_boundary == 0.075
 

@@ -125,7 +125,8 @@ def make_tuning_task(
     if args.label_dropout is None:
         args.label_dropout = 0.0 if null_class is None else 0.1
     if args.method is None:
-        args.method = "training" if scheduler.is_consistency_model else "distillation"
+        is_plain = args.guidance_scale == 1 and not scheduler.is_consistency_model
+        args.method = "distillation" if is_plain else "training"
     _check_method(args, scheduler, null_class)
 
     statistics = broadcast_from_main(data.images.statistics())

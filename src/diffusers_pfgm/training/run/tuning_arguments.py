@@ -20,8 +20,8 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
         "--method",
         choices=["distillation", "training"],
         help="consistency distillation, which follows the ODE of the untuned model, or consistency training, which "
-        "needs no such model and takes half the network calls; by default distillation, but training if the model is "
-        "tuned already",
+        "needs no such model and takes half the network calls; by default distillation, but training with guidance or "
+        "if the model is tuned already",
     )
     model(
         "--guidance_scale",

@@ -184,12 +184,14 @@ def measure_solvers(comparison: Comparison, calls: Sequence[int]) -> Results:
 
 
 def measure_diffusers_solvers(comparison: Comparison, calls: Sequence[int]) -> Results:
-    """Measure our solver and those of diffusers at the noise levels of EDM."""
+    """Measure our solver, of its order and of order 2, and those of diffusers at the noise levels of EDM."""
     pipe = comparison.pipe
     sigma_max, sigma_min = pipe.scheduler.sigma_range
     spacings = [karras_sigmas(sigma_max, sigma_min, count) for count in calls]
-    ours = [comparison.measure(comparison.draw, pipe, sigmas=sigmas) for sigmas in spacings]
-    results = {"multistep, EDM's levels": ours}
+    results: Results = {}
+    for name, options in (("order 2, EDM's levels", {"solver_order": 2}), ("multistep, EDM's levels", {})):
+        pipe.scheduler = PoissonFlowScheduler.from_config(comparison.config, **options)
+        results[name] = [comparison.measure(comparison.draw, pipe, sigmas=sigmas) for sigmas in spacings]
     for name in DIFFUSERS_SOLVERS:
         results[name] = [comparison.measure(comparison.draw_by_diffusers, name, sigmas) for sigmas in spacings]
     return results

@@ -120,7 +120,7 @@ def test_quality_against_calls(
     load_script("quality_against_calls").main([*options, "--output", str(output), "--diffusers_solvers"])
     table = [line.split() for line in capsys.readouterr().out.splitlines()[4:-2]]
     names = [" ".join(row[:-4]) for row in table]
-    assert [row[-4] for row in table][:8] == ["3", "5"] * 4 and names[8] == "RK45" and len(table) == 22
+    assert [row[-4] for row in table][:8] == ["3", "5"] * 4 and names[8] == "RK45" and len(table) == 24
     assert [*zip(names, (row[-4] for row in table), strict=True)][-2:] == [(names[-1], "1"), (names[-1], "2")]
     assert names[-3:] == ["multistep, searched", "consistency model", "consistency model"]
     load_script("quality_against_calls").main([*options[:5], "4", "--batch_size", "4", "--output", str(output)])

@@ -150,7 +150,10 @@ def make_tuning_task(
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    teacher = _teacher(copy.deepcopy(unet).requires_grad_(False).eval(), scheduler, accelerator)
+    # Consistency training without guidance needs the untuned network only for the check.
+    has_teacher = args.method == "distillation" or args.guidance_scale != 1
+    network = copy.deepcopy(unet).requires_grad_(False).eval() if has_teacher else unet
+    teacher = _teacher(network, scheduler, accelerator)
     label = 0 if classes and null_class is None else null_class
     shape = (data.images.channels, args.resolution, args.resolution)
     _check_prediction(teacher, scheduler, shape, label, statistics, args.model)
@@ -160,7 +163,7 @@ def make_tuning_task(
         std,
         aug_dim,
         args.guidance_scale,
-        None if args.method == "training" and args.guidance_scale == 1 else teacher,
+        teacher if has_teacher else None,
         null_class,
         args.method == "distillation",
     )
@@ -183,9 +186,10 @@ def _check_method(args: argparse.Namespace, scheduler: PoissonFlowScheduler, nul
             f"`--model` {args.model!r} was not. Leave it out."
         )
     if scheduler.is_consistency_model and (args.guidance_scale != 1 or args.method == "distillation"):
+        option = "`--method` distillation" if args.method == "distillation" else guidance
         raise ValueError(
-            f"{'`--method` distillation' if args.method == 'distillation' else guidance} needs the x̂ of a model that "
-            f"is not tuned, but `--model` {args.model!r} is tuned. Pass the model that it was tuned from."
+            f"{option} needs the x̂ of a model that is not tuned, but `--model` {args.model!r} is tuned. Pass the model "
+            "that it was tuned from."
         )
 
 
@@ -214,7 +218,7 @@ def _check_prediction(
 
 
 def _teacher(unet: UNet2DModel, scheduler: PoissonFlowScheduler, accelerator: Accelerator) -> Teacher:
-    """Return x̂ of a frozen network."""
+    """Return x̂ of the untuned network."""
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         labels: dict[str, Any] = {}

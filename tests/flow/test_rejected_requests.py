@@ -83,7 +83,7 @@ def test_invalid_arguments_raise() -> None:
         flow.log_prob(x, divergence="hutchinson", num_probes=0)
     with pytest.raises(ValueError, match=r"`sigma` must be a noise level of the model, from 0.01 to 40, but is 41"):
         flow.divergence(x, 41.0)
-    with pytest.raises(ValueError, match=r"`aug_dim` is 1.0 of the field, but 64.0 of the scheduler"):
+    with pytest.raises(ValueError, match=r"`aug_dim` of the field is 1.0, but that of the scheduler is 64.0"):
         PoissonFlow(flow.model, PoissonFlowScheduler(aug_dim=64.0))
     zero_snr = PoissonFlowScheduler(beta_schedule="linear", rescale_betas_zero_snr=True, prediction_type="sample")
     with pytest.raises(ValueError, match="begins at infinite sigma"):

@@ -222,7 +222,7 @@ def test_a_network_of_the_wrong_kind_is_explained(tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError, match="output_type 'pil' cannot show 5 channels"):
         make_tiny_pipeline(channels=5)()
     for field in (ChargeField(torch.zeros(2, 1, 4, 4), gamma=1.0), ChargeField(torch.zeros(2, 1, 4, 4), aug_dim=2.0)):
-        with pytest.raises(ValueError, match=r"of the field, but .* of the scheduler"):
+        with pytest.raises(ValueError, match=r"of the field is .*, but that of the scheduler is"):
             PFGMPipeline(field, PoissonFlowScheduler())()
     with pytest.raises(
         ValueError, match="`unet` returns 2 channels for 1, but prediction_type 'epsilon' of the scheduler needs 1"

@@ -105,7 +105,7 @@ def test_a_network_with_the_wrong_output_shape_raises() -> None:
 
 def test_a_field_of_another_d_or_gamma_raises(charges: torch.Tensor) -> None:
     for name, field in (("aug_dim", ChargeField(charges, aug_dim=64.0)), ("gamma", ChargeField(charges, gamma=1.0))):
-        with pytest.raises(ValueError, match=f"`{name}` is .* of the field, but .* of the scheduler"):
+        with pytest.raises(ValueError, match=f"`{name}` of the field is .*, but that of the scheduler is "):
             fit_sigmas(field, PoissonFlowScheduler(), (1, 4, 4), seeded())
 
 

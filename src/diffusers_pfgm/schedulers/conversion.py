@@ -79,8 +79,8 @@ def check_field_config(config: Any, scheduler: Any) -> None:
     for name in ("aug_dim", "prediction_type", "gamma", "sigma_data", "beta_schedule"):
         if hasattr(config, name) and getattr(config, name) != scheduler.config[name]:
             raise ValueError(
-                f"`{name}` is {getattr(config, name)} of the field, but {scheduler.config[name]} of the scheduler. "
-                "Make both the same."
+                f"`{name}` of the field is {getattr(config, name)}, but that of the scheduler is "
+                f"{scheduler.config[name]}. Make both the same."
             )
 
 

@@ -12,7 +12,7 @@ import torch
 from .parameterization import Parameterization
 from .tensors import append_dims, cast_clamped, working_dtype
 
-Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) as a function of x (B, *) and σ, a number or ()
+Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) as a function of x (B, *) and σ
 
 # The largest number of the gradient with which the backward pass of a float16 model begins. Most products then neither
 # overflow nor underflow.
@@ -116,7 +116,7 @@ class Denoiser:
         return torch.finfo(self.dtype or working_dtype(device)).eps
 
     def __call__(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        """x̂ (B, C, *) at x (B, C, *) in data units and σ, a number or ().
+        """x̂ (B, C, *) at x (B, C, *) in data units and σ, a number, () or (B, 1, ...).
 
         Raises:
             ValueError: if the output has the wrong shape.

@@ -1,8 +1,8 @@
 """The prediction type and the preconditioning of a network: one object that computes x̂ from its output.
 
 Solvers, losses and likelihoods work with x̂ = E[y | x, σ] alone. `Parameterization` is the one place where x̂ is computed
-from a network's output F, and where the output that a network learns is computed from x̂. A further prediction type or
-preconditioning is a class of its own with an entry in `PREDICTIONS`, or a subclass of `Preconditioning`.
+from a network's output F, and where the output that a network learns is computed from x̂. A new prediction type is a
+subclass of `Prediction` with an entry in `PREDICTIONS`, and a new preconditioning is a subclass of `Preconditioning`.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Parameterization:
             )
 
     def noise_level(self, x: torch.Tensor, sigma: Scalar) -> Scalar:
-        """The noise level of `c_in`, `c_noise` and of the scaling of the output: σ, or (B, 1, ...) an estimate from x.
+        """The noise level for which input, timestep and output are scaled: σ, or an estimate from x of shape (B, 1, ...).
 
         Args:
             x: (B, *), in data units.

@@ -18,9 +18,9 @@ neither inputs nor outputs to unit variance. The fourth convention, Student-t, u
     Student-t   c_in = 1/√(ŝ² + σ_d²)   c_noise = ln(ŝ)/4
                 epsilon: c_skip = σ_d²/(ŝ² + σ_d²), c_out = ŝ σ_d/√(ŝ² + σ_d²)
 
-DDPM (arXiv 2006.11239) includes every network that was trained with a beta schedule.
-Such a network was trained at finitely many noise levels, each identified by its index t, with √ᾱ = 1/√(1 + σ²). Between
-two of them ln σ is interpolated linearly in t, as in diffusers.
+DDPM (arXiv 2006.11239) includes every network that was trained with a beta schedule. Such a network was trained at
+finitely many noise levels, each identified by its index t, with √ᾱ = 1/√(1 + σ²). Between two of them ln σ is
+interpolated linearly in t, as in diffusers.
 
 For v_prediction (arXiv 2202.00512, appendix D) plain and DDPM have c_skip = 1/(1 + σ²), c_out = −σ/√(1 + σ²). EDM has
 the coefficients of its epsilon prediction with the opposite sign of c_out.

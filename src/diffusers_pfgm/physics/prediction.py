@@ -62,7 +62,7 @@ class SamplePrediction(Prediction):
         return 0.0, 1.0
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        return 1.0 * output
+        return output.clone()  # kept by solvers, while some networks write their next output into the same memory
 
 
 class EpsilonPrediction(Prediction):

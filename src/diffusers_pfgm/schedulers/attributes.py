@@ -19,7 +19,7 @@ class SchedulerAttributes:
     Attributes:
         config: the configuration.
         kernel: the kernel at its D.
-        parameterization: how the network's output is read.
+        parameterization: how x̂ is computed from the network's output.
         num_inference_steps: the number of steps of the run; None before `set_timesteps`.
         timesteps: the network's timestep of each call.
     """
@@ -32,7 +32,7 @@ class SchedulerAttributes:
     _convention: StateConvention
     _run: RunSigmas
     _plan: list[Step]  # one step for each element of `timesteps`
-    _timestep_values: list[float]  # those of `timesteps`, readable without waiting for the device
+    _timestep_values: list[float]  # `timesteps` as numbers, so that no step waits for the device
     # The timesteps and the σ's of a run whose timesteps are rounded, else None.
     _rounded_timesteps: tuple[torch.Tensor, torch.Tensor] | None
     _sigma_factors: torch.Tensor | None  # (B, 1, ...) with the prior "hemisphere", whose samples have a σ each

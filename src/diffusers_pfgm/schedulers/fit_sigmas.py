@@ -22,8 +22,8 @@ from .sigma_schedule import SigmaSchedule
 from .sigma_steps import num_parameters
 
 FINE_STEPS = 200  # the number of steps that follow the field lines, to which the spacing is fitted
-REFERENCE_STEPS = 100  # the number of steps of the reference run, whose ends a run of few steps is compared with
-MARGIN = 2.0  # in standard errors: searched steps are kept if they improve the error by more, which is rare by chance
+REFERENCE_STEPS = 100  # the number of steps of the reference run, with whose ends those of few steps are compared
+MARGIN = 2.0  # searched steps are kept if they reduce the error by more than this number of standard errors
 
 
 @torch.no_grad()
@@ -45,8 +45,8 @@ def fit_sigmas(
     than two standard errors, they are stored in `config.sigma_steps`, and a run of that many steps uses them.
 
     Args:
-        model: a network, called like `UNet2DModel`, or a `ChargeField`. It is called 200 times for each batch, and for
-            the search about 75 n times more for a half of the batches.
+        model: a network, called like `UNet2DModel`, or a `ChargeField`. It is called 200 times for each batch. The
+            search calls it about 75 n times more for half of the batches.
         scheduler: defines what the model predicts, and its first and last σ; may be a diffusers scheduler.
         shape: shape of one sample, (C, *).
         generator: one generator, or a list of `num_samples` of them.
@@ -58,9 +58,10 @@ def fit_sigmas(
         **model_kwargs: passed to the model, such as `class_labels` (num_samples,).
 
     Raises:
-        ValueError: if `num_samples`, `batch_size` or `num_inference_steps` is not a whole number ≥ 1, `shape` is a
-            number, the scheduler starts at infinite σ, a `ChargeField` has other options than the scheduler, the
-            model's output has the wrong shape or is not finite, or x̂ is constant.
+        ValueError: if `num_samples`, `batch_size` or `num_inference_steps` is not a whole number ≥ 1, `num_samples` is
+            below 4 with `num_inference_steps`, `shape` is a number, the scheduler starts at infinite σ, a `ChargeField`
+            has other options than the scheduler, the model's output has the wrong shape or is not finite, or x̂ is
+            constant.
 
     Examples:
         >>> from diffusers_pfgm import ChargeField

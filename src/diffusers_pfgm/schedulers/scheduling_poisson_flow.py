@@ -216,7 +216,8 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
             config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
         if isinstance(config, dict):
             is_own = "aug_dim" in config or config.get("_class_name") == cls.__name__
-            config = (complete_config if is_own else convert_config)(config, kwargs, cls._get_init_keys(cls))
+            read = complete_config if is_own else convert_config
+            config = read(config, kwargs, cls._get_init_keys(cls))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @classmethod

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from ..physics.charges import check_finite
-from .linear_operator import LinearOperator, Measurement, check_adjoint
+from .linear_operator import LinearOperator, Operator, check_adjoint
 from .operators import Inpainting
 
 # The largest norm of a measurement of images in [-1, 1] allows for this noise, in standard deviations, and for this
@@ -16,8 +17,29 @@ MAX_NOISE = 5.0
 NORM_MARGIN = 1.1
 
 
+def as_measurement(values: Any) -> torch.Tensor:
+    """Return a measurement as a tensor (B, *').
+
+    Args:
+        values: a tensor, an array, or nested lists of numbers.
+
+    Raises:
+        ValueError: if torch cannot convert `values`, or they are a single number.
+    """
+    try:
+        measurement = torch.as_tensor(values)
+    except (RuntimeError, TypeError, ValueError) as error:  # torch's errors for other objects
+        raise ValueError(
+            f"`measurement` must be a tensor (B, ...) of numbers, but is {type(values).__name__}. Measure images as "
+            "tensors (B, C, H, W) in [-1, 1]."
+        ) from error
+    if not measurement.ndim:
+        raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")
+    return measurement
+
+
 def check_measurement(
-    measurement: torch.Tensor, operator: Measurement, noise_std: float, blank_images: torch.Tensor
+    measurement: torch.Tensor, operator: Operator, noise_std: float, blank_images: torch.Tensor
 ) -> torch.Tensor:
     """Check a measurement and its operator, and return the measurement expanded to one for each image.
 

@@ -25,15 +25,16 @@ import torch
 
 from ..physics.tensors import append_dims, draw, move_to
 
-Measurement = Callable[[torch.Tensor], torch.Tensor]
+Operator = Callable[[torch.Tensor], torch.Tensor]  # a function of a batch, such as A from (B, *) to (B, *')
 
-# Relative to ‖A x‖ ‖y‖. The error of float32 is about 1e-6; a wrong scale of Aᵀ exceeds 1e-4 up to a size of y of 1e7.
+# Tolerance of ⟨A x, y⟩ = ⟨x, Aᵀ y⟩, relative to ‖A x‖ ‖y‖. The error of float32 is about 1e-6; a wrong scale of Aᵀ
+# exceeds 1e-4 if y has up to 1e7 elements.
 ADJOINT_TOLERANCE = 1e-4
-GRAM_TOLERANCE = 1e-3
-SOLVE_TOLERANCE = 1e-5
-MAX_SOLVE_ITERATIONS = 200
-RIDGE = 1e-6
-POWER_ITERATIONS = 20
+GRAM_TOLERANCE = 1e-3  # relative tolerance of the check of `gram`
+SOLVE_TOLERANCE = 1e-5  # relative tolerance of conjugate gradients
+MAX_SOLVE_ITERATIONS = 200  # the largest number of iterations of conjugate gradients
+RIDGE = 1e-6  # the default ε; also the smallest variance of the noise
+POWER_ITERATIONS = 20  # the number of power iterations that estimate ‖A‖
 
 
 class LinearOperator:
@@ -51,9 +52,9 @@ class LinearOperator:
         (tensor([[2., 1.]]), tensor([[2., 1.]]))
     """
 
-    tolerance = SOLVE_TOLERANCE  # relative tolerance of `solve`
+    tolerance = SOLVE_TOLERANCE
 
-    def __init__(self, forward: Measurement, adjoint: Measurement, gram: float | torch.Tensor | None = None) -> None:
+    def __init__(self, forward: Operator, adjoint: Operator, gram: float | torch.Tensor | None = None) -> None:
         self._forward = forward
         self._adjoint = adjoint
         self.gram = gram
@@ -156,7 +157,7 @@ def measurement_like(measurement: torch.Tensor, x: torch.Tensor) -> torch.Tensor
     return measurement.to(x.device, x.dtype.to_complex() if measurement.is_complex() else x.dtype)
 
 
-def _conjugate_gradients(apply: Measurement, y: torch.Tensor, tolerance: float) -> torch.Tensor:
+def _conjugate_gradients(apply: Operator, y: torch.Tensor, tolerance: float) -> torch.Tensor:
     """Solve apply(x) = y for each row of y (B, *')."""
     tiny = torch.finfo(y.dtype).tiny
     x = torch.zeros_like(y)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from ..physics.tensors import append_dims, draw
-from .linear_operator import LinearOperator, Measurement, dot
+from .linear_operator import RIDGE, LinearOperator, Operator, dot
 
 # The largest relative difference of ⟨A Aᵀ u, u⟩ and ‖Aᵀ u‖², which are equal if A and Aᵀ are adjoint. Central
 # differences have an error of about 1e-4.
@@ -27,10 +27,8 @@ AGREEMENT = 1e-2
 DIFFERENCE_TOLERANCE = 1e-3  # the tolerance of `solve` if products with A are computed by central differences
 FLOOR = 1e-2  # added to the root mean square of a point, in data units, so that the step of a difference is never 0
 
-Product = Callable[[torch.Tensor], torch.Tensor]
 
-
-def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
+def linearized(measure: Operator, x: torch.Tensor) -> LinearOperator:
     """Return a linear operator itself, or the Jacobian of a nonlinear measurement at x as a `LinearOperator`.
 
     Args:
@@ -81,13 +79,13 @@ def linearized(measure: Measurement, x: torch.Tensor) -> LinearOperator:
 class _GradientOnly(LinearOperator):
     """A measurement for which only Aᵀ y can be computed."""
 
-    def solve(self, y: torch.Tensor, scale: torch.Tensor | float = 1.0, ridge: float = 1e-6) -> torch.Tensor:
+    def solve(self, y: torch.Tensor, scale: torch.Tensor | float = 1.0, ridge: float = RIDGE) -> torch.Tensor:
         pulled = self.adjoint(y)
         gram = dot(pulled, pulled).flatten() / dot(y, y).flatten().clamp(min=torch.finfo(pulled.dtype).tiny)
         return y / append_dims(scale * gram + ridge, y.ndim)
 
 
-def _checked_product(make: Callable[[], Product], pull: Product, values: torch.Tensor) -> Product | None:
+def _checked_product(make: Callable[[], Operator], pull: Operator, values: torch.Tensor) -> Operator | None:
     """Return the product A v, or None if torch cannot compute it or it does not agree with Aᵀ."""
     normal = functools.partial(torch.randn, dtype=values.dtype)
     u = draw(normal, tuple(values.shape), torch.Generator().manual_seed(0), values.device)
@@ -104,7 +102,7 @@ def _checked_product(make: Callable[[], Product], pull: Product, values: torch.T
     return push if bool((by_push - by_pull).abs() <= AGREEMENT * by_pull) else None
 
 
-def _double_backward(measured: torch.Tensor, point: torch.Tensor) -> Product:
+def _double_backward(measured: torch.Tensor, point: torch.Tensor) -> Operator:
     """A v as the derivative of ⟨Aᵀ u, v⟩ with respect to u."""
     with torch.inference_mode(False), torch.enable_grad():
         u = torch.zeros_like(measured).requires_grad_()
@@ -118,7 +116,7 @@ def _double_backward(measured: torch.Tensor, point: torch.Tensor) -> Product:
     return push
 
 
-def _difference(measure: Measurement, x: torch.Tensor) -> Product:
+def _difference(measure: Operator, x: torch.Tensor) -> Operator:
     """A v as a central difference, with a step that balances the errors of curvature and rounding."""
 
     def push(v: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ from ..physics.denoiser import Denoiser
 from ..physics.kernel import check_aug_dim
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import append_dims, at_least_float32
-from .linear_operator import RIDGE, LinearOperator, Measurement, measurement_like
+from .linear_operator import RIDGE, LinearOperator, Operator, measurement_like
 from .linearization import linearized
 
 GUIDANCE_METHODS = ("guidance", "replacement")
@@ -88,7 +88,7 @@ class GuidedByMeasurement:
         self,
         model: Callable[..., Any],
         parameterization: Parameterization,
-        operator: Measurement,
+        operator: Operator,
         measurement: torch.Tensor,
         noise_std: float = 0.05,
         aug_dim: float | None = 1.0,

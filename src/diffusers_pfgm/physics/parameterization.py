@@ -149,7 +149,7 @@ class Parameterization:
             )
 
     def noise_level(self, x: torch.Tensor, sigma: Scalar) -> Scalar:
-        """The noise level for which input, timestep and output are scaled: σ, or an estimate from x of shape (B, 1, ...).
+        """The noise level for which the input and the output are scaled: σ, or an estimate from x, (B, 1, ...).
 
         Args:
             x: (B, *), in data units.

@@ -117,7 +117,7 @@ class PFGMPipeline(PoissonFlowPipeline):
         callback_inputs = check_callback_inputs(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
-        if tolerance is not None and not (sigmas is callback_on_step_end is None):
+        if tolerance is not None and (sigmas is not None or callback_on_step_end is not None):
             raise ValueError(
                 "`tolerance` lets the solver choose its steps, so leave out `sigmas` and `callback_on_step_end`."
             )
@@ -132,11 +132,15 @@ class PFGMPipeline(PoissonFlowPipeline):
         # 2. Prepare the class labels, the timesteps and the latents
         device = self._execution_device
         model_kwargs = self.prepare_class_labels(labels, shape[0], device)
-        model_at = functools.lru_cache(1)(functools.partial(self.prepare_model, converted, labels, model_kwargs))
+
+        @functools.lru_cache(maxsize=1)  # only a callback changes the scale between steps
+        def model_at(scale: float) -> Callable[..., Any]:
+            return self.prepare_model(converted, labels, model_kwargs, scale)
+
         model_at(guidance_scale)  # raises for a scale that is not allowed
         # The state is at least float32: norms of the prior may exceed float16, and rounding errors of the state add up.
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
-        if tolerance is not None:
+        if tolerance is not None:  # the adaptive solver starts at σ_max, whatever the scheduler's first timestep is
             scheduler, sigmas = converted, converted.sigma_range
         self.set_timesteps(scheduler, num_inference_steps, sigmas, device)
         if latents is None:
@@ -145,9 +149,9 @@ class PFGMPipeline(PoissonFlowPipeline):
             latents = latents.to(device, dtype)
             if scheduler is converted and converted.sigmas[0] == converted.sigma_range[0]:
                 latents = converted.move_to_prior(latents)
-        nfe = 0
 
         # 3. Denoising loop
+        nfe = 0
         with self._call_context(scheduler, guidance_scale) as call:
             if tolerance is not None:
                 call.num_timesteps = 0

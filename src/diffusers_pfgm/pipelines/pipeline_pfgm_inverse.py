@@ -9,9 +9,9 @@ import torch
 from diffusers.utils import BaseOutput
 
 from ..flow.poisson_flow import PoissonFlow
-from ..inverse.check_measurement import check_measurement
+from ..inverse.check_measurement import as_measurement, check_measurement
 from ..inverse.latent_sampling import LatentSampler, LatentSamples
-from ..inverse.linear_operator import Measurement, measurement_like
+from ..inverse.linear_operator import Operator, measurement_like
 from ..inverse.measurement_guidance import GUIDANCE_METHODS, GuidedByMeasurement
 from ..physics.tensors import Generators
 from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
@@ -69,7 +69,7 @@ class PFGMInversePipeline(PoissonFlowPipeline):
     def __call__(
         self,
         measurement: torch.Tensor,
-        operator: Measurement,
+        operator: Operator,
         noise_std: float = 0.05,
         method: str = "guidance",
         num_inference_steps: int = 20,
@@ -117,6 +117,7 @@ class PFGMInversePipeline(PoissonFlowPipeline):
         Reference:
             See `inverse/measurement_guidance.py` and `inverse/latent_sampling.py`.
         """
+        # 1. Check the arguments
         callback_inputs = check_callback_inputs(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
@@ -124,23 +125,15 @@ class PFGMInversePipeline(PoissonFlowPipeline):
         converted = PoissonFlowScheduler.from_scheduler(scheduler)
         if method not in INVERSE_METHODS:
             raise ValueError(f"`method` must be one of {INVERSE_METHODS}, but is {method!r}.")
-        if method == "latent" and not 0 < noise_std < math.inf:
-            raise ValueError(
-                f"`noise_std` must be a finite number > 0 for 'latent', whose likelihood has no density without noise, "
-                f"but is {noise_std}. Use 'guidance', or a small number such as 0.01."
-            )
-        if method == "latent":  # these would otherwise be checked only after the first sample
+        if method == "latent":  # the chains, which need these, only start after the guided samples
+            if not 0 < noise_std < math.inf:
+                raise ValueError(
+                    f"`noise_std` must be a finite number > 0 for 'latent', whose likelihood has no density without "
+                    f"noise, but is {noise_std}. Use 'guidance', or a small number such as 0.01."
+                )
             num_sweeps = check_whole_number("num_sweeps", num_sweeps, 1)
             PoissonFlow(self.unet, scheduler)  # raises if the scheduler begins at infinite σ
-        try:
-            measurement = torch.as_tensor(measurement)
-        except (RuntimeError, TypeError, ValueError) as error:  # torch's errors for other objects
-            raise ValueError(
-                f"`measurement` must be a tensor (B, ...) of numbers, but is {type(measurement).__name__}. Measure "
-                "images as tensors (B, C, H, W) in [-1, 1]."
-            ) from error
-        if not measurement.ndim:
-            raise ValueError("`measurement` must have the shape (B, ...), but is a single number.")
+        measurement = as_measurement(measurement)
         if batch_size is None:
             batch_size = len(measurement)
         check_inputs(self.unet.config, converted, batch_size, None, output_type)
@@ -149,8 +142,9 @@ class PFGMInversePipeline(PoissonFlowPipeline):
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
         blank_images = torch.zeros(shape, device=device, dtype=dtype)
         measurement = check_measurement(measurement_like(measurement, blank_images), operator, noise_std, blank_images)
-        model_kwargs = self.prepare_class_labels(as_list(class_labels), shape[0], device)
 
+        # 2. Prepare the class labels, the guided network, the timesteps and the latents
+        model_kwargs = self.prepare_class_labels(as_list(class_labels), shape[0], device)
         has_sigma_timesteps = scheduler is converted and converted.parameterization.train_sigmas is None
         guided = GuidedByMeasurement(
             self.unet,
@@ -166,6 +160,8 @@ class PFGMInversePipeline(PoissonFlowPipeline):
         )
         self.set_timesteps(scheduler, num_inference_steps, None, device)
         samples = self.prepare_latents(scheduler, converted, shape, generator, device, dtype)
+
+        # 3. Denoising loop
         with self._call_context(scheduler) as call, self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
             for step in scheduler_steps(scheduler, guided, samples, self.unet.dtype, generator):
                 self.end_step(step, callback_on_step_end, callback_inputs, model_kwargs)
@@ -174,6 +170,8 @@ class PFGMInversePipeline(PoissonFlowPipeline):
                 if call.interrupt:
                     break
         nfe = guided.denoiser.nfe
+
+        # 4. Markov chains that start at these samples
         chain_statistics = {}
         if method == "latent" and not call.interrupt:
             chains = self._sample_latents(
@@ -182,6 +180,8 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             samples = chains.sample
             nfe += chains.nfe
             chain_statistics = {"decodes_per_sweep": chains.decodes_per_sweep, "acceptance": chains.acceptance}
+
+        # 5. Convert the samples to images
         images = postprocess(samples, output_type)
         output = PFGMInverseOutput(images=images, samples=samples, nfe=nfe, **chain_statistics)
         self.maybe_free_model_hooks()
@@ -190,7 +190,7 @@ class PFGMInversePipeline(PoissonFlowPipeline):
     def _sample_latents(
         self,
         samples: torch.Tensor,
-        operator: Measurement,
+        operator: Operator,
         measurement: torch.Tensor,
         noise_std: float,
         num_sweeps: int,

@@ -81,14 +81,22 @@ def _read(path: Path, raw: bool) -> dict[str, torch.Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} was not read: {error}.") from error
-    if path.suffix == ".pkl":
-        content = read_pickle(path)
-        if not isinstance(content, dict) or not isinstance(content.get("ema"), dict):
-            raise ValueError(f"{path} has no network under 'ema', so it is not a network of EDM or PFGM++.")
-        try:
-            return state_dict_of(content["ema"])
-        except (AttributeError, RecursionError) as error:  # attributes of other kinds, or a module inside itself
-            raise ValueError(f"{path} is damaged: the modules under 'ema' are not those of a network.") from error
+    return _read_edm(path) if path.suffix == ".pkl" else _read_score_sde(path, raw)
+
+
+def _read_edm(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the EMA network in a `.pkl` of EDM or PFGM++."""
+    content = read_pickle(path)
+    if not isinstance(content, dict) or not isinstance(content.get("ema"), dict):
+        raise ValueError(f"{path} has no network under 'ema', so it is not a network of EDM or PFGM++.")
+    try:
+        return state_dict_of(content["ema"])
+    except (AttributeError, RecursionError) as error:  # attributes of other kinds, or a module inside itself
+        raise ValueError(f"{path} is damaged: the modules under 'ema' are not those of a network.") from error
+
+
+def _read_score_sde(path: Path, raw: bool) -> dict[str, torch.Tensor]:
+    """The EMA weights, or if `raw` the weights of the last step, in a `.pth` of PFGM or score_sde."""
     try:
         check_archive(path)
         content = torch.load(path, weights_only=True, map_location="cpu")

@@ -45,7 +45,9 @@ def even_batch_size(x: torch.Tensor, batch_size: int | None) -> int:
 
 
 class Densities:
-    """The densities of points under a model, with the probes of one computation. Use it outside of inference mode.
+    """Log-densities and divergences of a model at given points, by probes that are drawn once for all of them.
+
+    Use it outside of inference mode.
 
     Args:
         model: called like `UNet2DModel`. A model or tensor that was made in inference mode is copied.
@@ -109,13 +111,13 @@ class Densities:
             self._log_prob_of_rows(slice(first, first + batch_size), sigmas, tolerance, step_tolerance)
             for first in range(0, len(x), batch_size)
         ]
-        log_probs, truncation, latents = (torch.cat(each) for each in list(zip(*results, strict=True))[:3])
+        *tensors, calls = zip(*results, strict=True)
+        log_probs, truncation, latents = map(torch.cat, tensors)
         count = log_probs.shape[1]
         standard_error = None
         if self.method == "exact" or count > 1:
             standard_error = log_probs.new_zeros(len(x)) if count == 1 else log_probs.std(1) / count**0.5
-        nfe = max(calls for *_, calls in results)
-        return FlowLogProb(log_probs.mean(1), standard_error, truncation, as_dtype_of(latents, x), nfe)
+        return FlowLogProb(log_probs.mean(1), standard_error, truncation, as_dtype_of(latents, x), max(calls))
 
     def divergence(self, sigma: float) -> torch.Tensor:
         """Estimates (B, P) of the divergence of the velocity (x − x̂)/σ at one noise level."""

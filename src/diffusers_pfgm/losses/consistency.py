@@ -170,8 +170,8 @@ class ConsistencyObjective:
         if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
-        scale = (P_MEAN + P_STD * normal).exp().clamp(min=LEAST_SIGMA)
-        sigma = (scale * self.data_std).clamp(max=self.sigma_max)
+        relative = (P_MEAN + P_STD * normal).exp().clamp(min=LEAST_SIGMA)  # t/σ_d
+        sigma = (relative * self.data_std).clamp(max=self.sigma_max)
         smaller = self.smaller_sigma(sigma, progress)
         sample = self.kernel.sample
         if math.isfinite(self.kernel.aug_dim):
@@ -193,8 +193,8 @@ class ConsistencyObjective:
         predicted, noise_level = predict(x, t)
         squares = (predicted - target).flatten(1).square().mean(1)
         huber = (HUBER * self.data_std) ** 2
-        scale = torch.as_tensor(noise_level, device=x.device).expand_as(t).flatten()
-        weight = 1 / ((1 - smaller / sigma) * torch.hypot(scale, torch.full_like(scale, self.data_std)))
+        s = torch.as_tensor(noise_level, device=x.device).expand_as(t).flatten()
+        weight = 1 / ((1 - smaller / sigma) * torch.hypot(s, torch.full_like(s, self.data_std)))
         per_sample = ((squares + huber).sqrt() - huber**0.5) * weight
         return LossOutput(per_sample.mean(), per_sample.detach(), sigma)
 

@@ -152,13 +152,13 @@ class DhariwalUNet(EDMNetwork):
         self.map_label = None if num_class_embeds is None else nn.Linear(num_class_embeds, embedding_dim, bias=False)
 
         def block(in_channels: int, out_channels: int, resample: str | None = None, attends: bool = False) -> EDMBlock:
-            heads = out_channels // 64 if attends else 0
+            heads = max(out_channels // 64, 1) if attends else 0
             return EDMBlock(
                 in_channels,
                 out_channels,
                 embedding_dim,
                 resample,
-                max(heads, int(attends)),
+                heads,
                 dropout,
                 scales=True,
                 shortcut_conv=False,

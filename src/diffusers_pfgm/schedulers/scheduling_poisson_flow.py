@@ -216,8 +216,8 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
             config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
         if isinstance(config, dict):
             is_own = "aug_dim" in config or config.get("_class_name") == cls.__name__
-            read = complete_config if is_own else convert_config
-            config = read(config, kwargs, cls._get_init_keys(cls))
+            convert = complete_config if is_own else convert_config
+            config = convert(config, kwargs, cls._get_init_keys(cls))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @classmethod

@@ -164,7 +164,8 @@ class StreamedImages:
 
     def _readable(self, rows: list[Row], index: int, source: Iterator[Row]) -> tuple[torch.Tensor, int]:
         """Image and label of `rows[index]`, or of the next row whose image can be read."""
-        for candidate in itertools.count(index):
+        candidate = index
+        while True:
             if candidate == len(rows):
                 rows.append(next(source))
             # Any 2 · count consecutive rows contain a whole epoch.
@@ -174,7 +175,7 @@ class StreamedImages:
             image = self._image(rows[index].position, row)
             if image is not None:
                 return image, self._label(row)
-        raise AssertionError("itertools.count does not end")
+            candidate += 1
 
     def _label(self, row: Row) -> int:
         if self.id2label is None or self.label_column is None or row.values is None:

@@ -96,11 +96,12 @@ def make_objective(
         statistics = broadcast_from_main(images.statistics())
         std = args.sigma_data or max(_rounded(statistics.std), LEAST_STD)
         p_mean, p_std = math.log(std) + P_MEAN, P_STD
-        options |= {"sigma_data": std, "data_mean": _rounded(statistics.mean)}
-        options |= {"mean_square_std": _rounded(statistics.mean_square_std)}
         options |= {
-            name: _rounded(value * std / EDM_SIGMA_DATA)
-            for name, value in (("sigma_min", EDM_SIGMA_MIN), ("sigma_max", EDM_SIGMA_MAX))
+            "sigma_data": std,
+            "data_mean": _rounded(statistics.mean),
+            "mean_square_std": _rounded(statistics.mean_square_std),
+            "sigma_min": _rounded(EDM_SIGMA_MIN * std / EDM_SIGMA_DATA),
+            "sigma_max": _rounded(EDM_SIGMA_MAX * std / EDM_SIGMA_DATA),
         }
     p_mean = p_mean if args.p_mean is None else args.p_mean
     p_std = p_std if args.p_std is None else args.p_std

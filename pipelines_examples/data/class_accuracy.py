@@ -7,7 +7,7 @@ A classifier is trained on real images and predicts the classes of generated one
 the classifier on real test images, and the share of generated images for which its prediction is the requested class,
 in total and for each class. It also prints the Fréchet distance of the generated images to the test images in the
 features of the classifier, and the mean distance of generated and of test images to their nearest training image, which
-is smaller for a model that memorises. It saves a grid of generated images with a row for each class.
+is smaller for a model that memorizes. It saves a grid of generated images with a row for each class.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ HALF_SIDE = 4.0  # half side of the square on which the density is computed, in 
 
 
 def moons_log_prob(points: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return the true log-density of the moons at standardised points (K, 2), (K,) in nats.
+    """Return the true log-density of the moons at standardized points (K, 2), (K,) in nats.
 
     Args:
         points: (K, 2), the points after subtraction of `mean` and division by `scale`.

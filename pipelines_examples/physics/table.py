@@ -2,7 +2,7 @@
 
     python pipelines_examples/physics/table.py
 
-The columns are standardised. The script prints the training loss, the mean log-likelihood of held-out rows, and for
+The columns are standardized. The script prints the training loss, the mean log-likelihood of held-out rows, and for
 each column the difference between the quantiles of drawn and held-out rows. For comparison it prints the same for a
 Gaussian with the mean and covariance of the training rows plus noise of the standard deviation σ_min. A figure with
 histograms of the most skewed columns is saved.

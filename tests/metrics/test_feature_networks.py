@@ -1,4 +1,4 @@
-"""The feature networks: the bundled one recognises digits, a backbone of transformers is loaded from a folder."""
+"""The feature networks: the bundled one recognizes digits, a backbone of transformers is loaded from a folder."""
 
 import importlib.util
 import json

@@ -129,7 +129,7 @@ def _description(pipeline: DiffusionPipeline, dataset: str | None) -> str:
         facts.append(("σ = r/√D", f"from {config['sigma_max']:.5g} to {config['sigma_min']:.5g}"))
     if config.get("mean_square_std") is not None and aug_dim is not None:
         statistics = f"mean {config['data_mean']:g}, standard deviation {config['sigma_data']:g}"
-        facts.append(("data", f"{statistics}, of mean squares {config['mean_square_std']:g}"))
+        facts.append(("data", f"{statistics}, standard deviation of mean squares {config['mean_square_std']:g}"))
     if config.get("consistency_boundary") is not None:
         levels = ", ".join(f"{sigma:.3g}" for sigma in config["consistency_sigmas"])
         facts.append(("consistency model", f"one call at each of the first σ = {levels}"))

@@ -46,6 +46,9 @@ class MNISTFeatures(torch.nn.Module):
     """A classifier of MNIST digits, 28 x 28 with one channel. Its features are the input of the last layer, F = 128.
 
     It was trained on the 60,000 training images by `pipelines_examples/data/train_mnist_classifier.py`.
+
+    Args:
+        pretrained: whether to load the weights that come with the package; if False they are random. Defaults to True.
     """
 
     def __init__(self, pretrained: bool = True) -> None:
@@ -72,7 +75,7 @@ class MNISTFeatures(torch.nn.Module):
 
 
 class InceptionFeatures(torch.nn.Module):
-    """Inception-v3 of the FID's authors, as torch-fidelity has it, F = 2,048.
+    """Inception-v3 of the FID's authors, in the implementation of torch-fidelity, F = 2,048.
 
     Args:
         weights: the file of the weights; by default it is downloaded.

@@ -1,4 +1,4 @@
-"""Distances to the nearest training image, which detect memorised samples."""
+"""Distances to the nearest training image, which detect memorized samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCH_SIZE = 200  # the number of rows of a matrix of distances
 def nearest_distances(images: torch.Tensor, train_images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the Euclidean distance of each image to its nearest training image, in data units, and the index of it.
 
-    Compare the distances of samples with those of held-out images: samples of a model that memorises are closer.
+    Compare the distances of samples with those of held-out images: samples of a model that memorizes are closer.
 
     Args:
         images: (K, *).

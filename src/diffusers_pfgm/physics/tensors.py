@@ -138,7 +138,7 @@ def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor)
     flat = x.reshape(-1)
     right = torch.searchsorted(knots, flat).clamp(1, len(knots) - 1)
     left = right - 1
-    # `index_select`, since indexing by a () tensor would synchronise with the device, and MPS has no `take`.
+    # `index_select`, since indexing by a () tensor would synchronize with the device, and MPS has no `take`.
     left_knots, left_values = knots.index_select(0, left), values.index_select(0, left)
     right_knots, right_values = knots.index_select(0, right), values.index_select(0, right)
     fraction = (flat - left_knots) / (right_knots - left_knots)

@@ -22,8 +22,8 @@ class PFGMLikelihoodOutput(BaseOutput):
     """Output of `PFGMLikelihoodPipeline`.
 
     Attributes:
-        log_prob: (B,), in nats, the log-density at σ_min of the dequantised images in [-1, 1].
-        bits_per_dim: (B,), the negative log-likelihood of the quantised images in bits per dimension; None without
+        log_prob: (B,), in nats, the log-density at σ_min of the dequantized images in [-1, 1].
+        bits_per_dim: (B,), the negative log-likelihood of the quantized images in bits per dimension; None without
             dequantization.
         standard_error: (B,), in nats, the standard error of `log_prob` from a random divergence; 0 for an exact
             divergence, None for a single probe.

@@ -41,7 +41,7 @@ def even_moments(lines: torch.Tensor, num_frames: int) -> torch.Tensor:
 
 
 def plot_moment(points: torch.Tensor, lines: torch.Tensor, charges: torch.Tensor) -> Figure:
-    """Draw one frame: points on field lines, in the color of the charge at which the line ends.
+    """Draw one frame: points on field lines, in the colour of the charge at which the line ends.
 
     Args:
         points: (B, 3), a point of each line.

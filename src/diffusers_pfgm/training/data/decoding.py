@@ -225,7 +225,7 @@ def _broken_image_errors(name: str, entry: Entry) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "Pillow does not recognise its format"
+        return "Pillow does not recognize its format"
     return reason(error)
 
 

@@ -89,7 +89,7 @@ def _generate(
 
 
 class _Evaluation:
-    """The reference, the training images and the feature networks of one process, and the report that they lead to."""
+    """The reference, the training images and the feature networks of an evaluation, and the report made with them."""
 
     def __init__(self, args: argparse.Namespace, pipeline: PFGMPipeline | None) -> None:
         self.args = args
@@ -121,11 +121,15 @@ class _Evaluation:
 
     @torch.no_grad()
     def _check_networks(self, shape: tuple[int, ...], num_images: int) -> None:
-        """Check that the networks accept images of this shape (C, H, W), that their metrics can be computed of this
-        number of images and of the reference images, and that the statistics are of their features.
+        """Check that the feature networks fit the images and the reference.
+
+        Args:
+            shape: the shape (C, H, W) of the evaluated images.
+            num_images: the number of evaluated images.
 
         Raises:
-            ValueError: if they do not, or cannot.
+            ValueError: if a network does not accept the shape, there are too few evaluated images or reference images
+                for the metrics, or the statistics are not of the network's features.
         """
         if self.reference is not None and len(self.reference) <= NEIGHBORS:
             raise ValueError(

@@ -108,7 +108,7 @@ def find_memorized(pixels: torch.Tensor, reference: torch.Tensor, train: torch.T
         train: the training images (M, C, H, W).
 
     Returns:
-        The mean distances in data units; the share of near copies, which is about 0.01 without memorisation: the share
+        The mean distances in data units; the share of near copies, which is about 0.01 without memorization: the share
         of samples that are closer to a training image than 99 % of the reference images are; and the ten samples that
         are closest to a training image, each with the index of that image and the distance.
     """

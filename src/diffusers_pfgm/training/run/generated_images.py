@@ -32,9 +32,9 @@ class GeneratedImages:
 
     Args:
         folder: The folder. It is created if it does not exist.
-        settings: What the images depend on, which JSON can represent and is written into the folder. `generate` reads
-            the options `num_images`, `batch_size`, `num_inference_steps`, `tolerance`, `guidance_scale` and `seed` of
-            evaluate_pfgm.py.
+        settings: All values on which the images depend, in types that JSON can represent. They are written into the
+            folder. `generate` reads the options `num_images`, `batch_size`, `num_inference_steps`, `tolerance`,
+            `guidance_scale` and `seed` of evaluate_pfgm.py.
 
     Raises:
         ValueError: if the folder has images of other settings, or other files.
@@ -101,7 +101,11 @@ class GeneratedImages:
         return torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous(), max(calls)
 
     def remove(self) -> None:
-        """Remove the folder, its settings after the images: without them, what a kill leaves would be other files."""
+        """Remove the folder.
+
+        The settings are removed after the images: the next evaluation would refuse images without settings, which a
+        kill could leave, as files of another origin.
+        """
         for path in self.folder.glob("*.npz"):
             path.unlink()
         shutil.rmtree(self.folder)

@@ -1,4 +1,4 @@
-"""Checksums of a model, which detect results of its earlier weights in the same folder."""
+"""Checksums of a model, by which saved results of other weights are detected."""
 
 from __future__ import annotations
 

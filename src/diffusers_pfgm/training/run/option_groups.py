@@ -41,7 +41,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     data("--cache_dir", help="folder in which the package datasets keeps its files; by default as configured there")
     data("--image_column", help="column of images; the first by default")
-    data("--image_mode", choices=["L", "RGB", "RGBA"], help="color mode; by default L for gray data, otherwise RGB")
+    data("--image_mode", choices=["L", "RGB", "RGBA"], help="colour mode; by default L for gray data, otherwise RGB")
     data("--center_crop", action="store_true", help="crop the middle of the images instead of a random part")
     data("--random_flip", action="store_true", help="mirror each image with probability 1/2 in each epoch")
     data("--label_column", help="column of class labels; the first by default, or an image folder's subfolders")

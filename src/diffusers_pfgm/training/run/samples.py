@@ -22,8 +22,9 @@ def draw_samples(
     batch_size: int = 256,
     callback_on_step_end: Callback | None = None,
 ) -> torch.Tensor:
-    """Draw samples (count, C, H, W) in [0, 1]. Sample i has the seed i, so it does not depend on the batch size, unless
-    a callback changes it.
+    """Draw samples (count, C, H, W) in [0, 1].
+
+    Sample i is drawn from the seed i, so it does not depend on the batch size, unless a callback depends on the batch.
 
     Args:
         pipeline: The pipeline to draw from.

@@ -88,7 +88,7 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     objective = str(saved.get("objective"))
     if objective in OBJECTIVE_DEFAULTS and saved.get("preconditioning") is None:  # version 0.1.0 did not save it
         saved = {**saved, "preconditioning": "edm" if objective == "perturbation" else "none"}
-    if objective == "consistency":  # runs before there was distillation did not save the method
+    if objective == "consistency":  # older runs did not save the method, as there was only one
         saved = {"method": "training", **saved}
     if saved.get("preconditioning") == "none":  # version 0.1.0 saved its sigma_data without using it
         saved = {**saved, "sigma_data": None}

@@ -1,4 +1,4 @@
-"""The set-up of a training run: the accelerator, the objective, the seed, the resume point and the output folder."""
+"""The set-up of a training run: the accelerator, the seed, the resume point and the output folder."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +100,9 @@ def make_tuning_task(
             `--guidance_scale` or by `--method`.
     """
     unet = base.unet
-    scheduler = PoissonFlowScheduler.from_scheduler(base.scheduler, allow_consistency=True)
-    if scheduler.parameterization.train_sigmas is not None:
-        raise ValueError(
-            f"`--model` {args.model!r} has a beta schedule, whose noise levels are finitely many. Use a model of "
-            "train_pfgm.py, or one with EDM's preconditioning."
-        )
-    if unet.config.in_channels != data.images.channels:
-        raise ValueError(
-            f"The images have {data.images.channels} channels, but `--model` {args.model!r} has "
-            f"{unet.config.in_channels}. Pass images with as many, or `--image_mode` L for 1, RGB for 3, RGBA for 4."
-        )
     classes = base.config.id2label
-    if data.id2label != classes:
-        raise ValueError(
-            f"The classes of the images are {data.id2label}, but those of `--model` {args.model!r} are {classes}. Both "
-            "must have the same names in the same order."
-        )
+    scheduler = PoissonFlowScheduler.from_scheduler(base.scheduler, allow_consistency=True)
+    _check_base(args.model, base, scheduler, data)
     null_class = ClassLabels(unet.config.num_class_embeds, classes).null_class
     if null_class is None and args.label_dropout:
         raise ValueError(
@@ -131,21 +118,8 @@ def make_tuning_task(
 
     statistics = broadcast_from_main(data.images.statistics())
     std = scheduler.config.sigma_data or max(statistics.std, LEAST_STD)
-    sigma_max = scheduler.config.sigma_max
-    options = {
-        "consistency_boundary": float(f"{BOUNDARY * std:.3g}"),
-        "consistency_sigmas": [sigma_max, *(float(f"{level * std:.3g}") for level in LEVELS)],
-        "consistency_guidance": None if args.guidance_scale == 1 else args.guidance_scale,
-        "consistency_clip": True,  # guidance extrapolates beyond the range [-1, 1] of the images
-        "final_sigmas_type": "zero",
-        "solver": "multistep",
-        "sigma_knots": None,
-        "sigma_steps": None,
-    }
-    aug_dim = scheduler.config.aug_dim
-    if aug_dim is not None:  # the prior must have the same limit as the noise of the tuning
-        options["max_norm"] = sigma_max * reach(data.images.channels * args.resolution**2)
-    tuned = PoissonFlowScheduler.from_config(scheduler.config, **options)
+    shape = (data.images.channels, args.resolution, args.resolution)
+    tuned = _tuned_scheduler(scheduler, std, math.prod(shape), args.guidance_scale)
     unet.to(accelerator.device)
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -155,27 +129,73 @@ def make_tuning_task(
     network = copy.deepcopy(unet).requires_grad_(False).eval() if has_teacher else unet
     teacher = _teacher(network, scheduler, accelerator)
     label = 0 if classes and null_class is None else null_class
-    shape = (data.images.channels, args.resolution, args.resolution)
     _check_prediction(teacher, scheduler, shape, label, statistics, args.model)
     objective = ConsistencyObjective(
         tuned.parameterization,
-        sigma_max,
+        tuned.config.sigma_max,
         std,
-        aug_dim,
+        tuned.config.aug_dim,
         args.guidance_scale,
         teacher if has_teacher else None,
         null_class,
         args.method == "distillation",
     )
     description = (
-        f"Consistency {args.method} from sigma = {sigma_max:g}, with consistency_boundary = "
-        f"{options['consistency_boundary']:g}"
+        f"Consistency {args.method} from sigma = {tuned.config.sigma_max:g}, with consistency_boundary = "
+        f"{tuned.config.consistency_boundary:g}"
         + (" from a model that is already tuned." if scheduler.is_consistency_model else ".")
     )
     calls = 2 if args.method == "training" else 4
     if args.guidance_scale != 1:
         calls += calls // 2
     return TrainingTask(objective, tuned, unet, description, {MODEL_CHECKSUM: weights_checksum(unet)}, calls)
+
+
+def _check_base(model: str, base: PFGMPipeline, scheduler: PoissonFlowScheduler, data: TrainingData) -> None:
+    """Raise a ValueError if the pipeline has a beta schedule, or other channels or classes than the images."""
+    if scheduler.parameterization.train_sigmas is not None:
+        raise ValueError(
+            f"`--model` {model!r} has a beta schedule, whose noise levels are finitely many. Use a model of "
+            "train_pfgm.py, or one with EDM's preconditioning."
+        )
+    channels = base.unet.config.in_channels
+    if channels != data.images.channels:
+        raise ValueError(
+            f"The images have {data.images.channels} channels, but `--model` {model!r} has {channels}. Pass images "
+            "with as many, or `--image_mode` L for 1, RGB for 3, RGBA for 4."
+        )
+    if data.id2label != base.config.id2label:
+        raise ValueError(
+            f"The classes of the images are {data.id2label}, but those of `--model` {model!r} are "
+            f"{base.config.id2label}. Both must have the same names in the same order."
+        )
+
+
+def _tuned_scheduler(
+    scheduler: PoissonFlowScheduler, std: float, data_dim: int, guidance_scale: float
+) -> PoissonFlowScheduler:
+    """Return the scheduler of the consistency model.
+
+    Args:
+        scheduler: The scheduler of the model to start from.
+        std: σ_d, the standard deviation of the data.
+        data_dim: N, the number of pixel values of an image.
+        guidance_scale: The scale of guidance that the model learns; 1 for none.
+    """
+    sigma_max = scheduler.config.sigma_max
+    options = {
+        "consistency_boundary": float(f"{BOUNDARY * std:.3g}"),
+        "consistency_sigmas": [sigma_max, *(float(f"{level * std:.3g}") for level in LEVELS)],
+        "consistency_guidance": None if guidance_scale == 1 else guidance_scale,
+        "consistency_clip": True,  # guidance extrapolates beyond the range [-1, 1] of the images
+        "final_sigmas_type": "zero",
+        "solver": "multistep",
+        "sigma_knots": None,
+        "sigma_steps": None,
+    }
+    if scheduler.config.aug_dim is not None:  # the prior must have the same limit as the noise of the tuning
+        options["max_norm"] = sigma_max * reach(data_dim)
+    return PoissonFlowScheduler.from_config(scheduler.config, **options)
 
 
 def _check_method(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:

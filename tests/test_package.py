@@ -46,7 +46,7 @@ import diffusers_pfgm.physics
 
 
 def test_the_oldest_set_is_what_the_project_declares() -> None:
-    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    tomllib = pytest.importorskip("tomllib")  # Python 3.10 does not have it
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [extra for name, extra in project["optional-dependencies"].items() if name not in ("dev", "docs")]
     groups = (project["dependencies"], *extras)
@@ -66,11 +66,11 @@ def test_the_oldest_set_is_what_the_project_declares() -> None:
 
 
 def test_the_sdist_holds_what_its_tests_read() -> None:
-    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    tomllib = pytest.importorskip("tomllib")  # Python 3.10 does not have it
     targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
     held = {*targets["sdist"]["include"], "pyproject.toml"}  # which is always there
     read = set()
     for path in (ROOT / "tests").rglob("*.py"):
-        depth = len(path.relative_to(ROOT).parts) - 1  # of the file's parents, `parents[depth]` is the root
+        depth = len(path.relative_to(ROOT).parts) - 1  # `parents[depth]` of the file is the root
         read |= set(re.findall(rf'(?:ROOT|parents\[{depth}\]) / "([^"]+)"', path.read_text()))
     assert "Makefile" in read and read <= held

@@ -53,5 +53,5 @@ def test_commands_that_it_names_exist() -> None:
         assert f"\n{target}:" in makefile
 
 
-def test_it_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len(README.split()) <= 900

@@ -11,7 +11,7 @@ from tests.networks import seeded
 
 SEEDS, STARTS = range(3), 512
 BARS = {5: 0.86, 6: 0.91, 8: 0.965, 10: 0.98, 15: 0.99}
-SEARCHED_BARS = {5: 0.87, 6: 0.92, 8: 0.965}  # of steps that are searched for one number of calls
+SEARCHED_BARS = {5: 0.87, 6: 0.92, 8: 0.965}  # with steps that are searched for one number of calls
 
 
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, None])

@@ -108,7 +108,7 @@ def test_quality_against_calls(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_layout: None
 ) -> None:
     monkeypatch.setattr("diffusers_pfgm.solvers.step_search.EVALUATIONS", 1)
-    for steps in ("FINE_STEPS", "REFERENCE_STEPS"):  # of 512 field lines
+    for steps in ("FINE_STEPS", "REFERENCE_STEPS"):  # otherwise 200 and 100 for 512 field lines
         monkeypatch.setattr(f"diffusers_pfgm.schedulers.fit_sigmas.{steps}", 10)
     output, data, tuned = tmp_path / "quality.png", tmp_path / "digits.parquet", tmp_path / "tuned"
     write_parquet(split_digits()[1][:20], data)
@@ -124,7 +124,7 @@ def test_quality_against_calls(
     assert [*zip(names, (row[-4] for row in table), strict=True)][-2:] == [(names[-1], "1"), (names[-1], "2")]
     assert names[-3:] == ["multistep, searched", "consistency model", "consistency model"]
     load_script("quality_against_calls").main([*options[:5], "4", "--batch_size", "4", "--output", str(output)])
-    errors = {name: float(row[-3]) for name, row in zip(names, table, strict=True)}  # of the most calls of each solver
+    errors = {name: float(row[-3]) for name, row in zip(names, table, strict=True)}  # each at the most calls
     assert errors["RK45"] < errors["euler"] and Image.open(output).width > 900
 
 

@@ -42,7 +42,9 @@ def test_physics_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.slow
-def test_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_physics_pictures_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     example = load_script("physics_pictures")
     # The first pictures are the same with and without a model.
     latents = {1000.0: PoissonKernel().sample((100, 2), 1000.0, seeded())}

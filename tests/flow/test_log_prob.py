@@ -61,7 +61,7 @@ def test_log_prob_of_preconditioned_networks(parameterization: Parameterization)
 
 @pytest.mark.slow
 def test_fixed_steps_converge_to_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusers_pfgm.flow.densities.DENSITY_TOLERANCE", 3e-9)  # of the equations of fixed steps
+    monkeypatch.setattr("diffusers_pfgm.flow.densities.DENSITY_TOLERANCE", 3e-9)  # that of the fixed steps
     charges = charges_in(3)
     x = draw_points(charges, 1.0, 0.3, 8)
     flow = flow_of_charges(charges, sigma_min=0.3, sigma_max=5000.0)
@@ -109,7 +109,7 @@ def test_large_batches_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = flow_of_charges(charges_in(3), sigma_min=0.3)
     x = draw_points(charges_in(3), 1.0, 0.3, 10)
     generators = [seeded(number) for number in range(10)]
-    monkeypatch.setattr("diffusers_pfgm.flow.densities.DENSITY_TOLERANCE", 3e-12)  # of the equations of fixed steps
+    monkeypatch.setattr("diffusers_pfgm.flow.densities.DENSITY_TOLERANCE", 3e-12)  # that of the fixed steps
     whole = flow.log_prob(x, 20, "hutchinson", 2, generators)
     monkeypatch.setattr("diffusers_pfgm.flow.densities.GRAPH_NUMBERS", 9)
     generators = [seeded(number) for number in range(10)]

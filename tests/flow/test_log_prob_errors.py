@@ -44,7 +44,7 @@ def test_errors_are_within_the_tolerance_and_the_bound(dim: int, aug_dim: float 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dim", "stds"), [(1, [0.5]), (2, [0.5]), (2, [0.02, 0.3, 0.1]), (3072, [0.5])])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_outliers_of_smooth_data(dim: int, stds: list[float], dtype: torch.dtype) -> None:
+def test_log_prob_of_outliers_of_smooth_data(dim: int, stds: list[float], dtype: torch.dtype) -> None:
     # Isotropic, so that a single probe of ±1 gives the exact trace of one Gaussian.
     means = torch.randn(len(stds), dim, generator=seeded(dim), dtype=dtype) * (0.5 if len(stds) > 1 else 0.1)
     model = GaussianMixture(means, torch.tensor(stds, dtype=dtype))

@@ -13,7 +13,7 @@ from tests.networks import make_tiny_unet, seeded
 
 @pytest.mark.parametrize("prediction_type", ["field", "sample", "epsilon"])
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
-def test_it_is_the_field_of_charges(prediction_type: str, shape: tuple[int, ...]) -> None:
+def test_normalized_field_is_that_of_the_charges(prediction_type: str, shape: tuple[int, ...]) -> None:
     charges = charges_in(4).view(7, *shape)
     x = draw_points(charges, 1.0, 1.0, 5)
     flow = flow_of_charges(charges, 1.0, prediction_type)

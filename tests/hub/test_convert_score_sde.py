@@ -135,7 +135,9 @@ def test_vp(continuous: bool, tmp_path: Path) -> None:
         ("model", {"fir": False}, "Set `fir=True`"),
     ],
 )
-def test_what_has_no_equal_is_refused(part: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_options_without_an_equivalent_are_refused(
+    part: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     values = copy.deepcopy(read(VE))
     values[part] |= options
     with pytest.raises(ValueError, match=message):

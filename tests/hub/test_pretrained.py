@@ -24,7 +24,7 @@ def test_images_have_the_class_that_was_asked_for(name: str, steps: int, count: 
     assert (logits.argmax(1) == labels).double().mean() > 0.97
 
 
-def test_all_of_them_are_small() -> None:
+def test_all_models_together_are_small() -> None:
     files = [path for path in pretrained_model().parent.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 5e6
     assert {path.suffix for path in files} - {".pyc"} == {".py", ".json", ".safetensors"}

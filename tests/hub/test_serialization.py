@@ -87,7 +87,7 @@ def test_half_precision_is_a_variant(tmp_path: Path) -> None:
     assert torch.equal(half.unet.conv_in.weight, make_tiny_unet().conv_in.weight.half().float())
 
 
-SHARDED = {"max_shard_size": "100KB"}  # of 178 KB
+SHARDED = {"max_shard_size": "100KB"}  # the weights have 178 KB
 PICKLED = {"safe_serialization": False}
 
 

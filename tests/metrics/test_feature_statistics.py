@@ -37,7 +37,7 @@ def test_distance_equals_that_of_torchmetrics_and_of_a_matrix_root() -> None:
     assert distance == pytest.approx(expected, rel=1e-6)
 
 
-def test_few_images_are_said_with_the_number_that_is_needed() -> None:
+def test_messages_for_too_few_images_name_the_number_that_is_needed() -> None:
     with pytest.warns(UserWarning, match="does not have full rank.*at least 13 images"):
         few = FeatureStatistics.of_features(make_features(12, 0))
     assert np.isfinite(frechet_distance(few, few)) and frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
@@ -58,7 +58,7 @@ def test_features_of_another_shape_and_with_a_gradient(tmp_path: Path) -> None:
     assert torch.equal(FeatureStatistics.load(tmp_path / "statistics.npz").features, features)
 
 
-def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
+def test_a_file_holds_all_statistics(tmp_path: Path) -> None:
     statistics = FeatureStatistics.of_features(make_features(50, 0), "mnist", "0123")
     path = tmp_path / "reference.npz"
     statistics.save(path)

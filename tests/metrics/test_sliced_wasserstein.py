@@ -35,7 +35,7 @@ def test_grid_places_images_row_by_row() -> None:
     assert image_grid(images.expand(5, 3, 2, 3), columns=5).size == (5 * 7, 6)
 
 
-def test_distance_hangs_on_its_arguments_alone() -> None:
+def test_distance_depends_on_its_arguments_only() -> None:
     first, second = torch.randn(40, 8, generator=seeded()), torch.randn(40, 8, generator=seeded(1))
     few, many = (sliced_wasserstein(first, second, n) for n in (5, 500))
     assert few == sliced_wasserstein(first, second, 5) and few != many

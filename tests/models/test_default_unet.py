@@ -28,7 +28,7 @@ def test_own_network_must_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("resolution", "millions"), [(8, 0.65), (32, 6.5)])
-def test_default_network_has_the_size_it_says(resolution: int, millions: float) -> None:
+def test_default_network_has_the_documented_size(resolution: int, millions: float) -> None:
     assert make_unet(resolution, 3, 4).num_parameters() == pytest.approx(millions * 1e6, rel=0.02)
 
 

@@ -9,7 +9,7 @@ from diffusers_pfgm.physics.kernel import PoissonKernel
 from diffusers_pfgm.physics.noise_estimate import NoiseEstimate
 from tests.networks import seeded
 
-MEAN, STD, SPREAD = -0.4, 0.6, 0.12  # of the data
+MEAN, STD, SPREAD = -0.4, 0.6, 0.12  # data_mean, data_std and mean_square_std
 
 
 def x_with(deviation: torch.Tensor, size: int) -> torch.Tensor:

@@ -213,7 +213,7 @@ def test_a_denoiser_counts_a_guided_step_once(charges: torch.Tensor, labels: tor
 
 
 def test_guidance_leaves_a_learned_variance_to_the_condition() -> None:
-    outputs = torch.randn(4, 6, 2, 2, generator=seeded())  # of two images with their class, then without
+    outputs = torch.randn(4, 6, 2, 2, generator=seeded())  # two images with their class, then without
     model = SimpleNamespace(dtype=torch.float32)
     parameterization = Parameterization("epsilon", learns_variance=True)
     guided = GuidedModel(model, parameterization, torch.tensor([0, 1]), 2, 3.0)

@@ -215,7 +215,7 @@ def test_a_scheduler_of_another_kind_says_why(charges: torch.Tensor, scheduler: 
         PFGMPipeline(ExactNetwork(charges, parameterization), scheduler)(num_inference_steps=2)
 
 
-def test_a_fitted_scheduler_lends_its_range_without_its_knots(charges: torch.Tensor) -> None:
+def test_a_scheduler_made_from_a_fitted_one_may_have_another_range(charges: torch.Tensor) -> None:
     ours = PoissonFlowScheduler(None, **EDM)
     fitted = fit_sigmas(ExactNetwork(charges, ours.parameterization), ours, (1, 2, 2), seeded(), 4)
     theirs = EDMEulerScheduler.from_config(fitted.config, sigma_max=60.0)

@@ -30,7 +30,7 @@ def test_pil_images_hold_the_levels(channels: int, size: tuple[int, int]) -> Non
     assert torch.allclose(images_to_tensor(images, config), pixel_values / 127.5 - 1, atol=1e-6)
 
 
-def test_other_forms_are_those_of_diffusers() -> None:
+def test_images_are_converted_as_by_diffusers() -> None:
     state = 2 * torch.randn(2, 3, 4, 6, generator=seeded())
     theirs = VaeImageProcessor(vae_scale_factor=1)
     assert torch.equal(postprocess(state, "pt"), theirs.postprocess(state, "pt"))

@@ -80,7 +80,7 @@ def test_temperature_scales_the_latents_radius(pipe: PFGMEditingPipeline, charge
 @pytest.mark.slow
 def test_paths_start_and_end_at_their_images(pipe: PFGMEditingPipeline, charges: torch.Tensor) -> None:
     images = charges / 2 + 0.5
-    first, second = images[[0, 1]], images[[2, 3]]  # of the same classes
+    first, second = images[[0, 1]], images[[2, 3]]  # both have the classes 0 and 1
     output = pipe.interpolate(first, second, 4, [0, 1], output_type="pt", **STEPS)
     paths = output.images.view(2, 4, 1, 4, 4)
     assert torch.allclose(paths[:, 0], first, atol=1e-4) and torch.allclose(paths[:, -1], second, atol=1e-4)

@@ -26,7 +26,7 @@ def test_every_pipeline_loads_it(kind: type[DiffusionPipeline]) -> None:
     assert type(pipe) is kind and type(pipe.scheduler) is PoissonFlowScheduler
 
 
-def test_its_images_are_those_of_then(tmp_path: Path) -> None:
+def test_images_are_those_of_the_version_that_saved_the_folder(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "copy")
     plain = DiffusionPipeline.from_pretrained(tmp_path / "copy", trust_remote_code=True)
     expected = np.load(FIXTURES / "saved-0.1.0-images.npy")

@@ -36,7 +36,7 @@ def test_rows_are_samples_and_columns_noise_levels(channels: int) -> None:
             assert torch.allclose(shown.float(), expected)
 
 
-def test_no_more_than_there_is() -> None:
+def test_at_most_all_samples_and_noise_levels_are_drawn() -> None:
     assert len(plot_denoised(run(), num_rows=9, num_columns=50, show_states=False).axes) == 3 * 7
 
 

@@ -32,12 +32,12 @@ def test_distributions_are_beta_laws(dim: int, aug_dim: float) -> None:
     quantiles = np.linspace(0.01, 0.99, 25)
     polar = np.arcsin(np.sqrt(stats.beta(dim / 2, aug_dim / 2).ppf(quantiles)))
     assert laws["polar"].distribution(torch.tensor(polar)).numpy() == pytest.approx(quantiles, abs=1e-5)
-    side = stats.beta(0.5, (dim + aug_dim - 1) / 2).ppf(quantiles)  # of sin² ψ
+    side = stats.beta(0.5, (dim + aug_dim - 1) / 2).ppf(quantiles)  # quantiles of sin² ψ
     elevation = laws["elevation"].distribution(torch.tensor(np.arcsin(np.sqrt(side)))).numpy()
     assert elevation == pytest.approx((1 + quantiles) / 2, abs=1e-5)
 
 
-def test_archimedes() -> None:
+def test_zones_of_equal_height_are_equally_likely() -> None:
     # On the sphere of R^3 zones of equal height have equal areas, so cos θ and sin ψ are uniform.
     laws = hemisphere_laws(2)
     z = torch.linspace(0, 1, 11, dtype=torch.float64)

@@ -74,7 +74,7 @@ def test_methods_take_the_arguments_of_diffusers(theirs: Any) -> None:
         assert inspect.signature(getattr(theirs, name)).parameters.keys() <= ours.keys(), name
 
 
-def test_its_length_is_that_of_the_scheduler_it_was_made_from() -> None:
+def test_length_is_that_of_the_scheduler_it_was_made_from() -> None:
     for scheduler in (EDMEulerScheduler(), DDIMScheduler(num_train_timesteps=500)):
         assert len(PoissonFlowScheduler.from_config(scheduler.config)) == len(scheduler)
     trained = DDPMScheduler(trained_betas=[0.01, 0.02, 0.03])

@@ -74,7 +74,7 @@ def test_each_call_has_noise_of_the_next_level(aug_dim: float | None, steps: int
     output = pipe(64, steps, seeded(), callback_on_step_end=record, callback_on_step_end_tensor_inputs=names)
     assert output.nfe == steps == len(states)
     for state, prediction, sigma in zip(states, predictions, LEVELS[1:steps], strict=False):
-        norms = (state - prediction).flatten(1).norm(dim=1) / (8 * sigma)  # of noise with √N = 8
+        norms = (state - prediction).flatten(1).norm(dim=1) / (8 * sigma)  # 1 for noise of norm √N = 8
         if aug_dim is None:
             assert norms.mean().item() == pytest.approx(1, abs=0.05) and norms.std() > 0.03
         else:

@@ -36,7 +36,7 @@ def test_five_calls_end_closer_to_many_steps(digits: torch.Tensor) -> None:
     steps = scheduler.config.sigma_steps
     assert steps["aug_dim"] == 1 and len(steps["sigmas"]) == 5
     scheduler.set_timesteps(1)
-    starts = scheduler.move_to_prior(scheduler.sample_prior((300, 1, 8, 8), seeded(9)))  # that the search has not seen
+    starts = scheduler.move_to_prior(scheduler.sample_prior((300, 1, 8, 8), seeded(9)))  # not those of the search
     spaced = PoissonFlowScheduler.from_config(scheduler.config, sigma_steps=None)
     ends = []
     for each, count in ((spaced, 200), (spaced, 5), (scheduler, 5)):
@@ -46,7 +46,7 @@ def test_five_calls_end_closer_to_many_steps(digits: torch.Tensor) -> None:
     assert errors[1] < 0.9 * errors[0]
 
 
-def test_only_a_run_of_that_many_steps_uses_them() -> None:
+def test_searched_steps_are_used_by_runs_of_that_many_steps_only() -> None:
     scheduler = PoissonFlowScheduler(sigma_steps=STEPS, sigma_knots=[40.0, 1.0, 0.01])
     scheduler.set_timesteps(3)
     assert scheduler.sigmas.tolist() == pytest.approx([40.0, 2.0, 0.3, 0.0])
@@ -55,7 +55,7 @@ def test_only_a_run_of_that_many_steps_uses_them() -> None:
 
 
 @pytest.mark.parametrize(("gain", "is_kept"), [(0.2, True), (0.01, False), (0.0, False), (-0.2, False)])
-def test_they_are_kept_only_if_they_are_clearly_better(
+def test_searched_steps_are_kept_only_if_they_are_clearly_better(
     coarse: None, monkeypatch: pytest.MonkeyPatch, digits: torch.Tensor, gain: float, is_kept: bool
 ) -> None:
     scatter = 0.1 * torch.randn(16, generator=seeded(), dtype=torch.float64)
@@ -108,11 +108,11 @@ def test_a_wrapped_network_is_recognized() -> None:
     scheduler = PoissonFlowScheduler(sigma_steps=steps)
     samples = PoissonFlow(functools.partial(unet, return_dict=True), scheduler).sample((1, 1, 8, 8), 3)
     assert samples.sample.isfinite().all()
-    field = ChargeField(torch.zeros(1, 1, 8, 8))  # of unknown size
+    field = ChargeField(torch.zeros(1, 1, 8, 8))  # its size is unknown
     assert PoissonFlow(field, scheduler).sample((1, 1, 8, 8), 3).nfe == 3
 
 
-def test_they_are_saved_with_a_pipeline(tmp_path: Path) -> None:
+def test_searched_steps_are_saved_with_a_pipeline(tmp_path: Path) -> None:
     unet = make_tiny_unet()
     steps = STEPS | {"num_parameters": unet.num_parameters()}
     PFGMPipeline(unet, PoissonFlowScheduler(sigma_steps=steps)).save_pretrained(tmp_path)

@@ -140,7 +140,7 @@ def test_encoded_points_are_uniform_on_the_hemisphere(dim: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 16])
-def test_with_a_wrong_exponent_they_are_not(dim: int) -> None:
+def test_with_a_wrong_exponent_encoded_points_are_not_uniform(dim: int) -> None:
     # D = 2 at the same radius r = σ√2 has the exponent N + 2 in place of N + 1.
     assert min(uniformity(lopsided_charges(dim), 2.0, math.sqrt(2))) < 1e-6
 

@@ -148,8 +148,8 @@ def test_images_do_not_depend_on_the_number_of_processes(model: Path, tmp_path: 
 def test_the_settings_of_images_are_written_once(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    (folder / ".settings.json.partial").write_bytes(b"half of a file")  # of a killed run
-    GeneratedImages(folder, SETTINGS | {"seed": 1})  # of a run that ended before it had an image
+    (folder / ".settings.json.partial").write_bytes(b"half of a file")  # a killed run left it
+    GeneratedImages(folder, SETTINGS | {"seed": 1})  # this run ended before it had an image
     GeneratedImages(folder, SETTINGS)
     written = (folder / "settings.json").stat().st_ino
     GeneratedImages(folder, SETTINGS)  # as the other processes of a run, at the same time

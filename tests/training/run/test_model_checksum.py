@@ -9,7 +9,7 @@ from diffusers_pfgm.training.run.model_checksum import weights_checksum
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_number_counts(dtype: torch.dtype) -> None:
+def test_the_checksum_depends_on_every_number(dtype: torch.dtype) -> None:
     network = torch.nn.Linear(3, 2).to(dtype)
     network.register_buffer("steps", torch.tensor(1.0, dtype=dtype))  # without a dimension
     before = weights_checksum(network)
@@ -21,7 +21,7 @@ def test_each_number_counts(dtype: torch.dtype) -> None:
         before = weights_checksum(network)
 
 
-def test_it_is_the_checksum_of_the_bytes() -> None:  # of earlier checkpoints, which a resumed tuning compares
+def test_the_checksum_is_that_of_the_bytes() -> None:  # a resumed tuning compares it with that of its checkpoint
     network = torch.nn.Linear(3, 2)
     expected = zlib.crc32(
         network.bias.detach().numpy().tobytes(), zlib.crc32(network.weight.detach().numpy().tobytes())

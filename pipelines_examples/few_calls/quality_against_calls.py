@@ -137,7 +137,7 @@ class Comparison:
         return output.nfe, output.images.cpu() * 2 - 1
 
     def draw_by_diffusers(self, name: str, sigmas: list[float]) -> tuple[int, torch.Tensor]:
-        """The same by one of `DIFFUSERS_SOLVERS`, with a network call at each of the noise levels."""
+        """Like `draw`, by one of `DIFFUSERS_SOLVERS` with a network call at each of the noise levels."""
         images = draw_by_diffusers(name, self.pipe, self.latents, sigmas, self.labels, self.guidance_scale).cpu()
         return len(sigmas), images
 

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a class-conditional pipeline")
     parser.add_argument("--data", required=True, help="images with labels to edit, on which the model was not trained")
-    parser.add_argument("--train_data", help="other images with labels to train a classifier; none without them")
+    parser.add_argument("--train_data", help="other images with labels, to train a classifier that checks the classes")
     parser.add_argument("--epochs", type=int, default=1, help="number of epochs for training the classifier")
     parser.add_argument("--per_class", type=int, default=1, help="number of images of each class to edit")
     parser.add_argument(

@@ -46,7 +46,8 @@ class NCSNpp(ModelMixin, ConfigMixin):
             downsampled in turn; "input_skip" to add a linear projection of it; "none", the default, for neither.
         progressive: "output_skip" for an output that is the sum of upsampled images from each level; "none", the
             default, for the output of the last level.
-        embedding_type: "positional", the default, for sines of σ, or "fourier" for random Fourier features of ln σ.
+        embedding_type: "positional", the default, for sines of the timestep, or "fourier" for random Fourier features
+            of its logarithm.
         timestep_scale: the factor of the timestep before its embedding. Defaults to 1; 0.5 for a network whose noise
             levels in training were relative to images in [0, 1].
         output_scale: the factor of the output. Defaults to 1; -1 for a network that was trained to predict −ε.
@@ -153,8 +154,9 @@ class NCSNpp(ModelMixin, ConfigMixin):
         """Return the network's output.
 
         Args:
-            sample: x, (B, C, H, W), in data units.
-            timestep: z or σ, a number, () or (B,); positive with Fourier features.
+            sample: (B, C, H, W): x in data units, or x / √(1 + σ²) for a network of the VP SDE.
+            timestep: z or σ, or the timestep of a network of the VP SDE; a number, () or (B,). It must be positive with
+                Fourier features.
             return_dict: whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:

@@ -200,6 +200,12 @@ class ChargeField(torch.nn.Module):
             sample: x (B, C, *), in data units.
             timestep: noise level σ (z for D = 1), a number, () or (B,), in data units.
             return_dict: return a `FieldOutput` rather than a tuple.
+
+        Returns:
+            (B, C, *), or (B, C + 1, *) for the prediction type "field", in the dtype of `sample`.
+
+        Raises:
+            ValueError: if `sample` is not floating-point, or the shape of `sample` or `timestep` does not match.
         """
         flat = sample.flatten(1)
         sigma = _expand_sigma(timestep, sample)

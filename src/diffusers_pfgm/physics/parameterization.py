@@ -225,7 +225,16 @@ class Parameterization:
         return denoised + share * (x - denoised)
 
     def target(self, denoised: torch.Tensor, x: torch.Tensor, noise_level: Scalar) -> torch.Tensor:
-        """The output F for x̂ = `denoised`: (B, C, *), or (B, C + 1, *) for the normalized field."""
+        """The output F for which `denoised` returns a given x̂: the target of training.
+
+        Args:
+            denoised: x̂ (B, C, *), in data units; for a consistency model f.
+            x: (B, C, *), in data units, not multiplied by `c_in`.
+            noise_level: the noise level of the network's input, see `noise_level`: a number, () or (B, 1, ...).
+
+        Returns:
+            (B, C, *), or (B, C + 1, *) for the normalized field. A learned variance is not included.
+        """
         if self.boundary is not None:
             # x̂_θ = f + (f − x) c_b/(1 − c_b), in which 1 − c_b is not computed as a difference
             denoised = denoised + (denoised - x) * (self.boundary / noise_level) ** 2

@@ -60,7 +60,7 @@ def linalg_with_cpu_fallback(function: Callable[..., Any], *matrices: torch.Tens
 
 
 def rescale_for_squaring(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide each row by a factor c ≥ 1 for which its squares do not overflow, as a heavy-tailed x may.
+    """Divide each row by a factor c ≥ 1, so that its squares do not overflow even if x is heavy-tailed.
 
     Args:
         flat: x, (B, N).

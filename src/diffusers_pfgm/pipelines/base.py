@@ -88,6 +88,12 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
     ) -> None:
         """Set the timesteps of the scheduler: those at `sigmas`, or without them `num_inference_steps` of its own.
 
+        Args:
+            scheduler: the scheduler of the call.
+            num_inference_steps: the number of steps; without effect if there are `sigmas`.
+            sigmas: the noise levels σ of the steps, decreasing; None for those of the scheduler.
+            device: the device of the timesteps.
+
         Raises:
             ValueError: if `sigmas` is not None and the scheduler's `set_timesteps` has no such argument, or reads it as
                 positions in its `sigma_schedule`, as EDMEulerScheduler does; if the scheduler's `sigma_steps` for this

@@ -47,7 +47,7 @@ class NetworkInputMixin(PriorMixin, StepIndexMixin):
         Raises:
             ValueError: if `sample` is a single number, which a pipeline passes that computes c_in itself.
         """
-        self._convention.scaled(sample)
+        self._convention.record_scaling(sample)
         if self.config.sigma_data is None:
             return sample
         noise_level = self.noise_level_of_call(sample, timestep)

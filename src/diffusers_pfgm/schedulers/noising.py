@@ -47,8 +47,20 @@ class NoisingMixin(SchedulerAttributes):
         """Draw noise of the kernel (B, *) at σ = 1: a Student t distribution with D degrees of freedom.
 
         A noisy state is x + σ · noise, see `add_noise`. If the scheduler has a `max_norm`, and the network predicts
-        anything but the field, its training noise was limited to the norm σ · max_norm / σ_max at every σ, and the
-        noise here is limited to max_norm / σ_max likewise.
+        anything but the field, its training noise was limited to the norm σ · max_norm / σ_max at every σ, so the norm
+        of the noise is limited to max_norm / σ_max.
+
+        Args:
+            shape: (B, *).
+            generator: one generator, or a list of B of them.
+            device: device of the result, the CPU by default.
+            dtype: dtype of the result, torch's default dtype by default.
+
+        Returns:
+            Tensor of `shape`, of unit noise level.
+
+        Raises:
+            ValueError: as in `PoissonKernel.sample`.
         """
         limit = self.config.max_norm
         if limit is not None:

@@ -41,7 +41,7 @@ class StateConvention:
     timestep_was_read: bool = False
     input_was_scaled: bool = False
 
-    def scaled(self, sample: torch.Tensor) -> None:
+    def record_scaling(self, sample: torch.Tensor) -> None:
         """Record that `scale_model_input` was called with `sample`.
 
         Raises:

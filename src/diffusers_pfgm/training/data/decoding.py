@@ -156,6 +156,7 @@ def open_image(name: str, entry: Entry) -> Image.Image:
 
 
 def is_gray(image: Image.Image) -> bool:
+    """Whether the mode of an image has no colours."""
     return image.mode in ("1", "L", "LA")
 
 

@@ -99,6 +99,7 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
             ValueError: if `guidance_scale` is not 1; if the images or labels do not fit the network; if the scheduler
                 is stochastic; if another argument is out of its range.
         """
+        # 1. Check the arguments
         if guidance_scale != 1:
             raise ValueError(
                 f"`guidance_scale` = {guidance_scale} would ask for the likelihood of a guided sampler, whose field is "
@@ -107,17 +108,21 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
             )
         if num_levels is not None:
             check_num_levels(num_levels)
+        if batch_size is not None:
+            check_whole_number("batch_size", batch_size, 1)
+
+        # 2. Prepare the images, the flow and the class labels
         data = move_to(images_to_tensor(images, self.unet.config), self._execution_device)
         flow = PoissonFlow(self.unet, self.scheduler)
         model_kwargs = self.prepare_class_labels(as_list(class_labels), len(data), data.device)
-        if batch_size is not None:
-            check_whole_number("batch_size", batch_size, 1)
         batch_size = even_batch_size(data, batch_size)
         if isinstance(generator, list | tuple) and len(generator) != len(data):
             raise ValueError(
                 f"`generator` is a list of {len(generator)}, but there are {len(data)} images. Pass one generator for "
                 "each image, or one for all."
             )
+
+        # 3. Compute the log-densities
         batches = []
         for first in self.progress_bar(range(0, len(data), batch_size)):
             rows = slice(first, first + batch_size)
@@ -138,6 +143,8 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
                 )
             )
         self.maybe_free_model_hooks()
+
+        # 4. Join the batches
         log_prob = torch.cat([batch.log_prob for batch in batches])
         errors = [batch.standard_error for batch in batches if batch.standard_error is not None]
         output = PFGMLikelihoodOutput(

@@ -40,6 +40,17 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     """
     parser = ScriptParser(description)
     add_data_options(parser)
+    _add_model_options(parser)
+    add_training_options(parser, train_batch_size=16, learning_rate=1e-4, lr_warmup_steps=500)
+    add_record_options(parser, num_inference_steps=20)
+    args = parser.parse_args(argv)
+    check_shared_options(parser, args)
+    _complete_objective_options(parser, args)
+    return args
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the network and the objective."""
     model = parser.add_argument_group("model and objective").add_argument
     model(
         "--resolution", type=positive, default=64, help="height and width of the resized and cropped images, in pixels"
@@ -110,10 +121,13 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         help="fraction of images that are trained without their label, for classifier-free guidance",
     )
 
-    add_training_options(parser, train_batch_size=16, learning_rate=1e-4, lr_warmup_steps=500)
-    add_record_options(parser, num_inference_steps=20)
-    args = parser.parse_args(argv)
-    check_shared_options(parser, args)
+
+def _complete_objective_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Set the options of the objective that were not passed to their defaults, and check all of them.
+
+    Raises:
+        SystemExit: if an option is invalid. The message names it.
+    """
     if args.label_column is not None and not args.class_conditional:
         parser.error("--label_column needs --class_conditional")
     defaults = OBJECTIVE_DEFAULTS[args.objective]
@@ -138,4 +152,3 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         args.sigma_data = EDM_SIGMA_DATA
     if args.objective == "field" and args.charges == "none":
         parser.error("--charges none has no field to learn: leave it out, or use --objective perturbation")
-    return args

@@ -18,7 +18,7 @@ from ..data.field_batches import FieldWindow
 from ..data.fingerprint import data_settings
 from ..data.order import BatchPlan, position_generators
 from ..data.training_data import TrainingData
-from .checkpoint_contents import checkpoint_step, read_settings
+from .checkpoint_contents import CHECKPOINT_PREFIX, checkpoint_step, read_settings
 from .checkpoints import register_ema_hooks, restore_checkpoint, save_checkpoint
 from .divergence_guard import DivergenceGuard
 from .hyperparameters import make_training_task
@@ -217,13 +217,18 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
         outputs.note("stop", step, reason=stop.reason)
     with side_output("Closing the tracker", output_dir):
         accelerator.end_training()
-    reason = stop.reason or "a signal to another process"
+    accelerator.print(_end_message(output_dir, stop.reason, step, first_step, max_steps))
+
+
+def _end_message(output_dir: Path, stop_reason: str, step: int, first_step: int, max_steps: int) -> str:
+    """Return the last line that a run prints, which says where its results are and how it continues."""
+    reason = stop_reason or "a signal to another process"
     if step == max_steps:
-        accelerator.print(f'Saved to {output_dir}: PFGMPipeline.from_pretrained("{output_dir}")')
-    elif step == first_step:
-        accelerator.print(f"Stopped by {reason} before a step was finished. Start the same command again.")
-    else:
-        accelerator.print(
-            f"Stopped by {reason} after step {step:,} of {max_steps:,}, saved in "
-            f"{output_dir / f'checkpoint-{step}'}. Resume by --resume_from_checkpoint latest."
-        )
+        return f'Saved to {output_dir}: PFGMPipeline.from_pretrained("{output_dir}")'
+    if step == first_step:
+        return f"Stopped by {reason} before a step was finished. Start the same command again."
+    checkpoint = output_dir / f"{CHECKPOINT_PREFIX}{step}"
+    return (
+        f"Stopped by {reason} after step {step:,} of {max_steps:,}, saved in {checkpoint}. Resume by "
+        "--resume_from_checkpoint latest."
+    )

@@ -106,7 +106,7 @@ def add_loader_code(folder: Path) -> None:
     """Add the code to a saved folder with which plain diffusers loads the pipeline and its components."""
     index = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps(index | {"_class_name": CLASS_IN_FOLDER}, indent=2) + "\n")
-    (folder / CODE).write_text(f"{PURPOSE}\nfrom diffusers_pfgm import PFGMPipeline  # noqa: F401\n")
+    (folder / CODE).write_text(f"{PURPOSE}\nfrom {PACKAGE} import PFGMPipeline  # noqa: F401\n")
     for name, value in index.items():
         if isinstance(value, list) and value[0] == PACKAGE:
             add_component_code(folder / name, value[1], "SchedulerMixin" if name == "scheduler" else "ModelMixin")

@@ -14,7 +14,7 @@ from diffusers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WE
 
 from ..utils.atomic_file import atomic_file
 from .model_card import CARD, is_generated_card
-from .serialization import CODE, INDEX
+from .serialization import CODE, INDEX, PACKAGE
 
 LIST = ".written.json"
 SHARD = re.compile(r"diffusion_pytorch_model-\d{5}-of-\d{5}\.safetensors")
@@ -68,7 +68,7 @@ class WrittenFiles:
 
 def _pipeline_files(folder: Path) -> list[str]:
     """Return the names of the files that `PFGMPipeline.save_pretrained` writes."""
-    names = [INDEX, CODE, f"unet/{CONFIG_NAME}", "scheduler/scheduler_config.json", "scheduler/diffusers_pfgm.py"]
+    names = [INDEX, CODE, f"unet/{CONFIG_NAME}", "scheduler/scheduler_config.json", f"scheduler/{PACKAGE}.py"]
     if (folder / "unet" / SAFETENSORS_WEIGHTS_NAME).exists():
         return [*names, f"unet/{SAFETENSORS_WEIGHTS_NAME}"]
     index = folder / "unet" / SAFE_WEIGHTS_INDEX_NAME

@@ -31,7 +31,7 @@ from ...utils.atomic_file import atomic_file
 from ..data.training_data import TrainingData
 from .consistency_levels import fit_levels
 from .records import Records, read_records
-from .run_files import LOG
+from .run_files import BEST, LOG
 from .samples import save_samples
 from .settings import MODEL_CHECKSUM
 from .side_output import last_checkpoint, side_output
@@ -79,7 +79,7 @@ class Outputs:
         self.records = Records(self.folder / LOG)
         self.written = WrittenFiles(self.folder)
         self.validation = self.data.validation()
-        self.best = BestModel(self.folder / "best") if self.args.keep_best else None
+        self.best = BestModel(self.folder / BEST) if self.args.keep_best else None
 
     def log(self, step: int, values: dict[str, Any], event: str = "train") -> None:
         """Write values to the tracker and to the log file."""

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ...hub.model_card import CARD, is_generated_card
-from ...hub.serialization import SAVING
+from ...hub.serialization import CODE, INDEX, SAVING
 from ...hub.written_files import LIST
 from ...utils.atomic_file import partial_path
 from .checkpoint_contents import CHECKPOINT_PREFIX, checkpoint_step
@@ -21,7 +21,7 @@ LOG_BEGINS = b'{"event": '
 TRACKER = "train_pfgm"  # the project's name in the trackers, which write into a subfolder of this name
 BEST = "best"
 BEST_NOTE = "validation.json"  # the file in the folder `best` with the step and the distance of the best model
-PIPELINE = ("model_index.json", "pipeline.py", "unet", "scheduler")
+PIPELINE = (INDEX, CODE, "unet", "scheduler")
 CURVES = ("training.png", "sigma-density.png")
 SAMPLES = re.compile(r"step-\d+\.(?:png|partial)|\.step-\d+\.png\.partial")  # version 0.1.0 used the second name
 
@@ -37,7 +37,7 @@ def files_of_a_run(folder: Path, logging_dir: str) -> list[Path]:
     logs = folder / logging_dir / TRACKER
     if folder in logs.parents:
         paths.append(logs)
-    if any((folder / BEST / name).exists() for name in (BEST_NOTE, PIPELINE[0])):
+    if any((folder / BEST / name).exists() for name in (BEST_NOTE, INDEX)):
         paths.append(folder / BEST)
     if is_generated_card(folder / CARD):
         paths.append(folder / CARD)

@@ -62,7 +62,8 @@ class Variant(NamedTuple):
         return f"{self.preconditioning}-D{self.aug_dim:g}-width{self.width}-seed{self.seed}"
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--train_data", help="labelled images, a folder or a parquet file; scikit-learn's digits by default")
@@ -84,6 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if (args.train_data is None) != (args.test_data is None):
         parser.error("--train_data and --test_data must be passed together")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     folder: Path = args.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if args.train_data is None:

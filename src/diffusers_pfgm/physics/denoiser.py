@@ -126,7 +126,7 @@ class Denoiser:
         model_input, timestep, noise_level = parameterization.model_input(x, sigma)
         timestep = torch.as_tensor(timestep, dtype=torch.promote_types(dtype, torch.float32), device=x.device)
         is_half = dtype == torch.float16
-        scales: list[torch.Tensor] = []
+        scales: list[torch.Tensor] = []  # the backward pass of the output leaves its scale here for that of the input
         model_input = _ToFloat16.apply(model_input, dtype, scales) if is_half else model_input.to(dtype)
         output = output_tensor(self.model(model_input, timestep, **self.model_kwargs))
         parameterization.check_output(output, x)

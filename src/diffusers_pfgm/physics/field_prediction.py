@@ -96,7 +96,7 @@ class FieldPrediction(Prediction):
         rest = 1 - p_squared
         g_squared = gamma**2 * p_squared + z**2 * rest
         w_p = rest / (g_squared.sqrt() + gamma)
-        weight = g_squared * (rest / P_LIMIT - 1).clamp(0, 1)
+        weight = g_squared * (rest / P_LIMIT - 1).clamp(0, 1)  # g², decreasing to 0 where p is almost 1
         w = (z * (p_squared * q) + weight * w_p) / (z**2 * p_squared + weight)
         limit = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide) + MAX_DISTANCE * (gamma + z)
         denoised = torch.addcdiv(x, v_x, torch.maximum(w, 1 / limit).to(x.dtype), value=size**-0.5)

@@ -119,6 +119,20 @@ def test_mean_norm_is_that_of_all_images(digits: torch.Tensor) -> None:
     assert images.statistics().mean_norm == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_statistics_of_a_very_large_data_set_read_its_last_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageTensors, "__len__", lambda self: 20_000_001)  # float32 does not have all of these numbers
+    images = ImageTensors(as_dataset([Image.new("L", (8, 8), 200)]), 8)
+    indices: list[int] = []
+
+    def record(keys: Sequence[int]) -> torch.Tensor:
+        indices.extend(keys)
+        return torch.ones(len(keys), 1, 8, 8)
+
+    monkeypatch.setattr(images, "__getitems__", record)
+    images.statistics()
+    assert indices == [round(i * 20_000_000 / 9_999) for i in range(10_000)]
+
+
 def test_the_mean_norm_keeps_few_images_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageTensors(as_dataset([Image.new("L", (8, 8), 200)] * 300), 8)
     read = images.__getitems__

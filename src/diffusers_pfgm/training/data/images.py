@@ -11,7 +11,7 @@ from PIL import Image
 
 from .columns import with_image_files
 from .decoding import SKIP_HINT, BrokenImageError, Entry, ImageReader, open_image
-from .order import splitmix64
+from .order import evenly_spaced, splitmix64
 from .statistics import DataStatistics
 
 CACHE_BYTES = 2**30  # decoded images of at most this total size are kept in memory
@@ -134,9 +134,8 @@ class ImageTensors(torch.utils.data.Dataset[torch.Tensor]):
 
     def statistics(self) -> DataStatistics:
         """Statistics of the images, computed from at most 10,000 of them, evenly spaced."""
-        count = min(len(self), MAX_STATISTICS_IMAGES)
-        indices = torch.linspace(0, len(self) - 1, count).round().long().tolist()
-        return DataStatistics.of_images(self.__getitems__(indices[i : i + 16]) for i in range(0, count, 16))
+        indices = evenly_spaced(len(self), MAX_STATISTICS_IMAGES).tolist()
+        return DataStatistics.of_images(self.__getitems__(indices[i : i + 16]) for i in range(0, len(indices), 16))
 
     def _generator(self, key: int, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(splitmix64(self.seed, 2 * key + purpose))

@@ -1,4 +1,4 @@
-"""TF32 is disabled in the context, and its settings are restored afterwards."""
+"""TF32 and autocast are disabled in the context, and their settings are restored afterwards."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_pfgm import PoissonFlow, PoissonFlowScheduler
-from diffusers_pfgm.solvers.precision import without_tf32
+from diffusers_pfgm.solvers.precision import full_precision
 
 
 def tf32_settings() -> tuple[str, bool]:
@@ -27,7 +27,7 @@ def restored() -> Iterator[None]:
 def test_settings_are_restored(matmul: str, convolution: bool) -> None:
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = convolution
-    with pytest.raises(KeyError), without_tf32(), without_tf32():
+    with pytest.raises(KeyError), full_precision(), full_precision():
         assert tf32_settings() == ("highest", False)
         raise KeyError
     assert tf32_settings() == (matmul, convolution)
@@ -38,11 +38,11 @@ def test_overlapping_threads_restore_the_settings() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with without_tf32():
+        with full_precision():
             inside.set()
             leave.wait(10)
 
-    with without_tf32():
+    with full_precision():
         other = threading.Thread(target=hold)
         other.start()
         inside.wait(10)
@@ -52,16 +52,17 @@ def test_overlapping_threads_restore_the_settings() -> None:
     assert torch.backends.cudnn.allow_tf32
 
 
-def test_a_flow_calls_its_network_without_tf32() -> None:
+def test_a_flow_calls_its_network_without_tf32_and_autocast() -> None:
     torch.backends.cudnn.allow_tf32, settings = True, []
 
     def model(sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
-        settings.append(torch.backends.cudnn.allow_tf32)
+        settings.append(torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cpu"))
         return (sample / 2,)
 
     flow = PoissonFlow(model, PoissonFlowScheduler(prediction_type="sample"))
     x = torch.ones(1, 2)
-    for call in (flow.encode, flow.decode, flow.log_prob):
-        call(x, 3)
-    flow.divergence(x, 1.0)
-    assert not any(settings) and torch.backends.cudnn.allow_tf32
+    with torch.autocast("cpu", torch.bfloat16):
+        for call in (flow.encode, flow.decode, flow.log_prob):
+            call(x, 3)
+        flow.divergence(x, 1.0)
+        assert not any(settings) and torch.backends.cudnn.allow_tf32 and torch.is_autocast_enabled("cpu")

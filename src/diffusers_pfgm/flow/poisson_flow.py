@@ -19,7 +19,7 @@ from ..schedulers.scheduling_poisson_flow import PoissonFlowScheduler
 from ..schedulers.sigma_steps import check_steps_of_model
 from ..schedulers.stepping import scheduler_steps
 from ..solvers.adaptive import check_tolerance, integrate_adaptive
-from ..solvers.precision import without_tf32
+from ..solvers.precision import full_precision
 from ..solvers.reversible import integrate_reversible, without_integrand
 from ..solvers.spacing import geometric_sigmas, knotted_sigmas
 from ..utils.checks import check_whole_number
@@ -185,7 +185,7 @@ class PoissonFlow:
         sample, nfe = self._transport(latents, False, num_inference_steps, tolerance, step_tolerance, model_kwargs)
         return FlowSamples(sample, nfe)
 
-    @without_tf32()
+    @full_precision()
     @torch.inference_mode(False)
     @torch.no_grad()
     def log_prob(
@@ -205,7 +205,7 @@ class PoissonFlow:
 
         The field lines are followed from the data to σ_max, and from there to infinity by the series expansion of a
         field far from its data. At infinity the prior is the whole kernel around 0, also if the scheduler's `max_norm`
-        limits the samples that are drawn from it. TF32 is disabled during the computation.
+        limits the samples that are drawn from it. TF32 and autocast are disabled during the computation.
 
         Args:
             x: (B, *), in data units.
@@ -253,7 +253,7 @@ class PoissonFlow:
             check_whole_number("batch_size", batch_size, 1)
         return densities.log_prob(sigmas, tolerance, step_tolerance, batch_size)
 
-    @without_tf32()
+    @full_precision()
     @torch.inference_mode(False)
     def divergence(
         self,
@@ -289,7 +289,7 @@ class PoissonFlow:
             )
         return densities.divergence(sigma)
 
-    @without_tf32()
+    @full_precision()
     @torch.no_grad()
     def normalized_field(
         self, x: torch.Tensor, z: float | torch.Tensor, gamma: float = 5.0, **model_kwargs: Any
@@ -336,7 +336,7 @@ class PoissonFlow:
         radii = radius.expand(len(x)).unsqueeze(1)
         return as_dtype_of(field.target(denoised.flatten(1), points.flatten(1), radii), x)
 
-    @without_tf32()
+    @full_precision()
     @torch.no_grad()
     def _transport(
         self,

@@ -1,13 +1,19 @@
-"""Full float32 precision: by default, cuDNN computes convolutions on Ampere and newer GPUs in TF32, with 10 bits."""
+"""Full float32 precision, without TF32 and autocast.
+
+By default, cuDNN computes convolutions on Ampere and newer GPUs in TF32, with 10 bits. Under autocast a network
+computes in half precision, although its weights are float32.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+
+AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 _lock = threading.Lock()
 _users = 0
@@ -15,11 +21,11 @@ _restore: list[Callable[[], None]] = []
 
 
 @contextmanager
-def without_tf32() -> Iterator[None]:
-    """Context in which TF32 is disabled. On exit the previous setting is restored.
+def full_precision() -> Iterator[None]:
+    """Context in which TF32 and autocast are disabled. On exit the previous settings are restored.
 
-    PyTorch has one setting for all threads of a process. If several threads are in the context at once, the last one to
-    leave restores the setting. What other threads compute in the meantime is more precise and slower.
+    PyTorch has one setting of TF32 for all threads of a process. If several threads are in the context at once, the
+    last one to leave restores the setting. What other threads compute in the meantime is more precise and slower.
     """
     global _users
     with _lock:
@@ -27,7 +33,10 @@ def without_tf32() -> Iterator[None]:
             _restore[:] = _disable_tf32()
         _users += 1
     try:
-        yield
+        with ExitStack() as stack:
+            for device_type in filter(torch.is_autocast_enabled, AUTOCAST_DEVICES):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+            yield
     finally:
         with _lock:
             _users -= 1

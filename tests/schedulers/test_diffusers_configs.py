@@ -68,6 +68,8 @@ def test_an_old_configuration_without_prediction_type_is_epsilon() -> None:
         (DDIMScheduler(set_alpha_to_one=False), "sigma_min"),
         (PNDMScheduler(), "sigma_min"),
         (EulerDiscreteScheduler(final_sigmas_type="sigma_min"), "sigma_min"),
+        (EulerDiscreteScheduler(interpolation_type="log_linear"), "sigma_min"),
+        (EulerDiscreteScheduler(interpolation_type="log_linear", use_karras_sigmas=True), "zero"),
     ],
 )
 def test_the_end_of_the_run_is_kept(theirs: Any, final: str) -> None:

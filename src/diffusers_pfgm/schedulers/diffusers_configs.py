@@ -91,7 +91,8 @@ def is_continuous(config: Mapping[str, Any]) -> bool:
 
 def final_sigmas_type(config: Mapping[str, Any], name: str | None) -> str:
     """Return the end of a run of a diffusers scheduler of this class with these options: "zero" or "sigma_min"."""
-    if config.get("interpolation_type") == "log_linear" or name in ENDING_AT_SIGMA_MIN:
+    is_log_linear = config.get("interpolation_type") == "log_linear" and not any(map(config.get, SIGMA_SPACINGS))
+    if is_log_linear or name in ENDING_AT_SIGMA_MIN:
         return "sigma_min"
     by_alpha = "zero" if config.get("set_alpha_to_one", True) else "sigma_min"  # DDIM, PNDM and others
     return str(config.get("final_sigmas_type", by_alpha))

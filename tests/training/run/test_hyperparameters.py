@@ -1,14 +1,17 @@
 """Hyperparameters of the objectives follow from the data, also where the data have no spread."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from diffusers import UNet2DModel
 
 from diffusers_pfgm.training.data.statistics import DataStatistics
 from diffusers_pfgm.training.run.arguments import parse_args
-from diffusers_pfgm.training.run.hyperparameters import describe_hyperparameters, make_objective
+from diffusers_pfgm.training.run.hyperparameters import describe_hyperparameters, make_objective, make_training_task
 from tests.networks import make_tiny_unet, seeded
 
 
@@ -59,3 +62,16 @@ def test_data_without_spread_can_be_trained(pixels: torch.Tensor, aug_dim: str) 
     result = objective(make_tiny_unet(out_channels=1), pixels, seeded())
     result.loss.backward()
     assert result.per_sample.isfinite().all()
+
+
+def test_fourier_features_are_refused_where_the_timestep_can_be_negative(tmp_path: Path) -> None:
+    config = make_tiny_unet(out_channels=1).config
+    UNet2DModel.from_config(config, time_embedding_type="fourier").save_config(tmp_path)
+    data = SimpleNamespace(images=images_like(torch.rand(3, 1, 8, 8)), id2label=None)
+    args = parse_args(None, ["--resolution=8", f"--model_config_name_or_path={tmp_path}"])
+    with pytest.raises(ValueError, match=r"time_embedding_type 'fourier'.* Use 'positional'"):
+        make_training_task(args, data, Accelerator(cpu=True))
+    UNet2DModel.from_config(config, time_embedding_type="fourier", out_channels=2).save_config(tmp_path)
+    args = parse_args(None, ["--resolution=8", f"--model_config_name_or_path={tmp_path}", "--objective=field"])
+    task = make_training_task(args, data, Accelerator(cpu=True))
+    assert task.objective(task.unet, torch.rand(3, 1, 8, 8), generator=seeded()).loss.isfinite()

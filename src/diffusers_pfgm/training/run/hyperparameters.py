@@ -40,7 +40,7 @@ def make_training_task(args: argparse.Namespace, data: TrainingData, accelerator
         accelerator: accelerate's `Accelerator` of the run.
 
     Raises:
-        ValueError: as in `make_objective` and `make_unet`.
+        ValueError: as in `make_objective` and `make_unet`, and for Fourier features of a timestep that is negative.
     """
     objective, scheduler = make_objective(args, data.images)
     unet = make_unet(
@@ -50,6 +50,12 @@ def make_training_task(args: argparse.Namespace, data: TrainingData, accelerator
         args.model_config_name_or_path,
         None if data.id2label is None else len(data.id2label) + (args.label_dropout > 0),
     )
+    if unet.config.time_embedding_type == "fourier" and scheduler.config.sigma_data is not None:
+        raise ValueError(
+            f"`--model_config_name_or_path` {args.model_config_name_or_path!r} has the time_embedding_type 'fourier', "
+            "for which diffusers takes the logarithm of the timestep. With a preconditioning the timestep is "
+            "ln(sigma)/4, which can be negative. Use 'positional'."
+        )
     return TrainingTask(objective, scheduler, unet, describe_hyperparameters(objective, scheduler))
 
 

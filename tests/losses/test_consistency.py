@@ -65,7 +65,7 @@ def test_the_smaller_level_follows_easy_consistency_tuning() -> None:
         expected[expected < 0.005] = 0
         assert torch.allclose(objective.smaller_sigma(t, progress), expected)
     distilled = ConsistencyObjective(EDM, 80.0, 0.5, None, teacher=no_prediction, distillation=True)
-    assert torch.equal(distilled.smaller_sigma(t, 0.0), (t / 2).where(t >= 0.01, torch.zeros(())))
+    assert torch.equal(distilled.smaller_sigma(t, 0.0), objective.smaller_sigma(t, 0.3))
     other = ConsistencyObjective(EDM, 80.0, 5.0, None)
     assert torch.allclose(other.smaller_sigma(10 * t, 0.5), 10 * objective.smaller_sigma(t, 0.5))
 
@@ -175,7 +175,7 @@ def test_distillation_follows_the_guided_field_lines_of_the_teacher() -> None:
     ratio = ((1 + 4 * r**2) / (1 + 4 * t**2)).sqrt()
     on_line = mean + (x_t - mean) * append_dims(ratio, 4)
     error = (x_r - on_line).flatten(1).norm(dim=1) / (x_t - mean).flatten(1).norm(dim=1)
-    assert error[~is_end].max() < 0.02  # 0.0175 of Heun's method, 0.042 of Euler's
+    assert error[~is_end].max() < 0.015  # 0.011 of Heun's method, 0.041 of Euler's
     assert torch.allclose(x_r[is_end], (mean + (x_t - mean) / append_dims(1 + 4 * t**2, 4))[is_end])
 
 

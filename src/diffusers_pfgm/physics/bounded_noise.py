@@ -99,3 +99,19 @@ def _candidates(aug_dim: float) -> int:
     """
     half = torch.tensor([aug_dim / 2, aug_dim / MAX_RATIO**2 / 2], dtype=torch.float64, device="cpu")
     return math.ceil(FAILURE / torch.special.gammaincc(half[0], half[1]).item())
+
+
+def sample_shell(
+    shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Draw n with ‖n‖ = √N and a uniform direction: the unit noise of samples that start on the shell, at any D.
+
+    Args:
+        shape: (B, *), where * has N elements.
+        generator: one generator, or a list of B of them.
+        device: device of the result.
+        dtype: dtype of the result.
+    """
+    normal = draw(torch.randn, shape, generator, device)
+    norm = torch.linalg.vector_norm(normal.flatten(1), dim=1)
+    return (normal * append_dims(math.sqrt(math.prod(shape[1:])) / norm, len(shape))).to(dtype)

@@ -113,7 +113,9 @@ class ConsistencyObjective:
         if distillation and teacher is None:
             raise ValueError("`distillation` needs `teacher`, the x̂ of the frozen network.")
         if on_shell and not distillation:
-            raise ValueError("`on_shell` needs `distillation`: consistency training learns the flow of its noise.")
+            raise ValueError(
+                "`on_shell` needs `distillation`, since the flow that consistency training learns is that of its noise."
+            )
         for name, value in (("sigma_max", sigma_max), ("data_std", data_std)):
             if not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a finite number > 0, but is {value}.")

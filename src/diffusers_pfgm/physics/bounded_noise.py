@@ -15,6 +15,8 @@ The flow remains exact. For noise n of any fixed distribution, x = y + σ n is t
 
 so a network that has learned x̂ for the conditioned noise maps the conditioned prior, ‖x‖ ≤ σ_max · reach, to the data.
 A scheduler draws that prior if its `max_norm` is `PerturbationObjective.max_norm`.
+
+Distillation knows the flow from its teacher, and may condition n on the one norm √N of the shell (`sample_shell`).
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ from diffusers_pfgm.training.run.tuning_arguments import parse_tuning_args
 )
 def test_the_noise_is_on_the_shell_where_samples_start_there(method: str, prior: str | None, on_shell: bool) -> None:
     args = parse_tuning_args(None, [f"--model={pretrained_model('mnist')}", f"--method={method}"])
-    base = load_base(args)
-    base = PFGMPipeline(base.unet, PoissonFlowScheduler.from_config(base.scheduler.config, prior=prior), base.config.id2label)
-    config = base.scheduler.config
+    loaded = load_base(args)
+    config, id2label = loaded.scheduler.config, loaded.config.id2label
+    base = PFGMPipeline(loaded.unet, PoissonFlowScheduler.from_config(config, prior=prior), id2label)
     statistics = SimpleNamespace(mean=config.data_mean, std=config.sigma_data)
     images = SimpleNamespace(channels=1, statistics=lambda: statistics)
-    task = make_tuning_task(base, args, SimpleNamespace(images=images, id2label=base.config.id2label), Accelerator(cpu=True))
+    task = make_tuning_task(base, args, SimpleNamespace(images=images, id2label=id2label), Accelerator(cpu=True))
     assert task.objective.on_shell == on_shell
     assert task.scheduler.prior_of(28 * 28) == (prior or "shell")

@@ -30,9 +30,7 @@ length, which the progress of the run selects:
     r/t = 1 − 2^(−k−1) (1 + 8 sigmoid(−t/(2 σ_d))),        0 if negative or if r < 0.01 σ_d.
 
 Distillation has k = 2 in the whole run, about 35 steps from σ_max to 0. Both the shorter steps of k = 3 and the longer
-ones of r = t/2 gave worse images of two calls. The field lines are those of the teacher wherever x_t is. So if samples
-start on the shell (`PoissonFlowScheduler.prior_of`), distillation draws n with their norm √N too, instead of the many
-norms that the kernel has at small D.
+ones of r = t/2 gave worse images of two calls.
 
 With classifier-free guidance (arXiv 2207.12598) of scale w the field is that of x̂_w = x̂_∅ + w (x̂ − x̂_∅), where x̂_∅ is
 the teacher's prediction without a class. f then jumps along the guided field lines. In training the direction is
@@ -50,7 +48,7 @@ from typing import Any
 
 import torch
 
-from ..physics.bounded_noise import check_trainable, sample_bounded, sample_shell
+from ..physics.bounded_noise import check_trainable, sample_bounded
 from ..physics.charges import check_finite
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
@@ -81,13 +79,11 @@ class ConsistencyObjective:
         null_class: label of the null class, whose samples learn no guidance. Needed if `guidance_scale` is not 1.
         distillation: whether x_r is reached by a step of the teacher's ODE (consistency distillation) and not by the
             noise of the sample (consistency training, the default).
-        on_shell: whether all noise n has the norm √N, for samples that start on the shell. Only for `distillation`,
-            since the noise defines the flow that consistency training learns. Defaults to False.
 
     Raises:
         ValueError: if `parameterization` has no boundary, `guidance_scale` is not finite or not 1 without `teacher` or
-            `null_class`, `distillation` has no `teacher`, `on_shell` is True without `distillation`, `sigma_max` or
-            `data_std` is not positive, or `aug_dim` is below 0.01.
+            `null_class`, `distillation` has no `teacher`, `sigma_max` or `data_std` is not positive, or `aug_dim` is
+            below 0.01.
     """
 
     def __init__(
@@ -100,7 +96,6 @@ class ConsistencyObjective:
         teacher: Teacher | None = None,
         null_class: int | None = None,
         distillation: bool = False,
-        on_shell: bool = False,
     ) -> None:
         if parameterization.boundary is None:
             raise ValueError("`parameterization` needs a `boundary` for a consistency model, such as 0.1 σ_d.")
@@ -112,10 +107,6 @@ class ConsistencyObjective:
             )
         if distillation and teacher is None:
             raise ValueError("`distillation` needs `teacher`, the x̂ of the frozen network.")
-        if on_shell and not distillation:
-            raise ValueError(
-                "`on_shell` needs `distillation`, since the flow that consistency training learns is that of its noise."
-            )
         for name, value in (("sigma_max", sigma_max), ("data_std", data_std)):
             if not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a finite number > 0, but is {value}.")
@@ -128,7 +119,6 @@ class ConsistencyObjective:
         self.teacher = teacher
         self.null_class = null_class
         self.distillation = distillation
-        self.on_shell = on_shell
 
     def smaller_sigma(self, sigma: torch.Tensor, progress: float) -> torch.Tensor:
         """Return the noise level r of the target for each t = `sigma`.
@@ -184,7 +174,10 @@ class ConsistencyObjective:
         relative = (P_MEAN + P_STD * normal).exp().clamp(min=LEAST_SIGMA)  # t/σ_d
         sigma = (relative * self.data_std).clamp(max=self.sigma_max)
         smaller = self.smaller_sigma(sigma, progress)
-        noise = self._noise(clean, generator)
+        sample = self.kernel.sample
+        if math.isfinite(self.kernel.aug_dim):
+            sample = functools.partial(sample_bounded, self.kernel)
+        noise = sample(tuple(clean.shape), torch.ones_like(sigma), generator, clean.device, clean.dtype)
         t, r = (append_dims(each, clean.ndim) for each in (sigma, smaller))
         x = clean + t * noise  # float32 at least, since x_r differs little from it
         predict = functools.partial(self._predict, model, model_kwargs, clean.dtype)
@@ -220,17 +213,6 @@ class ConsistencyObjective:
         output = model(cast_clamped(model_input, dtype), timestep, **model_kwargs).sample
         self.parameterization.check_output(output, x)
         return self.parameterization.denoised(at_least_float32(output), x, noise_level), noise_level
-
-    def _noise(self, clean: torch.Tensor, generator: Generators) -> torch.Tensor:
-        """Return the unit noise n (B, C, *)."""
-        shape = tuple(clean.shape)
-        if self.on_shell:
-            return sample_shell(shape, generator, clean.device, clean.dtype)
-        sample = self.kernel.sample
-        if math.isfinite(self.kernel.aug_dim):
-            sample = functools.partial(sample_bounded, self.kernel)
-        unit = clean.new_ones(len(clean), dtype=torch.float32)
-        return sample(shape, unit, generator, clean.device, clean.dtype)
 
     def _direction(
         self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None

@@ -15,8 +15,6 @@ The flow remains exact. For noise n of any fixed distribution, x = y + σ n is t
 
 so a network that has learned x̂ for the conditioned noise maps the conditioned prior, ‖x‖ ≤ σ_max · reach, to the data.
 A scheduler draws that prior if its `max_norm` is `PerturbationObjective.max_norm`.
-
-Distillation knows the flow from its teacher, and may condition n on the one norm √N of the shell (`sample_shell`).
 """
 
 from __future__ import annotations
@@ -101,19 +99,3 @@ def _candidates(aug_dim: float) -> int:
     """
     half = torch.tensor([aug_dim / 2, aug_dim / MAX_RATIO**2 / 2], dtype=torch.float64, device="cpu")
     return math.ceil(FAILURE / torch.special.gammaincc(half[0], half[1]).item())
-
-
-def sample_shell(
-    shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """Draw n with ‖n‖ = √N and a uniform direction: the unit noise of samples that start on the shell, at any D.
-
-    Args:
-        shape: (B, *), where * has N elements.
-        generator: one generator, or a list of B of them.
-        device: device of the result.
-        dtype: dtype of the result.
-    """
-    normal = draw(torch.randn, shape, generator, device)
-    norm = torch.linalg.vector_norm(normal.flatten(1), dim=1)
-    return (normal * append_dims(math.sqrt(math.prod(shape[1:])) / norm, len(shape))).to(dtype)

@@ -2,7 +2,7 @@
 
 A consistency model f(x, σ) maps a point of a field line to the end of that line in one call (arXiv 2303.01469). More
 calls improve it: the prediction gets new noise, x' = f(x, σ) + σ' n, and f is called again at σ' (algorithm 1 there).
-For a finite D the noise n is that of the Poisson kernel, or of the norm √N if samples start on the shell.
+For a finite D the noise n is that of the Poisson kernel, as in the tuning (`losses.consistency`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from ..physics.bounded_noise import sample_shell
-from ..physics.tensors import Generators
+from ..physics.tensors import Generators, append_dims, draw
 from ..solvers.multistep import Step
 from ..solvers.spacing import is_decreasing
 from .priors import PriorMixin
@@ -79,5 +78,9 @@ class ConsistencyMixin(PriorMixin):
         """
         if self.config.consistency_clip:
             denoised = denoised.clamp(-1, 1)
-        sample = sample_shell if self.prior_of(denoised[0].numel()) == "shell" else self.sample_noise
-        return denoised + sigma * sample(tuple(denoised.shape), generator, denoised.device, denoised.dtype)
+        size = denoised[0].numel()
+        if self.prior_of(size) != "shell":
+            return denoised + sigma * self.sample_noise(denoised.shape, generator, denoised.device, denoised.dtype)
+        noise = draw(torch.randn, tuple(denoised.shape), generator, denoised.device).to(denoised.dtype)
+        norm = torch.linalg.vector_norm(noise.flatten(1), dim=1)
+        return denoised + sigma * noise * append_dims(math.sqrt(size) / norm, noise.ndim)

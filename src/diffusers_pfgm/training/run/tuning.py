@@ -124,9 +124,8 @@ def make_tuning_task(
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    is_distillation = args.method == "distillation"
     # Consistency training without guidance needs the untuned network only for the check.
-    has_teacher = is_distillation or args.guidance_scale != 1
+    has_teacher = args.method == "distillation" or args.guidance_scale != 1
     network = copy.deepcopy(unet).requires_grad_(False).eval() if has_teacher else unet
     teacher = _teacher(network, scheduler, accelerator)
     label = 0 if classes and null_class is None else null_class
@@ -139,8 +138,7 @@ def make_tuning_task(
         args.guidance_scale,
         teacher if has_teacher else None,
         null_class,
-        is_distillation,
-        is_distillation and tuned.prior_of(math.prod(shape)) == "shell",
+        args.method == "distillation",
     )
     description = (
         f"Consistency {args.method} from sigma = {tuned.config.sigma_max:g}, with consistency_boundary = "

@@ -19,12 +19,13 @@ A scheduler draws that prior if its `max_norm` is `PerturbationObjective.max_nor
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 
 from .kernel import PoissonKernel
-from .tensors import Generators, append_dims, chi_squared, draw
+from .tensors import Generators, append_dims, chi_squared, draw, working_dtype
 
 MAX_RATIO = 4.0  # c; samples that start farther out remained noise even if the network was trained there
 LEAST_AUG_DIM = 0.01  # below it more than 96 % of the kernel is beyond the reach
@@ -75,20 +76,28 @@ def sample_bounded(
     limit = reach(dim)
     candidates = _candidates(aug_dim)
 
-    def bounded(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-        def chi2(degrees: float, count: int) -> torch.Tensor:
-            return chi_squared((shape[0], count), degrees, generator, device)
+    radius_dtype = working_dtype(device)
 
-        gaussian = torch.randn(shape, generator=generator, device=device, dtype=wide)
-        ratio = (aug_dim / chi2(aug_dim, 1)).sqrt()
-        norms = (aug_dim * chi2(dim, candidates) / chi2(aug_dim, candidates)).sqrt()
-        first = (norms <= limit).byte().argmax(1, keepdim=True)
-        length = torch.linalg.vector_norm(gaussian.flatten(1), dim=1, keepdim=True).double()
-        redrawn = norms.gather(1, first).clamp(max=limit) / length
-        factor = torch.where(ratio * length <= limit, ratio, redrawn).to(wide)
-        return gaussian * append_dims(factor, len(shape))
+    def chi2(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        return chi_squared(shape, aug_dim, generator, device).to(radius_dtype)
 
-    noise = draw(bounded, shape, generator, device)
+    def chi2_of_candidates(
+        shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device
+    ) -> torch.Tensor:
+        zeros = torch.zeros(candidates, dtype=torch.float64, device=device)
+        return chi_squared(shape, torch.cat([zeros + dim, zeros + aug_dim]), generator, device).to(radius_dtype)
+
+    # Only the draws are made row by row: with everything else they would take as long as the network on a GPU.
+    gaussian = draw(functools.partial(torch.randn, dtype=wide), shape, generator, device)
+    drawn = draw(chi2, (shape[0], 1), generator, device)
+    further = draw(chi2_of_candidates, (shape[0], 2 * candidates), generator, device)
+    ratio = (aug_dim / drawn).sqrt()
+    norms = (aug_dim * further[:, :candidates] / further[:, candidates:]).sqrt()
+    first = (norms <= limit).byte().argmax(1, keepdim=True)
+    length = torch.linalg.vector_norm(gaussian.flatten(1), dim=1, keepdim=True).to(radius_dtype)
+    redrawn = norms.gather(1, first).clamp(max=limit) / length
+    factor = torch.where(ratio * length <= limit, ratio, redrawn).to(wide)
+    noise = gaussian * append_dims(factor, len(shape))
     return (append_dims(sigma.to(device, wide), len(shape)) * noise).to(dtype)
 
 

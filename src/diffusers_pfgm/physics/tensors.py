@@ -101,7 +101,7 @@ def draw(
         source = device if generator is None else generator.device
         if source.type == "mps":
             generator, source = _on_cpu(generator), torch.device("cpu")
-        return sampler(shape, generator=generator, device=source).to(device)
+        return _move_draws(sampler(shape, generator=generator, device=source), device)
     if not isinstance(generator, Sequence):
         raise ValueError(
             f"`generator` must be a torch.Generator, a list of one for each sample, or None, but is a "
@@ -112,7 +112,18 @@ def draw(
             f"`generator` is a list of {len(generator)}, but the batch has {shape[0]} samples. "
             "Pass one generator, or one for each sample."
         )
+    if all(isinstance(one, torch.Generator) and one.device.type == "cpu" for one in generator):
+        # One copy to the device instead of one for each sample.
+        rows = [sampler((1, *shape[1:]), generator=one, device=one.device) for one in generator]
+        return _move_draws(torch.cat(rows), device)
     return torch.cat([draw(sampler, (1, *shape[1:]), one, device) for one in generator])
+
+
+def _move_draws(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move x to a device, without waiting for the work that a CUDA device has been given before."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
@@ -124,11 +135,19 @@ def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
 
 
 def chi_squared(
-    shape: tuple[int, ...], degrees: float, generator: torch.Generator | None, device: torch.device
+    shape: tuple[int, ...], degrees: float | torch.Tensor, generator: torch.Generator | None, device: torch.device
 ) -> torch.Tensor:
-    """Draw χ² with any number of degrees of freedom > 0, in float64: for few of them it is often close to 0."""
-    half = torch.full(shape, degrees / 2, device=device, dtype=torch.float64)
-    return 2 * torch._standard_gamma(half, generator=generator)
+    """Draw χ² with any number of degrees of freedom > 0, in float64: for few of them it is often close to 0.
+
+    Args:
+        shape: shape of the result.
+        degrees: numbers of degrees of freedom, one number or a float64 tensor on `device` that broadcasts to `shape`.
+        generator: generator of `device`.
+        device: device of the result.
+    """
+    if not isinstance(degrees, torch.Tensor):
+        degrees = torch.full((), degrees, device=device, dtype=torch.float64)
+    return 2 * torch._standard_gamma((degrees / 2).expand(shape), generator=generator)
 
 
 def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

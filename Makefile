@@ -8,7 +8,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PIP := $(BIN)/python $(INSTALL) --constraint .ci/constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test pytest test-slow test-oldest lint bench claims docs soak clean
+.PHONY: demo test pytest test-slow test-accelerator test-oldest lint bench claims docs soak clean
 
 demo: $(VENV)/ready-demo
 	$(BIN)/python -u pipelines_examples/quickstart/demo.py
@@ -18,13 +18,19 @@ test: $(VENV)/ready-test
 
 # One thread for each process: threads that wait for each other are slower than none on small tensors.
 PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# Many tests compare numbers that must be equal, or start two processes, so they run on the CPU.
+ON_CPU := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 
 pytest: $(VENV)/compiled
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow"
+	$(ON_CPU) $(BIN)/python $(PYTEST) -m "not slow"
 
 # The tests that start processes, such as those of launchers, kills and the Hub, or that follow many field lines.
 test-slow: $(VENV)/compiled
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m slow
+	$(ON_CPU) $(BIN)/python $(PYTEST) -m slow
+
+# The tests of an accelerator, on a machine that has one. It needs the torch build of that machine.
+test-accelerator: $(VENV)/ready-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/accelerator
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
@@ -33,7 +39,7 @@ lint: $(VENV)/ready-test
 
 # The same tests with the oldest releases that pyproject.toml allows, in a virtual environment of their own.
 test-oldest: $(VENV)-oldest/ready
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python $(PYTEST)
+	$(ON_CPU) $(VENV)-oldest/bin/python $(PYTEST)
 
 bench: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/benchmarks -s

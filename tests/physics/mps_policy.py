@@ -37,6 +37,10 @@ MISSING = (
 )
 
 
+# The names of the operations that copied between host and device or read a value. The host waits for each of them.
+transfers: list[str] = []
+
+
 class MPSTensor(torch.Tensor):
     """A tensor on the emulated device, whose numbers are in `values` on the CPU."""
 
@@ -70,6 +74,9 @@ class MPSTensor(torch.Tensor):
         return compute(func, args, kwargs or {})
 
 
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+
+
 class MPSGenerator(torch.Generator):
     """A generator of the emulated device."""
 
@@ -97,6 +104,8 @@ def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if name in MISSING:
         raise NotImplementedError(f"The operator 'aten::{name}' is not currently implemented for the MPS device.")
     copies = name in ("_to_copy", "copy_")
+    if (copies and not (from_mps and to_mps)) or (from_mps and name in READS):
+        transfers.append(name)
     joins = name in ("cat", "stack")  # these refuse single numbers of another device too
     if not copies and any(not isinstance(each, MPSTensor) and (each.ndim or joins) for each in tensors):
         raise RuntimeError(f"Expected all tensors to be on the same device, but {name} found mps:0 and cpu.")

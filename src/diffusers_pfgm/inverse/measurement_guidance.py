@@ -41,7 +41,7 @@ import torch
 from ..physics.denoiser import Denoiser
 from ..physics.kernel import check_aug_dim
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import append_dims, at_least_float32
+from ..physics.tensors import append_dims, at_least_float32, to_tensor
 from .linear_operator import RIDGE, LinearOperator, Operator, measurement_like
 from .linearization import linearized
 
@@ -150,7 +150,7 @@ class GuidedByMeasurement:
         """x̂_y (B, C, *) from x̂ = `denoised` and y − A x̂ = `residual`."""
         size = x[0].numel()
         squares = (x - denoised).flatten(1).square().sum(1)
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        sigma = to_tensor(sigma, x.dtype, x.device)
         noise_variance = sigma.flatten().square().expand_as(squares)  # s²
         if math.isfinite(self.aug_dim):
             noise_variance = (squares + self.aug_dim * noise_variance) / (size + self.aug_dim)

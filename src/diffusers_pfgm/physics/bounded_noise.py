@@ -84,8 +84,8 @@ def sample_bounded(
     def chi2_of_candidates(
         shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device
     ) -> torch.Tensor:
-        zeros = torch.zeros(candidates, dtype=torch.float64, device=device)
-        return chi_squared(shape, torch.cat([zeros + dim, zeros + aug_dim]), generator, device).to(radius_dtype)
+        degrees = _candidate_degrees(dim, aug_dim, candidates, device)
+        return chi_squared(shape, degrees, generator, device).to(radius_dtype)
 
     # Only the draws are made row by row: with everything else they would take as long as the network on a GPU.
     gaussian = draw(functools.partial(torch.randn, dtype=wide), shape, generator, device)
@@ -108,3 +108,9 @@ def _candidates(aug_dim: float) -> int:
     """
     half = torch.tensor([aug_dim / 2, aug_dim / MAX_RATIO**2 / 2], dtype=torch.float64, device="cpu")
     return math.ceil(FAILURE / torch.special.gammaincc(half[0], half[1]).item())
+
+
+@functools.lru_cache(maxsize=8)
+def _candidate_degrees(dim: int, aug_dim: float, candidates: int, device: torch.device) -> torch.Tensor:
+    """The degrees of freedom (2 · candidates,) of the χ²_N and the χ²_D of a row's candidates."""
+    return torch.tensor([float(dim)] * candidates + [aug_dim] * candidates, dtype=torch.float64, device=device)

@@ -29,7 +29,10 @@ import torch
 from .kernel import check_aug_dim
 from .tensors import move_to, rescale_for_squaring, working_dtype
 
-MEMORY_BUDGET = 32 * 2**20  # bytes of temporaries in addition to inputs and outputs; larger chunks were slower
+# Bytes of temporaries in addition to inputs and outputs. On a CPU larger chunks were slower; on an accelerator the time
+# is that of its many small operations until a chunk is large.
+MEMORY_BUDGET = 32 * 2**20
+ACCELERATOR_MEMORY_BUDGET = 512 * 2**20
 NEAREST = 16  # number of charges whose distances are recomputed in float32
 
 # nearest squared distance (B, 1), Σ w_i (B, 1), and Σ w_i (y_i − x) or Σ w_i y_i (B, N)
@@ -112,7 +115,7 @@ def mean_of_charges(
         sigma: noise levels σ = r/√D, (B,), in data units.
         charges: (K, *) with N elements each, in data units.
         aug_dim: D; None for ∞.
-        chunk_size: charges per chunk; by default as many as `MEMORY_BUDGET` allows.
+        chunk_size: charges per chunk; by default as many as the memory budget of the device allows.
         from_x: return x̂ − x, computed without cancellation next to a charge, rather than x̂, computed without
             cancellation far from the charges.
 
@@ -136,8 +139,9 @@ def mean_of_charges(
     dtype = charges.points.dtype if isinstance(charges, Charges) else working_dtype(x.device)
     # Four numbers per pair and, for charges that are not prepared, their copy in the working dtype.
     recomputed = 4 * NEAREST * dim if dtype == torch.float32 else 0
-    rows = max(1, MEMORY_BUDGET // (64 * min(charges.shape[0], 1024) + recomputed))
-    size = chunk_size or max(1, MEMORY_BUDGET // (8 * (dim + 4 * min(rows, x.shape[0]))))
+    budget = MEMORY_BUDGET if x.device.type == "cpu" else ACCELERATOR_MEMORY_BUDGET
+    rows = max(1, budget // (64 * min(charges.shape[0], 1024) + recomputed))
+    size = chunk_size or max(1, budget // (8 * (dim + 4 * min(rows, x.shape[0]))))
     results = []
     for block, sigmas in zip(x.to(dtype).split(rows), sigma.to(dtype).unsqueeze(1).split(rows), strict=True):
         # At distances whose squares overflow, all charges have equal weights to every digit, so x may be moved closer.

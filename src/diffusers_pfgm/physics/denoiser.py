@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .parameterization import Parameterization
-from .tensors import append_dims, cast_clamped, working_dtype
+from .tensors import append_dims, cast_clamped, to_tensor, working_dtype
 
 Denoise = Callable[[torch.Tensor, Any], torch.Tensor]  # x̂ (B, *) as a function of x (B, *) and σ
 
@@ -124,7 +124,7 @@ class Denoiser:
         parameterization = self.parameterization
         dtype = self.dtype or x.dtype
         model_input, timestep, noise_level = parameterization.model_input(x, sigma)
-        timestep = torch.as_tensor(timestep, dtype=torch.promote_types(dtype, torch.float32), device=x.device)
+        timestep = to_tensor(timestep, torch.promote_types(dtype, torch.float32), x.device)
         is_half = dtype == torch.float16
         scales: list[torch.Tensor] = []  # the backward pass of the output leaves its scale here for that of the input
         model_input = _ToFloat16.apply(model_input, dtype, scales) if is_half else model_input.to(dtype)

@@ -23,7 +23,7 @@ import torch
 from .charges import Charges, check_finite, mean_of_charges
 from .field_prediction import check_gamma, field_channels, normalize_field
 from .kernel import check_aug_dim
-from .tensors import cast_clamped, check_floating, working_dtype
+from .tensors import cast_clamped, check_floating, to_tensor, working_dtype
 
 
 def posterior_mean(
@@ -108,7 +108,7 @@ def _check_result(result: torch.Tensor, x: torch.Tensor, sigmas: torch.Tensor, c
 def _expand_sigma(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Expand a number, () or (B,) to (B,), on the device of x and in its working dtype."""
     check_floating("x", x)
-    sigmas = torch.as_tensor(sigma, device=x.device, dtype=working_dtype(x.device))
+    sigmas = to_tensor(sigma, working_dtype(x.device), x.device)
     if sigmas.shape not in ((), (1,), x.shape[:1]):
         raise ValueError(
             f"`sigma` (or `z`) must be a number or have the shape {tuple(x.shape[:1])}, one for each sample in `x`, "

@@ -33,7 +33,7 @@ import torch
 
 from .preconditioning import Preconditioning, Scalar
 from .prediction import Prediction, zero_where_rounded
-from .tensors import append_dims, column_shape, rescale_for_squaring, working_dtype
+from .tensors import append_dims, column_shape, rescale_for_squaring, to_tensor, working_dtype
 
 P_LIMIT = 1e-3  # if 1 − p² is below this limit, the distance is not computed from p
 MAX_DISTANCE = 1e5  # limit of ‖x̂ − x‖ − ‖x‖ in units of γ + z; larger than for the exact field of any usual data
@@ -103,6 +103,6 @@ class FieldPrediction(Prediction):
         return zero_where_rounded(denoised, x)
 
     def target(self, denoised: torch.Tensor, x: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        z = torch.as_tensor(sigma, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        z = to_tensor(sigma, torch.promote_types(x.dtype, torch.float32), x.device)
         z = z.expand(column_shape(x.shape)).flatten()
         return field_channels(normalize_field((denoised - x).flatten(1), z, self.gamma), x.shape)

@@ -29,6 +29,7 @@ from .tensors import (
     column_shape,
     draw,
     rescale_for_squaring,
+    to_tensor,
     working_dtype,
 )
 
@@ -183,7 +184,7 @@ class PoissonKernel:
         """
         check_floating("x", x)
         flat = x.flatten(1).to(working_dtype(x.device))
-        scale = torch.as_tensor(sigma, dtype=flat.dtype, device=flat.device)
+        scale = to_tensor(sigma, flat.dtype, flat.device)
         _check_shape(scale, x.shape)
         if not ((scale > 0) & scale.isfinite()).all():
             raise ValueError(f"`sigma` must be a finite number > 0 for every sample, but is {sigma}.")

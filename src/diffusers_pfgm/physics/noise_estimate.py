@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .tensors import append_dims
+from .tensors import append_dims, to_tensor
 
 NUM_NODES = 64
 # The integral extends beyond the maxima of prior and likelihood by RANGE standard deviations of the prior of ln s, but
@@ -71,7 +71,7 @@ class NoiseEstimate:
         variance = self.data_std**2
         distances = (x.flatten(1).to(dtype) - self.data_mean).clamp(-LARGEST_RATIO, LARGEST_RATIO)
         deviation = distances.square().mean(1)
-        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).flatten().expand(len(x))
+        sigma = to_tensor(sigma, dtype, x.device).flatten().expand(len(x))
         log_sigma = sigma.log().unsqueeze(1)
         excess = (deviation - variance).unsqueeze(1)
         log_s, log_spacing = self._nodes(deviation.detach() - variance, sigma.detach(), size)

@@ -30,6 +30,17 @@ def move_to(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.to(dtype).to(device)
 
 
+def to_tensor(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A number or a tensor as a tensor of a dtype on a device.
+
+    A number is written there by the device itself: `torch.as_tensor` would copy it, and a copy waits for all work that
+    a CUDA device has been given before.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
 def cast_clamped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Cast x to `dtype`, clamped to the range of float16 if that is the dtype, since heavy-tailed draws exceed it."""
     if dtype == torch.float16:
@@ -145,9 +156,11 @@ def chi_squared(
         generator: generator of `device`.
         device: device of the result.
     """
-    if not isinstance(degrees, torch.Tensor):
-        degrees = torch.full((), degrees, device=device, dtype=torch.float64)
-    return 2 * torch._standard_gamma((degrees / 2).expand(shape), generator=generator)
+    if isinstance(degrees, torch.Tensor):
+        half = (degrees / 2).expand(shape)
+    else:
+        half = torch.full(shape, degrees / 2, device=device, dtype=torch.float64)
+    return 2 * torch._standard_gamma(half, generator=generator)
 
 
 def piecewise_linear(x: torch.Tensor, knots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

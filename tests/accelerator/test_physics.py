@@ -135,14 +135,15 @@ def test_losses_are_those_of_the_cpu(name: str) -> None:
 
 @needs_cuda
 @pytest.mark.parametrize("name", ["field", "perturbation", "perturbation, D = inf"])
-def test_a_loss_waits_for_the_device_once(name: str) -> None:
+def test_a_loss_waits_for_the_device_only_in_its_checks(name: str) -> None:
     objective, channels, options = objectives()[name]
     network = make_tiny_unet(1, channels).to(DEVICE)
     clean = CHARGES[:8].to(DEVICE)
     objective(network, clean, generator=position_generators(0, 0, 8), **options).loss.backward()
     with count_waits() as waits:
         objective(network, clean, generator=position_generators(0, 0, 8), **options).loss.backward()
-    assert len(waits) <= 1, waits  # the check for NaN in the images
+    checks = 2 if name == "field" else 1  # that the images are finite, and the field
+    assert len(waits) <= checks, waits
 
 
 @pytest.mark.parametrize("distillation", [True, False])

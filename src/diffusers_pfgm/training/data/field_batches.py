@@ -130,7 +130,7 @@ class FieldWindow:
                 rows.copy_(gathered.view(plan.processes, plan.parts, *rows.shape[2:]).transpose(0, 1))
             else:
                 for row, part in zip(rows, own, strict=True):
-                    row[0].copy_(part)
+                    row[0].copy_(part, non_blocking=part.is_pinned())
         self.size = max(self.step_size, min(self.size, self.length() or self.size))
         return True
 

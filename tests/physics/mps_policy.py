@@ -37,6 +37,16 @@ MISSING = (
 )
 
 
+READS = (
+    "_local_scalar_dense",
+    "_unique2",
+    "equal",
+    "is_nonzero",
+    "masked_select",
+    "nonzero",
+    "repeat_interleave",
+)
+
 # The names of the operations that copied between host and device or read a value. The host waits for each of them.
 transfers: list[str] = []
 
@@ -64,6 +74,7 @@ class MPSTensor(torch.Tensor):
         return MPS
 
     def tolist(self) -> Any:
+        transfers.append("tolist")
         return self.values.tolist()
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
@@ -72,9 +83,6 @@ class MPSTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         return compute(func, args, kwargs or {})
-
-
-READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
 
 
 class MPSGenerator(torch.Generator):
@@ -104,7 +112,9 @@ def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if name in MISSING:
         raise NotImplementedError(f"The operator 'aten::{name}' is not currently implemented for the MPS device.")
     copies = name in ("_to_copy", "copy_")
-    if (copies and not (from_mps and to_mps)) or (from_mps and name in READS):
+    places = {isinstance(each, MPSTensor) for each in tensors[:2]} if name == "copy_" else {from_mps, to_mps}
+    masks = name.startswith("index") and any(each.dtype == torch.bool for each in tensors[1:])
+    if (copies and len(places) > 1) or (from_mps and (name in READS or masks)):
         transfers.append(name)
     joins = name in ("cat", "stack")  # these refuse single numbers of another device too
     if not copies and any(not isinstance(each, MPSTensor) and (each.ndim or joins) for each in tensors):

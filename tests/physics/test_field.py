@@ -206,6 +206,15 @@ def test_many_points_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(posterior_mean(x, sigma, charges), torch.cat(expected), atol=1e-12)
 
 
+@pytest.mark.parametrize("function", [posterior_mean, normalized_field])
+@pytest.mark.parametrize("kind", [list, np.array, tuple, lambda values: torch.tensor(values)])
+def test_sigma_is_any_sequence_of_numbers(function: Any, kind: Any) -> None:
+    charges, x = torch.randn(5, 4, generator=seeded(0)), torch.randn(2, 4, generator=seeded(1))
+    expected = [function(x[row : row + 1], sigma, charges) for row, sigma in enumerate((0.5, 2))]
+    assert torch.allclose(function(x, kind([0.5, 2]), charges), torch.cat(expected))
+    assert torch.equal(function(x, np.float64(0.5), charges), function(x, 0.5, charges))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_charges_are_a_copy(dtype: torch.dtype) -> None:
     data, x = torch.rand(5, 3, dtype=dtype, generator=seeded()), torch.rand(2, 3, generator=seeded(1))

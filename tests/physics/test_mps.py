@@ -33,11 +33,12 @@ from diffusers_pfgm import (
 )
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.physics import hemisphere_points, interpolate, with_temperature
+from diffusers_pfgm.physics.tensors import to_tensor
 from diffusers_pfgm.plots import AngleLaw
 from diffusers_pfgm.plots.animation import even_moments, plot_moment
 from diffusers_pfgm.schedulers import fit_sigmas as fitting
 from tests.networks import make_tiny_unet, seeded
-from tests.physics.mps_policy import MPS, MPSGenerator, MPSPolicy
+from tests.physics.mps_policy import MPS, MPSGenerator, MPSPolicy, transfers
 
 CHARGES = torch.rand(10, 1, 8, 8, generator=seeded(), dtype=torch.float64) * 2 - 1
 MASK = torch.rand(8, 8, generator=seeded(1)) < 0.5
@@ -78,6 +79,27 @@ def test_the_policy_refuses_what_mps_lacks() -> None:
     assert (x * 2 + 1.0).device == MPS and torch.allclose(
         x.cpu().double(), torch.randn(3, 4, generator=seeded()).double()
     )
+
+
+def test_the_policy_counts_what_waits_for_the_device() -> None:
+    x, mask = mps(3, 4), torch.tensor([True, False, True])
+    waiting: list[Callable[[], Any]] = [
+        x.sum().item,
+        x.tolist,
+        x.cpu,
+        lambda: torch.ones(3).to(MPS),
+        lambda: x.copy_(torch.ones(3, 4)),
+        lambda: x[mask.to(MPS)],
+        lambda: torch.as_tensor(2.0, device=MPS),
+    ]
+    for call in waiting:
+        before = len(transfers)
+        call()
+        assert len(transfers) > before
+    before = len(transfers)
+    (x * 2 + x[1:2]).clone()
+    to_tensor(2.0, torch.float32, MPS)
+    assert len(transfers) == before
 
 
 @pytest.mark.parametrize("aug_dim", [0.5, 1.0, None])

@@ -8,6 +8,7 @@ import torch
 
 from diffusers_pfgm import (
     ChargeField,
+    ClassCharges,
     FieldObjective,
     Inpainting,
     Parameterization,
@@ -66,7 +67,7 @@ def test_steps_of_the_exact_field(prediction_type: str) -> None:
     field = ChargeField(CHARGES, prediction_type=prediction_type).to(MPS)
     pipe = PFGMPipeline(field, PoissonFlowScheduler(prediction_type=prediction_type))
     few, many = (count(pipe, 2, num_inference_steps=steps, output_type="latent") for steps in (3, 6))
-    assert many - few <= 3  # each call checks once that the field is finite
+    assert few == many
 
 
 def test_steps_of_an_inverse_problem() -> None:
@@ -92,3 +93,18 @@ def test_a_loss_copies_its_draws_at_once(name: str) -> None:
         objective(network, clean[:size], generator=position_generators(0, 0, size)).loss.backward()
         counts.append(len(transfers) - before)
     assert counts[0] == counts[1] <= 6  # draws of the noise, and checks of images and field
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_loss_of_classes_checks_its_field_once(prepared: bool) -> None:
+    clean, labels = CHARGES.to(MPS), torch.arange(6)
+    charges = ClassCharges(clean, labels) if prepared else None
+    objective, network = FieldObjective(recommend_hyperparameters(4.0, 64)), make_tiny_unet(num_class_embeds=7).to(MPS)
+    counts = []
+    for number in (1, 6):
+        before = len(transfers)
+        generators = position_generators(0, 0, 6)
+        objective(network, clean, charges, generators, class_labels=(labels % number).to(MPS))
+        counts.append(len(transfers) - before)
+    # Of charges that are not prepared, the indices of each class are copied.
+    assert counts[1] - counts[0] == (0 if prepared else 5)

@@ -9,6 +9,7 @@ import torch
 
 from ..physics.charges import Charges
 from ..physics.class_charges import ClassCharges, charges_of_class, check_charge_labels
+from ..physics.field import check_result
 
 AnyCharges = torch.Tensor | Charges | ClassCharges
 Target = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | Charges], torch.Tensor]
@@ -25,7 +26,8 @@ def target_of_charges(
     """Compute the target of each sample from all charges, or with class labels from those of its class.
 
     Args:
-        target: called as `target(x, sigma, charges)` with some of the samples; returns one row for each of them.
+        target: called as `target(x, sigma, charges)` with some of the samples; returns one row for each of them, which
+            is NaN where an input is not finite.
         x: perturbed samples, (B, C, *), in data units.
         sigma: noise level σ of each sample, (B,).
         charges: charges (K, C, *). With class labels a tensor or `ClassCharges`.
@@ -38,12 +40,28 @@ def target_of_charges(
 
     Raises:
         ValueError: if `charge_labels` are given without `class_labels` or do not have one label for each charge, or
-            `charges` are `Charges` although there are class labels.
+            `charges` are `Charges` although there are class labels, or `x`, `sigma` or `charges` are not finite.
     """
     if class_labels is None:
         if charge_labels is not None:
             raise ValueError("`charge_labels` were given without `class_labels`. Pass both, or neither.")
-        return target(x, sigma, charges.all if isinstance(charges, ClassCharges) else charges)
+        targets = target(x, sigma, charges.all if isinstance(charges, ClassCharges) else charges)
+    else:
+        targets = _target_of_classes(target, x, sigma, charges, class_labels, charge_labels)
+    # One check for all classes, since the host waits for the device in each.
+    check_result(targets, x, sigma, charges.all if isinstance(charges, ClassCharges) else charges)
+    return targets
+
+
+def _target_of_classes(
+    target: Target,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    charges: AnyCharges,
+    class_labels: torch.Tensor,
+    charge_labels: torch.Tensor | None,
+) -> torch.Tensor:
+    """Compute the target of each sample from the charges of its class; see `target_of_charges`."""
     charges_of: Callable[[int], torch.Tensor | Charges]
     if isinstance(charges, torch.Tensor):
         numbers = class_labels if charge_labels is None else charge_labels
@@ -55,13 +73,11 @@ def target_of_charges(
         raise ValueError(
             f"With `class_labels`, `charges` must be a tensor or ClassCharges, but are {type(charges).__name__}."
         )
-    targets: torch.Tensor | None = None
     labels = class_labels.cpu()
-    for label in labels.unique().tolist():
-        rows = (labels == label).nonzero().flatten().to(x.device)
-        values = target(x[rows], sigma[rows], charges_of(label))
-        if targets is None:
-            targets = values.new_empty(len(x), *values.shape[1:])
-        targets[rows] = values
-    assert targets is not None  # a batch has at least one sample
+    classes, counts = labels.unique(return_counts=True)
+    rows = labels.argsort(stable=True).to(x.device)
+    parts = zip(classes.tolist(), x[rows].split(counts.tolist()), sigma[rows].split(counts.tolist()), strict=True)
+    sorted_targets = torch.cat([target(points, sigmas, charges_of(label)) for label, points, sigmas in parts])
+    targets = torch.empty_like(sorted_targets)
+    targets[rows] = sorted_targets
     return targets

@@ -165,7 +165,6 @@ class ConsistencyObjective:
                 shape, or there are no `class_labels` although the objective has guidance.
         """
         check_floating("clean", clean)
-        check_finite("clean", clean)
         if class_labels is None and self.guidance_scale != 1:
             raise ValueError(f"`guidance_scale` = {self.guidance_scale} needs `class_labels` for each sample.")
         if class_labels is not None:
@@ -178,6 +177,7 @@ class ConsistencyObjective:
         if math.isfinite(self.kernel.aug_dim):
             sample = functools.partial(sample_bounded, self.kernel)
         noise = sample(tuple(clean.shape), torch.ones_like(sigma), generator, clean.device, clean.dtype)
+        check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
         t, r = (append_dims(each, clean.ndim) for each in (sigma, smaller))
         x = clean + t * noise  # float32 at least, since x_r differs little from it
         predict = functools.partial(self._predict, model, model_kwargs, clean.dtype)

@@ -27,7 +27,7 @@ import torch
 
 from ..physics.charges import Charges, check_finite
 from ..physics.class_charges import ClassCharges
-from ..physics.field import normalized_field
+from ..physics.field import unchecked_normalized_field
 from ..physics.parameterization import Parameterization
 from ..physics.perturbation import PFGMHyperparameters, perturb
 from ..physics.tensors import Generators, append_dims, at_least_float32, check_floating
@@ -98,14 +98,14 @@ class FieldObjective:
                 `charges` are `Charges` although there are class labels, or the model's output has the wrong shape.
         """
         check_floating("clean", clean)
-        check_finite("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
+        check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
         if self.sigma_data is not None:
             z = z.clamp_min(LEAST_Z * self.sigma_data)  # a float32 draw of z may be 0
         charges = clean if charges is None else charges
         if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
-        field = functools.partial(normalized_field, gamma=self.parameterization.gamma)
+        field = functools.partial(unchecked_normalized_field, gamma=self.parameterization.gamma)
         target = target_of_charges(field, x, z, charges, class_labels, charge_labels)
         model_input, timestep, _ = self.parameterization.model_input(x, append_dims(z, x.ndim))
         output = model(model_input, timestep, **model_kwargs).sample

@@ -35,7 +35,7 @@ import torch
 
 from ..physics.bounded_noise import check_trainable, reach, sample_bounded
 from ..physics.charges import check_finite
-from ..physics.field import posterior_mean
+from ..physics.field import unchecked_posterior_mean
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, at_least_float32, check_floating, draw
@@ -137,19 +137,19 @@ class PerturbationObjective:
             ValueError: as in `FieldObjective.__call__`.
         """
         check_floating("clean", clean)
-        check_finite("clean", clean)
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
         sigma_column = append_dims(sigma, clean.ndim)
         sample = functools.partial(sample_bounded, self.kernel) if self.bounded else self.kernel.sample
         x = clean + sample(tuple(clean.shape), sigma, generator, clean.device, clean.dtype)
+        check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
         parameterization = self.parameterization
         model_input, timestep, noise_level = parameterization.model_input(x, sigma_column)
         if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
         denoised = clean
         if charges is not None:
-            mean = functools.partial(posterior_mean, aug_dim=self.kernel.aug_dim)
+            mean = functools.partial(unchecked_posterior_mean, aug_dim=self.kernel.aug_dim)
             denoised = target_of_charges(mean, x, sigma, charges, class_labels, charge_labels)
         output = model(model_input, timestep, **model_kwargs).sample
         parameterization.check_output(output, clean)

@@ -75,24 +75,18 @@ def sample_bounded(
     wide = torch.promote_types(dtype, torch.float32)
     limit = reach(dim)
     candidates = _candidates(aug_dim)
-
     radius_dtype = working_dtype(device)
 
-    def chi2(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-        return chi_squared(shape, aug_dim, generator, device).to(radius_dtype)
+    def chi2(degrees: float, count: int) -> torch.Tensor:
+        def sampler(shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+            return chi_squared(shape, degrees, generator, device).to(radius_dtype)
 
-    def chi2_of_candidates(
-        shape: tuple[int, ...], *, generator: torch.Generator | None, device: torch.device
-    ) -> torch.Tensor:
-        degrees = _candidate_degrees(dim, aug_dim, candidates, device)
-        return chi_squared(shape, degrees, generator, device).to(radius_dtype)
+        return draw(sampler, (shape[0], count), generator, device)
 
     # Only the draws are made row by row: with everything else they would take as long as the network on a GPU.
     gaussian = draw(functools.partial(torch.randn, dtype=wide), shape, generator, device)
-    drawn = draw(chi2, (shape[0], 1), generator, device)
-    further = draw(chi2_of_candidates, (shape[0], 2 * candidates), generator, device)
-    ratio = (aug_dim / drawn).sqrt()
-    norms = (aug_dim * further[:, :candidates] / further[:, candidates:]).sqrt()
+    ratio = (aug_dim / chi2(aug_dim, 1)).sqrt()
+    norms = (aug_dim * chi2(dim, candidates) / chi2(aug_dim, candidates)).sqrt()
     first = (norms <= limit).byte().argmax(1, keepdim=True)
     length = torch.linalg.vector_norm(gaussian.flatten(1), dim=1, keepdim=True).to(radius_dtype)
     redrawn = norms.gather(1, first).clamp(max=limit) / length
@@ -108,9 +102,3 @@ def _candidates(aug_dim: float) -> int:
     """
     half = torch.tensor([aug_dim / 2, aug_dim / MAX_RATIO**2 / 2], dtype=torch.float64, device="cpu")
     return math.ceil(FAILURE / torch.special.gammaincc(half[0], half[1]).item())
-
-
-@functools.lru_cache(maxsize=8)
-def _candidate_degrees(dim: int, aug_dim: float, candidates: int, device: torch.device) -> torch.Tensor:
-    """The degrees of freedom (2 · candidates,) of the χ²_N and the χ²_D of a row's candidates."""
-    return torch.tensor([float(dim)] * candidates + [aug_dim] * candidates, dtype=torch.float64, device=device)

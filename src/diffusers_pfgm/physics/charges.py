@@ -29,8 +29,8 @@ import torch
 from .kernel import check_aug_dim
 from .tensors import move_to, rescale_for_squaring, working_dtype
 
-# Bytes of temporaries in addition to inputs and outputs. On a CPU larger chunks were slower; on an accelerator the time
-# is that of its many small operations until a chunk is large.
+# Bytes of temporaries in addition to inputs and outputs. On a CPU larger chunks were slower. On an accelerator a small
+# chunk takes as long as a large one, since most of the time its operations are being started.
 MEMORY_BUDGET = 32 * 2**20
 ACCELERATOR_MEMORY_BUDGET = 512 * 2**20
 NEAREST = 16  # number of charges whose distances are recomputed in float32

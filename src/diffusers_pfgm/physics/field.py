@@ -40,7 +40,7 @@ def posterior_mean(
         sigma: noise level σ = r/√D, a number or (B,), in data units.
         charges: (K, *), in data units, or `Charges` if they stay the same between calls.
         aug_dim: D; None for ∞. Defaults to 1.
-        chunk_size: charges per chunk; by default as many as a budget of 32 MiB allows.
+        chunk_size: charges per chunk; by default as many as the memory budget of the device allows.
 
     Returns:
         x̂ (B, *), in data units and in the dtype of x.
@@ -56,8 +56,20 @@ def posterior_mean(
         tensor([[0., 0.]])
     """
     sigmas = _expand_sigma(sigma, x)
+    denoised = unchecked_posterior_mean(x, sigmas, charges, aug_dim, chunk_size)
+    check_result(denoised, x, sigmas, charges)
+    return denoised
+
+
+def unchecked_posterior_mean(
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    charges: torch.Tensor | Charges,
+    aug_dim: float | None = 1.0,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """x̂ as by `posterior_mean`, with one σ for each sample (B,), and NaN where an input is not finite."""
     denoised = mean_of_charges(x.flatten(1), sigmas, charges, aug_dim, chunk_size)
-    _check_result(denoised, x, sigmas, charges)
     return cast_clamped(denoised, x.dtype).view_as(x)
 
 
@@ -75,7 +87,7 @@ def normalized_field(
         z: coordinate z = σ of the points, a number or (B,), in data units.
         charges: (K, *), in data units, or `Charges` if they stay the same between calls.
         gamma: γ, in data units. Defaults to 5.
-        chunk_size: charges per chunk; by default as many as a budget of 32 MiB allows.
+        chunk_size: charges per chunk; by default as many as the memory budget of the device allows.
 
     Returns:
         (B, N + 1), with the z component in the last column, in the dtype of x.
@@ -87,13 +99,25 @@ def normalized_field(
     """
     check_gamma(gamma)
     sigmas = _expand_sigma(z, x)
+    field = unchecked_normalized_field(x, sigmas, charges, gamma, chunk_size)
+    check_result(field, x, sigmas, charges)
+    return field
+
+
+def unchecked_normalized_field(
+    x: torch.Tensor,
+    z: torch.Tensor,
+    charges: torch.Tensor | Charges,
+    gamma: float = 5.0,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """v as by `normalized_field`, with one z for each sample (B,), and NaN where an input is not finite."""
+    sigmas = _expand_sigma(z, x)
     offset = mean_of_charges(x.flatten(1), sigmas, charges, 1.0, chunk_size, from_x=True)
-    field = normalize_field(offset, sigmas, gamma)
-    _check_result(field, x, sigmas, charges)
-    return field.to(x.dtype)
+    return normalize_field(offset, sigmas, gamma).to(x.dtype)
 
 
-def _check_result(result: torch.Tensor, x: torch.Tensor, sigmas: torch.Tensor, charges: torch.Tensor | Charges) -> None:
+def check_result(result: torch.Tensor, x: torch.Tensor, sigmas: torch.Tensor, charges: torch.Tensor | Charges) -> None:
     """Raise a ValueError that names the input that is not finite, if the result is not.
 
     Only the result is read from the device, once; the inputs are only checked after that has failed.

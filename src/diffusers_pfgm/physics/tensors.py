@@ -9,6 +9,8 @@ import torch
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
+MAX_PINNED = 64 * 2**20  # bytes of a tensor that is copied through pinned memory, which other processes cannot use
+
 
 def working_dtype(device: torch.device) -> torch.dtype:
     """The widest floating-point dtype of a device: float64, or float32 on MPS, which has no float64."""
@@ -30,15 +32,15 @@ def move_to(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.to(dtype).to(device)
 
 
-def to_tensor(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A number or a tensor as a tensor of a dtype on a device.
+def to_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A number, a list, an array or a tensor as a tensor of a dtype on a device, as by `torch.as_tensor`.
 
-    A number is written there by the device itself: `torch.as_tensor` would copy it, and a copy waits for all work that
-    a CUDA device has been given before.
+    A number is written by the device itself: `torch.as_tensor` copies it, for which the host waits until a CUDA device
+    has done all its work.
     """
-    if isinstance(value, torch.Tensor):
-        return value.to(device, dtype)
-    return torch.full((), value, dtype=dtype, device=device)
+    if isinstance(value, int | float):
+        return torch.full((), value, dtype=dtype, device=device)
+    return torch.as_tensor(value, dtype=dtype, device=device)
 
 
 def cast_clamped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -131,8 +133,8 @@ def draw(
 
 
 def _move_draws(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move x to a device, without waiting for the work that a CUDA device has been given before."""
-    if device.type == "cuda" and x.device.type == "cpu":
+    """Move x to a device. The host does not wait for a CUDA device, unless x is large."""
+    if device.type == "cuda" and x.device.type == "cpu" and x.nbytes <= MAX_PINNED:
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
@@ -146,20 +148,10 @@ def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
 
 
 def chi_squared(
-    shape: tuple[int, ...], degrees: float | torch.Tensor, generator: torch.Generator | None, device: torch.device
+    shape: tuple[int, ...], degrees: float, generator: torch.Generator | None, device: torch.device
 ) -> torch.Tensor:
-    """Draw χ² with any number of degrees of freedom > 0, in float64: for few of them it is often close to 0.
-
-    Args:
-        shape: shape of the result.
-        degrees: numbers of degrees of freedom, one number or a float64 tensor on `device` that broadcasts to `shape`.
-        generator: generator of `device`.
-        device: device of the result.
-    """
-    if isinstance(degrees, torch.Tensor):
-        half = (degrees / 2).expand(shape)
-    else:
-        half = torch.full(shape, degrees / 2, device=device, dtype=torch.float64)
+    """Draw χ² with any number of degrees of freedom > 0, in float64: for few of them it is often close to 0."""
+    half = torch.full(shape, degrees / 2, device=device, dtype=torch.float64)
     return 2 * torch._standard_gamma(half, generator=generator)
 
 

@@ -124,11 +124,11 @@ class _Batches:
 
         def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
             # (B, 1, ...) on the hemisphere
-            sigmas = torch.as_tensor(self.scheduler.sigma_of_samples(sigma), device=x.device)
+            sigmas = self.scheduler.sigma_of_samples(sigma)
             pieces = x.split(self.batch_size)
             return torch.cat(
                 [
-                    denoiser(piece, sigmas[part] if sigmas.ndim else sigma)
+                    denoiser(piece, sigmas[part] if isinstance(sigmas, torch.Tensor) else sigma)
                     for piece, (part, denoiser) in zip(pieces, parts, strict=True)
                 ]
             )

@@ -17,7 +17,7 @@ test: $(VENV)/ready-test
 	$(MAKE) --jobs=2 --no-print-directory lint pytest
 
 # One thread for each process: threads that wait for each other are slower than none on small tensors.
-PYTEST := -m pytest --ignore=tests/accelerator --numprocesses=auto --maxprocesses=4 --dist=worksteal
+PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 # Many tests compare numbers that must be equal, or start two processes, so they run on the CPU.
 ON_CPU := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 

@@ -42,14 +42,15 @@ def target_of_charges(
         ValueError: if `charge_labels` are given without `class_labels` or do not have one label for each charge, or
             `charges` are `Charges` although there are class labels, or `x`, `sigma` or `charges` are not finite.
     """
+    all_charges = charges.all if isinstance(charges, ClassCharges) else charges
     if class_labels is None:
         if charge_labels is not None:
             raise ValueError("`charge_labels` were given without `class_labels`. Pass both, or neither.")
-        targets = target(x, sigma, charges.all if isinstance(charges, ClassCharges) else charges)
+        targets = target(x, sigma, all_charges)
     else:
         targets = _target_of_classes(target, x, sigma, charges, class_labels, charge_labels)
     # One check for all classes, since the host waits for the device in each.
-    check_result(targets, x, sigma, charges.all if isinstance(charges, ClassCharges) else charges)
+    check_result(targets, x, sigma, all_charges)
     return targets
 
 

@@ -4,7 +4,15 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
+READS = (
+    "_local_scalar_dense",
+    "_unique2",
+    "equal",
+    "is_nonzero",
+    "masked_select",
+    "nonzero",
+    "repeat_interleave",
+)
 
 
 class DeviceReads(TorchDispatchMode):
@@ -13,5 +21,5 @@ class DeviceReads(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func._schema.name in READS
+        self.count += func.overloadpacket.__name__ in READS
         return func(*args, **(kwargs or {}))

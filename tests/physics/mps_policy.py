@@ -18,6 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from tests.device_reads import READS
+
 MPS = torch.device("mps", 0)
 WIDE = (torch.float64, torch.complex128)
 # In torch 2.6 `native_functions.yaml` has no MPS kernel for these.
@@ -34,17 +36,6 @@ MISSING = (
     "logspace",
     "take",
     "unique_dim",
-)
-
-
-READS = (
-    "_local_scalar_dense",
-    "_unique2",
-    "equal",
-    "is_nonzero",
-    "masked_select",
-    "nonzero",
-    "repeat_interleave",
 )
 
 # The names of the operations that copied between host and device or read a value. The host waits for each of them.

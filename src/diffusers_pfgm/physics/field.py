@@ -65,7 +65,7 @@ def unchecked_posterior_mean(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     charges: torch.Tensor | Charges,
-    aug_dim: float | None = 1.0,
+    aug_dim: float | None,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
     """x̂ as by `posterior_mean`, with one σ for each sample (B,), and NaN where an input is not finite."""
@@ -108,13 +108,12 @@ def unchecked_normalized_field(
     x: torch.Tensor,
     z: torch.Tensor,
     charges: torch.Tensor | Charges,
-    gamma: float = 5.0,
+    gamma: float,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
     """v as by `normalized_field`, with one z for each sample (B,), and NaN where an input is not finite."""
-    sigmas = _expand_sigma(z, x)
-    offset = mean_of_charges(x.flatten(1), sigmas, charges, 1.0, chunk_size, from_x=True)
-    return normalize_field(offset, sigmas, gamma).to(x.dtype)
+    offset = mean_of_charges(x.flatten(1), z, charges, 1.0, chunk_size, from_x=True)
+    return normalize_field(offset, z.to(working_dtype(z.device)), gamma).to(x.dtype)
 
 
 def check_result(result: torch.Tensor, x: torch.Tensor, sigmas: torch.Tensor, charges: torch.Tensor | Charges) -> None:

@@ -10,6 +10,7 @@ from .hub.pretrained import pretrained_model
 from .hub.serialization import register
 from .inverse import Blur, CompressedSensing, Inpainting, LinearOperator, SuperResolution
 from .losses.consistency import ConsistencyObjective
+from .losses.distribution_matching import DistributionMatchingObjective
 from .losses.field import FieldObjective
 from .losses.loss_output import LossOutput
 from .losses.perturbation import PerturbationObjective
@@ -48,6 +49,7 @@ __all__ = [
     "CompressedSensing",
     "ConsistencyObjective",
     "DhariwalUNet",
+    "DistributionMatchingObjective",
     "FieldObjective",
     "FlowLatents",
     "FlowLogProb",

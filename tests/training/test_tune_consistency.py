@@ -7,74 +7,18 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EDMEulerScheduler
-from safetensors.torch import load_file
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import split_digits, split_labels, write_parquet
 from diffusers_pfgm.training.run.consistency_levels import fit_levels
 from diffusers_pfgm.training.run.outputs import Outputs
 from diffusers_pfgm.training.run.records import read_records
-from diffusers_pfgm.training.run.tuning import main
 from diffusers_pfgm.training.run.tuning_arguments import parse_tuning_args
 from tests.networks import make_smallest_unet, seeded
 from tests.training.launch import ACCELERATE, CHEAP_OUTPUTS, TORCHRUN
 from tests.training.soak import differences, soak
+from tests.training.tune import SCRIPT, is_same, options_of, save_base, tune, weights
 from tests.warm_python import WarmProcess, WarmPython
-
-SCRIPT = Path(__file__).parents[2] / "training" / "tune_consistency.py"
-STATISTICS = {"sigma_data": 0.75, "data_mean": -0.39, "mean_square_std": 0.07}
-
-
-def save_base(
-    folder: Path, aug_dim: float | None = 1.0, classes: bool = False, null_class: bool = True, **options: Any
-) -> Path:
-    """Save a pipeline with a network whose output is almost 0, so that x̂ at σ_max is near 0."""
-    options = {"sigma_min": 0.003, "sigma_max": 120.0, "prediction_type": "epsilon"} | options
-    if "beta_schedule" not in options:
-        options |= STATISTICS if aug_dim is not None else {"sigma_data": 0.75}
-    unet = make_smallest_unet(num_class_embeds=10 + null_class if classes else None)
-    with torch.no_grad():
-        unet.conv_out.weight.mul_(0.01)
-    id2label = {number: str(number) for number in range(10)} if classes else None
-    PFGMPipeline(unet, PoissonFlowScheduler(aug_dim, **options), id2label).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "digits.parquet"
-    write_parquet(split_digits()[0][:100], path, split_labels()[0][:100])
-    return path
-
-
-@pytest.fixture
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs of this process keep their first noise levels and draw no figures."""
-    monkeypatch.setattr(Outputs, "_fit_levels", lambda self, pipeline: None)
-    monkeypatch.setattr(Outputs, "_save_figure", lambda self, figure, name: None)
-
-
-def options_of(base: Path, data: Path, output: Path, *options: str) -> list[str]:
-    shared = [f"--model={base}", f"--dataset_name={data}", f"--output_dir={output}", "--logger=none", "--seed=0"]
-    return [*shared, "--train_batch_size=16", "--lr_warmup_steps=1", "--max_train_steps=4", *options]
-
-
-def tune(base: Path, data: Path, output: Path, *options: str) -> None:
-    main(parse_tuning_args(None, options_of(base, data, output, *options)))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "diffusion_pytorch_model.safetensors")
-
-
-def is_same(first: Path, second: Path) -> bool:
-    pairs = weights(first), weights(second)
-    return all(torch.equal(value, pairs[1][name]) for name, value in pairs[0].items())
 
 
 def test_the_output_is_a_pipeline_of_one_and_two_calls(

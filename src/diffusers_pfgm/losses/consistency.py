@@ -14,8 +14,8 @@ The loss compares f at two points x_t and x_r of one field line, at noise levels
     L = E [√(‖f(x_t, t) − f(x_r, r)‖²/N + c²) − c] / [(1 − r/t) √(s² + σ_d²)]
 
 with c = 0.05 σ_d, where σ_d is the standard deviation of the data. x_t = y + t n has the kernel's unit noise n, and t
-is drawn from ln(t/σ_d) ~ N(0, 1.8²), and moved to the nearest end of the range from 0.01 σ_d to σ_max if it is outside.
-The weight depends on x_t and t alone, so it does not move the minimum. There are two ways from x_t to x_r:
+is drawn as in `losses.tuning`. The weight depends on x_t and t alone, so it does not move the minimum. There are two
+ways from x_t to x_r:
 
 - Consistency distillation: one step of Heun's method with the direction d(x, t) = (x − x̂)/t of a frozen network, the
   teacher. The step has no variance, and its error is of third order in its length, so that r may be far from t.
@@ -52,17 +52,13 @@ from ..physics.bounded_noise import check_trainable, sample_bounded
 from ..physics.charges import check_finite
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, check_floating, draw
+from ..physics.tensors import Generators, append_dims, check_floating
 from .loss_output import LossOutput
+from .tuning import LEAST_SIGMA, Teacher, call_network, draw_noise_levels
 
-# Noise levels in standard deviations σ_d of the data, see above.
-LEAST_SIGMA = 0.01  # the smallest t; a smaller r is replaced by 0
-P_MEAN, P_STD = 0.0, 1.8  # mean and standard deviation of ln(t/σ_d)
 HUBER = 0.05  # the constant c of the loss, in σ_d
 NUM_STAGES = 7  # the number of stages k in which r approaches t
 DISTILLATION_STAGE = 2  # the stage k of distillation
-
-Teacher = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class ConsistencyObjective:
@@ -169,14 +165,10 @@ class ConsistencyObjective:
             raise ValueError(f"`guidance_scale` = {self.guidance_scale} needs `class_labels` for each sample.")
         if class_labels is not None:
             model_kwargs["class_labels"] = class_labels
-        normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
-        relative = (P_MEAN + P_STD * normal).exp().clamp(min=LEAST_SIGMA)  # t/σ_d
-        sigma = (relative * self.data_std).clamp(max=self.sigma_max)
+        sigma = draw_noise_levels(clean.shape[0], self.data_std, self.sigma_max, generator, clean.device)
         smaller = self.smaller_sigma(sigma, progress)
-        sample = self.kernel.sample
-        if math.isfinite(self.kernel.aug_dim):
-            sample = functools.partial(sample_bounded, self.kernel)
-        noise = sample(tuple(clean.shape), torch.ones_like(sigma), generator, clean.device, clean.dtype)
+        unit = torch.ones_like(sigma)
+        noise = sample_bounded(self.kernel, tuple(clean.shape), unit, generator, clean.device, clean.dtype)
         check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
         t, r = (append_dims(each, clean.ndim) for each in (sigma, smaller))
         x = clean + t * noise  # float32 at least, since x_r differs little from it
@@ -209,10 +201,8 @@ class ConsistencyObjective:
         sigma: torch.Tensor,
     ) -> tuple[torch.Tensor, Any]:
         """Return f(x, σ) (B, C, *) and the noise level of the preconditioning."""
-        model_input, timestep, noise_level = self.parameterization.model_input(x, sigma)
-        output = model(cast_clamped(model_input, dtype), timestep, **model_kwargs).sample
-        self.parameterization.check_output(output, x)
-        return self.parameterization.denoised(at_least_float32(output), x, noise_level), noise_level
+        output, noise_level = call_network(model, self.parameterization, x, sigma, dtype, **model_kwargs)
+        return self.parameterization.denoised(output, x, noise_level), noise_level
 
     def _direction(
         self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor | None

@@ -57,10 +57,11 @@ def sample_bounded(
     """Draw x − y = σ n with ‖n‖ ≤ reach, from the exact conditional distribution and without synchronizing the device.
 
     A draw of the kernel within the reach is kept. Any other keeps its direction, which is independent of its norm, and
-    takes the first norm within the reach among a fixed number of further draws (see `FAILURE`).
+    takes the first norm within the reach among a fixed number of further draws (see `FAILURE`). The Gaussian kernel of
+    D = ∞ is not limited.
 
     Args:
-        kernel: kernel with a finite D ≥ `LEAST_AUG_DIM`.
+        kernel: kernel with D ≥ `LEAST_AUG_DIM`.
         shape: (B, *).
         sigma: noise levels σ, (B,), in data units.
         generator: one generator, or a list of B of them.
@@ -71,6 +72,8 @@ def sample_bounded(
         Tensor of `shape`.
     """
     aug_dim = kernel.aug_dim
+    if math.isinf(aug_dim):
+        return kernel.sample(shape, sigma, generator, device, dtype)
     dim = math.prod(shape[1:])
     wide = torch.promote_types(dtype, torch.float32)
     limit = reach(dim)

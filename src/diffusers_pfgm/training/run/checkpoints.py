@@ -34,6 +34,7 @@ from .random_states import restore_random_states
 
 LATEST = "latest"
 PARTIAL = ".partial"
+NETWORKS = ("unet", "critic")  # folders of the networks in the order in which accelerate has prepared them
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -192,6 +193,8 @@ def _discard(checkpoint: Path) -> None:
 def register_ema_hooks(accelerator: Accelerator, ema: EMAModel) -> None:
     """Make accelerate save and load the network as `unet` and its EMA weights as `unet_ema`, both as safetensors.
 
+    If a second network was prepared after the first, it is the `critic` of distribution matching.
+
     Args:
         accelerator: accelerate's `Accelerator` of the run.
         ema: The EMA weights of the network.
@@ -200,7 +203,8 @@ def register_ema_hooks(accelerator: Accelerator, ema: EMAModel) -> None:
     def save(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
         if accelerator.is_main_process:
             unet = accelerator.unwrap_model(models[0])
-            unet.save_pretrained(Path(folder) / "unet")
+            for name, model in zip(NETWORKS, models, strict=False):
+                accelerator.unwrap_model(model).save_pretrained(Path(folder) / name)
             ema.store(unet.parameters())
             try:
                 ema.copy_to(unet.parameters())
@@ -212,10 +216,11 @@ def register_ema_hooks(accelerator: Accelerator, ema: EMAModel) -> None:
         weights.clear()  # accelerate would write the weights in this list again
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
-        unet, unet_ema = (UNet2DModel.from_pretrained(folder, subfolder=name) for name in ("unet", "unet_ema"))
-        for model in models:  # the list is empty if DeepSpeed loads the weights itself
-            accelerator.unwrap_model(model).load_state_dict(unet.state_dict())
+        for name, model in zip(NETWORKS, models, strict=False):  # no models if DeepSpeed loads the weights itself
+            saved = UNet2DModel.from_pretrained(folder, subfolder=name)
+            accelerator.unwrap_model(model).load_state_dict(saved.state_dict())
         models.clear()
+        unet_ema = UNet2DModel.from_pretrained(folder, subfolder="unet_ema")
         ema_state = json.loads((Path(folder) / "unet_ema" / EMA_STATE).read_text())
         ema.load_state_dict(ema_state | {"shadow_params": [weight.detach() for weight in unet_ema.parameters()]})
         ema.to(accelerator.device)

@@ -77,7 +77,7 @@ class DivergenceGuard:
     def check_weights(
         self,
         step: int,
-        unet: torch.nn.Module,
+        networks: torch.nn.Module,
         ema: EMAModel,
         optimizer: torch.optim.Optimizer,
         forward: Callable[[], Any],
@@ -86,7 +86,7 @@ class DivergenceGuard:
 
         Args:
             step: The number of the step.
-            unet: The network.
+            networks: The network, or a `ModuleList` of all that are trained.
             ema: The EMA weights of the network.
             optimizer: The optimizer, whose state is saved too.
             forward: Calls the network. Finite weights may still be too large for a finite output.
@@ -96,17 +96,17 @@ class DivergenceGuard:
         """
         state_values = [value for state in optimizer.state.values() for value in state.values()]
         finite = {
-            "a weight": all_finite(unet.parameters()),
+            "a weight": all_finite(networks.parameters()),
             "an EMA weight": all_finite(ema.shadow_params),
             "the state of the optimizer": all_finite(
                 value for value in state_values if isinstance(value, torch.Tensor)
             ),
         }
-        training = unet.training
-        unet.eval()  # without dropout, which would draw from the global random state
+        training = networks.training
+        networks.eval()  # without dropout, which would draw from the global random state
         with torch.no_grad():
             finite["the network's output"] = all_finite([forward().sample])
-        unet.train(training)
+        networks.train(training)
         self._require(finite, step)
 
     def _require(self, finite: Mapping[str, torch.Tensor], step: int) -> None:

@@ -1,4 +1,4 @@
-"""Loads the pipeline that the option `--model` names."""
+"""Loads the pipeline that the option `--model` or `--teacher` names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from ...utils.messages import reason
 Pipeline = TypeVar("Pipeline", bound=PoissonFlowPipeline)
 
 
-def load_model(pipeline_class: type[Pipeline], model: str, device: str = "cpu") -> Pipeline:
+def load_model(pipeline_class: type[Pipeline], model: str, device: str = "cpu", option: str = "--model") -> Pipeline:
     """Load a pipeline onto a device.
 
     Args:
         pipeline_class: The class of the pipeline.
-        model: The value of `--model`, a folder or a Hub id.
+        model: The value of the option, a folder or a Hub id.
         device: The value of `--device`.
+        option: The option that names the pipeline.
 
     Raises:
         ValueError: if the pipeline cannot be loaded, or the device cannot be used.
@@ -25,7 +26,7 @@ def load_model(pipeline_class: type[Pipeline], model: str, device: str = "cpu") 
         pipeline: Pipeline = pipeline_class.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"`--model` {model!r} cannot be loaded: {reason(error)}. Pass the output folder of "
+            f"`{option}` {model!r} cannot be loaded: {reason(error)}. Pass the output folder of "
             "train_pfgm.py, or the Hub id of such a model."
         ) from error
     try:

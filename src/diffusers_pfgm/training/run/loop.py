@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
@@ -80,26 +81,31 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
         data = TrainingData(args, seed, accelerator)  # datasets lets one process prepare it, while the others wait
     task = make_task(args, data, accelerator)
     objective, scheduler, unet = task.objective, task.scheduler, task.unet
+    trained = [unet] if task.critic is None else [unet, task.critic]
+    networks = torch.nn.ModuleList(trained)
     charges_kind, all_charges = data.charges(saved_settings.get("charges"))
     accelerator.print(task.description)
 
     # Network and EMA
     if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        for network in trained:
+            network.enable_gradient_checkpointing()
     ema = make_ema(args, unet, accelerator.device)
 
     # Optimization
     # The length of a stream is unknown. Its epochs are as long as the steps between two checkpoints.
     steps_per_epoch = math.ceil(data.count / plan.images_per_step) or args.checkpointing_steps
     max_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
-    optimizer = make_optimizer(args, unet)
+    optimizer = make_optimizer(args, unet, task.critic)
     lr_scheduler = make_lr_scheduler(args, optimizer, max_steps)
     if args.lr_scheduler != "constant" and args.lr_warmup_steps >= max_steps:
         accelerator.print(
             f"The learning rate only increases: --lr_warmup_steps is {args.lr_warmup_steps:,} in a run of "
             f"{max_steps:,} steps."
         )
-    model, optimizer, lr_scheduler = accelerator.prepare(unet, optimizer, lr_scheduler)
+    *models, optimizer, lr_scheduler = accelerator.prepare(*trained, optimizer, lr_scheduler)
+    model = models[0]
+    critic = {"critic": models[1]} if len(models) > 1 else {}
 
     # Resuming
     # The stages of consistency training depend on the length of the run.
@@ -157,7 +163,8 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
         mininterval=1,
         disable=not accelerator.is_local_main_process,
     )
-    model.train()
+    for each in models:
+        each.train()
     step = first_step
     with stop, progress_bar:
         for step, images in zip(range(first_step + 1, max_steps + 1), window, strict=False):
@@ -166,13 +173,13 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
                 generators = position_generators(seed, plan.first(step - 1, part), len(clean))
                 progress = (step - 1) / max_steps
                 options = objective_options(args, objective, data, images, labels, all_charges, generators, progress)
-                with accelerator.accumulate(model):
-                    result = objective(model, clean, generator=generators, **options)
+                with accelerator.accumulate(*models):
+                    result = objective(model, clean, generator=generators, **options, **critic)
                     accelerator.backward(result.loss)
                     guard.note(result.loss)
                     norm = None
                     if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                        norm = accelerator.clip_grad_norm_(networks.parameters(), args.max_grad_norm)
                         guard.check_gradients(step, norm)
                     optimizer.step()
                     optimizer.zero_grad()
@@ -192,7 +199,7 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
                 parameterization = objective.parameterization
                 model_input, timestep, _ = parameterization.model_input(clean, result.sigma.view(-1, 1, 1, 1))
                 forward = functools.partial(model, model_input, timestep, options.get("class_labels"))
-                guard.check_weights(step, unet, ema, optimizer, forward)
+                guard.check_weights(step, networks, ema, optimizer, forward)
             if outputs is not None and (step % args.logging_steps == 0 or is_last or stops):
                 summary = meter.summary(step)
                 progress_bar.set_postfix({name: summary[name] for name in ("loss", "images_per_second")})

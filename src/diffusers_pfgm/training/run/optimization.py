@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+
+# The critic must follow the changing images of the network. At equal learning rates they began to oscillate.
+CRITIC_LEARNING_RATE = 3.0  # relative to that of the network
 
 
 def make_ema(args: argparse.Namespace, unet: UNet2DModel, device: torch.device) -> EMAModel:
@@ -26,10 +30,13 @@ def make_ema(args: argparse.Namespace, unet: UNet2DModel, device: torch.device) 
     return ema
 
 
-def make_optimizer(args: argparse.Namespace, unet: UNet2DModel) -> torch.optim.AdamW:
-    """Return AdamW for the network's weights."""
+def make_optimizer(args: argparse.Namespace, unet: UNet2DModel, critic: UNet2DModel | None = None) -> torch.optim.AdamW:
+    """Return AdamW for the weights of the network and of the critic, if any, whose learning rate is larger."""
+    groups: list[dict[str, Any]] = [{"params": [*unet.parameters()]}]
+    if critic is not None:
+        groups.append({"params": [*critic.parameters()], "lr": CRITIC_LEARNING_RATE * args.learning_rate})
     return torch.optim.AdamW(
-        unet.parameters(),
+        groups,
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,

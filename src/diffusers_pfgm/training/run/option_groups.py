@@ -63,7 +63,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def add_training_options(
     parser: argparse.ArgumentParser,
     train_batch_size: int,
-    learning_rate: float,
+    learning_rate: float | None,
     lr_warmup_steps: int,
 ) -> None:
     """Add the options of the optimization.
@@ -71,7 +71,7 @@ def add_training_options(
     Args:
         parser: The parser of the script.
         train_batch_size: The default of `--train_batch_size`.
-        learning_rate: The default of `--learning_rate`.
+        learning_rate: The default of `--learning_rate`; None if the script sets it afterwards.
         lr_warmup_steps: The default of `--lr_warmup_steps`.
     """
     train = parser.add_argument_group("training").add_argument

@@ -33,8 +33,9 @@ from .consistency_levels import fit_levels
 from .records import Records, read_records
 from .run_files import BEST, LOG
 from .samples import save_samples
-from .settings import MODEL_CHECKSUM
+from .settings import MODEL_CHECKSUM, TEACHER_CHECKSUM
 from .side_output import last_checkpoint, side_output
+from .tuning_checks import MATCHING
 from .validation import BestModel
 
 EPOCH_OPTIONS = ("save_images_epochs", "validation_epochs", "save_model_epochs")
@@ -116,7 +117,7 @@ class Outputs:
         with self.ema_weights() as pipeline:
             self._save(pipeline)
             is_consistency_model = pipeline.scheduler.is_consistency_model
-            if is_consistency_model:
+            if is_consistency_model and self.args.method != MATCHING:
                 self._fit_levels(pipeline)
             self._draw(pipeline, step)
             self._validate(pipeline, step)
@@ -194,7 +195,7 @@ class Outputs:
             push(self.folder, self.repo_id, f"After step {step}", last=last)
 
     def _write_card(self, pipeline: PFGMPipeline, step: int) -> None:
-        hidden = ("unet.", "data.", MODEL_CHECKSUM)
+        hidden = ("unet.", "data.", MODEL_CHECKSUM, TEACHER_CHECKSUM)
         options = {name: value for name, value in self.settings.items() if not name.startswith(hidden)}
         with self._side_output("The model card"):
             card = make_model_card(

@@ -14,6 +14,7 @@ from .arguments import OBJECTIVE_DEFAULTS
 IGNORED_OPTIONS = {
     "dataset_name",
     "model",
+    "teacher",
     "dataset_config_name",
     "train_data_dir",
     "cache_dir",
@@ -50,7 +51,8 @@ IGNORED_OPTIONS = {
     "mixed_precision",
 }
 DATA_PREFIX = "data."  # the prefix of settings that follow from the images
-MODEL_CHECKSUM = "model_checksum"  # the setting with the checksum of the weights that tune_consistency.py starts from
+# The settings with the checksums of the weights that tune_consistency.py starts from, and of those of `--teacher`.
+MODEL_CHECKSUM, TEACHER_CHECKSUM = "model_checksum", "teacher_checksum"
 STATISTICS_TOLERANCE = 1e-5  # relative tolerance of statistics, since machines differ in the order of their sums
 
 
@@ -100,8 +102,11 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
             "images_per_step is --train_batch_size times --gradient_accumulation_steps times the number of processes, "
             f"so the run can resume only on a number of processes that divides {saved['images_per_step']}"
         )
-    if any(difference.startswith(MODEL_CHECKSUM) for difference in differing):
-        differing.append("the weights of `--model` are others than at the start of the run, so it cannot be resumed")
+    for name, option in ((MODEL_CHECKSUM, "--model"), (TEACHER_CHECKSUM, "--teacher")):
+        if any(difference.startswith(name) for difference in differing):
+            differing.append(
+                f"the weights of `{option}` are others than at the start of the run, so it cannot be resumed"
+            )
     if differing:
         raise ValueError(
             f"`--resume_from_checkpoint`: the checkpoint has other settings: {'; '.join(differing)}. Pass the saved "

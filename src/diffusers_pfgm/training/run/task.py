@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from ...losses import ConsistencyObjective, FieldObjective, PerturbationObjective
+from ...losses import (
+    ConsistencyObjective,
+    DistributionMatchingObjective,
+    FieldObjective,
+    PerturbationObjective,
+)
 from ...losses.loss_output import drop_labels
 from ...physics import Charges, ClassCharges
 from ...schedulers import PoissonFlowScheduler
 from ..data.field_batches import StepImages
 from ..data.training_data import TrainingData
 
-Objective = FieldObjective | PerturbationObjective | ConsistencyObjective
+Objective = FieldObjective | PerturbationObjective | ConsistencyObjective | DistributionMatchingObjective
 
 
 @dataclass
@@ -31,6 +36,7 @@ class TrainingTask:
         description: A line with the hyperparameters of the run, which is printed at its start.
         settings: Further settings that a resumed run must have in common with its checkpoint.
         calls: Number of network calls of one micro-batch.
+        critic: A second network that is trained too, for `DistributionMatchingObjective`; None for the others.
     """
 
     objective: Objective
@@ -39,6 +45,7 @@ class TrainingTask:
     description: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     calls: int = 1
+    critic: UNet2DModel | None = None
 
 
 def objective_options(

@@ -13,28 +13,27 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 
-from ...losses import ConsistencyObjective
-from ...losses.consistency import Teacher
+from ...losses import ConsistencyObjective, DistributionMatchingObjective
+from ...losses.tuning import Teacher
 from ...physics.bounded_noise import reach
 from ...physics.denoiser import Denoiser
 from ...pipelines import PFGMPipeline
 from ...pipelines.class_conditioning import ClassLabels
 from ...schedulers import PoissonFlowScheduler
-from ..data.statistics import DataStatistics
 from ..data.training_data import TrainingData
 from . import loop
 from .broadcast import broadcast_from_main
+from .critic import make_critic
 from .hyperparameters import LEAST_STD
 from .load_model import load_model
 from .model_checksum import weights_checksum
-from .settings import MODEL_CHECKSUM
+from .settings import MODEL_CHECKSUM, TEACHER_CHECKSUM
 from .task import TrainingTask
+from .tuning_checks import MATCHING, check_base, check_method, check_prediction, check_teacher
 
 BOUNDARY = 0.1  # σ_b, in standard deviations σ_d of the data
 LEVELS = (1.3, 0.5)  # the second and third noise level of sampling before they are fitted, in σ_d
 NUM_LEVELS = 1 + len(LEVELS)
-CHECKED_SAMPLES = 16  # samples of the prior at which the x̂ of the base model is checked
-LARGEST_ERROR = 2.0  # the largest root mean square distance of these x̂ to the mean of the images, in σ_d
 
 
 def main(args: argparse.Namespace) -> None:
@@ -48,14 +47,15 @@ def main(args: argparse.Namespace) -> None:
     """
     if Path(args.model).resolve() == Path(args.output_dir).resolve():
         raise ValueError(f"`--output_dir` {args.output_dir} is the folder of `--model`. Choose another folder.")
-    loop.main(args, lambda args: functools.partial(make_tuning_task, load_base(args)))
+    loop.main(args, lambda args: functools.partial(make_tuning_task, *load_pipelines(args)))
 
 
-def load_base(args: argparse.Namespace) -> PFGMPipeline:
-    """Load the pipeline to start from, and set the options of the data that follow from it.
+def load_pipelines(args: argparse.Namespace) -> tuple[PFGMPipeline, PFGMPipeline | None]:
+    """Load the pipelines of `--model` and `--teacher`, and set the options of the data that follow from the model.
 
     Raises:
-        ValueError: if `--model` cannot be loaded, or is no pipeline of a `UNet2DModel` for square images.
+        ValueError: if one of them cannot be loaded, `--model` is no pipeline of a `UNet2DModel` for square images, or
+            `--teacher` is no model that it can have been tuned from.
     """
     base = load_model(PFGMPipeline, args.model)
     unet = base.unet
@@ -80,29 +80,38 @@ def load_base(args: argparse.Namespace) -> PFGMPipeline:
             f"`--label_column` {args.label_column!r} was passed, but `--model` {args.model!r} has no classes. Leave it "
             "out."
         )
-    return base
+    if args.teacher is None:
+        return base, None
+    teacher = load_model(PFGMPipeline, args.teacher, option="--teacher")
+    check_teacher(args, base, teacher)
+    return base, teacher
 
 
 def make_tuning_task(
-    base: PFGMPipeline, args: argparse.Namespace, data: TrainingData, accelerator: Accelerator
+    base: PFGMPipeline,
+    teacher: PFGMPipeline | None,
+    args: argparse.Namespace,
+    data: TrainingData,
+    accelerator: Accelerator,
 ) -> TrainingTask:
     """Return the task of a run of tune_consistency.py.
 
     Args:
         base: The pipeline to start from.
+        teacher: The pipeline of `--teacher`; None without it.
         args: The options of tune_consistency.py.
         data: The data set of the run.
         accelerator: accelerate's `Accelerator` of the run.
 
     Raises:
         ValueError: if the images have other channels or classes than the pipeline, if its scheduler has a beta
-            schedule, if its x̂ at σ_max is far from the mean of the images, or if it cannot be tuned with
-            `--guidance_scale` or by `--method`.
+            schedule, if the teacher's x̂ at σ_max is far from the mean of the images, or if the model cannot be tuned
+            with `--guidance_scale`, `--method`, `--teacher` or `--num_inference_steps`.
     """
     unet = base.unet
     classes = base.config.id2label
     scheduler = PoissonFlowScheduler.from_scheduler(base.scheduler, allow_consistency=True)
-    _check_base(args.model, base, scheduler, data)
+    check_base(args.model, base, scheduler, data)
     null_class = ClassLabels(unet.config.num_class_embeds, classes).null_class
     if null_class is None and args.label_dropout:
         raise ValueError(
@@ -114,65 +123,70 @@ def make_tuning_task(
     if args.method is None:
         is_plain = args.guidance_scale == 1 and not scheduler.is_consistency_model
         args.method = "distillation" if is_plain else "training"
-    _check_method(args, scheduler, null_class)
+    check_method(args, scheduler, null_class)
 
     statistics = broadcast_from_main(data.images.statistics())
     std = scheduler.config.sigma_data or max(statistics.std, LEAST_STD)
     shape = (data.images.channels, args.resolution, args.resolution)
-    tuned = _tuned_scheduler(scheduler, std, math.prod(shape), args.guidance_scale)
-    unet.to(accelerator.device)
-    for module in unet.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    tuned = _tuned_scheduler(scheduler, std, math.prod(shape), args)
+    _turn_off_dropout(unet.to(accelerator.device))
+    settings = {MODEL_CHECKSUM: weights_checksum(unet)}
     # Consistency training without guidance needs the untuned network only for the check.
-    has_teacher = args.method == "distillation" or args.guidance_scale != 1
-    network = copy.deepcopy(unet).requires_grad_(False).eval() if has_teacher else unet
-    teacher = _teacher(network, scheduler, accelerator)
+    has_teacher = args.method != "training" or args.guidance_scale != 1
+    network, plain, named = unet, scheduler, f"`--model` {args.model!r}"
+    if teacher is not None:
+        network, named = teacher.unet.to(accelerator.device), f"`--teacher` {args.teacher!r}"
+        plain = PoissonFlowScheduler.from_scheduler(teacher.scheduler)
+        settings[TEACHER_CHECKSUM] = weights_checksum(network)
+    elif has_teacher:
+        network = copy.deepcopy(unet)
+    if has_teacher:
+        network.requires_grad_(False).eval()
+    denoise = _teacher(network, plain, accelerator)
     label = 0 if classes and null_class is None else null_class
-    _check_prediction(teacher, scheduler, shape, label, statistics, args.model)
+    check_prediction(denoise, plain, shape, label, statistics, named)
+    guided = "" if args.guidance_scale == 1 else f" with guidance {args.guidance_scale:g}"
+    already = " from a model that is already tuned" if scheduler.is_consistency_model else ""
+    guidance_calls = args.guidance_scale != 1
+    if args.method == MATCHING:
+        sigmas = tuned.config.consistency_sigmas
+        matching = DistributionMatchingObjective(
+            tuned.parameterization,
+            plain.parameterization,
+            denoise,
+            sigmas,
+            tuned.renoise,
+            std,
+            tuned.config.aug_dim,
+            args.guidance_scale,
+            unet.config.num_class_embeds,
+            null_class,
+        )
+        critic = _turn_off_dropout(make_critic(network, len(sigmas)))
+        levels = ", ".join(f"{sigma:g}" for sigma in sigmas)
+        description = f"Distribution matching at sigma = {levels}{guided}{already}."
+        settings["consistency_sigmas"] = sigmas
+        return TrainingTask(matching, tuned, unet, description, settings, 3 + guidance_calls, critic)
     objective = ConsistencyObjective(
         tuned.parameterization,
         tuned.config.sigma_max,
         std,
         tuned.config.aug_dim,
         args.guidance_scale,
-        teacher if has_teacher else None,
+        denoise if has_teacher else None,
         null_class,
         args.method == "distillation",
     )
     description = (
-        f"Consistency {args.method} from sigma = {tuned.config.sigma_max:g}, with consistency_boundary = "
-        f"{tuned.config.consistency_boundary:g}"
-        + (" from a model that is already tuned." if scheduler.is_consistency_model else ".")
+        f"Consistency {args.method}{guided} from sigma = {tuned.config.sigma_max:g}, with consistency_boundary = "
+        f"{tuned.config.consistency_boundary:g}{already}."
     )
     calls = 2 if args.method == "training" else 4
-    if args.guidance_scale != 1:
-        calls += calls // 2
-    return TrainingTask(objective, tuned, unet, description, {MODEL_CHECKSUM: weights_checksum(unet)}, calls)
-
-
-def _check_base(model: str, base: PFGMPipeline, scheduler: PoissonFlowScheduler, data: TrainingData) -> None:
-    """Raise a ValueError if the pipeline has a beta schedule, or other channels or classes than the images."""
-    if scheduler.parameterization.train_sigmas is not None:
-        raise ValueError(
-            f"`--model` {model!r} has a beta schedule, whose noise levels are finitely many. Use a model of "
-            "train_pfgm.py, or one with EDM's preconditioning."
-        )
-    channels = base.unet.config.in_channels
-    if channels != data.images.channels:
-        raise ValueError(
-            f"The images have {data.images.channels} channels, but `--model` {model!r} has {channels}. Pass images "
-            "with as many, or `--image_mode` L for 1, RGB for 3, RGBA for 4."
-        )
-    if data.id2label != base.config.id2label:
-        raise ValueError(
-            f"The classes of the images are {data.id2label}, but those of `--model` {model!r} are "
-            f"{base.config.id2label}. Both must have the same names in the same order."
-        )
+    return TrainingTask(objective, tuned, unet, description, settings, calls + guidance_calls * calls // 2)
 
 
 def _tuned_scheduler(
-    scheduler: PoissonFlowScheduler, std: float, data_dim: int, guidance_scale: float
+    scheduler: PoissonFlowScheduler, std: float, data_dim: int, args: argparse.Namespace
 ) -> PoissonFlowScheduler:
     """Return the scheduler of the consistency model.
 
@@ -180,13 +194,16 @@ def _tuned_scheduler(
         scheduler: The scheduler of the model to start from.
         std: σ_d, the standard deviation of the data.
         data_dim: N, the number of pixel values of an image.
-        guidance_scale: The scale of guidance that the model learns; 1 for none.
+        args: The options of tune_consistency.py.
     """
     sigma_max = scheduler.config.sigma_max
+    sigmas = [sigma_max, *(float(f"{level * std:.3g}") for level in LEVELS)]
+    if args.method == MATCHING:  # its levels are not fitted afterwards
+        sigmas = (scheduler.config.consistency_sigmas or sigmas)[: args.num_inference_steps]
     options = {
         "consistency_boundary": float(f"{BOUNDARY * std:.3g}"),
-        "consistency_sigmas": [sigma_max, *(float(f"{level * std:.3g}") for level in LEVELS)],
-        "consistency_guidance": None if guidance_scale == 1 else guidance_scale,
+        "consistency_sigmas": sigmas,
+        "consistency_guidance": None if args.guidance_scale == 1 else args.guidance_scale,
         "consistency_clip": True,  # guidance extrapolates beyond the range [-1, 1] of the images
         "final_sigmas_type": "zero",
         "solver": "multistep",
@@ -198,43 +215,12 @@ def _tuned_scheduler(
     return PoissonFlowScheduler.from_config(scheduler.config, **options)
 
 
-def _check_method(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:
-    guidance = f"`--guidance_scale` {args.guidance_scale:g}"
-    if args.guidance_scale != 1 and null_class is None:
-        raise ValueError(
-            f"{guidance} needs a model that was trained with `--class_conditional` and `--label_dropout` > 0, but "
-            f"`--model` {args.model!r} was not. Leave it out."
-        )
-    if scheduler.is_consistency_model and (args.guidance_scale != 1 or args.method == "distillation"):
-        option = "`--method` distillation" if args.method == "distillation" else guidance
-        raise ValueError(
-            f"{option} needs the x̂ of a model that is not tuned, but `--model` {args.model!r} is tuned. Pass the model "
-            "that it was tuned from."
-        )
-
-
-def _check_prediction(
-    teacher: Teacher,
-    scheduler: PoissonFlowScheduler,
-    shape: tuple[int, ...],
-    label: int | None,
-    statistics: DataStatistics,
-    model: str,
-) -> None:
-    """Check that the prediction at σ_max is within 2 σ_d of μ, the mean of all pixels, as the posterior mean x̂ is."""
-    generator = torch.Generator().manual_seed(0)
-    x = scheduler.sample_prior((CHECKED_SAMPLES, *shape), generator)
-    labels = None if label is None else torch.full((CHECKED_SAMPLES,), label)
-    with torch.no_grad():
-        predicted = teacher(x, torch.as_tensor(scheduler.config.sigma_max), labels)
-    error = (predicted - statistics.mean).square().mean().sqrt().item()
-    if not error <= LARGEST_ERROR * max(statistics.std, LEAST_STD):
-        raise ValueError(
-            f"`--model` {model!r} does not predict the posterior mean x̂ at sigma_max = "
-            f"{scheduler.config.sigma_max:g}: x̂ should be close to the mean of the images, whose standard deviation "
-            f"is {statistics.std:.3g}, but its root mean square distance to this mean is {error:.3g}. Train the model "
-            "for longer, or with the default preconditioning."
-        )
+def _turn_off_dropout(unet: UNet2DModel) -> UNet2DModel:
+    """Turn dropout off, and return the network."""
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return unet
 
 
 def _teacher(unet: UNet2DModel, scheduler: PoissonFlowScheduler, accelerator: Accelerator) -> Teacher:

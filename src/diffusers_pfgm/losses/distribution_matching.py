@@ -1,0 +1,186 @@
+r"""Distribution matching at any D: a network learns to draw the images of a trained model in one or a few calls.
+
+The generator f gets x = y + σ n at one of a few fixed noise levels σ_1 > σ_2 > …, those of the calls in sampling, with
+an image y of the data set and the noise n of sampling. Its result g = f(x, σ) should have the distribution of the
+images of a trained model, the teacher. Two distributions are compared by their x̂, which tells the direction x̂ − x of
+the Poisson field (`physics.field`): two sets of charges with the same field at all points and noise levels are the same
+set. So a second network, the critic, is trained to predict the x̂ of the generator's images by the loss of
+`PerturbationObjective`, and where its x̂_c and the x̂ of the teacher differ, the image is moved by their difference:
+
+    x_t = g + t n,        d = x̂_c(x_t, t) − x̂(x_t, t),        ∂L/∂g = d / (N σ_d mean|g − x̂(x_t, t)|)
+
+where t is drawn as in `losses.tuning`, n has the kernel's unit noise, N is the number of elements of a sample
+and σ_d the standard deviation of the data. This is distribution matching distillation (arXiv 2311.18828, equations 7
+and 8) for Gaussian noise, D = ∞, where it is the gradient of the Kullback-Leibler divergence of the noisy images. At
+finite D the same step matches the Poisson fields (arXiv 2509.22454 has other losses for the same aim).
+
+A squared loss makes images smooth where the network cannot tell what to draw, and this one does not: it asks for images
+that the teacher could have drawn, not for those of the same field lines. Hence it needs no ODE, and the images of one
+call may be better than those of many calls of the teacher. It does not keep the image of each latent.
+
+The critic knows the level from which an image was made, as further classes. If it did not, only the mixture of all
+levels would be matched: on MNIST digits of one call became too thin and those of two calls too thick.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..physics.bounded_noise import check_trainable, sample_bounded
+from ..physics.charges import check_finite
+from ..physics.kernel import PoissonKernel
+from ..physics.parameterization import Parameterization
+from ..physics.tensors import Generators, append_dims, check_floating, draw
+from .loss_output import LossOutput
+from .tuning import Teacher, call_network, draw_noise_levels
+
+LEAST_DISTANCE = 1e-3  # the smallest mean|g − x̂| by which d is divided, in σ_d
+
+Renoise = Callable[[torch.Tensor, float, Generators], torch.Tensor]
+
+
+class DistributionMatchingObjective:
+    """The objective of distribution matching for any D.
+
+    Args:
+        parameterization: the parameterization of the generator.
+        teacher_parameterization: the parameterization of the teacher, which is also that of the critic.
+        teacher: x̂ of a frozen network, called as `teacher(x, t, class_labels)` with x (B, C, *), t (B, 1, ...) and the
+            labels (B,), or None.
+        sigmas: the noise levels of the calls in sampling, decreasing, in data units.
+        renoise: adds the noise of sampling, called as `renoise(y, σ, generator)`: `PoissonFlowScheduler.renoise`.
+        data_std: σ_d, the standard deviation of the data.
+        aug_dim: D, at least 0.01; None for ∞. Defaults to 1.
+        guidance_scale: the scale w of classifier-free guidance of the teacher; 1, the default, for none.
+        num_classes: number of classes of the networks, with the null class; None, the default, for none.
+        null_class: label of the null class, whose samples learn no guidance.
+
+    Raises:
+        ValueError: if `guidance_scale` is not finite or not 1 without `num_classes` and `null_class`, `sigmas` is
+            empty or not positive and decreasing, `data_std` is not positive, or `aug_dim` is below 0.01.
+    """
+
+    def __init__(
+        self,
+        parameterization: Parameterization,
+        teacher_parameterization: Parameterization,
+        teacher: Teacher,
+        sigmas: Sequence[float],
+        renoise: Renoise,
+        data_std: float,
+        aug_dim: float | None = 1.0,
+        guidance_scale: float = 1.0,
+        num_classes: int | None = None,
+        null_class: int | None = None,
+    ) -> None:
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, but is {guidance_scale}. Use 1 for none.")
+        if guidance_scale != 1 and (num_classes is None or null_class is None):
+            raise ValueError(f"`guidance_scale` = {guidance_scale} needs `num_classes` and `null_class`.")
+        edges = [math.inf, *sigmas, 0.0]
+        if not sigmas or any(first <= second for first, second in itertools.pairwise(edges)):
+            raise ValueError(f"`sigmas` must be finite, positive and strictly decreasing, but are {list(sigmas)}.")
+        if not 0 < data_std < math.inf:
+            raise ValueError(f"`data_std` must be a finite number > 0, but is {data_std}.")
+        self.parameterization = parameterization
+        self.teacher_parameterization = teacher_parameterization
+        self.teacher = teacher
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.renoise = renoise
+        self.data_std = data_std
+        self.kernel = PoissonKernel(aug_dim)
+        check_trainable(self.kernel.aug_dim)
+        self.guidance_scale = guidance_scale
+        self.num_classes = num_classes
+        self.null_class = null_class
+
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        clean: torch.Tensor,
+        generator: Generators = None,
+        class_labels: torch.Tensor | None = None,
+        *,
+        critic: Callable[..., Any],
+        **model_kwargs: Any,
+    ) -> LossOutput:
+        """Compute the sum of the losses of the generator `model` and of the critic on a batch, for one `backward`.
+
+        The generator, the critic and the teacher are called once, with guidance the teacher twice. The generator's part
+        has the gradient given above; its value is that of d² / (2 N σ_d mean|g − x̂|), which decreases as the images
+        become those of the teacher.
+
+        Args:
+            model: the generator, called as `model(c_in x, c_noise, **model_kwargs).sample`.
+            clean: clean samples y, (B, C, *), in data units.
+            generator: one torch generator, or a list of B of them.
+            class_labels: (B,), passed to the networks; None without classes.
+            critic: the critic, called like `model`, with `class_labels` (B,) that are the class plus the index of the
+                noise level times `num_classes` (times 1 without classes).
+            **model_kwargs: further keyword arguments of both.
+
+        Returns:
+            The loss and its parts, at the noise levels t.
+
+        Raises:
+            ValueError: if `clean` is not floating-point or holds NaN or infinity, a network's output has the wrong
+                shape, or there are no `class_labels` although the objective has classes.
+        """
+        check_floating("clean", clean)
+        if class_labels is None and self.num_classes is not None:
+            raise ValueError(f"`num_classes` = {self.num_classes} needs `class_labels` for each sample.")
+        count = clean.shape[0]
+        device = clean.device
+        level = (draw(torch.rand, (count,), generator, device) * len(self.sigmas)).long()
+        unit_noise = self.renoise(torch.zeros_like(clean), 1.0, generator)
+        t = draw_noise_levels(count, self.data_std, self.sigmas[0], generator, device)
+        noise = sample_bounded(self.kernel, tuple(clean.shape), t, generator, device, clean.dtype)
+        check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
+        sigma = torch.full_like(t, self.sigmas[0])
+        for index, value in enumerate(self.sigmas):
+            sigma = torch.where(level == index, value, sigma)
+        sigma = append_dims(sigma, clean.ndim)
+        labels = {} if class_labels is None else {"class_labels": class_labels}
+
+        # The generator's images
+        x = clean + sigma * unit_noise
+        output, noise_level = call_network(
+            model, self.parameterization, x, sigma, clean.dtype, **labels, **model_kwargs
+        )
+        images = self.parameterization.denoised(output, x, noise_level)
+
+        # The critic learns the x̂ of these images
+        x_t = images.detach() + noise
+        t_column = append_dims(t, clean.ndim)
+        critic_labels = level if class_labels is None else class_labels + level * (self.num_classes or 1)
+        plain = self.teacher_parameterization
+        output, noise_level = call_network(
+            critic, plain, x_t, t_column, clean.dtype, class_labels=critic_labels, **model_kwargs
+        )
+        target = plain.target(images.detach(), x_t, noise_level)
+        critic_loss = (output - target).flatten(1).square().mean(1)
+
+        # The images are moved by the difference of both x̂
+        with torch.no_grad():
+            predicted = self._teacher_mean(x_t, t_column, class_labels)
+            difference = plain.denoised(output, x_t, noise_level) - predicted
+            distance = (images - predicted).abs().flatten(1).mean(1)
+            weight = 1 / (self.data_std * distance.clamp(min=LEAST_DISTANCE * self.data_std))
+            moved = images - difference
+        generator_loss = (images - moved).flatten(1).square().mean(1) * weight / 2
+        per_sample = generator_loss + critic_loss
+        return LossOutput(per_sample.mean(), per_sample.detach(), t)
+
+    def _teacher_mean(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        """Return x̂ (B, C, *) of the teacher, with guidance where a sample has a class."""
+        denoised = self.teacher(x, t, class_labels)
+        if class_labels is None or self.null_class is None or self.guidance_scale == 1:
+            return denoised
+        unconditional = self.teacher(x, t, torch.full_like(class_labels, self.null_class))
+        guided = unconditional + self.guidance_scale * (denoised - unconditional)
+        return torch.where(append_dims(class_labels != self.null_class, x.ndim), guided, denoised)

@@ -1,0 +1,164 @@
+"""Distribution matching: the images move to the charges of the teacher, and each network gets its own gradient."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from diffusers_pfgm import ChargeField, DistributionMatchingObjective, Parameterization, posterior_mean
+from diffusers_pfgm.losses.tuning import Teacher
+from diffusers_pfgm.physics.tensors import Generators, append_dims, draw
+from tests.networks import make_smallest_unet, seeded
+
+SAMPLE = Parameterization("sample")
+EDM = Parameterization("epsilon", sigma_data=0.5)
+GENERATOR = Parameterization("epsilon", sigma_data=0.5, boundary=0.05)
+
+
+def renoise(denoised: torch.Tensor, sigma: float, generator: Generators = None) -> torch.Tensor:
+    return denoised + sigma * draw(torch.randn, tuple(denoised.shape), generator, denoised.device).to(denoised.dtype)
+
+
+def exact_teacher(charges: torch.Tensor, aug_dim: float | None) -> Teacher:
+    return lambda x, sigma, class_labels: posterior_mean(x, sigma.flatten(), charges, aug_dim)
+
+
+def edm_teacher(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+    return torch.zeros_like(x)
+
+
+def make_objective(**options: Any) -> DistributionMatchingObjective:
+    defaults = {"sigmas": [80.0, 0.8], "renoise": renoise, "data_std": 0.5, "aug_dim": None}
+    return DistributionMatchingObjective(GENERATOR, EDM, edm_teacher, **(defaults | options))
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, 5.0, None])
+def test_images_move_to_all_charges(aug_dim: float | None) -> None:
+    # The images are free points, and both x̂ are exact.
+    charges = torch.tensor([[[-1.0, -1.0]], [[1.0, -1.0]], [[0.0, 1.2]]], dtype=torch.float64)
+    points = (0.1 * torch.randn(30, 1, 2, generator=seeded(), dtype=torch.float64)).requires_grad_()
+    objective = DistributionMatchingObjective(
+        SAMPLE, SAMPLE, exact_teacher(charges, aug_dim), [80.0], renoise, 1.0, aug_dim
+    )
+    optimizer = torch.optim.Adam([points], lr=0.03)
+    generator = seeded(1)
+    for _ in range(400):
+        field = ChargeField(points.detach().clone(), aug_dim, "sample")
+        result = objective(
+            lambda *args: SimpleNamespace(sample=points),
+            torch.zeros_like(points),
+            generator,
+            critic=lambda x, timestep, class_labels, field=field: field(x, timestep),
+        )
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+    distances, nearest = torch.cdist(points.detach().flatten(1), charges.flatten(1)).min(1)
+    assert (nearest.bincount(minlength=3) - 10).abs().max() <= 2
+    assert distances.median() < 0.1
+
+
+def test_the_gradient_is_the_difference_of_both_predictions() -> None:
+    # Teacher and critic predict the constants 0.2 and 0.7, so that d = 0.5 in each element.
+    images = torch.randn(6, 1, 4, 4, generator=seeded(), dtype=torch.float64).requires_grad_()
+    critic_output = torch.full_like(images, 0.7).requires_grad_()
+    objective = DistributionMatchingObjective(
+        SAMPLE, SAMPLE, lambda x, sigma, labels: torch.full_like(x, 0.2), [80.0], renoise, 0.5
+    )
+    result = objective(
+        lambda *args: SimpleNamespace(sample=images),
+        torch.zeros_like(images),
+        seeded(),
+        critic=lambda *args, **kwargs: SimpleNamespace(sample=critic_output),
+    )
+    result.loss.backward()
+    distance = (images.detach() - 0.2).abs().mean((1, 2, 3), keepdim=True)
+    assert torch.allclose(images.grad, 0.5 / (16 * 0.5 * distance).expand_as(images) / 6)
+    assert torch.allclose(critic_output.grad, 2 * (0.7 - images.detach()) / 16 / 6)
+    values = 0.5**2 / (2 * 0.5 * distance.flatten()) + (0.7 - images.detach()).square().mean((1, 2, 3))
+    assert torch.allclose(result.per_sample, values) and torch.allclose(result.loss, values.mean())
+
+
+def test_the_critic_knows_class_and_level() -> None:
+    seen: dict[str, torch.Tensor] = {}
+
+    def model(sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> SimpleNamespace:
+        seen["sigma"] = GENERATOR.sigma(timestep)
+        seen["input"] = sample / append_dims(GENERATOR.c_in(seen["sigma"]), 4)
+        seen["labels"] = class_labels
+        return SimpleNamespace(sample=torch.zeros_like(sample))
+
+    def critic(sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> SimpleNamespace:
+        seen["critic"] = class_labels
+        return SimpleNamespace(sample=torch.zeros_like(sample))
+
+    sigmas = torch.tensor([80.0, 2.0, 0.7])
+    labels = torch.arange(3000) % 5
+    clean = torch.ones(3000, 1, 4, 4)
+    objective = make_objective(sigmas=sigmas.tolist(), num_classes=5)
+    objective(model, clean, seeded(), labels, critic=critic)
+    level = (seen["sigma"].unsqueeze(1) - sigmas).abs().argmin(1)
+    assert torch.equal(seen["labels"], labels) and torch.equal(seen["critic"], labels + 5 * level)
+    assert (level.bincount() - 1000).abs().max() < 100
+    for index, sigma in enumerate(sigmas.tolist()):
+        noise = (seen["input"][level == index] - 1) / sigma
+        assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    without = make_objective(sigmas=sigmas.tolist())
+    without(lambda *args: model(*args, labels), clean, seeded(), critic=critic)
+    assert set(seen["critic"].tolist()) == {0, 1, 2}
+
+
+def test_the_teacher_is_guided_except_without_a_class() -> None:
+    def teacher(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        assert class_labels is not None
+        return append_dims(class_labels.double(), x.ndim).expand_as(x)
+
+    objective = make_objective(guidance_scale=3.0, num_classes=3, null_class=2)
+    objective.teacher = teacher
+    x = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
+    guided = objective._teacher_mean(x, torch.ones(3, 1, 1, 1), torch.tensor([0, 1, 2]))
+    assert guided[:, 0, 0, 0].tolist() == [2 + 3 * (0 - 2), 2 + 3 * (1 - 2), 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_each_network_has_a_finite_gradient_and_the_random_state_is_unchanged(dtype: torch.dtype) -> None:
+    networks = [make_smallest_unet().to(dtype), make_smallest_unet(num_class_embeds=2).to(dtype)]
+    clean = torch.randn(4, 1, 8, 8, generator=seeded()).to(dtype)
+    state = torch.get_rng_state()
+    result = make_objective()(networks[0], clean, seeded(), critic=networks[1])
+    result.loss.backward()
+    assert result.loss.dtype == torch.float32 and torch.equal(torch.get_rng_state(), state)
+    for network in networks:
+        gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+        assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_each_sample_has_its_own_generator() -> None:
+    clean = torch.randn(3, 1, 8, 8, generator=seeded())
+    model, critic = make_smallest_unet(), make_smallest_unet(num_class_embeds=2)
+    objective = make_objective(aug_dim=1.0)
+    together = objective(model, clean, [seeded(i) for i in range(3)], critic=critic).per_sample
+    alone = [objective(model, clean[i : i + 1], [seeded(i)], critic=critic).per_sample for i in range(3)]
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-4)
+
+
+def test_errors_name_the_argument() -> None:
+    for options, message in (
+        ({"guidance_scale": math.nan}, "`guidance_scale` must be a finite number, but is nan"),
+        ({"guidance_scale": 2.0, "num_classes": 3}, "needs `num_classes` and `null_class`"),
+        ({"sigmas": []}, "`sigmas` must be finite, positive and strictly decreasing"),
+        ({"sigmas": [1.0, 2.0]}, "`sigmas` must be finite, positive and strictly decreasing"),
+        ({"sigmas": [math.inf, 2.0]}, "`sigmas` must be finite, positive and strictly decreasing"),
+        ({"sigmas": [1.0, 0.0]}, "`sigmas` must be finite, positive and strictly decreasing"),
+        ({"data_std": 0.0}, "`data_std` must be a finite number > 0"),
+        ({"aug_dim": 1e-3}, "`aug_dim` = 0.001 is too small to train"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_objective(**options)
+    networks = {"critic": make_smallest_unet(num_class_embeds=2)}
+    with pytest.raises(ValueError, match="`num_classes` = 3 needs `class_labels`"):
+        make_objective(num_classes=3)(make_smallest_unet(), torch.zeros(1, 1, 8, 8), **networks)
+    with pytest.raises(ValueError, match="`clean` must be finite"):
+        make_objective()(make_smallest_unet(), torch.full((1, 1, 8, 8), math.nan), **networks)

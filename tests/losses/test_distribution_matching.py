@@ -9,16 +9,12 @@ import torch
 
 from diffusers_pfgm import ChargeField, DistributionMatchingObjective, Parameterization, posterior_mean
 from diffusers_pfgm.losses.tuning import Teacher
-from diffusers_pfgm.physics.tensors import Generators, append_dims, draw
+from diffusers_pfgm.physics.tensors import append_dims
 from tests.networks import make_smallest_unet, seeded
 
 SAMPLE = Parameterization("sample")
 EDM = Parameterization("epsilon", sigma_data=0.5)
 GENERATOR = Parameterization("epsilon", sigma_data=0.5, boundary=0.05)
-
-
-def renoise(denoised: torch.Tensor, sigma: float, generator: Generators = None) -> torch.Tensor:
-    return denoised + sigma * draw(torch.randn, tuple(denoised.shape), generator, denoised.device).to(denoised.dtype)
 
 
 def exact_teacher(charges: torch.Tensor, aug_dim: float | None) -> Teacher:
@@ -30,7 +26,7 @@ def edm_teacher(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor
 
 
 def make_objective(**options: Any) -> DistributionMatchingObjective:
-    defaults = {"sigmas": [80.0, 0.8], "renoise": renoise, "data_std": 0.5, "aug_dim": None}
+    defaults = {"sigmas": [80.0, 0.8], "data_std": 0.5, "aug_dim": None}
     return DistributionMatchingObjective(GENERATOR, EDM, edm_teacher, **(defaults | options))
 
 
@@ -38,10 +34,8 @@ def make_objective(**options: Any) -> DistributionMatchingObjective:
 def test_images_move_to_all_charges(aug_dim: float | None) -> None:
     # The images are free points, and both x̂ are exact.
     charges = torch.tensor([[[-1.0, -1.0]], [[1.0, -1.0]], [[0.0, 1.2]]], dtype=torch.float64)
-    points = (0.1 * torch.randn(30, 1, 2, generator=seeded(), dtype=torch.float64)).requires_grad_()
-    objective = DistributionMatchingObjective(
-        SAMPLE, SAMPLE, exact_teacher(charges, aug_dim), [80.0], renoise, 1.0, aug_dim
-    )
+    points = (0.1 * torch.randn(60, 1, 2, generator=seeded(), dtype=torch.float64)).requires_grad_()
+    objective = DistributionMatchingObjective(SAMPLE, SAMPLE, exact_teacher(charges, aug_dim), [80.0], 1.0, aug_dim)
     optimizer = torch.optim.Adam([points], lr=0.03)
     generator = seeded(1)
     for _ in range(400):
@@ -56,8 +50,8 @@ def test_images_move_to_all_charges(aug_dim: float | None) -> None:
         result.loss.backward()
         optimizer.step()
     distances, nearest = torch.cdist(points.detach().flatten(1), charges.flatten(1)).min(1)
-    assert (nearest.bincount(minlength=3) - 10).abs().max() <= 2
-    assert distances.median() < 0.1
+    assert (nearest.bincount(minlength=3) - 20).abs().max() <= 6
+    assert distances.median() < 0.15
 
 
 def test_the_gradient_is_the_difference_of_both_predictions() -> None:
@@ -65,7 +59,7 @@ def test_the_gradient_is_the_difference_of_both_predictions() -> None:
     images = torch.randn(6, 1, 4, 4, generator=seeded(), dtype=torch.float64).requires_grad_()
     critic_output = torch.full_like(images, 0.7).requires_grad_()
     objective = DistributionMatchingObjective(
-        SAMPLE, SAMPLE, lambda x, sigma, labels: torch.full_like(x, 0.2), [80.0], renoise, 0.5
+        SAMPLE, SAMPLE, lambda x, sigma, labels: torch.full_like(x, 0.2), [80.0], 0.5
     )
     result = objective(
         lambda *args: SimpleNamespace(sample=images),

@@ -1,7 +1,7 @@
 r"""Distribution matching at any D: a network learns to draw the images of a trained model in one or a few calls.
 
 The generator f gets x = y + σ n at one of a few fixed noise levels σ_1 > σ_2 > …, those of the calls in sampling, with
-an image y of the data set and the noise n of sampling. Its result g = f(x, σ) should have the distribution of the
+an image y of the data set and the kernel's unit noise n. Its result g = f(x, σ) should have the distribution of the
 images of a trained model, the teacher. Two distributions are compared by their x̂, which tells the direction x̂ − x of
 the Poisson field (`physics.field`): two sets of charges with the same field at all points and noise levels are the same
 set. So a second network, the critic, is trained to predict the x̂ of the generator's images by the loss of
@@ -9,7 +9,7 @@ set. So a second network, the critic, is trained to predict the x̂ of the gener
 
     x_t = g + t n,        d = x̂_c(x_t, t) − x̂(x_t, t),        ∂L/∂g = d / (N σ_d mean|g − x̂(x_t, t)|)
 
-where t is drawn as in `losses.tuning`, n has the kernel's unit noise, N is the number of elements of a sample
+where t is drawn as in `losses.tuning`, N is the number of elements of a sample
 and σ_d the standard deviation of the data. This is distribution matching distillation (arXiv 2311.18828, equations 7
 and 8) for Gaussian noise, D = ∞, where it is the gradient of the Kullback-Leibler divergence of the noisy images. At
 finite D the same step matches the Poisson fields (arXiv 2509.22454 has other losses for the same aim).
@@ -24,6 +24,7 @@ levels would be matched: on MNIST digits of one call became too thin and those o
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -41,8 +42,6 @@ from .tuning import Teacher, call_network, draw_noise_levels
 
 LEAST_DISTANCE = 1e-3  # the smallest mean|g − x̂| by which d is divided, in σ_d
 
-Renoise = Callable[[torch.Tensor, float, Generators], torch.Tensor]
-
 
 class DistributionMatchingObjective:
     """The objective of distribution matching for any D.
@@ -53,7 +52,6 @@ class DistributionMatchingObjective:
         teacher: x̂ of a frozen network, called as `teacher(x, t, class_labels)` with x (B, C, *), t (B, 1, ...) and the
             labels (B,), or None.
         sigmas: the noise levels of the calls in sampling, decreasing, in data units.
-        renoise: adds the noise of sampling, called as `renoise(y, σ, generator)`: `PoissonFlowScheduler.renoise`.
         data_std: σ_d, the standard deviation of the data.
         aug_dim: D, at least 0.01; None for ∞. Defaults to 1.
         guidance_scale: the scale w of classifier-free guidance of the teacher; 1, the default, for none.
@@ -71,7 +69,6 @@ class DistributionMatchingObjective:
         teacher_parameterization: Parameterization,
         teacher: Teacher,
         sigmas: Sequence[float],
-        renoise: Renoise,
         data_std: float,
         aug_dim: float | None = 1.0,
         guidance_scale: float = 1.0,
@@ -91,7 +88,6 @@ class DistributionMatchingObjective:
         self.teacher_parameterization = teacher_parameterization
         self.teacher = teacher
         self.sigmas = [float(sigma) for sigma in sigmas]
-        self.renoise = renoise
         self.data_std = data_std
         self.kernel = PoissonKernel(aug_dim)
         check_trainable(self.kernel.aug_dim)
@@ -137,25 +133,25 @@ class DistributionMatchingObjective:
         count = clean.shape[0]
         device = clean.device
         level = (draw(torch.rand, (count,), generator, device) * len(self.sigmas)).long()
-        unit_noise = self.renoise(torch.zeros_like(clean), 1.0, generator)
         t = draw_noise_levels(count, self.data_std, self.sigmas[0], generator, device)
-        noise = sample_bounded(self.kernel, tuple(clean.shape), t, generator, device, clean.dtype)
-        check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
         sigma = torch.full_like(t, self.sigmas[0])
         for index, value in enumerate(self.sigmas):
             sigma = torch.where(level == index, value, sigma)
+        noise = functools.partial(sample_bounded, self.kernel, tuple(clean.shape))
+        first_noise, noise_of_t = (noise(each, generator, device, clean.dtype) for each in (sigma, t))
+        check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
         sigma = append_dims(sigma, clean.ndim)
         labels = {} if class_labels is None else {"class_labels": class_labels}
 
         # The generator's images
-        x = clean + sigma * unit_noise
+        x = clean + first_noise
         output, noise_level = call_network(
             model, self.parameterization, x, sigma, clean.dtype, **labels, **model_kwargs
         )
         images = self.parameterization.denoised(output, x, noise_level)
 
         # The critic learns the x̂ of these images
-        x_t = images.detach() + noise
+        x_t = images.detach() + noise_of_t
         t_column = append_dims(t, clean.ndim)
         critic_labels = level if class_labels is None else class_labels + level * (self.num_classes or 1)
         plain = self.teacher_parameterization

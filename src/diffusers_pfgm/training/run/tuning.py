@@ -155,7 +155,6 @@ def make_tuning_task(
             plain.parameterization,
             denoise,
             sigmas,
-            tuned.renoise,
             std,
             tuned.config.aug_dim,
             args.guidance_scale,

@@ -12,6 +12,7 @@ from diffusers_pfgm import (
     Charges,
     ClassCharges,
     ConsistencyObjective,
+    DistributionMatchingObjective,
     FieldObjective,
     HemisphereLatents,
     LossOutput,
@@ -179,6 +180,28 @@ def test_consistency_objective(distillation: bool) -> None:
 
     expected = loss(network.cpu(), CHARGES[:8])
     found = loss(network.to(DEVICE), CHARGES[:8].to(DEVICE))
+    torch.testing.assert_close(found.per_sample.cpu(), expected.per_sample, rtol=1e-2, atol=1e-3)
+    found.loss.backward()
+
+
+def test_distribution_matching_objective() -> None:
+    edm = Parameterization("epsilon", sigma_data=0.5)
+    networks = [make_tiny_unet(1, 1), make_tiny_unet(1, 1, num_class_embeds=2), make_tiny_unet(1, 1)]
+
+    def loss(device: torch.device | str) -> LossOutput:
+        generator, critic, teacher = (network.to(device) for network in networks)
+        denoiser = Denoiser(teacher, edm)
+        objective = DistributionMatchingObjective(
+            Parameterization("epsilon", sigma_data=0.5, boundary=0.05),
+            edm,
+            lambda x, sigma, labels: denoiser(x, sigma),
+            [80.0, 0.8],
+            0.5,
+        )
+        return objective(generator, CHARGES[:8].to(device), position_generators(0, 0, 8), critic=critic)
+
+    expected = loss("cpu")
+    found = loss(DEVICE)
     torch.testing.assert_close(found.per_sample.cpu(), expected.per_sample, rtol=1e-2, atol=1e-3)
     found.loss.backward()
 

@@ -74,7 +74,7 @@ def test_a_resumed_run_continues(data: Path, tmp_path: Path) -> None:
     assert largest_difference(tmp_path / "whole" / "unet", tmp_path / "parts" / "unet") < 1e-4
 
 
-@pytest.mark.parametrize("method", ["training", "distillation"])
+@pytest.mark.parametrize("method", ["training", "distillation", "matching"])
 def test_consistency_tuning(data: Path, tmp_path: Path, method: str) -> None:
     train(data, tmp_path / "base", "--max_train_steps=300", "--learning_rate=1e-3")
     options = [f"--dataset_name={data / 'digits.parquet'}", f"--model={tmp_path / 'base'}", "--logger=none"]

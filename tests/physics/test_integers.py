@@ -8,6 +8,7 @@ import torch
 from diffusers_pfgm import (
     ChargeField,
     ConsistencyObjective,
+    DistributionMatchingObjective,
     FieldObjective,
     HemisphereLatents,
     Parameterization,
@@ -38,6 +39,16 @@ HYPERPARAMETERS = recommend_hyperparameters(data_norm=5.0, data_dim=64)
         (
             "clean",
             lambda x: ConsistencyObjective(Parameterization("epsilon", boundary=0.1), 80.0, 0.5)(make_tiny_unet(), x),
+        ),
+        (
+            "clean",
+            lambda x: DistributionMatchingObjective(
+                Parameterization("epsilon", boundary=0.1),
+                Parameterization("epsilon"),
+                ChargeField(CHARGES),
+                [80.0],
+                0.5,
+            )(make_tiny_unet(), x, critic=make_tiny_unet()),
         ),
     ],
 )

@@ -13,6 +13,7 @@ from diffusers_pfgm import (
     Charges,
     ClassCharges,
     CompressedSensing,
+    DistributionMatchingObjective,
     FieldObjective,
     HemisphereLatents,
     Inpainting,
@@ -33,6 +34,7 @@ from diffusers_pfgm import (
 )
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.physics import hemisphere_points, interpolate, with_temperature
+from diffusers_pfgm.physics.denoiser import Denoiser
 from diffusers_pfgm.physics.tensors import to_tensor
 from diffusers_pfgm.plots import AngleLaw
 from diffusers_pfgm.plots.animation import even_moments, plot_moment
@@ -194,6 +196,23 @@ def test_objectives() -> None:
     field(make_tiny_unet().to(MPS), clean[:4], Charges(clean), MPSGenerator())
     perturbation = PerturbationObjective(Parameterization("epsilon", sigma_data=0.5), aug_dim=2.0)
     output = perturbation(make_tiny_unet(1, 1).to(MPS), clean[:4], MPSGenerator())
+    output.loss.backward()
+    assert output.bands()
+
+
+@pytest.mark.parametrize("aug_dim", [1.0, None])
+def test_distribution_matching(aug_dim: float | None) -> None:
+    teacher = Denoiser(make_tiny_unet(1, 1).to(MPS), Parameterization("epsilon", sigma_data=0.5))
+    objective = DistributionMatchingObjective(
+        Parameterization("epsilon", sigma_data=0.5, boundary=0.05),
+        teacher.parameterization,
+        lambda x, sigma, class_labels: teacher(x, sigma),
+        [80.0, 0.8],
+        0.5,
+        aug_dim,
+    )
+    critic = make_tiny_unet(1, 1, num_class_embeds=2).to(MPS)
+    output = objective(make_tiny_unet(1, 1).to(MPS), CHARGES.float().to(MPS)[:4], MPSGenerator(), critic=critic)
     output.loss.backward()
     assert output.bands()
 

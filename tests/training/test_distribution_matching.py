@@ -59,7 +59,7 @@ def test_a_tuned_model_is_matched_to_its_teacher(
     options = options_of(tuned, data, output, f"--teacher={base}", "--logging_steps=1")
     done = python.run(*ACCELERATE, SCRIPT, *options)
     assert done.returncode == 0, done.stderr
-    assert "Distribution matching at sigma = 120, 2 from a model that is already tuned." in done.stdout
+    assert "Distribution matching at sigma = 120, 2, from a model that is already tuned." in done.stdout
     pipe = PFGMPipeline.from_pretrained(output)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.scheduler.config.consistency_sigmas == SIGMAS[:2] and pipe.unet.config.num_class_embeds is None

@@ -130,58 +130,62 @@ def make_tuning_task(
     shape = (data.images.channels, args.resolution, args.resolution)
     tuned = _tuned_scheduler(scheduler, std, math.prod(shape), args)
     _turn_off_dropout(unet.to(accelerator.device))
-    settings = {MODEL_CHECKSUM: weights_checksum(unet)}
+    settings: dict[str, Any] = {MODEL_CHECKSUM: weights_checksum(unet)}
     # Consistency training without guidance needs the untuned network only for the check.
     has_teacher = args.method != "training" or args.guidance_scale != 1
-    network, plain, named = unet, scheduler, f"`--model` {args.model!r}"
+    network, untuned, named = unet, scheduler, f"`--model` {args.model!r}"
     if teacher is not None:
         network, named = teacher.unet.to(accelerator.device), f"`--teacher` {args.teacher!r}"
-        plain = PoissonFlowScheduler.from_scheduler(teacher.scheduler)
+        untuned = PoissonFlowScheduler.from_scheduler(teacher.scheduler)
         settings[TEACHER_CHECKSUM] = weights_checksum(network)
     elif has_teacher:
         network = copy.deepcopy(unet)
     if has_teacher:
         network.requires_grad_(False).eval()
-    denoise = _teacher(network, plain, accelerator)
+    denoise = _teacher(network, untuned, accelerator)
     label = 0 if classes and null_class is None else null_class
-    check_prediction(denoise, plain, shape, label, statistics, named)
-    guided = "" if args.guidance_scale == 1 else f" with guidance {args.guidance_scale:g}"
-    already = " from a model that is already tuned" if scheduler.is_consistency_model else ""
-    guidance_calls = args.guidance_scale != 1
+    check_prediction(denoise, untuned, shape, label, statistics, named)
+
+    levels = tuned.config.consistency_sigmas
+    facts = (std, tuned.config.aug_dim, args.guidance_scale)
+    note = "" if args.guidance_scale == 1 else f", with guidance {args.guidance_scale:g}"
+    note += ", from a model that is already tuned." if scheduler.is_consistency_model else "."
     if args.method == MATCHING:
-        sigmas = tuned.config.consistency_sigmas
-        matching = DistributionMatchingObjective(
-            tuned.parameterization,
-            plain.parameterization,
-            denoise,
-            sigmas,
-            std,
-            tuned.config.aug_dim,
-            args.guidance_scale,
-            unet.config.num_class_embeds,
-            null_class,
+        settings["consistency_sigmas"] = levels
+        return TrainingTask(
+            DistributionMatchingObjective(
+                tuned.parameterization,
+                untuned.parameterization,
+                denoise,
+                levels,
+                *facts,
+                num_classes=unet.config.num_class_embeds,
+                null_class=null_class,
+            ),
+            tuned,
+            unet,
+            f"Distribution matching at sigma = {', '.join(f'{level:g}' for level in levels)}{note}",
+            settings,
+            calls=3 + (args.guidance_scale != 1),
+            critic=_turn_off_dropout(make_critic(network, len(levels))),
         )
-        critic = _turn_off_dropout(make_critic(network, len(sigmas)))
-        levels = ", ".join(f"{sigma:g}" for sigma in sigmas)
-        description = f"Distribution matching at sigma = {levels}{guided}{already}."
-        settings["consistency_sigmas"] = sigmas
-        return TrainingTask(matching, tuned, unet, description, settings, 3 + guidance_calls, critic)
-    objective = ConsistencyObjective(
-        tuned.parameterization,
-        tuned.config.sigma_max,
-        std,
-        tuned.config.aug_dim,
-        args.guidance_scale,
-        denoise if has_teacher else None,
-        null_class,
-        args.method == "distillation",
-    )
-    description = (
-        f"Consistency {args.method}{guided} from sigma = {tuned.config.sigma_max:g}, with consistency_boundary = "
-        f"{tuned.config.consistency_boundary:g}{already}."
-    )
     calls = 2 if args.method == "training" else 4
-    return TrainingTask(objective, tuned, unet, description, settings, calls + guidance_calls * calls // 2)
+    return TrainingTask(
+        ConsistencyObjective(
+            tuned.parameterization,
+            levels[0],
+            *facts,
+            teacher=denoise if has_teacher else None,
+            null_class=null_class,
+            distillation=args.method == "distillation",
+        ),
+        tuned,
+        unet,
+        f"Consistency {args.method} from sigma = {levels[0]:g}, with consistency_boundary = "
+        f"{tuned.config.consistency_boundary:g}{note}",
+        settings,
+        calls=calls + calls // 2 * (args.guidance_scale != 1),
+    )
 
 
 def _tuned_scheduler(

@@ -40,7 +40,10 @@ def check_base(model: str, base: PFGMPipeline, scheduler: PoissonFlowScheduler, 
 
 def check_teacher(args: argparse.Namespace, base: PFGMPipeline, teacher: PFGMPipeline) -> None:
     """Raise a ValueError if `--teacher` is tuned itself, or is a model of other images, classes, D or noise levels."""
-    if teacher.scheduler.is_consistency_model:
+    found, tuned = (
+        PoissonFlowScheduler.from_scheduler(pipeline.scheduler, allow_consistency=True) for pipeline in (teacher, base)
+    )
+    if found.is_consistency_model:
         raise ValueError(
             f"`--teacher` {args.teacher!r} is tuned already, so it has no x̂. Pass the model that it was tuned from."
         )
@@ -49,8 +52,8 @@ def check_teacher(args: argparse.Namespace, base: PFGMPipeline, teacher: PFGMPip
         "in_channels": (teacher.unet.config.in_channels, base.unet.config.in_channels),
         "num_class_embeds": (teacher.unet.config.num_class_embeds, base.unet.config.num_class_embeds),
         "id2label": (teacher.config.id2label, base.config.id2label),
-        "aug_dim": (teacher.scheduler.config.aug_dim, base.scheduler.config.aug_dim),
-        "sigma_max": (teacher.scheduler.config.sigma_max, base.scheduler.config.sigma_max),
+        "aug_dim": (found.config.aug_dim, tuned.config.aug_dim),
+        "sigma_max": (found.config.sigma_max, tuned.config.sigma_max),
     }
     for name, (value, expected) in pairs.items():
         if value != expected:

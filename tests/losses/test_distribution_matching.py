@@ -70,9 +70,13 @@ def test_the_gradient_is_the_difference_of_both_predictions() -> None:
     result.loss.backward()
     distance = (images.detach() - 0.2).abs().mean((1, 2, 3), keepdim=True)
     assert torch.allclose(images.grad, 0.5 / (16 * 0.5 * distance).expand_as(images) / 6)
-    assert torch.allclose(critic_output.grad, 2 * (0.7 - images.detach()) / 16 / 6)
-    values = 0.5**2 / (2 * 0.5 * distance.flatten()) + (0.7 - images.detach()).square().mean((1, 2, 3))
-    assert torch.allclose(result.per_sample, values) and torch.allclose(result.loss, values.mean())
+    t = append_dims(result.sigma, 4)
+    weight = (t**2 + 0.5**2) / (0.5 * t) ** 2  # EDM's, which is 1/c_out²
+    error = 0.7 - images.detach()
+    assert torch.allclose(critic_output.grad, 2 * weight * error / 16 / 6)
+    parts = 0.5**2 / (2 * 0.5 * distance.flatten()), (weight * error**2).mean((1, 2, 3))
+    assert torch.allclose(result.parts["generator"], parts[0]) and torch.allclose(result.parts["critic"], parts[1])
+    assert torch.allclose(result.per_sample, sum(parts)) and torch.allclose(result.loss, sum(parts).mean())
 
 
 def test_the_critic_knows_class_and_level() -> None:
@@ -105,15 +109,64 @@ def test_the_critic_knows_class_and_level() -> None:
 
 
 def test_the_teacher_is_guided_except_without_a_class() -> None:
+    # The teacher predicts the number of the class, and the critic's output is 0 at images of 0 and at σ_d = 1.
+    levels = []
+
     def teacher(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         assert class_labels is not None
-        return append_dims(class_labels.double(), x.ndim).expand_as(x)
+        levels.append(sigma)
+        return append_dims(class_labels.to(x.dtype), x.ndim).expand_as(x)
 
-    objective = make_objective(guidance_scale=3.0, num_classes=3, null_class=2)
-    objective.teacher = teacher
-    x = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
-    guided = objective._teacher_mean(x, torch.ones(3, 1, 1, 1), torch.tensor([0, 1, 2]))
-    assert guided[:, 0, 0, 0].tolist() == [2 + 3 * (0 - 2), 2 + 3 * (1 - 2), 2]
+    images = torch.zeros(300, 1, 2, 2, dtype=torch.float64).requires_grad_()
+    labels = torch.arange(300) % 3
+    objective = DistributionMatchingObjective(
+        SAMPLE, SAMPLE, teacher, [80.0, 0.8], 1.0, None, guidance_scale=3.0, num_classes=3, null_class=2
+    )
+    result = objective(
+        lambda *args, **kwargs: SimpleNamespace(sample=images),
+        torch.zeros_like(images),
+        seeded(),
+        labels,
+        critic=lambda x, timestep, class_labels: SimpleNamespace(sample=torch.zeros_like(x)),
+    )
+    guided = torch.tensor([2 + 3 * (0 - 2), 2 + 3 * (1 - 2), 2], dtype=torch.float64)[labels]
+    assert torch.allclose(result.parts["generator"], guided.abs() / 2)  # d² / (2 |g − x̂|) with d = −x̂
+    assert torch.equal(levels[0].flatten(), result.sigma) and torch.equal(levels[0], levels[1])
+    assert (result.sigma > 0.8).sum() > 100  # t is drawn up to the first level
+
+
+def test_images_that_equal_the_prediction_have_a_finite_loss() -> None:
+    images = torch.ones(4, 1, 2, 2).requires_grad_()
+    objective = DistributionMatchingObjective(
+        SAMPLE, SAMPLE, lambda x, sigma, labels: torch.ones_like(x), [80.0], 0.5, None
+    )
+    result = objective(
+        lambda *args: SimpleNamespace(sample=images),
+        torch.zeros_like(images),
+        seeded(),
+        critic=lambda x, timestep, class_labels: SimpleNamespace(sample=torch.full_like(x, 1 + 1e-5)),
+    )
+    result.loss.backward()
+    assert result.loss.isfinite() and images.grad is not None and images.grad.isfinite().all()
+
+
+def test_the_critic_of_a_field_network_learns_the_posterior_mean() -> None:
+    # The normalized field of one image is not linear in x̂, so its mean is not the field of x̂: x̂ itself is compared.
+    field = Parameterization("field")
+    images = torch.randn(200, 1, 2, 2, generator=seeded(), dtype=torch.float64)
+
+    def loss(shift: float) -> torch.Tensor:
+        def critic(x: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> SimpleNamespace:
+            mean = posterior_mean(x, timestep, images, 1.0)
+            return SimpleNamespace(sample=field.target(mean + shift * (mean - x), x, append_dims(timestep, 4)))
+
+        objective = DistributionMatchingObjective(SAMPLE, field, edm_teacher, [5.0], 1.0, 1.0)
+        output = objective(
+            lambda *args: SimpleNamespace(sample=images), torch.zeros_like(images), seeded(1), critic=critic
+        )
+        return output.parts["critic"].mean()
+
+    assert loss(0.0) < min(loss(0.03), loss(-0.03))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -152,7 +205,7 @@ def test_errors_name_the_argument() -> None:
         with pytest.raises(ValueError, match=message):
             make_objective(**options)
     networks = {"critic": make_smallest_unet(num_class_embeds=2)}
-    with pytest.raises(ValueError, match="`num_classes` = 3 needs `class_labels`"):
+    with pytest.raises(ValueError, match="`class_labels` go with `num_classes` of the objective, which is 3"):
         make_objective(num_classes=3)(make_smallest_unet(), torch.zeros(1, 1, 8, 8), **networks)
     with pytest.raises(ValueError, match="`clean` must be finite"):
         make_objective()(make_smallest_unet(), torch.full((1, 1, 8, 8), math.nan), **networks)

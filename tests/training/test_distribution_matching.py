@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 
-from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler, SongUNet
+from diffusers_pfgm.training.run import loop
 from diffusers_pfgm.training.run.critic import make_critic
+from diffusers_pfgm.training.run.divergence_guard import DivergenceGuard
+from diffusers_pfgm.training.run.optimization import CRITIC_LEARNING_RATE, make_optimizer
 from diffusers_pfgm.training.run.records import read_records
 from diffusers_pfgm.training.run.tuning_arguments import (
     LEARNING_RATE,
@@ -97,7 +101,8 @@ def test_a_resumed_run_ends_with_the_same_networks(
     tune(tuned, data, *resume, "--seed=1")
     for name in ("unet", "checkpoint-4/unet", "checkpoint-4/unet_ema", "checkpoint-4/critic"):
         assert is_same(tmp_path / "whole" / name, tmp_path / "resumed" / name)
-    with pytest.raises(ValueError, match=r"consistency_sigmas was \[120.0, 2.0\] and is \[120.0\]"):
+    message = r"consistency_sigmas was \[120.0, 2.0\] and is \[120.0\]; .* first `--num_inference_steps` calls"
+    with pytest.raises(ValueError, match=message):
         tune(tuned, data, *resume, "--num_inference_steps=1")
     other = save_base(tmp_path / "other")
     pipe = PFGMPipeline.from_pretrained(other)
@@ -116,7 +121,8 @@ def test_two_processes_and_micro_batches_train_the_same_networks(
     shared = [f"--teacher={base}", "--guidance_scale=2", "--max_train_steps=2"]
     tune(tuned, data, tmp_path / "one", *shared)
     tune(tuned, data, tmp_path / "parts", *shared, "--train_batch_size=8", "--gradient_accumulation_steps=2")
-    options = options_of(tuned, data, tmp_path / "two", *shared, "--train_batch_size=8")
+    parts = ["--train_batch_size=4", "--gradient_accumulation_steps=2"]
+    options = options_of(tuned, data, tmp_path / "two", *shared, *parts)
     done = python.run(*TORCHRUN, CHEAP_OUTPUTS, SCRIPT, *options)
     assert done.returncode == 0, done.stderr
     for network in ("unet", "critic"):
@@ -126,6 +132,53 @@ def test_two_processes_and_micro_batches_train_the_same_networks(
     config = PFGMPipeline.from_pretrained(tmp_path / "one").scheduler.config
     assert config.consistency_guidance == 2
     assert read_records(tmp_path / "one" / "log.jsonl", "train")[-1]["calls"] == 4 * 2
+
+
+def test_the_critic_is_trained_checked_and_clipped_like_the_network(
+    monkeypatch: pytest.MonkeyPatch, cheap: None, base: Path, tuned: Path, data: Path, tmp_path: Path
+) -> None:
+    clipped: list[list[torch.Size]] = []
+    checked: list[int] = []
+    checkpointed: list[torch.nn.Module] = []
+    clip, check = loop.clip_grad_norm_, DivergenceGuard.check_weights
+
+    def clip_and_note(parameters: Any, max_norm: float) -> torch.Tensor:
+        values = list(parameters)
+        clipped.append([weight.shape for weight in values])
+        return clip(values, max_norm)
+
+    def check_and_note(self: DivergenceGuard, step: int, networks: torch.nn.Module, *args: Any) -> None:
+        checked.append(sum(weight.numel() for weight in networks.parameters()))
+        check(self, step, networks, *args)
+
+    monkeypatch.setattr(loop, "clip_grad_norm_", clip_and_note)
+    monkeypatch.setattr(DivergenceGuard, "check_weights", check_and_note)
+    monkeypatch.setattr(UNet2DModel, "enable_gradient_checkpointing", lambda self: checkpointed.append(self))
+    options = [f"--teacher={base}", "--max_train_steps=1", "--gradient_checkpointing"]
+    tune(tuned, data, tmp_path / "matched", *options)
+    unet, critic = (weights(tmp_path / "matched" / "checkpoint-1" / name) for name in ("unet", "critic"))
+    assert [len(shapes) for shapes in clipped] == [len(critic)] and len(checkpointed) == 2
+    assert checked == [sum(weight.numel() for each in (unet, critic) for weight in each.values())]
+    record = read_records(tmp_path / "matched" / "log.jsonl", "train")[-1]
+    assert record["loss"] == pytest.approx(record["loss/generator"] + record["loss/critic"])
+
+
+def test_the_critic_learns_faster_than_the_network() -> None:
+    args = parse_tuning_args(None, ["--model=fast", "--teacher=base", "--dataset_name=data"])
+    unet = make_smallest_unet()
+    groups = make_optimizer(args, unet, make_critic(unet, 2)).param_groups
+    assert [group["lr"] for group in groups] == [MATCHING_LEARNING_RATE, CRITIC_LEARNING_RATE * MATCHING_LEARNING_RATE]
+    assert sum(len(group["params"]) for group in groups) == 2 * len([*unet.parameters()]) + 1  # and its classes
+
+
+def test_dropout_is_off_in_both_networks(cheap: None, base: Path, tuned: Path, data: Path, tmp_path: Path) -> None:
+    pipe = PFGMPipeline.from_pretrained(base)
+    pipe.unet.register_to_config(dropout=0.5)
+    pipe.save_pretrained(tmp_path / "dropout")
+    for name, teacher in (("with", tmp_path / "dropout"), ("without", base)):
+        tune(tuned, data, tmp_path / name, f"--teacher={teacher}", "--max_train_steps=1")
+    for network in ("unet", "critic"):
+        assert is_same(*(tmp_path / name / "checkpoint-1" / network for name in ("with", "without")))
 
 
 def test_the_default_method_and_learning_rate_follow_from_the_teacher() -> None:
@@ -153,7 +206,12 @@ def test_models_that_do_not_fit_are_named(base: Path, tuned: Path, data: Path, t
     other = save_base(tmp_path / "other", aug_dim=64.0)
     short = save_tuned(base, tmp_path / "short", [120.0, 2.0])
     output = tmp_path / "matched"
+    other_network = tmp_path / "song"
+    pipe = PFGMPipeline.from_pretrained(base)
+    PFGMPipeline(SongUNet(8, 1, 1, (8,), 1, model_channels=8), pipe.scheduler).save_pretrained(other_network)
     for model, options, message in (
+        (tuned, [f"--teacher={other_network}"], r"`--teacher` .* has a SongUNet, but only a UNet2DModel"),
+        (tuned, [f"--teacher={base}", f"--output_dir={base}"], r"is the folder of `--teacher`"),
         (tuned, ["--method=matching"], r"`--method` matching needs the x̂ .* as `--teacher`"),
         (tuned, [f"--teacher={other}"], r"`--teacher` .* has `aug_dim` = 64.0, but `--model` .* has 1.0"),
         (tuned, [f"--teacher={tuned}"], r"`--teacher` .* is tuned already, so it has no x̂"),

@@ -1,25 +1,27 @@
 r"""Distribution matching at any D: a network learns to draw the images of a trained model in one or a few calls.
 
 The generator f gets x = y + σ n at one of a few fixed noise levels σ_1 > σ_2 > …, those of the calls in sampling, with
-an image y of the data set and the kernel's unit noise n. Its result g = f(x, σ) should have the distribution of the
-images of a trained model, the teacher. Two distributions are compared by their x̂, which tells the direction x̂ − x of
-the Poisson field (`physics.field`): two sets of charges with the same field at all points and noise levels are the same
-set. So a second network, the critic, is trained to predict the x̂ of the generator's images by the loss of
-`PerturbationObjective`, and where its x̂_c and the x̂ of the teacher differ, the image is moved by their difference:
+an image y of the data set and the kernel's unit noise n. Its images g = f(x, σ) should have the distribution of the
+images of a trained model, the teacher.
+
+Two distributions are compared by their x̂, since x̂ − x has the direction of the Poisson field (`physics.field`) and two
+sets of charges with the same field at all points and noise levels are equal. A second network, the critic, is trained
+to predict the x̂_c of the generator's images (the "fake" network of the papers on distillation), by the squared error of
+the image with the weight of EDM, and each image is moved by the difference d of x̂_c and the teacher's x̂:
 
     x_t = g + t n,        d = x̂_c(x_t, t) − x̂(x_t, t),        ∂L/∂g = d / (N σ_d mean|g − x̂(x_t, t)|)
 
-where t is drawn as in `losses.tuning`, N is the number of elements of a sample
-and σ_d the standard deviation of the data. This is distribution matching distillation (arXiv 2311.18828, equations 7
-and 8) for Gaussian noise, D = ∞, where it is the gradient of the Kullback-Leibler divergence of the noisy images. At
-finite D the same step matches the Poisson fields (arXiv 2509.22454 has other losses for the same aim).
+Here t is drawn as in `losses.tuning`, N is the number of elements of a sample and σ_d the standard deviation of the
+data. At D = ∞ this is distribution matching distillation (arXiv 2311.18828, equations 7 and 8), where d/t² is the
+gradient of the Kullback-Leibler divergence of the noisy images. At finite D the same step matches the Poisson fields
+(arXiv 2509.22454 has other losses for the same aim).
 
-A squared loss makes images smooth where the network cannot tell what to draw, and this one does not: it asks for images
-that the teacher could have drawn, not for those of the same field lines. Hence it needs no ODE, and the images of one
-call may be better than those of many calls of the teacher. It does not keep the image of each latent.
+A squared loss makes images smooth where several are possible. This loss matches distributions, so each image is sharp,
+but it does not keep the image of each latent. It needs no ODE, so that images of one call can be as good as those of
+many calls of the teacher.
 
-The critic knows the level from which an image was made, as further classes. If it did not, only the mixture of all
-levels would be matched: on MNIST digits of one call became too thin and those of two calls too thick.
+The critic knows the level of each image, as further classes. Without them only the mixture of all levels would be
+matched: on MNIST, digits of one call became too thin and those of two calls too thick.
 """
 
 from __future__ import annotations
@@ -107,8 +109,8 @@ class DistributionMatchingObjective:
     ) -> LossOutput:
         """Compute the sum of the losses of the generator `model` and of the critic on a batch, for one `backward`.
 
-        The generator, the critic and the teacher are called once, with guidance the teacher twice. The generator's part
-        has the gradient given above; its value is that of d² / (2 N σ_d mean|g − x̂|), which decreases as the images
+        The generator, the critic and the teacher are called once, with guidance the teacher twice. The generator's loss
+        has the gradient given above. Its value is that of ‖d‖² / (2 N σ_d mean|g − x̂|), which decreases as the images
         become those of the teacher.
 
         Args:
@@ -117,60 +119,70 @@ class DistributionMatchingObjective:
             generator: one torch generator, or a list of B of them.
             class_labels: (B,), passed to the networks; None without classes.
             critic: the critic, called like `model`, with `class_labels` (B,) that are the class plus the index of the
-                noise level times `num_classes` (times 1 without classes).
-            **model_kwargs: further keyword arguments of both.
+                noise level times `num_classes`; without classes the index of the noise level.
+            **model_kwargs: further keyword arguments of the generator and the critic. The teacher does not get them.
 
         Returns:
-            The loss and its parts, at the noise levels t.
+            The loss, with the parts "generator" and "critic", at the noise levels t.
 
         Raises:
             ValueError: if `clean` is not floating-point or holds NaN or infinity, a network's output has the wrong
-                shape, or there are no `class_labels` although the objective has classes.
+                shape, or there are `class_labels` without `num_classes` of the objective or the reverse.
         """
         check_floating("clean", clean)
-        if class_labels is None and self.num_classes is not None:
-            raise ValueError(f"`num_classes` = {self.num_classes} needs `class_labels` for each sample.")
+        if (class_labels is None) != (self.num_classes is None):
+            raise ValueError(
+                f"`class_labels` go with `num_classes` of the objective, which is {self.num_classes}. Set both or none."
+            )
         count = clean.shape[0]
         device = clean.device
         level = (draw(torch.rand, (count,), generator, device) * len(self.sigmas)).long()
         t = draw_noise_levels(count, self.data_std, self.sigmas[0], generator, device)
+        draw_noise = functools.partial(sample_bounded, self.kernel, tuple(clean.shape), torch.ones_like(t))
+        first_noise = draw_noise(generator, device, clean.dtype)
+        noise = draw_noise(generator, device, clean.dtype)
+        check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
         sigma = torch.full_like(t, self.sigmas[0])
         for index, value in enumerate(self.sigmas):
             sigma = torch.where(level == index, value, sigma)
-        noise = functools.partial(sample_bounded, self.kernel, tuple(clean.shape))
-        first_noise, noise_of_t = (noise(each, generator, device, clean.dtype) for each in (sigma, t))
-        check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
-        sigma = append_dims(sigma, clean.ndim)
+        sigma, t_column = (append_dims(each, clean.ndim) for each in (sigma, t))
         labels = {} if class_labels is None else {"class_labels": class_labels}
 
         # The generator's images
-        x = clean + first_noise
+        x = clean + sigma * first_noise
         output, noise_level = call_network(
             model, self.parameterization, x, sigma, clean.dtype, **labels, **model_kwargs
         )
         images = self.parameterization.denoised(output, x, noise_level)
 
         # The critic learns the x̂ of these images
-        x_t = images.detach() + noise_of_t
-        t_column = append_dims(t, clean.ndim)
+        x_t = images.detach() + t_column * noise
         critic_labels = level if class_labels is None else class_labels + level * (self.num_classes or 1)
-        plain = self.teacher_parameterization
         output, noise_level = call_network(
-            critic, plain, x_t, t_column, clean.dtype, class_labels=critic_labels, **model_kwargs
+            critic,
+            self.teacher_parameterization,
+            x_t,
+            t_column,
+            clean.dtype,
+            class_labels=critic_labels,
+            **model_kwargs,
         )
-        target = plain.target(images.detach(), x_t, noise_level)
-        critic_loss = (output - target).flatten(1).square().mean(1)
+        critic_mean = self.teacher_parameterization.denoised(output, x_t, noise_level)
+        s = torch.as_tensor(noise_level, device=device).expand_as(t_column).flatten()
+        inverse_weight = s * self.data_std / torch.hypot(s, torch.full_like(s, self.data_std))  # c_out of EDM
+        error = (critic_mean - images.detach()) / append_dims(inverse_weight, clean.ndim)
+        critic_loss = error.flatten(1).square().mean(1)
 
         # The images are moved by the difference of both x̂
         with torch.no_grad():
-            predicted = self._teacher_mean(x_t, t_column, class_labels)
-            difference = plain.denoised(output, x_t, noise_level) - predicted
-            distance = (images - predicted).abs().flatten(1).mean(1)
+            teacher_mean = self._teacher_mean(x_t, t_column, class_labels)
+            distance = (images - teacher_mean).abs().flatten(1).mean(1)
             weight = 1 / (self.data_std * distance.clamp(min=LEAST_DISTANCE * self.data_std))
-            moved = images - difference
+            moved = images - (critic_mean - teacher_mean)
         generator_loss = (images - moved).flatten(1).square().mean(1) * weight / 2
         per_sample = generator_loss + critic_loss
-        return LossOutput(per_sample.mean(), per_sample.detach(), t)
+        parts = {"generator": generator_loss.detach(), "critic": critic_loss.detach()}
+        return LossOutput(per_sample.mean(), per_sample.detach(), t, parts)
 
     def _teacher_mean(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Return x̂ (B, C, *) of the teacher, with guidance where a sample has a class."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,11 +20,13 @@ class LossOutput:
         loss: mean loss of the batch, (), with its graph for `backward`.
         per_sample: loss of each sample, (B,), detached.
         sigma: noise level σ of each sample, (B,), in data units.
+        parts: the terms of `per_sample` by name, each (B,), detached; empty if it has only one.
     """
 
     loss: torch.Tensor
     per_sample: torch.Tensor
     sigma: torch.Tensor
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def bands(self) -> dict[str, float]:
         """Return the mean loss in each band of σ that has samples, such as {"loss/sigma_0.1_1.0": 0.02}.

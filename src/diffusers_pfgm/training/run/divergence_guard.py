@@ -46,19 +46,19 @@ class DivergenceGuard:
         """Remember the loss () of a micro-batch, without synchronizing with the device."""
         self._losses.append(loss.detach())
 
-    def check_gradients(self, step: int, norm: torch.Tensor) -> None:
+    def check_gradients(self, step: int, norms: torch.Tensor) -> None:
         """Check losses and gradient. Every process must call this after the last `backward` of a step.
 
         Args:
             step: The number of the step.
-            norm: The norm () of the gradient over all processes, before `optimizer.step()`.
+            norms: The norms of the gradients over all processes, before `optimizer.step()`, of any shape.
 
         Raises:
-            DivergenceError: if the losses or, except in float16, the norm are not finite on any process.
+            DivergenceError: if the losses or, except in float16, the norms are not finite on any process.
         """
         finite = {"the loss": all_finite(self._losses)}
         if self.accelerator.scaler is None:
-            finite["the norm of the gradient"] = norm.isfinite()
+            finite["the norm of the gradient"] = norms.isfinite().all()
         self._losses = []
         self._require(finite, step)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from ...hub.publishing import check_hub
@@ -141,7 +142,7 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
     with long_barrier:
         if accelerator.is_main_process:
             accelerator.init_trackers(TRACKER)
-            outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id)
+            outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id, task.fits_levels)
             outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=num_parameters)
     calls_per_step = task.calls * args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)
@@ -179,8 +180,12 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
                     guard.note(result.loss)
                     norm = None
                     if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(networks.parameters(), args.max_grad_norm)
-                        guard.check_gradients(step, norm)
+                        # The first call unscales the gradients of all networks in float16.
+                        norm = accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                        norms = [norm]
+                        if task.critic is not None:
+                            norms.append(clip_grad_norm_(task.critic.parameters(), args.max_grad_norm))
+                        guard.check_gradients(step, torch.stack(norms))
                     optimizer.step()
                     optimizer.zero_grad()
                 if accelerator.is_main_process:

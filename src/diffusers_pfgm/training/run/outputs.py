@@ -35,7 +35,6 @@ from .run_files import BEST, LOG
 from .samples import save_samples
 from .settings import MODEL_CHECKSUM, TEACHER_CHECKSUM
 from .side_output import last_checkpoint, side_output
-from .tuning_checks import MATCHING
 from .validation import BestModel
 
 EPOCH_OPTIONS = ("save_images_epochs", "validation_epochs", "save_model_epochs")
@@ -62,6 +61,7 @@ class Outputs:
         data: The data set of the run.
         settings: The settings of the run, for the model card.
         repo_id: The repository on the Hub; None without `--push_to_hub`.
+        fits_levels: Whether the noise levels of a consistency model are fitted at the end of the run.
     """
 
     args: argparse.Namespace
@@ -72,6 +72,7 @@ class Outputs:
     data: TrainingData
     settings: Mapping[str, Any]
     repo_id: str | None
+    fits_levels: bool = True
 
     def __post_init__(self) -> None:
         self.folder = Path(self.args.output_dir)
@@ -117,7 +118,7 @@ class Outputs:
         with self.ema_weights() as pipeline:
             self._save(pipeline)
             is_consistency_model = pipeline.scheduler.is_consistency_model
-            if is_consistency_model and self.args.method != MATCHING:
+            if is_consistency_model and self.fits_levels:
                 self._fit_levels(pipeline)
             self._draw(pipeline, step)
             self._validate(pipeline, step)

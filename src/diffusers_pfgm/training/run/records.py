@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -106,7 +107,7 @@ class Meter:
 
     def update(self, result: LossOutput, norm: torch.Tensor | None) -> None:
         """Add the loss of a micro-batch and, after the last micro-batch of a step, the norm of the gradient."""
-        self._results.append(LossOutput(result.loss.detach(), result.per_sample, result.sigma))
+        self._results.append(dataclasses.replace(result, loss=result.loss.detach()))
         if norm is not None:
             self._norms.append(norm.detach())
 
@@ -135,6 +136,8 @@ class Meter:
         norms = torch.stack(self._norms).float().cpu()
         total = LossOutput(losses.mean(), losses, sigmas)
         values = {"loss": total.loss.item(), **total.bands()}
+        for name in self._results[0].parts:
+            values[f"loss/{name}"] = torch.cat([result.parts[name] for result in self._results]).mean().item()
         finite_norms = norms[norms.isfinite()]
         if len(finite_norms):
             values |= {"grad_norm": finite_norms.mean().item(), "grad_norm_max": finite_norms.max().item()}

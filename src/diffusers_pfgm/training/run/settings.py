@@ -104,9 +104,14 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         )
     for name, option in ((MODEL_CHECKSUM, "--model"), (TEACHER_CHECKSUM, "--teacher")):
         if any(difference.startswith(name) for difference in differing):
+            was_set = saved.get(name) is not None
             differing.append(
                 f"the weights of `{option}` are others than at the start of the run, so it cannot be resumed"
+                if was_set and current.get(name) is not None
+                else f"the run {'had' if was_set else 'had no'} `{option}`"
             )
+    if saved.get("consistency_sigmas") != current.get("consistency_sigmas"):
+        differing.append("`consistency_sigmas` are those of the first `--num_inference_steps` calls")
     if differing:
         raise ValueError(
             f"`--resume_from_checkpoint`: the checkpoint has other settings: {'; '.join(differing)}. Pass the saved "

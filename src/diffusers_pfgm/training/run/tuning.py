@@ -1,4 +1,4 @@
-"""Consistency tuning: the task of tune_consistency.py, which starts from a trained pipeline."""
+"""Consistency tuning and distribution matching: the task of tune_consistency.py, which starts from a pipeline."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def main(args: argparse.Namespace) -> None:
         args: The options of tune_consistency.py, from `tuning_arguments.parse_tuning_args`.
 
     Raises:
-        ValueError: if `--output_dir` is the folder of `--model`.
+        ValueError: if `--output_dir` is the folder of `--model` or `--teacher`.
     """
-    if Path(args.model).resolve() == Path(args.output_dir).resolve():
-        raise ValueError(f"`--output_dir` {args.output_dir} is the folder of `--model`. Choose another folder.")
+    for option, folder in (("--model", args.model), ("--teacher", args.teacher)):
+        if folder is not None and Path(folder).resolve() == Path(args.output_dir).resolve():
+            raise ValueError(f"`--output_dir` {args.output_dir} is the folder of `{option}`. Choose another folder.")
     loop.main(args, lambda args: functools.partial(make_tuning_task, *load_pipelines(args)))
 
 
@@ -57,10 +58,8 @@ def load_pipelines(args: argparse.Namespace) -> tuple[PFGMPipeline, PFGMPipeline
         ValueError: if one of them cannot be loaded, `--model` is no pipeline of a `UNet2DModel` for square images, or
             `--teacher` is no model that it can have been tuned from.
     """
-    base = load_model(PFGMPipeline, args.model)
+    base = _load_unet_pipeline(args.model, "--model")
     unet = base.unet
-    if not isinstance(unet, UNet2DModel):
-        raise ValueError(f"`--model` {args.model!r} has a {type(unet).__name__}, but only a UNet2DModel can be tuned.")
     size = unet.config.sample_size
     sizes = {size} if isinstance(size, int) else {*(size or ())}
     if len(sizes) != 1:
@@ -82,9 +81,20 @@ def load_pipelines(args: argparse.Namespace) -> tuple[PFGMPipeline, PFGMPipeline
         )
     if args.teacher is None:
         return base, None
-    teacher = load_model(PFGMPipeline, args.teacher, option="--teacher")
+    teacher = _load_unet_pipeline(args.teacher, "--teacher")
     check_teacher(args, base, teacher)
     return base, teacher
+
+
+def _load_unet_pipeline(model: str, option: str) -> PFGMPipeline:
+    """Load the pipeline that an option names, and raise a ValueError if its network is no `UNet2DModel`."""
+    pipeline = load_model(PFGMPipeline, model, option=option)
+    if not isinstance(pipeline.unet, UNet2DModel):
+        raise ValueError(
+            f"`{option}` {model!r} has a {type(pipeline.unet).__name__}, but only a UNet2DModel can be tuned or be a "
+            "teacher."
+        )
+    return pipeline
 
 
 def make_tuning_task(
@@ -120,6 +130,8 @@ def make_tuning_task(
         )
     if args.label_dropout is None:
         args.label_dropout = 0.0 if null_class is None else 0.1
+    if args.method == MATCHING:
+        args.objective = MATCHING
     if args.method is None:
         is_plain = args.guidance_scale == 1 and not scheduler.is_consistency_model
         args.method = "distillation" if is_plain else "training"
@@ -168,6 +180,7 @@ def make_tuning_task(
             settings,
             calls=3 + (args.guidance_scale != 1),
             critic=_turn_off_dropout(make_critic(network, len(levels))),
+            fits_levels=False,
         )
     calls = 2 if args.method == "training" else 4
     return TrainingTask(

@@ -30,7 +30,7 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
         choices=["distillation", "training", MATCHING],
         help="consistency distillation, which follows the ODE of the untuned model; consistency training, which needs "
         "no such model and takes half the network calls; or distribution matching, whose images have the distribution "
-        "of those of the untuned model, for exactly --num_inference_steps calls. By default matching with --teacher; "
+        "of those of the untuned model, for one to --num_inference_steps calls. By default matching with --teacher; "
         "otherwise distillation, but training with guidance or if the model is tuned already",
     )
     model(
@@ -53,7 +53,7 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
         args.method = MATCHING
     if args.learning_rate is None:
         args.learning_rate = MATCHING_LEARNING_RATE if args.method == MATCHING else LEARNING_RATE
-    args.class_conditional = args.resolution = None  # `tuning.load_base` reads them from the model
+    args.class_conditional = args.resolution = None  # `tuning.load_pipelines` reads them from the model
     check_shared_options(parser, args)
     if args.num_inference_steps > NUM_LEVELS:
         parser.error(f"--num_inference_steps must be at most {NUM_LEVELS}, but is {args.num_inference_steps}")

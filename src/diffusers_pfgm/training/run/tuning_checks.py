@@ -40,10 +40,10 @@ def check_base(model: str, base: PFGMPipeline, scheduler: PoissonFlowScheduler, 
 
 def check_teacher(args: argparse.Namespace, base: PFGMPipeline, teacher: PFGMPipeline) -> None:
     """Raise a ValueError if `--teacher` is tuned itself, or is a model of other images, classes, D or noise levels."""
-    found, tuned = (
+    of_teacher, of_base = (
         PoissonFlowScheduler.from_scheduler(pipeline.scheduler, allow_consistency=True) for pipeline in (teacher, base)
     )
-    if found.is_consistency_model:
+    if of_teacher.is_consistency_model:
         raise ValueError(
             f"`--teacher` {args.teacher!r} is tuned already, so it has no x̂. Pass the model that it was tuned from."
         )
@@ -52,14 +52,14 @@ def check_teacher(args: argparse.Namespace, base: PFGMPipeline, teacher: PFGMPip
         "in_channels": (teacher.unet.config.in_channels, base.unet.config.in_channels),
         "num_class_embeds": (teacher.unet.config.num_class_embeds, base.unet.config.num_class_embeds),
         "id2label": (teacher.config.id2label, base.config.id2label),
-        "aug_dim": (found.config.aug_dim, tuned.config.aug_dim),
-        "sigma_max": (found.config.sigma_max, tuned.config.sigma_max),
+        "aug_dim": (of_teacher.config.aug_dim, of_base.config.aug_dim),
+        "sigma_max": (of_teacher.config.sigma_max, of_base.config.sigma_max),
     }
     for name, (value, expected) in pairs.items():
         if value != expected:
             raise ValueError(
                 f"`--teacher` {args.teacher!r} has `{name}` = {value}, but `--model` {args.model!r} has {expected}. "
-                "Pass the model that it was tuned from."
+                "Both must be equal, as they are for the model that a tuned one was tuned from."
             )
 
 
@@ -108,7 +108,7 @@ def check_prediction(
         model: The option and value that name the model, for the error.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if the prediction is farther from the mean.
     """
     generator = torch.Generator().manual_seed(0)
     x = scheduler.sample_prior((CHECKED_SAMPLES, *shape), generator)

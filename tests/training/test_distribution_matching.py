@@ -71,7 +71,7 @@ def test_a_tuned_model_is_matched_to_its_teacher(
         assert pipe(3, calls, seeded(), output_type="pt").images.isfinite().all()
     with pytest.raises(ValueError, match="at most 2"):
         pipe(3, 3)
-    assert read_records(output / "log.jsonl", "train")[-1]["calls"] == 3 * 4
+    assert read_records(output / "log.jsonl", "train")[-1]["calls"] == 4 * 4
     checkpoint = output / "checkpoint-4"
     names = {name: weights(checkpoint / name) for name in ("unet", "unet_ema", "critic")}
     start = weights(base / "unet")
@@ -131,7 +131,7 @@ def test_two_processes_and_micro_batches_train_the_same_networks(
             assert max((value - other[name]).abs().max().item() for name, value in one.items()) < 1e-5
     config = PFGMPipeline.from_pretrained(tmp_path / "one").scheduler.config
     assert config.consistency_guidance == 2
-    assert read_records(tmp_path / "one" / "log.jsonl", "train")[-1]["calls"] == 4 * 2
+    assert read_records(tmp_path / "one" / "log.jsonl", "train")[-1]["calls"] == 5 * 2
 
 
 def test_the_critic_is_trained_checked_and_clipped_like_the_network(

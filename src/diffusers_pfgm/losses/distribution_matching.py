@@ -1,8 +1,9 @@
 r"""Distribution matching at any D: a network learns to draw the images of a trained model in one or a few calls.
 
-The generator f gets x = y + σ n at one of a few fixed noise levels σ_1 > σ_2 > …, those of the calls in sampling, with
-an image y of the data set and the kernel's unit noise n. Its images g = f(x, σ) should have the distribution of the
-images of a trained model, the teacher.
+The generator f is called as in sampling: at the first of a few fixed noise levels σ_1 > σ_2 > … it gets y + σ_1 n, with
+an image y of the data set and the kernel's unit noise n, and at each further level f(x, σ) + σ' n, with the result of
+the call before (arXiv 2405.14867, section 4.5). Its images g = f(x, σ) of all levels should have the distribution of
+the images of a trained model, the teacher.
 
 Two distributions are compared by their x̂, since x̂ − x has the direction of the Poisson field (`physics.field`) and two
 sets of charges with the same field at all points and noise levels are equal. A second network, the critic, is trained
@@ -26,7 +27,6 @@ matched: on MNIST, digits of one call became too thin and those of two calls too
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -109,13 +109,13 @@ class DistributionMatchingObjective:
     ) -> LossOutput:
         """Compute the sum of the losses of the generator `model` and of the critic on a batch, for one `backward`.
 
-        The generator, the critic and the teacher are called once, with guidance the teacher twice. The generator's loss
-        has the gradient given above. Its value is that of ‖d‖² / (2 N σ_d mean|g − x̂|), which decreases as the images
-        become those of the teacher.
+        The critic and the teacher are called once, with guidance the teacher twice, and the generator once for each of
+        the `sigmas`, of which the last call has a gradient. The generator's loss has the gradient given above. Its
+        value is that of ‖d‖² / (2 N σ_d mean|g − x̂|), which decreases as the images become those of the teacher.
 
         Args:
             model: the generator, called as `model(c_in x, c_noise, **model_kwargs).sample`.
-            clean: clean samples y, (B, C, *), in data units.
+            clean: clean samples y, (B, C, *), in data units, for the first noise level.
             generator: one torch generator, or a list of B of them.
             class_labels: (B,), passed to the networks; None without classes.
             critic: the critic, called like `model`, with `class_labels` (B,) that are the class plus the index of the
@@ -138,22 +138,30 @@ class DistributionMatchingObjective:
         device = clean.device
         level = (draw(torch.rand, (count,), generator, device) * len(self.sigmas)).long()
         t = draw_noise_levels(count, self.data_std, self.sigmas[0], generator, device)
-        draw_noise = functools.partial(sample_bounded, self.kernel, tuple(clean.shape), torch.ones_like(t))
-        first_noise = draw_noise(generator, device, clean.dtype)
-        noise = draw_noise(generator, device, clean.dtype)
+        unit, shape = torch.ones_like(t), tuple(clean.shape)
+        noise, *noises = (
+            sample_bounded(self.kernel, shape, unit, generator, device, clean.dtype) for _ in ("t", *self.sigmas)
+        )
         check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
-        sigma = torch.full_like(t, self.sigmas[0])
-        for index, value in enumerate(self.sigmas):
-            sigma = torch.where(level == index, value, sigma)
-        sigma, t_column = (append_dims(each, clean.ndim) for each in (sigma, t))
+        level_column, t_column = (append_dims(each, clean.ndim) for each in (level, t))
         labels = {} if class_labels is None else {"class_labels": class_labels}
 
+        def generate(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            output, noise_level = call_network(
+                model, self.parameterization, x, sigma, clean.dtype, **labels, **model_kwargs
+            )
+            return self.parameterization.denoised(output, x, noise_level)
+
         # The generator's images
-        x = clean + sigma * first_noise
-        output, noise_level = call_network(
-            model, self.parameterization, x, sigma, clean.dtype, **labels, **model_kwargs
-        )
-        images = self.parameterization.denoised(output, x, noise_level)
+        sigma = torch.full_like(t_column, self.sigmas[0])
+        x = clean + sigma * noises[0]
+        for index, smaller in enumerate(self.sigmas[1:], 1):
+            with torch.no_grad():
+                renoised = generate(x, sigma) + smaller * noises[index]
+            is_further = level_column >= index
+            x = torch.where(is_further, renoised, x)
+            sigma = sigma.masked_fill(is_further, smaller)
+        images = generate(x, sigma)
 
         # The critic learns the x̂ of these images
         x_t = images.detach() + t_column * noise

@@ -178,7 +178,7 @@ def make_tuning_task(
             unet,
             f"Distribution matching at sigma = {', '.join(f'{level:g}' for level in levels)}{note}",
             settings,
-            calls=3 + (args.guidance_scale != 1),
+            calls=2 + len(levels) + (args.guidance_scale != 1),
             critic=_turn_off_dropout(make_critic(network, len(levels))),
             fits_levels=False,
         )

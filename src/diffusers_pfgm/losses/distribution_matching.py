@@ -138,42 +138,24 @@ class DistributionMatchingObjective:
         device = clean.device
         level = (draw(torch.rand, (count,), generator, device) * len(self.sigmas)).long()
         t = draw_noise_levels(count, self.data_std, self.sigmas[0], generator, device)
-        unit, shape = torch.ones_like(t), tuple(clean.shape)
+        unit = torch.ones_like(t)
         noise, *noises = (
-            sample_bounded(self.kernel, shape, unit, generator, device, clean.dtype) for _ in ("t", *self.sigmas)
+            sample_bounded(self.kernel, tuple(clean.shape), unit, generator, device, clean.dtype)
+            for _ in range(1 + len(self.sigmas))
         )
         check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
-        level_column, t_column = (append_dims(each, clean.ndim) for each in (level, t))
-        labels = {} if class_labels is None else {"class_labels": class_labels}
-
-        def generate(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-            output, noise_level = call_network(
-                model, self.parameterization, x, sigma, clean.dtype, **labels, **model_kwargs
-            )
-            return self.parameterization.denoised(output, x, noise_level)
-
-        # The generator's images
-        sigma = torch.full_like(t_column, self.sigmas[0])
-        x = clean + sigma * noises[0]
-        for index, smaller in enumerate(self.sigmas[1:], 1):
-            with torch.no_grad():
-                renoised = generate(x, sigma) + smaller * noises[index]
-            is_further = level_column >= index
-            x = torch.where(is_further, renoised, x)
-            sigma = sigma.masked_fill(is_further, smaller)
-        images = generate(x, sigma)
+        critic_labels = level
+        if class_labels is not None and self.num_classes is not None:
+            model_kwargs["class_labels"] = class_labels
+            critic_labels = class_labels + level * self.num_classes
+        images = self._generate(model, clean, level, noises, model_kwargs)
 
         # The critic learns the x̂ of these images
+        t_column = append_dims(t, clean.ndim)
         x_t = images.detach() + t_column * noise
-        critic_labels = level if class_labels is None else class_labels + level * (self.num_classes or 1)
+        critic_kwargs = model_kwargs | {"class_labels": critic_labels}
         output, noise_level = call_network(
-            critic,
-            self.teacher_parameterization,
-            x_t,
-            t_column,
-            clean.dtype,
-            class_labels=critic_labels,
-            **model_kwargs,
+            critic, self.teacher_parameterization, x_t, t_column, clean.dtype, **critic_kwargs
         )
         critic_mean = self.teacher_parameterization.denoised(output, x_t, noise_level)
         s = torch.as_tensor(noise_level, device=device).expand_as(t_column).flatten()
@@ -191,6 +173,39 @@ class DistributionMatchingObjective:
         per_sample = generator_loss + critic_loss
         parts = {"generator": generator_loss.detach(), "critic": critic_loss.detach()}
         return LossOutput(per_sample.mean(), per_sample.detach(), t, parts)
+
+    def _generate(
+        self,
+        model: Callable[..., Any],
+        clean: torch.Tensor,
+        level: torch.Tensor,
+        noises: Sequence[torch.Tensor],
+        model_kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        """Return images (B, C, *) of the generator, as in sampling.
+
+        Args:
+            model: the generator.
+            clean: clean samples (B, C, *), in data units.
+            level: the index (B,) of the noise level of the last call, which alone has a gradient.
+            noises: unit noise (B, C, *) for each noise level.
+            model_kwargs: further keyword arguments of the generator.
+        """
+
+        def generate(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            output, noise_level = call_network(model, self.parameterization, x, sigma, clean.dtype, **model_kwargs)
+            return self.parameterization.denoised(output, x, noise_level)
+
+        wide = torch.promote_types(clean.dtype, torch.float32)
+        sigma = torch.full_like(append_dims(level, clean.ndim), self.sigmas[0], dtype=wide)
+        x = clean + sigma * noises[0]
+        for index, smaller in enumerate(self.sigmas[1:], 1):
+            with torch.no_grad():
+                renoised = generate(x, sigma) + smaller * noises[index]
+            is_further = append_dims(level, clean.ndim) >= index
+            x = torch.where(is_further, renoised, x)
+            sigma = sigma.masked_fill(is_further, smaller)
+        return generate(x, sigma)
 
     def _teacher_mean(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Return x̂ (B, C, *) of the teacher, with guidance where a sample has a class."""

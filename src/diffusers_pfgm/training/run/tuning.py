@@ -32,7 +32,8 @@ from .task import TrainingTask
 from .tuning_checks import MATCHING, check_base, check_method, check_prediction, check_teacher
 
 BOUNDARY = 0.1  # σ_b, in standard deviations σ_d of the data
-LEVELS = (1.3, 0.5)  # the second and third noise level of sampling before they are fitted, in σ_d
+# The second and third noise level of sampling, in σ_d: those of distribution matching, and before they are fitted.
+LEVELS = (1.3, 0.5)
 NUM_LEVELS = 1 + len(LEVELS)
 
 
@@ -214,8 +215,8 @@ def _tuned_scheduler(
     """
     sigma_max = scheduler.config.sigma_max
     sigmas = [sigma_max, *(float(f"{level * std:.3g}") for level in LEVELS)]
-    if args.method == MATCHING:  # its levels are not fitted afterwards
-        sigmas = (scheduler.config.consistency_sigmas or sigmas)[: args.num_inference_steps]
+    if args.method == MATCHING:
+        sigmas = sigmas[: args.num_inference_steps]
     options = {
         "consistency_boundary": float(f"{BOUNDARY * std:.3g}"),
         "consistency_sigmas": sigmas,

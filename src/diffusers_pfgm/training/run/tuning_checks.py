@@ -64,7 +64,7 @@ def check_teacher(args: argparse.Namespace, base: PFGMPipeline, teacher: PFGMPip
 
 
 def check_method(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null_class: int | None) -> None:
-    """Raise a ValueError if the model cannot be tuned with `--guidance_scale`, by `--method` or for this many calls."""
+    """Raise a ValueError if the model cannot be tuned with `--guidance_scale` or by `--method`."""
     guidance = f"`--guidance_scale` {args.guidance_scale:g}"
     method = f"`--method` {args.method}"
     if args.guidance_scale != 1 and null_class is None:
@@ -81,12 +81,6 @@ def check_method(args: argparse.Namespace, scheduler: PoissonFlowScheduler, null
         )
     if not needs_teacher and args.teacher is not None:
         raise ValueError(f"{method} without guidance uses no `--teacher`, but it is {args.teacher!r}. Leave it out.")
-    levels = scheduler.config.consistency_sigmas
-    if args.method == MATCHING and levels is not None and args.num_inference_steps > len(levels):
-        raise ValueError(
-            f"`--num_inference_steps` is {args.num_inference_steps}, but `--model` {args.model!r} is tuned for at most "
-            f"{len(levels)}. Pass at most that, or the model that it was tuned from as `--model`."
-        )
 
 
 def check_prediction(

@@ -79,7 +79,8 @@ def test_a_tuned_model_is_matched_to_its_teacher(
         assert not torch.equal(names[name]["conv_out.weight"], start["conv_out.weight"])
     files = json.loads((checkpoint / "contents.json").read_text())["files"]
     assert "critic/diffusion_pytorch_model.safetensors" in files
-    assert "checksum" not in (output / "README.md").read_text()
+    card = (output / "README.md").read_text()
+    assert "checksum" not in card and "| objective | `matching` |" in card
 
 
 def test_a_model_that_is_not_tuned_is_its_own_teacher(cheap: None, base: Path, data: Path, tmp_path: Path) -> None:

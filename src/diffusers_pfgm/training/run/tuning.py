@@ -117,7 +117,7 @@ def make_tuning_task(
     Raises:
         ValueError: if the images have other channels or classes than the pipeline, if its scheduler has a beta
             schedule, if the teacher's x̂ at σ_max is far from the mean of the images, or if the model cannot be tuned
-            with `--guidance_scale`, `--method`, `--teacher` or `--num_inference_steps`.
+            with `--guidance_scale`, `--method` or `--teacher`.
     """
     unet = base.unet
     classes = base.config.id2label
@@ -131,8 +131,6 @@ def make_tuning_task(
         )
     if args.label_dropout is None:
         args.label_dropout = 0.0 if null_class is None else 0.1
-    if args.method == MATCHING:
-        args.objective = MATCHING
     if args.method is None:
         is_plain = args.guidance_scale == 1 and not scheduler.is_consistency_model
         args.method = "distillation" if is_plain else "training"

@@ -51,6 +51,8 @@ def parse_tuning_args(description: str | None, argv: list[str] | None = None) ->
     args = parser.parse_args(argv)
     if args.method is None and args.teacher is not None:
         args.method = MATCHING
+    if args.method == MATCHING:
+        args.objective = MATCHING
     if args.learning_rate is None:
         args.learning_rate = MATCHING_LEARNING_RATE if args.method == MATCHING else LEARNING_RATE
     args.class_conditional = args.resolution = None  # `tuning.load_pipelines` reads them from the model

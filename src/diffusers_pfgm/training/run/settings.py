@@ -51,8 +51,8 @@ IGNORED_OPTIONS = {
     "mixed_precision",
 }
 DATA_PREFIX = "data."  # the prefix of settings that follow from the images
-# The settings with the checksums of the weights that tune_consistency.py starts from, and of those of `--teacher`.
-MODEL_CHECKSUM, TEACHER_CHECKSUM = "model_checksum", "teacher_checksum"
+MODEL_CHECKSUM = "model_checksum"  # the setting with the checksum of the weights that tune_consistency.py starts from
+TEACHER_CHECKSUM = "teacher_checksum"  # the setting with the checksum of the weights of its `--teacher`
 STATISTICS_TOLERANCE = 1e-5  # relative tolerance of statistics, since machines differ in the order of their sums
 
 

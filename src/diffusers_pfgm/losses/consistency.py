@@ -54,7 +54,7 @@ from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, check_floating
 from .loss_output import LossOutput
-from .tuning import LEAST_SIGMA, Teacher, call_network, draw_noise_levels
+from .tuning import LEAST_SIGMA, Teacher, call_network, draw_noise_levels, guide
 
 HUBER = 0.05  # the constant c of the loss, in σ_d
 NUM_STAGES = 7  # the number of stages k in which r approaches t
@@ -217,6 +217,4 @@ class ConsistencyObjective:
             return direction
         null_labels = torch.full_like(class_labels, self.null_class)
         unconditional = (x - self.teacher(x, sigma, null_labels)) / sigma
-        has_class = append_dims(class_labels != self.null_class, x.ndim)
-        guided = unconditional + self.guidance_scale * (direction - unconditional)
-        return torch.where(has_class, guided, direction)
+        return guide(direction, unconditional, self.guidance_scale, class_labels, self.null_class)

@@ -40,7 +40,7 @@ from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
 from ..physics.tensors import Generators, append_dims, check_floating, draw
 from .loss_output import LossOutput
-from .tuning import Teacher, call_network, draw_noise_levels
+from .tuning import Teacher, call_network, draw_noise_levels, guide
 
 LEAST_DISTANCE = 1e-3  # the smallest mean|g − x̂| by which d is divided, in σ_d
 
@@ -213,5 +213,4 @@ class DistributionMatchingObjective:
         if class_labels is None or self.null_class is None or self.guidance_scale == 1:
             return denoised
         unconditional = self.teacher(x, t, torch.full_like(class_labels, self.null_class))
-        guided = unconditional + self.guidance_scale * (denoised - unconditional)
-        return torch.where(append_dims(class_labels != self.null_class, x.ndim), guided, denoised)
+        return guide(denoised, unconditional, self.guidance_scale, class_labels, self.null_class)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, at_least_float32, cast_clamped, draw
+from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, draw
 
 LEAST_SIGMA = 0.01  # the smallest t, in σ_d
 P_MEAN, P_STD = 0.0, 1.8  # mean and standard deviation of ln(t/σ_d)
@@ -69,3 +69,22 @@ def call_network(
     output = model(cast_clamped(model_input, dtype), timestep, **model_kwargs).sample
     parameterization.check_output(output, x)
     return at_least_float32(output), noise_level
+
+
+def guide(
+    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, class_labels: torch.Tensor, null_class: int
+) -> torch.Tensor:
+    """Apply classifier-free guidance (arXiv 2207.12598) to the samples that have a class.
+
+    Args:
+        conditional: a prediction (B, C, *) with `class_labels`.
+        unconditional: the same without a class.
+        scale: the scale w of the guidance.
+        class_labels: (B,).
+        null_class: the label of samples without a class.
+
+    Returns:
+        (B, C, *): unconditional + w (conditional − unconditional) with a class, else `conditional`.
+    """
+    guided = unconditional + scale * (conditional - unconditional)
+    return torch.where(append_dims(class_labels != null_class, conditional.ndim), guided, conditional)

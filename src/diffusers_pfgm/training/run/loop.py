@@ -142,7 +142,8 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
     with long_barrier:
         if accelerator.is_main_process:
             accelerator.init_trackers(TRACKER)
-            outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id, task.fits_levels)
+            fits_levels = task.critic is None  # distribution matching trains at fixed levels
+            outputs = Outputs(args, accelerator, unet, ema, scheduler, data, settings, repo_id, fits_levels)
             outputs.note("start", first_step, settings=settings, max_steps=max_steps, parameters=num_parameters)
     calls_per_step = task.calls * args.gradient_accumulation_steps * accelerator.num_processes
     meter = Meter(max_steps, plan.images_per_step, calls_per_step, accelerator.device, first_step)

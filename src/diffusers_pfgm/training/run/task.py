@@ -37,7 +37,6 @@ class TrainingTask:
         settings: Further settings that a resumed run must have in common with its checkpoint.
         calls: Number of network calls of one micro-batch.
         critic: A second network that is trained too, for `DistributionMatchingObjective`; None for the others.
-        fits_levels: Whether the noise levels of a consistency model are fitted at the end of the run.
     """
 
     objective: Objective
@@ -47,7 +46,6 @@ class TrainingTask:
     settings: Mapping[str, Any] = field(default_factory=dict)
     calls: int = 1
     critic: UNet2DModel | None = None
-    fits_levels: bool = True
 
 
 def objective_options(

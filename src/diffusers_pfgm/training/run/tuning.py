@@ -179,7 +179,6 @@ def make_tuning_task(
             settings,
             calls=2 + len(levels) + (args.guidance_scale != 1),
             critic=_turn_off_dropout(make_critic(network, len(levels))),
-            fits_levels=False,
         )
     calls = 2 if args.method == "training" else 4
     return TrainingTask(

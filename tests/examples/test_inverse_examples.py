@@ -74,6 +74,15 @@ def test_images_have_the_shape_of_the_model(tmp_path: Path) -> None:
     assert train.shape[1:] == (1, 8, 8)
 
 
+def test_images_of_all_classes_are_measured(tmp_path: Path) -> None:
+    # A folder is sorted by class, so its first images are of one class.
+    sorted_images = torch.linspace(-1, 1, 9).view(9, 1, 1, 1).expand(9, 1, 8, 8)
+    write_parquet(sorted_images, tmp_path / "sorted.parquet")
+    options = ["--data", str(tmp_path / "sorted.parquet"), "--num_images", "3", "--device", "cpu"]
+    _, _, truth = make_pipeline(make_parser("", "solved.png").parse_args(options))
+    torch.testing.assert_close(truth.mean((1, 2, 3)), torch.tensor([-1.0, 0.0, 1.0]), atol=0.01, rtol=0)
+
+
 def test_masks() -> None:
     inpainting = load_script("inpainting")
     masks = {observed: inpainting.make_mask(observed, 8, 12, 0) for observed in inpainting.OBSERVED}

@@ -14,6 +14,7 @@ from ..pipelines import PFGMInversePipeline
 from ..pipelines.inputs import latents_shape
 from ..plots.image_grid import save_image_grid
 from ..schedulers import PoissonFlowScheduler
+from ..training.data.order import evenly_spaced
 from ..utils.output_file import image_file
 from .digits import split_digits
 from .images import load_images
@@ -57,6 +58,7 @@ def make_pipeline(args: argparse.Namespace) -> tuple[PFGMInversePipeline, torch.
         size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     if args.data:
         held_out = load_images(args.data, size, channels)
+        held_out = held_out[evenly_spaced(len(held_out), args.num_images)]  # of all classes if the data are sorted
     if args.train_data:
         train = load_images(args.train_data, size, held_out.shape[1])
     if not args.model:

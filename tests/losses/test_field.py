@@ -106,11 +106,19 @@ def test_every_charge_needs_a_label(digits: torch.Tensor) -> None:
     for charges, labels in ((data, torch.zeros(4)), (Charges(data), torch.zeros(8))):
         with pytest.raises(
             ValueError,
-            match=r"`charge_labels` must have one label for each of the 8 charges|must be a tensor or ClassCharges",
+            match=r"`charge_labels` must be a tensor with one label for each of the 8 charges|or ClassCharges",
         ):
             FieldObjective(HYPERPARAMETERS)(
                 ChargeField(data), data[:4], charges, class_labels=torch.zeros(4), charge_labels=labels
             )
+
+
+def test_every_sample_needs_a_label(digits: torch.Tensor) -> None:
+    data = digits[:8].float()
+    objective = FieldObjective(HYPERPARAMETERS)
+    for wrong in (torch.zeros(1), torch.zeros(3)):
+        with pytest.raises(ValueError, match=r"`class_labels` must have one label for each of the 4 samples, but has"):
+            objective(ChargeField(data), data[:4], data, class_labels=wrong, charge_labels=torch.zeros(8))
 
 
 class LargestTensor(TorchDispatchMode):

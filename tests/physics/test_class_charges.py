@@ -42,5 +42,7 @@ def test_a_class_is_a_view(digits: torch.Tensor, labels: torch.Tensor) -> None:
 
 
 def test_every_charge_needs_a_label(digits: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="one label for each of the 1797 charges, but has the shape"):
+    with pytest.raises(ValueError, match=r"`labels` .* one label for each of the 1797 charges, .* the shape \(5,\)"):
         ClassCharges(digits, torch.zeros(5))
+    with pytest.raises(ValueError, match=r"`labels` must be a tensor with one label .*, but is list"):
+        ClassCharges(digits, [0] * len(digits))  # type: ignore[arg-type]

@@ -144,7 +144,7 @@ def test_bad_arguments_are_explained() -> None:
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=f"`share` must be a number from 0 to 1, .* but is {share}"):
             interpolate(latents, latents, share)
-    with pytest.raises(ValueError, match="Latents of one dimension have no great circle"):
+    with pytest.raises(ValueError, match="Latents must have two dimensions or more"):
         interpolate(flat, flat)
     with pytest.raises(ValueError, match=r"`temperature` must be a finite number > 0, but is 0.0"):
         with_temperature(latents, 0.0)
@@ -152,8 +152,10 @@ def test_bad_arguments_are_explained() -> None:
         with_temperature(latents, -1.0, latents.direction[0])
     with pytest.raises(ValueError, match=r"`centre` must have the shape \(2, 3, 3\) or \(3, 2, 3, 3\), but has \(2,\)"):
         with_temperature(latents, 1.0, torch.ones(2))
-    with pytest.raises(ValueError, match="`x` must have a direction, but index 0 is 0"):
+    with pytest.raises(ValueError, match="`centre` must have a direction, but is 0"):
         with_temperature(latents, 1.0, torch.zeros(2, 3, 3))
+    with pytest.raises(ValueError, match="`centre` must be finite"):
+        with_temperature(latents, 1.0, torch.full((2, 3, 3), math.nan))
     path = interpolate(latents, prior(3, seed=1), torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match=r"\(2, 3, 3\) or \(3, 2, 3, 3\) or \(2, 3, 2, 3, 3\), but has \(2, 2, 3, 3\)"):
         with_temperature(path, 1.0, torch.ones(2, 2, 3, 3))

@@ -1,7 +1,9 @@
-"""Tensors of integers are refused: the results, which have the dtype of the argument, would be rounded or wrapped."""
+"""Samples are tensors (B, *) of floating-point numbers: results of integers would be rounded or wrapped."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from diffusers_pfgm import (
     HemisphereLatents,
     Parameterization,
     PerturbationObjective,
+    PoissonFlowScheduler,
     PoissonKernel,
     normalized_field,
     posterior_mean,
@@ -30,7 +33,7 @@ HYPERPARAMETERS = recommend_hyperparameters(data_norm=5.0, data_dim=64)
     [
         ("x", lambda x: posterior_mean(x, 1.0, CHARGES)),
         ("x", lambda x: normalized_field(x, 1.0, CHARGES)),
-        ("x", lambda x: ChargeField(CHARGES)(x, 1.0)),
+        ("sample", lambda x: ChargeField(CHARGES)(x, 1.0)),
         ("x", lambda x: PoissonKernel().log_prob(x)),
         ("x", HemisphereLatents.from_latents),
         ("data", lambda x: perturb(x, HYPERPARAMETERS)),
@@ -58,6 +61,25 @@ def test_only_floating_point_samples_are_accepted(
 ) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be a tensor of floating-point numbers, but is {dtype}"):
         call(torch.ones(2, 1, 8, 8).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("x", lambda x: posterior_mean(x, 1.0, CHARGES)),
+        ("sample", lambda x: ChargeField(CHARGES)(x, 1.0)),
+        ("x", lambda x: PoissonKernel().log_prob(x)),
+        ("x", HemisphereLatents.from_latents),
+        ("data", lambda x: perturb(x, HYPERPARAMETERS)),
+        ("clean", lambda x: PerturbationObjective(Parameterization("epsilon"))(make_tiny_unet(1), x)),
+        ("original_samples", lambda x: PoissonFlowScheduler().add_noise(x, x, torch.tensor(1.0))),
+    ],
+)
+def test_arrays_and_single_samples_are_refused(name: str, call: Callable[[Any], object]) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be a tensor .B, .*, but is ndarray. Convert .* `torch.as_te"):
+        call(np.ones((2, 1, 8, 8), dtype=np.float32))
+    with pytest.raises(ValueError, match=rf"`{name}` must have the shape \(B, \*\), but has \(64,\). A single sample"):
+        call(torch.ones(64))
 
 
 def test_charges_may_be_integers() -> None:

@@ -156,11 +156,20 @@ def test_a_name_of_two_classes_is_refused() -> None:
         classes.numbers(["crane"], 1)
 
 
-@pytest.mark.parametrize("names", [{1: "left", 2: "right"}, {0: "left", 2: "right"}, dict(enumerate("abcde"))])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({1: "left", 2: "right"}, r"must map the numbers 0, 1, 2, \.\.\. to .*, but has the keys \[1, 2\]"),
+        ({0: "left", 2: "right"}, r"but has the keys \[0, 2\]"),
+        ({"left": 0, "right": 1}, r"but has the keys \['left', 'right'\]"),
+        (dict(enumerate("abcde")), "must name the 4 classes of the network .*, but has 5 names"),
+        (dict(enumerate("ab")), "or 3 if the last one is the null class, but has 2 names"),
+    ],
+)
 def test_names_that_are_not_those_of_the_embeddings_are_refused(
-    charges: torch.Tensor, labels: torch.Tensor, names: dict[int, str]
+    charges: torch.Tensor, labels: torch.Tensor, names: dict[int, str], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"`id2label` must name the classes 0, 1, 2, .* for the 4 embeddings"):
+    with pytest.raises(ValueError, match=f"`id2label` {message}|{message}"):
         pipeline(charges, labels, names=names)
 
 

@@ -39,18 +39,24 @@ def target_of_charges(
         The targets of all samples (B, ...), in the order of the samples. The other dimensions are those of `target`.
 
     Raises:
-        ValueError: if `charge_labels` are given without `class_labels` or do not have one label for each charge, or
-            `charges` are `Charges` although there are class labels, or `x`, `sigma` or `charges` are not finite.
+        ValueError: if `charge_labels` are given without `class_labels` or do not have one label for each charge,
+            `class_labels` do not have one label for each sample, `charges` are `Charges` although there are class
+            labels, or `x`, `sigma` or `charges` are not finite.
     """
     all_charges = charges.all if isinstance(charges, ClassCharges) else charges
     if class_labels is None:
         if charge_labels is not None:
             raise ValueError("`charge_labels` were given without `class_labels`. Pass both, or neither.")
         targets = target(x, sigma, all_charges)
+    elif class_labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"`class_labels` must have one label for each of the {len(x)} samples, but has the shape "
+            f"{tuple(class_labels.shape)}. Repeat one label by `class_labels.expand({len(x)})`."
+        )
     else:
         targets = _target_of_classes(target, x, sigma, charges, class_labels, charge_labels)
     # One check for all classes, since the host waits for the device in each.
-    check_result(targets, x, sigma, all_charges)
+    check_result(targets, x, "sigma", sigma, all_charges)
     return targets
 
 
@@ -65,8 +71,8 @@ def _target_of_classes(
     """Compute the target of each sample from the charges of its class; see `target_of_charges`."""
     charges_of: Callable[[int], torch.Tensor | Charges]
     if isinstance(charges, torch.Tensor):
-        numbers = class_labels if charge_labels is None else charge_labels
-        check_charge_labels(charges, numbers)
+        name, numbers = ("class_labels", class_labels) if charge_labels is None else ("charge_labels", charge_labels)
+        check_charge_labels(name, charges, numbers)
         charges_of = functools.partial(charges_of_class, charges, numbers.cpu())
     elif isinstance(charges, ClassCharges):
         charges_of = charges.of

@@ -52,7 +52,7 @@ from ..physics.bounded_noise import check_trainable, sample_bounded
 from ..physics.charges import check_finite
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, check_floating
+from ..physics.tensors import Generators, append_dims, check_samples
 from .loss_output import LossOutput
 from .tuning import LEAST_SIGMA, Teacher, call_network, draw_noise_levels, guide
 
@@ -125,7 +125,12 @@ class ConsistencyObjective:
 
         Returns:
             (B,), in data units; 0 where the target is x̂ or the clean sample.
+
+        Raises:
+            ValueError: if `progress` is outside of [0, 1].
         """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"`progress` must be a number from 0 to 1, but is {progress}.")
         stage = DISTILLATION_STAGE if self.distillation else min(int(progress * NUM_STAGES), NUM_STAGES - 1)
         ratio = 1 - 2.0 ** (-stage - 1) * (1 + 8 * torch.sigmoid(-sigma / (2 * self.data_std)))
         smaller = sigma * ratio
@@ -158,9 +163,10 @@ class ConsistencyObjective:
 
         Raises:
             ValueError: if `clean` is not floating-point or holds NaN or infinity, the model's output has the wrong
-                shape, or there are no `class_labels` although the objective has guidance.
+                shape, `progress` is outside of [0, 1], or there are no `class_labels` although the objective has
+                guidance.
         """
-        check_floating("clean", clean)
+        check_samples("clean", clean)
         if class_labels is None and self.guidance_scale != 1:
             raise ValueError(f"`guidance_scale` = {self.guidance_scale} needs `class_labels` for each sample.")
         if class_labels is not None:

@@ -38,7 +38,7 @@ from ..physics.bounded_noise import check_trainable, sample_bounded
 from ..physics.charges import check_finite
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, check_floating, draw
+from ..physics.tensors import Generators, append_dims, check_samples, draw
 from .loss_output import LossOutput
 from .tuning import Teacher, call_network, draw_noise_levels, guide
 
@@ -129,7 +129,7 @@ class DistributionMatchingObjective:
             ValueError: if `clean` is not floating-point or holds NaN or infinity, a network's output has the wrong
                 shape, or there are `class_labels` without `num_classes` of the objective or the reverse.
         """
-        check_floating("clean", clean)
+        check_samples("clean", clean)
         if (class_labels is None) != (self.num_classes is None):
             raise ValueError(
                 f"`class_labels` go with `num_classes` of the objective, which is {self.num_classes}. Set both or none."

@@ -30,7 +30,7 @@ from ..physics.class_charges import ClassCharges
 from ..physics.field import unchecked_normalized_field
 from ..physics.parameterization import Parameterization
 from ..physics.perturbation import PFGMHyperparameters, perturb
-from ..physics.tensors import Generators, append_dims, at_least_float32, check_floating
+from ..physics.tensors import Generators, append_dims, at_least_float32, check_samples
 from .charge_targets import target_of_charges
 from .loss_output import LossOutput, mean_squares
 
@@ -95,9 +95,10 @@ class FieldObjective:
         Raises:
             ValueError: if `clean` is not floating-point, `clean` or `charges` hold NaN or infinity (the error names the
                 index), `charge_labels` are given without `class_labels` or do not have one label for each charge,
-                `charges` are `Charges` although there are class labels, or the model's output has the wrong shape.
+                `class_labels` do not have one label for each sample, `charges` are `Charges` although there are class
+                labels, or the model's output has the wrong shape.
         """
-        check_floating("clean", clean)
+        check_samples("clean", clean)
         x, z = perturb(clean, self.hyperparameters, generator=generator)
         check_finite("clean", clean)  # after the draws, during which a GPU may still compute the previous step
         if self.sigma_data is not None:

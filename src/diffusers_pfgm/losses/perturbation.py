@@ -38,7 +38,7 @@ from ..physics.charges import check_finite
 from ..physics.field import unchecked_posterior_mean
 from ..physics.kernel import PoissonKernel
 from ..physics.parameterization import Parameterization
-from ..physics.tensors import Generators, append_dims, at_least_float32, check_floating, draw
+from ..physics.tensors import Generators, append_dims, at_least_float32, check_samples, draw
 from .charge_targets import AnyCharges, target_of_charges
 from .loss_output import LossOutput, mean_squares
 
@@ -134,9 +134,11 @@ class PerturbationObjective:
             The loss and its parts.
 
         Raises:
-            ValueError: as in `FieldObjective.__call__`.
+            ValueError: as in `FieldObjective.__call__`, and if there are `charge_labels` without `charges`.
         """
-        check_floating("clean", clean)
+        check_samples("clean", clean)
+        if charges is None and charge_labels is not None:
+            raise ValueError("`charge_labels` were given without `charges`. Pass both, or neither.")
         normal = draw(torch.randn, (clean.shape[0],), generator, clean.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
         sigma_column = append_dims(sigma, clean.ndim)

@@ -149,6 +149,7 @@ class NCSNpp(ModelMixin, ConfigMixin):
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float,
+        class_labels: None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Return the network's output.
@@ -157,11 +158,17 @@ class NCSNpp(ModelMixin, ConfigMixin):
             sample: (B, C, H, W): x in data units, or x / √(1 + σ²) for a network of the VP SDE.
             timestep: z or σ, or the timestep of a network of the VP SDE; a number, () or (B,). It must be positive with
                 Fourier features.
+            class_labels: None; the network has no classes.
             return_dict: whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
             (B, C', H, W), with C' = `out_channels`.
+
+        Raises:
+            ValueError: if there are `class_labels`.
         """
+        if class_labels is not None:
+            raise ValueError("`class_labels` were passed, but the network has no classes. Leave them out.")
         timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         embedding = self._embedding(timesteps, sample.dtype)
         image = sample

@@ -84,8 +84,9 @@ class Charges:
         part.shape = torch.Size([len(part.points), *self.shape[1:]])
         return part
 
-    def to(self, device: torch.device) -> Charges:
+    def to(self, device: torch.device | str) -> Charges:
         """The same charges on `device`, in the working dtype of that device."""
+        device = torch.device(device)
         if device == self.points.device:
             return self
         return Charges(move_to(self.points, device).view(self.shape), working_dtype(device))
@@ -130,7 +131,8 @@ def mean_of_charges(
     aug_dim = check_aug_dim(aug_dim)
     if math.prod(charges.shape[1:]) != dim:
         raise ValueError(
-            f"`charges` have the shape {tuple(charges.shape[1:])} each, but a sample in `x` has {dim} elements."
+            f"`charges` have the shape {tuple(charges.shape[1:])} each, but a sample has {dim} elements. Both must "
+            "have the same number."
         )
     if not isinstance(charges, Charges) and charges.shape[0] == 0:
         raise ValueError(f"`charges` must have at least one charge, but have the shape {tuple(charges.shape)}.")

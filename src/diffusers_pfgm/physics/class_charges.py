@@ -28,7 +28,7 @@ class ClassCharges:
     """
 
     def __init__(self, charges: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-        check_charge_labels(charges, labels)
+        check_charge_labels("labels", charges, labels)
         order = labels.argsort(stable=True).to(charges.device)
         self.all = Charges(charges[order], dtype)
         self.shape, self.dtype = self.all.shape, self.all.dtype
@@ -57,10 +57,11 @@ def charges_of_class(charges: torch.Tensor, labels: torch.Tensor, label: int) ->
     return charges[rows.to(charges.device)] if len(rows) else charges
 
 
-def check_charge_labels(charges: torch.Tensor, labels: torch.Tensor) -> None:
-    """Raise a ValueError unless `labels` has one label for each charge."""
-    if labels.shape != charges.shape[:1]:
+def check_charge_labels(name: str, charges: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise a ValueError that names the argument, unless `labels` is a tensor with one label for each charge."""
+    shape = tuple(labels.shape) if isinstance(labels, torch.Tensor) else None
+    if shape != tuple(charges.shape[:1]):
+        kind = type(labels).__name__ if shape is None else f"a tensor of the shape {shape}"
         raise ValueError(
-            f"`charge_labels` must have one label for each of the {charges.shape[0]} charges, but has the shape "
-            f"{tuple(labels.shape)}."
+            f"`{name}` must be a tensor with one label for each of the {charges.shape[0]} charges, but is {kind}."
         )

@@ -23,7 +23,7 @@ import torch
 from .charges import Charges, check_finite, mean_of_charges
 from .field_prediction import check_gamma, field_channels, normalize_field
 from .kernel import check_aug_dim
-from .tensors import cast_clamped, check_floating, to_tensor, working_dtype
+from .tensors import cast_clamped, check_samples, to_tensor, working_dtype
 
 
 def posterior_mean(
@@ -55,9 +55,9 @@ def posterior_mean(
         >>> posterior_mean(torch.tensor([[0.0, 7.0]]), 0.5, charges)
         tensor([[0., 0.]])
     """
-    sigmas = _expand_sigma(sigma, x)
+    sigmas = _expand_sigma("sigma", sigma, "x", x)
     denoised = unchecked_posterior_mean(x, sigmas, charges, aug_dim, chunk_size)
-    check_result(denoised, x, sigmas, charges)
+    check_result(denoised, x, "sigma", sigmas, charges)
     return denoised
 
 
@@ -98,9 +98,9 @@ def normalized_field(
             names the index).
     """
     check_gamma(gamma)
-    sigmas = _expand_sigma(z, x)
+    sigmas = _expand_sigma("z", z, "x", x)
     field = unchecked_normalized_field(x, sigmas, charges, gamma, chunk_size)
-    check_result(field, x, sigmas, charges)
+    check_result(field, x, "z", sigmas, charges)
     return field
 
 
@@ -116,26 +116,28 @@ def unchecked_normalized_field(
     return normalize_field(offset, z.to(working_dtype(z.device)), gamma).to(x.dtype)
 
 
-def check_result(result: torch.Tensor, x: torch.Tensor, sigmas: torch.Tensor, charges: torch.Tensor | Charges) -> None:
+def check_result(
+    result: torch.Tensor, x: torch.Tensor, sigma_name: str, sigmas: torch.Tensor, charges: torch.Tensor | Charges
+) -> None:
     """Raise a ValueError that names the input that is not finite, if the result is not.
 
     Only the result is read from the device, once; the inputs are only checked after that has failed.
     """
     if not result.isfinite().all():
         check_finite("x", x)
-        check_finite("sigma", sigmas)
+        check_finite(sigma_name, sigmas)
         if isinstance(charges, torch.Tensor):
             Charges(charges)  # names the charge that is not finite
 
 
-def _expand_sigma(sigma: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Expand a number, () or (B,) to (B,), on the device of x and in its working dtype."""
-    check_floating("x", x)
+def _expand_sigma(sigma_name: str, sigma: float | torch.Tensor, x_name: str, x: torch.Tensor) -> torch.Tensor:
+    """Expand a number, () or (B,) to (B,), on the device of x and in its working dtype. Errors have the names."""
+    check_samples(x_name, x)
     sigmas = to_tensor(sigma, working_dtype(x.device), x.device)
     if sigmas.shape not in ((), (1,), x.shape[:1]):
         raise ValueError(
-            f"`sigma` (or `z`) must be a number or have the shape {tuple(x.shape[:1])}, one for each sample in `x`, "
-            f"but has {tuple(sigmas.shape)}."
+            f"`{sigma_name}` must be a number or have the shape {tuple(x.shape[:1])}, one for each sample in "
+            f"`{x_name}`, but has {tuple(sigmas.shape)}."
         )
     return sigmas.expand(x.shape[0])
 
@@ -215,23 +217,33 @@ class ChargeField(torch.nn.Module):
         return torch.float32 if self.device.type == "mps" else self._dtype
 
     def forward(
-        self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = True
+        self,
+        sample: torch.Tensor,
+        timestep: float | torch.Tensor,
+        class_labels: None = None,
+        return_dict: bool = True,
     ) -> FieldOutput | tuple[torch.Tensor]:
         """Evaluate the field.
 
         Args:
             sample: x (B, C, *), in data units.
             timestep: noise level σ (z for D = 1), a number, () or (B,), in data units.
+            class_labels: None; a `ChargeField` has no classes.
             return_dict: return a `FieldOutput` rather than a tuple.
 
         Returns:
             (B, C, *), or (B, C + 1, *) for the prediction type "field", in the dtype of `sample`.
 
         Raises:
-            ValueError: if `sample` is not floating-point, or the shape of `sample` or `timestep` does not match.
+            ValueError: if `sample` is not floating-point, the shape of `sample` or `timestep` does not match, or there
+                are `class_labels`.
         """
+        if class_labels is not None:
+            raise ValueError(
+                "`class_labels` were passed, but a ChargeField has no classes. Make one of the charges of each class."
+            )
+        sigma = _expand_sigma("timestep", timestep, "sample", sample)
         flat = sample.flatten(1)
-        sigma = _expand_sigma(timestep, sample)
         if self.config.prediction_type == "sample":
             output = mean_of_charges(flat, sigma, self.charges, self.config.aug_dim).view_as(sample)
         else:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from .charges import check_finite
-from .tensors import check_floating, rescale_for_squaring, working_dtype
+from .tensors import check_samples, rescale_for_squaring, working_dtype
 
 PARALLEL = 1e-6  # a component of v orthogonal to u below this norm is rounding and does not define a great circle
 
@@ -71,7 +71,7 @@ class HemisphereLatents:
         Raises:
             ValueError: if `x` is not floating-point, holds NaN or infinity, or a latent is 0 and so has no direction.
         """
-        check_floating("x", x)
+        check_samples("x", x)
         check_finite("x", x)
         scaled, factor = rescale_for_squaring(x.flatten(1).to(working_dtype(x.device)))
         norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
@@ -177,8 +177,8 @@ def with_temperature(
         Latents of the same shape.
 
     Raises:
-        ValueError: if `temperature` is negative, or 0 without `centre`, or not finite; or if `centre` has another shape
-            or is 0.
+        ValueError: if `temperature` is negative, or 0 without `centre`, or not finite; if `centre` has another shape,
+            is 0 or is not finite; or if N = 1 with `centre`.
 
     Reference:
         PFGM, arXiv 2209.11178, section 4.3: temperature by the norm of the latents.
@@ -191,6 +191,9 @@ def with_temperature(
         allowed = " or ".join(str(tuple(shape[first:])) for first in range(leading, -1, -1))
         raise ValueError(f"`centre` must have the shape {allowed}, but has {tuple(centre.shape)}.")
     rows = centre.reshape(-1, *latents.sample_shape)  # a single centre, or one for each latent of a batch
+    check_finite("centre", rows)
+    if not rows.flatten(1).any(1).all():
+        raise ValueError("`centre` must have a direction, but is 0. Pass a direction, or None for the factor of radii.")
     u = HemisphereLatents.from_latents(rows).flat.view(*centre.shape[: centre.ndim - len(latents.sample_shape)], -1)
     dtype = working_dtype(latents.direction.device)
     v = latents.flat.to(dtype)
@@ -203,7 +206,10 @@ def with_temperature(
 def _great_circle(u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The angle (...) between unit vectors u and v (..., N), and the unit vector (..., N) w of the great circle."""
     if u.shape[-1] < 2:
-        raise ValueError("Latents of one dimension have no great circle between them: their directions are 1 and -1.")
+        raise ValueError(
+            "Latents must have two dimensions or more, but have one: there is no great circle between the directions 1 "
+            "and -1."
+        )
     # The tangent of half the angle is precise to the last digits even for parallel and opposite directions.
     lengths = (torch.linalg.vector_norm(vector, dim=-1) for vector in (u - v, u + v))
     angle = 2 * torch.atan2(*lengths)

@@ -24,7 +24,7 @@ import torch
 from .tensors import (
     Generators,
     cast_clamped,
-    check_floating,
+    check_samples,
     chi_squared,
     column_shape,
     draw,
@@ -182,7 +182,7 @@ class PoissonKernel:
         Raises:
             ValueError: if `x` is not floating-point, or `sigma` is not positive and finite or has another shape.
         """
-        check_floating("x", x)
+        check_samples("x", x)
         flat = x.flatten(1).to(working_dtype(x.device))
         scale = to_tensor(sigma, flat.dtype, flat.device)
         _check_shape(scale, x.shape)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .tensors import Generators, cast_clamped, check_floating, chi_squared, draw
+from .tensors import Generators, cast_clamped, check_samples, chi_squared, draw
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def perturb(
     Raises:
         ValueError: if `data` is not floating-point.
     """
-    check_floating("data", data)
+    check_samples("data", data)
     sigma = hyperparameters.sigma
     tau = hyperparameters.tau
     dim = data[0].numel()

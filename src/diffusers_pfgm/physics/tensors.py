@@ -17,8 +17,20 @@ def working_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def check_floating(name: str, values: torch.Tensor) -> None:
-    """Raise a ValueError unless the numbers are floating-point: others would silently be rounded or wrapped."""
+def check_samples(name: str, values: torch.Tensor) -> None:
+    """Raise a ValueError unless the samples (B, *) are a tensor of floating-point numbers.
+
+    Other numbers would silently be rounded or wrapped.
+    """
+    if not isinstance(values, torch.Tensor):
+        raise ValueError(
+            f"`{name}` must be a tensor (B, *), but is {type(values).__name__}. Convert an array by `torch.as_tensor`."
+        )
+    if values.ndim < 2:
+        raise ValueError(
+            f"`{name}` must have the shape (B, *), but has {tuple(values.shape)}. A single sample (N,) is "
+            "`x.unsqueeze(0)`."
+        )
     if not values.is_floating_point():
         raise ValueError(
             f"`{name}` must be a tensor of floating-point numbers, but is {values.dtype}. Convert it by `.float()`; "

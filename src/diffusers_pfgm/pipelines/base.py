@@ -28,8 +28,8 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
         unet, scheduler, id2label: as in `PFGMPipeline`.
 
     Raises:
-        ValueError: if `id2label` is not a dictionary, its numbers are not 0, 1, 2, ..., or there are more names than
-            the network has embeddings.
+        ValueError: if `id2label` is not a dictionary, its keys are not 0, 1, 2, ..., or the network has neither as many
+            embeddings as there are names nor one more.
     """
 
     model_cpu_offload_seq = "unet"
@@ -48,7 +48,8 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
                 "from a list of names by `dict(enumerate(names))`."
             )
         # A saved configuration is JSON, which turns the numbers into strings.
-        self.register_to_config(id2label=id2label and {int(number): name for number, name in id2label.items()})
+        numbered = id2label and {int(key) if str(key).isdigit() else key: name for key, name in id2label.items()}
+        self.register_to_config(id2label=numbered)
         self._classes()  # raises unless the classes are those of the network
 
     @classmethod

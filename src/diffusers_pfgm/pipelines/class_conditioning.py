@@ -35,24 +35,29 @@ def as_list(labels: Label | Sequence[Label] | torch.Tensor | None) -> list[Label
 class ClassLabels:
     """The classes of a `UNet2DModel` with `num_class_embeds`.
 
-    If the network has one more embedding than there are classes, the last one is the null class: no condition.
+    If the network has one more embedding than there are names, the last one is the null class: no condition.
 
     Args:
         num_class_embeds: the number of embeddings of the network; None for a network without classes.
         id2label: the names of the classes by number, from 0; None if every embedding is a class without a name.
 
     Raises:
-        ValueError: if the numbers of `id2label` are not 0, 1, 2, ..., or there are more names than embeddings.
+        ValueError: if the keys of `id2label` are not 0, 1, 2, ..., or the network has neither as many embeddings as
+            there are names nor one more.
     """
 
     def __init__(self, num_class_embeds: int | None, id2label: Mapping[Any, str] | None) -> None:
         self.embeddings = num_class_embeds or 0
-        numbers = sorted(int(number) for number in id2label or {})
-        if numbers != [*range(len(numbers))] or len(numbers) > self.embeddings > 0:
-            limit = f" for the {self.embeddings} embeddings of the network" if self.embeddings else ""
+        keys = [*(id2label or {})]
+        if sorted(map(str, keys)) != sorted(map(str, range(len(keys)))):
             raise ValueError(
-                f"`id2label` must name the classes 0, 1, 2, ...{limit}, but has the numbers {numbers!r:.80}. Number "
-                "the classes from 0, as in the training."
+                f"`id2label` must map the numbers 0, 1, 2, ... to the names of the classes, but has the keys "
+                f"{keys!r:.80}. Number the classes from 0, as in the training."
+            )
+        if self.embeddings and keys and len(keys) not in (self.embeddings, self.embeddings - 1):
+            raise ValueError(
+                f"`id2label` must name the {self.embeddings} classes of the network (`num_class_embeds`), or "
+                f"{self.embeddings - 1} if the last one is the null class, but has {len(keys)} names."
             )
         self.numbers_of: dict[str, list[int]] = {}
         for number, name in (id2label or {}).items():

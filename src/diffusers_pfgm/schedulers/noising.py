@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, check_floating
+from ..physics.tensors import Generators, append_dims, at_least_float32, cast_clamped, check_samples
 from .attributes import SchedulerAttributes
 
 
@@ -83,7 +83,7 @@ class NoisingMixin(SchedulerAttributes):
             ValueError: if `original_samples` are not floating-point.
         """
         self._convention.start_was_read = True
-        check_floating("original_samples", original_samples)
+        check_samples("original_samples", original_samples)
         sigma = self._sigmas_at(timesteps, original_samples)
         scale = torch.as_tensor(self.parameterization.preconditioning.state_scale(sigma), device=sigma.device)
         return cast_clamped(scale * original_samples + scale * sigma * noise, original_samples.dtype)
@@ -106,7 +106,7 @@ class NoisingMixin(SchedulerAttributes):
         Raises:
             ValueError: if `sample` is not floating-point.
         """
-        check_floating("sample", sample)
+        check_samples("sample", sample)
         sigma = self._sigmas_at(timesteps, sample)
         if self.parameterization.noise_estimate is not None:
             x = self.add_noise(at_least_float32(sample), noise, timesteps)

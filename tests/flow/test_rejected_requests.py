@@ -98,3 +98,12 @@ def test_a_network_that_returns_nan_raises() -> None:
     flow = PoissonFlow(Broken(**make_tiny_unet().config), PoissonFlowScheduler(prediction_type="sample"))
     with pytest.raises(ValueError, match="`model` gives NaN or infinity at sigma"):
         flow.encode(torch.zeros(1, 1, 8, 8), 3)
+    trace_of_nan = PoissonFlow(lambda x, t: (x * math.nan,), PoissonFlowScheduler(prediction_type="sample"))
+    with pytest.raises(ValueError, match="`model` must be finite"):
+        trace_of_nan.divergence(torch.zeros(2, 3), 1.0)
+
+
+@pytest.mark.parametrize("scheduler", [None, "ddim", {"aug_dim": 1.0}])
+def test_what_is_no_scheduler_is_refused(scheduler: Any) -> None:
+    with pytest.raises(ValueError, match=r"`scheduler` must be a PoissonFlowScheduler or .* diffusers, but is a "):
+        PoissonFlow(torch.nn.Identity(), scheduler)

@@ -150,3 +150,5 @@ def test_invalid_arguments_raise() -> None:
         make(operator=torch.tanh, method="replacement")
     with pytest.raises(ValueError, match="`aug_dim` must be a number > 0"):
         make(aug_dim=-1.0)
+    with pytest.raises(ValueError, match=r"`measurement` must have the shape \(4, 2\) .*, but has \(3, 2\)"):
+        make(measurement=torch.zeros(3, 2))(torch.zeros(4, 2), 1.0)

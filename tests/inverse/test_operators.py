@@ -147,6 +147,14 @@ def test_invalid_arguments_raise() -> None:
             with pytest.raises(ValueError, match=rf"`kernel` .* is too large for images \(1, 1, 4, 4\) .*{boundary}"):
                 Blur(torch.ones(shape), boundary)(torch.zeros(1, 1, 4, 4))
             assert Blur(torch.ones(allowed), boundary)(torch.zeros(1, 1, 4, 4)).shape == (1, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"`x` must be images \(B, C, H, W\), but has the shape \(2, 16\)"):
+        Blur(torch.ones(3, 3))(torch.zeros(2, 16))
+    with pytest.raises(
+        ValueError, match=r"`shape` \(4, 4\) has 16 elements, but a sample of `x` \(2, 3, 4, 4\) has 48"
+    ):
+        CompressedSensing((4, 4), 5)(torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"`shape` must be the shape of one sample, .* but is 64"):
+        CompressedSensing(64, 5)  # type: ignore[arg-type]
     for count, allowed in ((0, "a whole number >= 1"), (17, "from 1 to the 16 elements of a sample"), (2.5, "a whole")):
         with pytest.raises(ValueError, match=f"`num_measurements` must be {allowed}.*, but is {count}"):
             CompressedSensing((4, 4), count)

@@ -1,6 +1,8 @@
 """Metrics against closed forms, and a ladder of corruptions that each metric must notice in the right order."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from diffusers_pfgm.metrics.inception_score import inception_score
 from diffusers_pfgm.metrics.kernel_distance import kernel_distance
 from diffusers_pfgm.metrics.nearest_neighbors import nearest_distances
 from diffusers_pfgm.metrics.precision_recall import precision_recall
+from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.training.run.evaluation_metrics import FeatureStatistics, compare_features, find_memorized
 from tests.networks import seeded
 
@@ -78,6 +81,29 @@ def test_precision_and_recall_refuse_what_has_no_neighbours() -> None:
     for neighbors in (0, 2.5, True):
         with pytest.raises(ValueError, match="`neighbors` must be a whole number >= 1"):
             precision_recall(points, points, neighbors)
+
+
+@pytest.mark.parametrize(
+    ("metric", "names"),
+    [
+        (kernel_distance, ("samples", "data")),
+        (precision_recall, ("samples", "data")),
+        (sliced_wasserstein, ("samples", "data")),
+        (nearest_distances, ("images", "train_images")),
+    ],
+)
+def test_points_of_other_sizes_and_broken_ones_are_refused(metric: Callable[..., Any], names: tuple[str, str]) -> None:
+    points = torch.randn(10, 4, generator=seeded())
+    for narrow in (1, 3):
+        with pytest.raises(ValueError, match=rf"but have {narrow} in `{names[0]}` and 4 in `{names[1]}`"):
+            metric(points[:, :narrow], points)
+    with pytest.raises(ValueError, match=f"`{names[0]}` must be finite"):
+        metric(points / 0, points)
+
+
+def test_nothing_is_nearest_in_an_empty_set() -> None:
+    with pytest.raises(ValueError, match="`train_images` must be at least one point"):
+        nearest_distances(torch.zeros(2, 3), torch.zeros(0, 3))
 
 
 def test_copies_have_the_distance_zero() -> None:

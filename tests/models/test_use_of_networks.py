@@ -118,8 +118,15 @@ def test_class_labels_may_be_any_integers(name: str, dtype: torch.dtype) -> None
 def test_class_labels_need_classes() -> None:
     with pytest.raises(ValueError, match=r"`class_labels` must be integers, but are torch\.float32"):
         make("ADM of EDM")(torch.randn(2, 3, 8, 8), 0.5, class_labels=torch.tensor([0.0, 1.7]))
-    with pytest.raises(ValueError, match="`class_labels` were passed, but the network has no classes"):
-        make("NCSN++ of EDM")(torch.randn(2, 3, 8, 8), 0.5, class_labels=torch.tensor([0, 2]))
+    for name in ("NCSN++ of EDM", "NCSN++ of PFGM"):
+        with pytest.raises(ValueError, match="`class_labels` were passed, but the network has no classes"):
+            make(name)(torch.randn(2, 3, 8, 8), 0.5, torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("network", [NCSNpp, SongUNet, DhariwalUNet])
+def test_images_must_be_square(network: Any) -> None:
+    with pytest.raises(ValueError, match=r"`sample_size` must be a whole number, .* square images, but is \(8, 8\)"):
+        network(sample_size=(8, 8))
 
 
 @pytest.mark.slow

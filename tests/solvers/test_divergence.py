@@ -89,3 +89,10 @@ def test_probes_of_a_sample_are_drawn_from_its_generator() -> None:
 def test_bad_requests_are_explained(arguments: tuple[str, int, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_divergence(*arguments)
+
+
+def test_an_estimator_needs_probes_and_a_known_name() -> None:
+    with pytest.raises(ValueError, match=r"`method` must be one of .*, but is 'exakt'"):
+        estimate_trace(linear, points(), "exakt")
+    with pytest.raises(ValueError, match="`method` 'hutchinson' needs `probes`, but they are None"):
+        estimate_trace(linear, points(), "hutchinson")

@@ -205,6 +205,12 @@ def test_unknown_solvers_and_orders_raise(solver: tuple[object, ...]) -> None:
         plan_steps([4.0, 2.0, 1.0], *solver)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("sigmas", [[], [1.0]])
+def test_a_run_has_two_levels(sigmas: list[float]) -> None:
+    with pytest.raises(ValueError, match="`sigmas` must be two noise levels or more"):
+        plan_steps(sigmas)
+
+
 @pytest.mark.parametrize("sigmas", [[4.0, 0.0, 1.0], [-1.0, 2.0], [math.nan, 1.0], [math.inf, 1.0], [2.0, 2.0, 1.0]])
 def test_sigmas_of_no_run_raise(sigmas: list[float]) -> None:
     with pytest.raises(ValueError, match=r"`sigmas` must be finite and positive \(the last may be 0\)"):

@@ -20,6 +20,19 @@ def test_equal_ratios() -> None:
     assert geometric_sigmas(40.0, 0.01, 1) == pytest.approx([40])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((0.0, 0.01, 5), "`sigma_max` must be a finite number > 0, but is 0.0"),
+        ((1.0, 0.0, 5), "`sigma_min` must be a finite number > 0, but is 0.0"),
+        ((1.0, 0.1, -1), "`count` must be a whole number >= 1, but is -1"),
+    ],
+)
+def test_equal_ratios_need_positive_levels(options: tuple[float, float, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        geometric_sigmas(*options)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 33, 400])
 def test_knots_in_equal_ratios_give_equal_ratios(count: int) -> None:
     sigmas = knotted_sigmas(geometric_sigmas(40.0, 0.01, 9), count)

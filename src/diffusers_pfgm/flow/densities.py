@@ -123,6 +123,7 @@ class Densities:
         """Estimates (B, P) of the divergence of the velocity (x − x̂)/σ at one noise level."""
         denoiser = self._denoiser(slice(None))
         traces = estimate_trace(lambda y: denoiser(y, sigma), self.points, self.method, self.probes)[1]
+        check_finite("model", traces)
         return (self.x[0].numel() - traces) / sigma
 
     def _denoiser(self, rows: slice) -> Denoiser:

@@ -77,7 +77,7 @@ def bits_per_dim(log_prob: torch.Tensor, dim: int, num_levels: int = 256) -> tor
         ValueError: if `num_levels` is not a whole number ≥ 2.
 
     Examples:
-        >>> bits_per_dim(torch.tensor([-64 * math.log(2.0)]), 64)  # uniform on [-1, 1]: 8 bits, but for the outer bins
+        >>> bits_per_dim(torch.tensor([-64 * math.log(2.0)]), 64)  # uniform on [-1, 1], 255 widths of a bin
         tensor([7.9944])
     """
     check_num_levels(num_levels)

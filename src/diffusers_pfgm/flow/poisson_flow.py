@@ -105,7 +105,8 @@ class PoissonFlow:
 
         Raises:
             ValueError: if not exactly one of `shape` and `latents` is given, `latents` is empty, without a batch
-                dimension or not finite, or `num_inference_steps` is not allowed or has `sigma_steps` of another model.
+                dimension or not finite, `num_inference_steps` is not allowed, or the scheduler's `sigma_steps` for it
+                were fitted to a network of another size.
         """
         if (shape is None) == (latents is None):
             raise ValueError("Pass either the `shape` (B, *) of the samples, or `latents` to begin from.")
@@ -139,12 +140,13 @@ class PoissonFlow:
 
         Args:
             x: (B, *), in data units.
-            num_inference_steps: number of fixed steps, a few network calls each. The steps are reversible: `decode`
-                with the same number returns `x`.
-            tolerance: relative tolerance of the adaptive solver (RK45), in place of `num_inference_steps`. The adaptive
-                solver is closer to the exact solution of the ODE, but not reversible. None for fixed steps.
-            step_tolerance: relative tolerance of the implicit equation of each fixed step; at least the precision of
-                the network.
+            num_inference_steps: number of fixed steps, a few network calls each, without effect with `tolerance`. The
+                steps are reversible: `decode` with the same number returns `x`. Defaults to 50.
+            tolerance: relative and absolute tolerance of the adaptive solver (RK45), for x/√(1 + σ²). The adaptive
+                solver is closer to the exact solution of the ODE, but not reversible. None, the default, for fixed
+                steps.
+            step_tolerance: relative tolerance of the implicit equation of each fixed step; a value below the precision
+                of the network is raised to it. Defaults to 1e-6.
             **model_kwargs: passed to the model, such as `class_labels` (B,).
 
         Returns:

@@ -45,7 +45,8 @@ class FlowLogProb:
             σ_max rather than to infinity, where the prior is exact; and the error estimate of the adaptive solver. The
             error of fixed steps is not included.
         latents: (B, *), the latents of the points at σ_max.
-        nfe: number of network calls. The vector-Jacobian products of the divergence, at each call, are not counted.
+        nfe: number of network calls for one batch of points, the largest of all batches. The vector-Jacobian products
+            of the divergence, at each call, are not counted.
     """
 
     log_prob: torch.Tensor

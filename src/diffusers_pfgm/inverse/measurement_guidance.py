@@ -20,9 +20,9 @@ x + s² v, so
     x̂_y = x̂(x + s² v) = x̂ + s² (∂x̂/∂x) v + ...,
 
 which is one more network call. The first-order term alone, as in ΠGDM, costs about as much, by a backward pass, and is
-further from the exact posterior: x̂ is near the data at every point, but its tangent is not, and if s is large, the
-tangent of a trained network is mostly an error, multiplied by s². Using C itself in v, by conjugate gradients (TMPD,
-arXiv 2310.06721), was not better than ρ² I, as the distribution of charges is not Gaussian.
+further from the exact posterior: x̂ remains near the data, but its first-order expansion does not, and if s is large,
+the Jacobian of a trained network is mostly an error, multiplied by s². Using C itself in v, by conjugate gradients
+(TMPD, arXiv 2310.06721), was not better than ρ² I, as the distribution of charges is not Gaussian.
 
 A network is only accurate at points where noisy data are. So the move is limited to the length of the noise,
 ‖s² v‖ ≤ `MAX_MOVE` s √N, and the change to a distance between data, ‖x̂_y − x̂‖ ≤ `MAX_CHANGE` s_data √N.
@@ -59,10 +59,10 @@ class GuidedByMeasurement:
         operator: A, or any differentiable measurement, which "guidance" linearizes at x̂.
         measurement: y (B, *'), or (1, *') for the same measurement of all samples.
         noise_std: σ_y ≥ 0, in the units of the measurement. For a complex measurement it is the standard deviation of
-            the real part, and of the imaginary part.
-        aug_dim: D; None for ∞.
-        data_std: s_data, in data units.
-        method: "guidance", with two network calls at each step, or "replacement", with one.
+            the real part, and of the imaginary part. Defaults to 0.05.
+        aug_dim: D; None for ∞. Defaults to 1.
+        data_std: s_data, in data units. Defaults to 0.5.
+        method: "guidance", the default, with two network calls at each step, or "replacement", with one.
         sigma_of_call: σ of a call, a number or (B, 1, ...), as a function of its timestep, such as the scheduler's
             `sigma_of_call`. It is needed where the timestep is not that of σ, as with the Student-t preconditioning.
         **model_kwargs: passed to the model, such as `class_labels` (B,).
@@ -125,13 +125,23 @@ class GuidedByMeasurement:
     def __call__(
         self, sample: torch.Tensor, timestep: float | torch.Tensor, return_dict: bool = False
     ) -> tuple[torch.Tensor]:
-        """Return the guided output (B, C', *) at c_in x = `sample` (B, C, *) and `timestep`, a number, () or (B,)."""
+        """Return the guided output (B, C', *) at c_in x = `sample` (B, C, *) and `timestep`, a number, () or (B,).
+
+        Raises:
+            ValueError: if `measurement` has another shape than the operator returns.
+        """
         parameterization = self.parameterization
         noise_level = parameterization.noise_level_at(timestep, sample.ndim)
         sigma = self.sigma_of_call(timestep)
         x = at_least_float32(sample) / parameterization.c_in(noise_level)
         denoised = self.denoiser(x, sigma)
-        residual = measurement_like(self.measurement, x) - self.operator(denoised)
+        measured = self.operator(denoised)
+        if self.measurement.shape not in (measured.shape, (1, *measured.shape[1:])):
+            raise ValueError(
+                f"`measurement` must have the shape {tuple(measured.shape)} that `operator` returns, or one row of it, "
+                f"but has {tuple(self.measurement.shape)}."
+            )
+        residual = measurement_like(self.measurement, x) - measured
         operator = linearized(self.operator, denoised)
         if self.method == "replacement":
             guided = denoised + operator.pseudo_inverse(residual)

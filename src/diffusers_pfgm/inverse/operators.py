@@ -78,11 +78,11 @@ class Blur(LinearOperator):
 
     Args:
         kernel: a tensor or array (h, w), both odd.
-        boundary: padding beyond the edges: "zero", "reflect", "replicate" or "circular".
+        boundary: padding beyond the edges: "zero", "reflect", "replicate" or "circular". Defaults to "reflect".
 
     Raises:
-        ValueError: if `kernel` has another shape or `boundary` another value; in a call if `kernel` is too large for
-            "reflect" or "circular".
+        ValueError: if `kernel` has another shape or `boundary` another value; in a call if x has another shape than
+            images, or `kernel` is too large for "reflect" or "circular".
     """
 
     def __init__(self, kernel: torch.Tensor | np.ndarray, boundary: str = "reflect") -> None:
@@ -96,6 +96,8 @@ class Blur(LinearOperator):
         super().__init__(self._blur, lambda y: torch.func.vjp(self._blur, y)[1](y)[0])
 
     def _blur(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 4:
+            raise ValueError(f"`x` must be images (B, C, H, W), but has the shape {tuple(x.shape)}.")
         height, width = (size // 2 for size in self.kernel.shape)
         # "reflect" and "circular" take the padding from the image, "reflect" without the pixels at the edges.
         lengths = [size - (self.boundary == "reflect") for size in x.shape[2:]]
@@ -118,10 +120,13 @@ class CompressedSensing(LinearOperator):
         generator: generator of the random combinations.
 
     Raises:
-        ValueError: if M is not from 1 to N.
+        ValueError: if M is not from 1 to N or `shape` is a number; in a call if a sample has another number of elements
+            than `shape`.
     """
 
     def __init__(self, shape: Sequence[int], num_measurements: int, generator: torch.Generator | None = None) -> None:
+        if isinstance(shape, int):
+            raise ValueError(f"`shape` must be the shape of one sample, such as (1, 8, 8), but is {shape}.")
         self.shape = torch.Size(shape)
         size = self.shape.numel()
         num_measurements = check_whole_number("num_measurements", num_measurements, 1)
@@ -132,7 +137,16 @@ class CompressedSensing(LinearOperator):
         gaussian = draw(torch.randn, (size, num_measurements), generator, torch.device("cpu"))
         self.directions = torch.linalg.qr(gaussian)[0]  # (N, M)
         super().__init__(
-            lambda x: x.flatten(1) @ self._on_device_of("directions", x),
+            self._measure,
             lambda y: (y @ self._on_device_of("directions", y).mT).unflatten(1, self.shape),
             gram=1.0,
         )
+
+    def _measure(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)
+        if flat.shape[1] != self.shape.numel():
+            raise ValueError(
+                f"`shape` {tuple(self.shape)} has {self.shape.numel()} elements, but a sample of `x` {tuple(x.shape)} "
+                f"has {flat.shape[1]}. Pass the shape of one sample."
+            )
+        return flat @ self._on_device_of("directions", x)

@@ -17,9 +17,9 @@ data. At D = ∞ this is distribution matching distillation (arXiv 2311.18828, e
 gradient of the Kullback-Leibler divergence of the noisy images. At finite D the same step matches the Poisson fields
 (arXiv 2509.22454 has other losses for the same aim).
 
-A squared loss makes images smooth where several are possible. This loss matches distributions, so each image is sharp,
-but it does not keep the image of each latent. It needs no ODE, so that images of one call can be as good as those of
-many calls of the teacher.
+A network that is trained by a squared loss returns the mean of all images that fit its input, which is blurred. This
+loss matches distributions, so each image is sharp, but it does not keep the image of each latent. It needs no ODE, so
+that images of one call can be as good as those of many calls of the teacher.
 
 The critic knows the level of each image, as further classes. Without them only the mixture of all levels would be
 matched: on MNIST, digits of one call became too thin and those of two calls too thick.

@@ -24,7 +24,7 @@ def inception_score(logits: torch.Tensor, seed: int = 0) -> tuple[float, float]:
 
     Raises:
         ModuleNotFoundError: if torchmetrics is not installed. The extra `evaluation` installs it.
-        ValueError: if there are fewer than 10 images.
+        ValueError: if there are fewer than 10 images, or `logits` contains NaN or infinity.
 
     Reference:
         Salimans et al., Improved techniques for training GANs, 2016 (arXiv 1606.03498); computed by torchmetrics.
@@ -40,6 +40,6 @@ def inception_score(logits: torch.Tensor, seed: int = 0) -> tuple[float, float]:
         metric = InceptionScore(torch.nn.Identity(), splits=SPLITS, sync_on_compute=False)
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed the GPUs
         # A probability that underflows to 0 for all images of a part would give 0 · log 0.
-        metric.update(as_floats(logits)[0].log_softmax(1).clamp(min=LEAST_LOG_PROB).cpu())
+        metric.update(as_floats(logits=logits)[0].log_softmax(1).clamp(min=LEAST_LOG_PROB).cpu())
         mean, deviation = metric.compute()
     return mean.item(), deviation.item()

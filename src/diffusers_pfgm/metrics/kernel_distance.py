@@ -25,7 +25,8 @@ def kernel_distance(samples: torch.Tensor, data: torch.Tensor, seed: int = 0) ->
 
     Raises:
         ModuleNotFoundError: if torchmetrics is not installed. The extra `evaluation` installs it.
-        ValueError: if one of the sets has fewer than 3 images.
+        ValueError: if one of the sets has fewer than 3 images or contains NaN or infinity, or their numbers of features
+            differ.
 
     Reference:
         Bińkowski et al., Demystifying MMD GANs, 2018 (arXiv 1801.01401); computed by torchmetrics.
@@ -39,7 +40,7 @@ def kernel_distance(samples: torch.Tensor, data: torch.Tensor, seed: int = 0) ->
             f"The kernel distance needs at least 3 samples and 3 images of the data, but there are {len(samples)} and "
             f"{len(data)}. Pass more."
         )
-    samples, data = as_floats(samples, data)
+    samples, data = as_floats(samples=samples, data=data)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # torchmetrics warns that it keeps all features in memory
         # One process computes the metric, so it must not wait for features of others.

@@ -21,11 +21,14 @@ def nearest_distances(images: torch.Tensor, train_images: torch.Tensor) -> tuple
     Returns:
         Distances (K,) and indices (K,).
 
+    Raises:
+        ValueError: if one of the sets is empty or contains NaN or infinity, or their numbers of elements differ.
+
     Examples:
         >>> nearest_distances(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [7.0]]))
         (tensor([1., 2.]), tensor([0, 1]))
     """
-    images, train_images = (points.flatten(1) for points in as_floats(images, train_images))
+    images, train_images = (points.flatten(1) for points in as_floats(images=images, train_images=train_images))
     mean = train_images.mean(0)  # far from 0 the matrix product of `cdist` would cancel
     centred = train_images - mean
     parts = [torch.cdist(part - mean, centred).argmin(1) for part in images.split(BATCH_SIZE)]

@@ -24,8 +24,8 @@ def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int =
         neighbors: k ≥ 1, at most K − 1 and L − 1.
 
     Raises:
-        ValueError: if k is not a whole number ≥ 1, or one of the sets has at most k points, or contains NaN or
-            infinity.
+        ValueError: if k is not a whole number ≥ 1, one of the sets has at most k points or contains NaN or infinity, or
+            their numbers of features differ.
 
     Reference:
         Kynkäänniemi et al., Improved precision and recall metric for assessing generative models, 2019
@@ -42,10 +42,7 @@ def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int =
             f"Precision and recall with {neighbors} neighbours need more than {neighbors} samples and images of the "
             f"data, but there are {len(samples)} and {len(data)}. Pass more."
         )
-    samples, data = as_floats(samples, data)
-    for name, points in (("samples", samples), ("data", data)):
-        if not points.isfinite().all():
-            raise ValueError(f"`{name}` must be finite, but contain NaN or infinity. Leave such images out.")
+    samples, data = as_floats(samples=samples, data=data)
     mean = data.mean(0)  # far from 0 the matrix product of `cdist` would cancel
     samples, data = samples - mean, data - mean
     return _covered(samples, data, neighbors), _covered(data, samples, neighbors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..utils.extras import require_extra
+from .floats import as_floats
 
 
 def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projections: int = 500, seed: int = 0) -> float:
@@ -16,12 +17,12 @@ def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projection
     Args:
         samples: (K, *), K points.
         data: (L, *), L points with the same number of elements.
-        num_projections: the number of random directions.
-        seed: the seed for drawing the directions.
+        num_projections: the number of random directions. Defaults to 500.
+        seed: the seed for drawing the directions. Defaults to 0.
 
     Raises:
         ModuleNotFoundError: if POT is not installed. The extra `training` installs it.
-        ValueError: if one of the sets is empty, or their points have different numbers of elements.
+        ValueError: if one of the sets is empty or contains NaN or infinity, or their numbers of elements differ.
 
     Reference:
         Bonneel et al., Sliced and Radon Wasserstein barycenters of measures, 2015; computed by POT.
@@ -29,8 +30,6 @@ def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projection
     require_extra("training", "ot")
     import ot
 
-    for name, points in (("samples", samples), ("data", data)):
-        if not len(points):
-            raise ValueError(f"`{name}` must be at least one point, but is empty.")
-    first, second = (points.detach().flatten(1).cpu().double().numpy() for points in (samples, data))
+    sets = as_floats(samples=samples, data=data)
+    first, second = (points.flatten(1).cpu().double().numpy() for points in sets)
     return float(ot.sliced_wasserstein_distance(first, second, n_projections=num_projections, seed=seed))

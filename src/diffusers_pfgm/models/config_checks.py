@@ -6,7 +6,11 @@ from typing import Any
 
 
 def check_sample_size(config: Any) -> None:
-    """Raise a ValueError unless the images can be halved as often as there are levels."""
+    """Raise a ValueError unless the images are square and can be halved as often as there are levels."""
+    if not isinstance(config.sample_size, int):
+        raise ValueError(
+            f"`sample_size` must be a whole number, the height and width of square images, but is {config.sample_size}."
+        )
     levels = len(config.block_out_channels)
     factor = 2 ** (levels - 1)
     if config.sample_size % factor:

@@ -24,14 +24,15 @@ class SongUNet(EDMNetwork):
     """DDPM++ and NCSN++ as in EDM, called like `UNet2DModel`.
 
     Args:
-        sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
+        sample_size: the height and width of square images in pixels, a multiple of 2^(number of levels − 1).
         in_channels, out_channels: channels of the images and of the output. Default to 3.
         block_out_channels: the channels of each level, from the full resolution to the lowest. Defaults to the levels
             for CIFAR-10.
         layers_per_block: the number of residual blocks in each level of the encoder. A level of the decoder has one
             more. Defaults to 4.
         attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
-            self-attention; in the decoder only the last block of a level is. Defaults to (16,).
+            self-attention; in the decoder only the last block of a level is. The first block after the encoder has it
+            at any resolution. Defaults to (16,).
         dropout: probability of dropout. Defaults to 0.13.
         model_channels: channels after the first convolution, of which `block_out_channels` are multiples. Defaults to
             128.
@@ -121,7 +122,7 @@ class DhariwalUNet(EDMNetwork):
         sample_size, in_channels, out_channels, block_out_channels: as in `SongUNet`, with the defaults for ImageNet-64.
         layers_per_block, dropout, num_class_embeds, augment_dim: likewise.
         attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
-            self-attention. Defaults to (32, 16, 8).
+            self-attention. The first block after the encoder has it at any resolution. Defaults to (32, 16, 8).
         model_channels: the size of the first embedding; in EDM's configurations `block_out_channels` are multiples of
             it. Defaults to 192.
 

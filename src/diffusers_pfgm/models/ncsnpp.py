@@ -31,7 +31,7 @@ class NCSNpp(ModelMixin, ConfigMixin):
     """DDPM++ and NCSN++ of score-based SDE models and PFGM, called like `UNet2DModel`.
 
     Args:
-        sample_size: height and width of the images, a multiple of 2^(number of levels − 1).
+        sample_size: the height and width of square images in pixels, a multiple of 2^(number of levels − 1).
         in_channels: channels C of the images. Defaults to 3.
         out_channels: channels of the output; C + 1, the default, for prediction_type "field".
         block_out_channels: the channels of each level, from the full resolution to the lowest. Defaults to the levels
@@ -39,7 +39,8 @@ class NCSNpp(ModelMixin, ConfigMixin):
         layers_per_block: the number of residual blocks in each level of the encoder. A level of the decoder has one
             more. Defaults to 4.
         attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
-            self-attention; in the decoder only the last block of a level is. Defaults to (16,).
+            self-attention; in the decoder only the last block of a level is. The first block after the encoder has it
+            at any resolution. Defaults to (16,).
         dropout: probability of dropout. Defaults to 0.1.
         fir: whether resampling uses the low-pass filter (1, 3, 3, 1). Defaults to False, as in DDPM++.
         progressive_input: "residual" to add the downsampled image at each level, with a convolution whose output is

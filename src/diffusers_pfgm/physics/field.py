@@ -23,7 +23,7 @@ import torch
 from .charges import Charges, check_finite, mean_of_charges
 from .field_prediction import check_gamma, field_channels, normalize_field
 from .kernel import check_aug_dim
-from .tensors import cast_clamped, check_samples, to_tensor, working_dtype
+from .tensors import cast_clamped, check_noise_level, check_samples, to_tensor, working_dtype
 
 
 def posterior_mean(
@@ -47,8 +47,8 @@ def posterior_mean(
 
     Raises:
         ValueError: if the shapes of `x`, `sigma` and `charges` do not match, `x` is not floating-point, `aug_dim` is
-            not positive, `chunk_size` is below 1, or `x`, `sigma` or `charges` hold NaN or infinity (the error names
-            the index).
+            not positive, `chunk_size` is below 1, `sigma` is a negative or infinite number, or `x`, a tensor `sigma`
+            or `charges` hold NaN or infinity and the result is therefore not finite (the error names the index).
 
     Examples:
         >>> charges = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
@@ -94,8 +94,8 @@ def normalized_field(
 
     Raises:
         ValueError: if the shapes of `x`, `z` and `charges` do not match, `x` is not floating-point, `gamma` is
-            negative or not finite, `chunk_size` is below 1, or `x`, `z` or `charges` hold NaN or infinity (the error
-            names the index).
+            negative or not finite, `chunk_size` is below 1, `z` is a negative or infinite number, or `x`, a tensor `z`
+            or `charges` hold NaN or infinity and the result is therefore not finite (the error names the index).
     """
     check_gamma(gamma)
     sigmas = _expand_sigma("z", z, "x", x)
@@ -133,6 +133,7 @@ def check_result(
 def _expand_sigma(sigma_name: str, sigma: float | torch.Tensor, x_name: str, x: torch.Tensor) -> torch.Tensor:
     """Expand a number, () or (B,) to (B,), on the device of x and in its working dtype. Errors have the names."""
     check_samples(x_name, x)
+    check_noise_level(sigma_name, sigma)
     sigmas = to_tensor(sigma, working_dtype(x.device), x.device)
     if sigmas.shape not in ((), (1,), x.shape[:1]):
         raise ValueError(

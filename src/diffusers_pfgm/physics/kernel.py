@@ -24,6 +24,7 @@ import torch
 from .tensors import (
     Generators,
     cast_clamped,
+    check_noise_level,
     check_samples,
     chi_squared,
     column_shape,
@@ -109,9 +110,11 @@ class PoissonKernel:
             the largest number itself).
 
         Raises:
-            ValueError: if a list of generators or `sigma` does not have B entries, or `max_norm` is not positive or so
-                small that no row within it is drawn.
+            ValueError: if a list of generators or `sigma` does not have B entries, `sigma` is a negative or infinite
+                number, or a tensor together with `max_norm`, or `max_norm` is not positive or so small that no row
+                within it is drawn.
         """
+        check_noise_level("sigma", sigma)
         if max_norm is not None:
             if not max_norm > 0:
                 raise ValueError(f"`max_norm` must be a number > 0 or None, but is {max_norm}.")

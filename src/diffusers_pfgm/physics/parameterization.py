@@ -126,7 +126,7 @@ class Parameterization:
         self.__post_init__()
 
     def output_channels(self, channels: int) -> int:
-        """The number of output channels for data with `channels` channels: one more for the normalized field."""
+        """The number of output channels for C = `channels`: C, C + 1 for the field, 2 C with a learned variance."""
         return 2 * channels if self.learns_variance else self.prediction.output_channels(channels)
 
     def allows_channels(self, num_channels: int, channels: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,12 @@ def check_samples(name: str, values: torch.Tensor) -> None:
             f"`{name}` must be a tensor of floating-point numbers, but is {values.dtype}. Convert it by `.float()`; "
             "bytes of an image become [-1, 1] by `images / 127.5 - 1`."
         )
+
+
+def check_noise_level(name: str, value: float | torch.Tensor) -> None:
+    """Raise a ValueError if a number is negative or not finite. A tensor is not read from its device."""
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be a finite number >= 0, but is {value}.")
 
 
 def move_to(x: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -175,7 +175,7 @@ class PoissonFlowPipeline(PipelineCalls, PipelineSaving, DiffusionPipeline):
 
         Raises:
             ValueError: if `guidance_scale` is not a finite number, is not 1 while there are no labels or the network
-                has no null class, or is not the scale that a consistency model has learned.
+                has no null class, or is neither 1 nor the scale that a consistency model has learned.
         """
         if guidance_scale is None or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, but is {guidance_scale}.")

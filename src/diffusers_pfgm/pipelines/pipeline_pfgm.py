@@ -102,7 +102,8 @@ class PFGMPipeline(PoissonFlowPipeline):
                 also trained without labels draws from all classes.
             guidance_scale: the scale of classifier-free guidance to `class_labels`; 1 for no guidance. With guidance a
                 step is still one network call, on twice the batch. A consistency model that has learned guidance
-                (`consistency_guidance`) always has that scale, at no further cost, and accepts no other.
+                (`consistency_guidance`) always has that scale, at no further cost, and accepts no other but 1, which
+                has no effect.
             tolerance: the relative and absolute tolerance of the adaptive solver RK45, which the paper uses, in place
                 of `num_inference_steps`. None for fixed steps.
 

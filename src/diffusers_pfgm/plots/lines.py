@@ -110,10 +110,10 @@ def normal_angles(lines: torch.Tensor, charges: torch.Tensor) -> torch.Tensor:
 
 
 def plot_field_lines(line_charges: torch.Tensor, plane_charges: torch.Tensor) -> Figure:
-    """Draw field lines that start uniformly on a hemisphere and end at the charges, the idea of PFGM.
+    """Draw field lines that start uniformly on a hemisphere and end at the charges.
 
-    Black lines are equipotentials. In the half plane they are drawn at equal steps of the potential; in space their
-    intersections with the plane are drawn, and the far halves of two of them.
+    Black lines are equipotentials. In the half plane on the left they are drawn at equal steps of the potential. On the
+    right their intersections with the plane z = 0 are drawn, and of two of them the half behind the field lines.
 
     Args:
         line_charges: (K, 1), data on a line, drawn in the half plane (x, z).

@@ -25,9 +25,15 @@ def convert_scheduler(scheduler: Any) -> dict[str, Any]:
     such as `aug_dim`. They describe the network, and must not contradict the scheduler.
 
     Raises:
-        ValueError: if the scheduler does not solve the ODE of a Poisson flow; the message states the reason.
+        ValueError: if `scheduler` is no scheduler, or does not solve the ODE of a Poisson flow; the message states the
+            reason.
     """
     name = type(scheduler).__name__
+    if not hasattr(scheduler, "config"):
+        raise ValueError(
+            f"`scheduler` must be a PoissonFlowScheduler or a scheduler of diffusers, but is a {name}. Make one by "
+            "`PoissonFlowScheduler()`."
+        )
     obstacle = _obstacle(scheduler, name)
     if obstacle is not None:
         raise ValueError(f"`scheduler` ({name}) is {obstacle}.")

@@ -68,13 +68,15 @@ class PriorMixin(NoisingMixin):
         r"""Move latents of the plane along the rays from the data's mean μ to the prior that pipelines start from.
 
         Far from the data the field lines are rays, and each sample has a noise level s = ‖x − μ‖/√N of its own, so that
-        on the plane no common steps suit all samples. All norms are equal on
+        on the plane no common steps suit all samples. The samples are moved to
 
-        - the shell: x' = μ + √N σ u with the direction u of x − μ, on the same plane σ. This is exact in many
-          dimensions, where the field depends on s only. In few dimensions charges close to μ get too many samples;
-        - the hemisphere: x' = μ + a (x − μ), σ' = a σ with a² = (N + D) / (‖x − μ‖²/σ² + D), another point of the same
-          ray, which is exact for every N, but has another σ' for each sample. It is the hemisphere from which PFGM
-          (arXiv 2209.11178, section 3.3) projects its prior to the plane.
+        - the shell, where all norms ‖x' − μ‖ are equal: x' = μ + √N σ u with the direction u of x − μ, on the same
+          plane σ. This is exact in many dimensions, where the field depends on s only. In few dimensions charges
+          close to μ get too many samples;
+        - the hemisphere, where all √(‖x' − μ‖² + D σ'²) are equal: x' = μ + a (x − μ), σ' = a σ with
+          a² = (N + D) / (‖x − μ‖²/σ² + D), another point of the same ray, which is exact for every N, but has another
+          σ' for each sample. It is the hemisphere from which PFGM (arXiv 2209.11178, section 3.3) projects its prior
+          to the plane.
 
         Args:
             latents: (B, *), at the first σ of the run.

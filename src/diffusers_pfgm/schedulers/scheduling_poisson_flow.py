@@ -62,9 +62,10 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
 
     Args:
         aug_dim: D > 0; None for ∞.
-        sigma_min: the last σ (z_min) at which the network is called, in data units. The step from there goes to σ = 0,
-            where x = x̂, so it may be larger than the paper's 1e-3, at which the paper's ODE ends. In an exact field of
-            64 dimensions 0.7 % of the samples are still between charges at σ = 0.01, and 0.03 % at σ = 0.001.
+        sigma_min: the smallest σ (z_min) of the network, in data units. Without `sigma_knots` it is that of the last
+            call. The step from there goes to σ = 0, where x = x̂, so it may be larger than the paper's 1e-3, at which
+            the paper's ODE ends. In an exact field of 64 dimensions 0.7 % of the samples are still between charges at
+            σ = 0.01, and 0.03 % at σ = 0.001.
         sigma_max: the first σ (z_max), in data units.
         prediction_type: what the network predicts: "field" (C + 1 channels), "sample" (x̂), "epsilon" ((x − x̂)/σ) or
             "v_prediction".
@@ -87,8 +88,9 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         max_norm: largest norm ‖x‖ of a prior sample, in data units; the `upper_norm` of the training. A radius beyond
             it is drawn again. None for the whole, heavy-tailed prior of an exact field.
         prior: where pipelines start, see `move_to_prior`: "plane", the whole heavy-tailed prior on the plane σ_max;
-            "shell", one norm on that plane, with which every D needs as few steps as D = ∞; or "hemisphere", one norm
-            with another σ for each sample. None for "shell" from 64 dimensions on and "plane" below.
+            "shell", one norm on that plane, with which every D needs as few steps as D = ∞; or "hemisphere", the points
+            of the same rays at one distance in N + D dimensions, with another σ for each sample. None for "shell" from
+            64 dimensions on and "plane" below.
         M: exponent of the training perturbation from which `sigma_max` and `max_norm` were computed. It is only saved.
         beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2" for a network of the DDPM family. The noise
             levels are those of its training, and `sigma_min` and `sigma_max` are None.
@@ -229,7 +231,8 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
             allow_consistency: whether the scheduler may be that of a consistency model, which solves no ODE.
 
         Raises:
-            ValueError: if the scheduler does not solve the ODE of a Poisson flow; the message states the reason.
+            ValueError: if `scheduler` is no scheduler, or does not solve the ODE of a Poisson flow; the message states
+                the reason.
         """
         if isinstance(scheduler, PoissonFlowScheduler):
             if scheduler.is_consistency_model and not allow_consistency:
@@ -250,7 +253,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def __len__(self) -> int:
-        """The number of trained timesteps, as of diffusers' schedulers; see `timesteps` for the steps of a run."""
+        """`num_train_timesteps`, as of diffusers' schedulers. Without a beta schedule no timesteps are numbered."""
         train_sigmas = self.parameterization.train_sigmas
         return self.config.num_train_timesteps if train_sigmas is None else len(train_sigmas)
 
@@ -279,7 +282,8 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
 
         Raises:
             ValueError: if not exactly one of `num_inference_steps`, `sigmas` and `timesteps` is given, if the number is
-                not a whole number ≥ 1, or the list is not strictly decreasing or outside of the trained timesteps.
+                not a whole number ≥ 1 or larger than the number of trained timesteps or of `consistency_sigmas`, or the
+                list is not strictly decreasing or outside of the trained timesteps.
         """
         schedule = SigmaSchedule(self.config, self.parameterization)
         run = schedule.choose(num_inference_steps, sigmas, timesteps)

@@ -76,16 +76,23 @@ def estimate_trace(
         denoise: x̂ as a function of x, independently for each row.
         x: points, (B, *), in data units.
         method: "exact", "hutchinson" or "hutch++". Defaults to "exact".
-        probes: probes from `draw_probes`, (B, P, *); None for "exact".
+        probes: probes from `draw_probes`, (B, P, *); None, the default, for "exact".
 
     Returns:
         x̂ (B, *), and estimates of the trace: (B, P) for "hutchinson", (B, P / 3) for "hutch++", (B, 1) for "exact".
+
+    Raises:
+        ValueError: if `method` is another word, or needs `probes` and there are none.
 
     Examples:
         >>> points = torch.tensor([[3.0, 4.0]])
         >>> estimate_trace(lambda x: x * torch.tensor([0.5, 2.0]), points)[1]
         tensor([[2.5000]])
     """
+    if method not in DIVERGENCES:
+        raise ValueError(f"`method` must be one of {DIVERGENCES}, but is {method!r}.")
+    if method != "exact" and probes is None:
+        raise ValueError(f"`method` {method!r} needs `probes`, but they are None. Draw them by `draw_probes`.")
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         denoised = denoise(x)
@@ -94,12 +101,11 @@ def estimate_trace(
         """vᵀJ for each v (B, *)."""
         return [torch.autograd.grad(denoised, x, vector, retain_graph=True)[0] for vector in vectors]
 
-    if method == "exact":
+    if probes is None:
         trace = torch.zeros_like(x).flatten(1)
         for i, direction in enumerate(_basis_vectors(x)):
             trace[:, i] = products([direction])[0].flatten(1)[:, i]
         return denoised.detach(), trace.sum(1, keepdim=True)
-    assert probes is not None  # drawn by the caller of every other method
     columns = probes.flatten(2).mT
     known_trace = x.new_zeros(len(x), 1)
     if method == "hutch++":

@@ -18,8 +18,9 @@ whose coefficients depend only on the noise levels and are computed before the r
   order 2 the `solver_type="heun"` of diffusers' DPM-Solver++(2M), arXiv 2211.01095). With the corrector, the previous
   step is repeated with a polynomial that includes the x̂ just computed (exponential Adams-Moulton, as in UniPC, arXiv
   2302.04867). This needs no further call and raises the order of accuracy by one. As predictor and corrector share the
-  term e^(−h) x, the correction only adds multiples of known x̂'s. The order is lowered to 2 or 1 for a step much longer
-  than the previous one, except for order 2 without the corrector, which remains DPM-Solver++(2M).
+  term e^(−h) x, the correction only adds multiples of known x̂'s. The order is lowered to 2 (or 1) for a step more
+  than 1.25 (or 2) times as long in λ as the previous one, except for order 2 without the corrector, which remains
+  DPM-Solver++(2M).
 
 For all of them the last step, to σ = 0, is x' = x̂.
 """
@@ -87,11 +88,13 @@ def plan_steps(
         n steps, or 2n − 1 for "heun" (2n if σ_n > 0).
 
     Raises:
-        ValueError: if `solver` or `order` is another one, or a σ is not finite or not positive (the last may be 0) or
-            equals the one before (the last may).
+        ValueError: if `solver` or `order` is another one, there are fewer than two σ's, or a σ is not finite or not
+            positive (the last may be 0) or equals the one before (the last may).
     """
     check_solver(solver, order)
     levels = tuple(sigmas)
+    if len(levels) < 2:
+        raise ValueError(f"`sigmas` must be two noise levels or more, but are {list(levels)}.")
     is_allowed = all(0 < sigma < math.inf for sigma in levels[:-1]) and all(0 <= sigma < math.inf for sigma in levels)
     if not is_allowed or any(a == b for a, b in itertools.pairwise(levels[:-1])):
         raise ValueError(

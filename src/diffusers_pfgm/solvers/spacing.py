@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..physics.tensors import piecewise_linear
+from ..utils.checks import check_whole_number
 from .multistep import integration_steps
 
 EXPONENT = 1 / 3
@@ -29,13 +30,37 @@ KNOTS = 33
 
 
 def geometric_sigmas(sigma_max: float, sigma_min: float, count: int) -> list[float]:
-    """Return `count` noise levels from σ_max to σ_min with equal ratios."""
+    """Return noise levels with equal ratios.
+
+    Args:
+        sigma_max: the first noise level, in data units.
+        sigma_min: the last one, in data units.
+        count: their number.
+
+    Returns:
+        `count` noise levels from σ_max to σ_min.
+
+    Raises:
+        ValueError: if σ_max or σ_min is not finite and positive, or `count` is not a whole number ≥ 1.
+    """
+    for name, sigma in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"`{name}` must be a finite number > 0, but is {sigma}.")
+    check_whole_number("count", count, 1)
     exponents = torch.linspace(math.log(sigma_max), math.log(sigma_min), count, dtype=torch.float64, device="cpu")
     return exponents.exp().tolist()
 
 
 def knotted_sigmas(knots: Sequence[float], count: int) -> list[float]:
-    """Return `count` noise levels from the first knot to the last, at equal quantiles of the density of the knots."""
+    """Return noise levels at equal quantiles of the density of the knots.
+
+    Args:
+        knots: noise levels > 0, decreasing, in data units.
+        count: the number of noise levels.
+
+    Returns:
+        `count` noise levels from the first knot to the last.
+    """
     return sigmas_at(knots, torch.linspace(0, 1, count, dtype=torch.float64, device="cpu").tolist())
 
 

@@ -12,8 +12,8 @@ better for other field lines. The simplex method of Nelder and Mead minimizes th
 
     ρ(d) = d²/(d² + τ²),        d = the root mean square difference between the end of the run and the true end.
 
-ρ (Geman and McClure) is bounded: a start that ends at another sample than it should counts as one, however far away
-that sample is, and close to the true end ρ measures the error itself.
+ρ (Geman and McClure) is at most 1, so a field line that ends at a wrong sample adds at most 1, at any distance. Close
+to the true end ρ is proportional to the squared error.
 """
 
 from __future__ import annotations

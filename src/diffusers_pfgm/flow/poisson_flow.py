@@ -94,7 +94,7 @@ class PoissonFlow:
 
         Args:
             shape: (B, *), the shape of the samples; None with `latents`.
-            num_inference_steps: number of steps; one network call each for "multistep" and "euler".
+            num_inference_steps: number of steps; one network call each for "multistep" and "euler". Defaults to 20.
             generator: one generator, or a list of B of them.
             latents: (B, *), points at σ_max to begin from, for instance from `encode`, in place of random ones. They
                 are not moved to the scheduler's `prior`.
@@ -213,11 +213,12 @@ class PoissonFlow:
             x: (B, *), in data units.
             num_inference_steps: number of fixed steps, see `encode`. Their error is of second order, and is not
                 estimated. None for the adaptive solver.
-            divergence: "exact" (N vector-Jacobian products per network call, each of about the cost of a network
-                call), or the estimators "hutchinson" or "hutch++".
-            num_probes: number of products per network call of an estimator; a multiple of 3 for "hutch++".
+            divergence: "exact" (N vector-Jacobian products per network call, each of about the cost of a network call),
+                or the estimators "hutchinson" or "hutch++". Defaults to "exact".
+            num_probes: number of products per network call of an estimator; a multiple of 3 for "hutch++". Defaults to
+                1.
             generator: generator of the probes, or a list of B of them.
-            probe_distribution: "rademacher" or "gaussian".
+            probe_distribution: "rademacher" or "gaussian". Defaults to "rademacher".
             tolerance: absolute tolerance of the adaptive solver, in nats, by default 3e-4. It bounds the error of a
                 log-density except for the end at σ_max, whose error `truncation` contains together with the solver's
                 error estimate. If the network is less precise, `truncation` is larger. None with `num_inference_steps`.

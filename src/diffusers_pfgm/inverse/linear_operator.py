@@ -73,8 +73,8 @@ class LinearOperator:
 
         Args:
             y: (B, *').
-            scale: a number ≥ 0, or one for each row, (B,).
-            ridge: a number > 0.
+            scale: a number ≥ 0, or one for each row, (B,). Defaults to 1.
+            ridge: a number > 0. Defaults to 1e-6.
         """
         if isinstance(scale, torch.Tensor) and scale.ndim:
             scale = append_dims(scale, y.ndim)

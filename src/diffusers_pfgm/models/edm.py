@@ -24,7 +24,8 @@ class SongUNet(EDMNetwork):
     """DDPM++ and NCSN++ as in EDM, called like `UNet2DModel`.
 
     Args:
-        sample_size: the height and width of square images in pixels, a multiple of 2^(number of levels − 1).
+        sample_size: the height and width of square images in pixels, a multiple of 2^(number of levels − 1). Defaults
+            to 32.
         in_channels, out_channels: channels of the images and of the output. Default to 3.
         block_out_channels: the channels of each level, from the full resolution to the lowest. Defaults to the levels
             for CIFAR-10.
@@ -120,7 +121,7 @@ class DhariwalUNet(EDMNetwork):
 
     Args:
         sample_size, in_channels, out_channels, block_out_channels: as in `SongUNet`, with the defaults for ImageNet-64.
-        layers_per_block, dropout, num_class_embeds, augment_dim: likewise.
+        layers_per_block, dropout, num_class_embeds, augment_dim: as in `SongUNet`. Default to 3, 0.1, None and 0.
         attn_resolutions: the resolutions, as heights in pixels, at which residual blocks are followed by
             self-attention. The first block after the encoder has it at any resolution. Defaults to (32, 16, 8).
         model_channels: the size of the first embedding; in EDM's configurations `block_out_channels` are multiples of

@@ -31,7 +31,8 @@ class NCSNpp(ModelMixin, ConfigMixin):
     """DDPM++ and NCSN++ of score-based SDE models and PFGM, called like `UNet2DModel`.
 
     Args:
-        sample_size: the height and width of square images in pixels, a multiple of 2^(number of levels − 1).
+        sample_size: the height and width of square images in pixels, a multiple of 2^(number of levels − 1). Defaults
+            to 32.
         in_channels: channels C of the images. Defaults to 3.
         out_channels: channels of the output; C + 1, the default, for prediction_type "field".
         block_out_channels: the channels of each level, from the full resolution to the lowest. Defaults to the levels
@@ -160,7 +161,7 @@ class NCSNpp(ModelMixin, ConfigMixin):
             timestep: z or σ, or the timestep of a network of the VP SDE; a number, () or (B,). It must be positive with
                 Fourier features.
             class_labels: None; the network has no classes.
-            return_dict: whether to return a `UNet2DOutput` instead of a tuple.
+            return_dict: whether to return a `UNet2DOutput` instead of a tuple. Defaults to True.
 
         Returns:
             (B, C', H, W), with C' = `out_channels`.

@@ -230,7 +230,7 @@ class ChargeField(torch.nn.Module):
             sample: x (B, C, *), in data units.
             timestep: noise level σ (z for D = 1), a number, () or (B,), in data units.
             class_labels: None; a `ChargeField` has no classes.
-            return_dict: return a `FieldOutput` rather than a tuple.
+            return_dict: return a `FieldOutput` rather than a tuple. Defaults to True.
 
         Returns:
             (B, C, *), or (B, C + 1, *) for the prediction type "field", in the dtype of `sample`.

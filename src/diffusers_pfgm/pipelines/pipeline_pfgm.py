@@ -81,14 +81,15 @@ class PFGMPipeline(PoissonFlowPipeline):
             batch_size: the number of images B. By default that of `latents` or `class_labels`, or 1 without them.
             num_inference_steps: the number of fixed steps, with one network call each for the solvers "multistep" and
                 "euler". A consistency model allows 1 to the number of its `consistency_sigmas`, so pass it for one.
+                Defaults to 20.
             generator: one generator, or a list of B generators, one for each image. With a list an image does not
                 depend on the rest of the batch.
             latents: (B, C, H, W), latents at the first noise level, as `scheduler.sample_prior` draws them, or any
                 Gaussian noise times that σ. If that level is σ_max, they are moved along their rays to the scheduler's
                 `prior`, as drawn ones are; with `sigmas` that begin below it, the latents may be noisy images and are
                 not moved. By default they are drawn with `generator`.
-            output_type: "pil", "np", "pt", or "latent" for the final state itself.
-            return_dict: whether to return an output object instead of a tuple.
+            output_type: "pil", "np", "pt", or "latent" for the final state itself. Defaults to "pil".
+            return_dict: whether to return an output object instead of a tuple. Defaults to True.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step. If it returns
                 {"latents": ...}, the next step starts from these. It may read `pipe.num_timesteps`, set
                 `pipe._guidance_scale` for the following steps (0 for no guidance), or set `pipe._interrupt = True` to
@@ -96,14 +97,14 @@ class PFGMPipeline(PoissonFlowPipeline):
             callback_on_step_end_tensor_inputs: the names of the tensors that are passed to the callback, from
                 "latents", "pred_original_sample" (x̂, the denoised sample) and "prompt_embeds". The last, which
                 callbacks of diffusers use, is the condition: the class labels (B,), or an empty tensor (B, 0) for a
-                network without classes.
+                network without classes. Defaults to ("latents",).
             sigmas: the noise levels σ of the steps, decreasing, in place of `num_inference_steps`.
             class_labels: the class of each image, or one for all, by number or name. By default a network that was
                 also trained without labels draws from all classes.
             guidance_scale: the scale of classifier-free guidance to `class_labels`; 1 for no guidance. With guidance a
                 step is still one network call, on twice the batch. A consistency model that has learned guidance
                 (`consistency_guidance`) always has that scale, at no further cost, and accepts no other but 1, which
-                has no effect.
+                has no effect. Defaults to 1.
             tolerance: the relative and absolute tolerance of the adaptive solver RK45, which the paper uses, in place
                 of `num_inference_steps`. None for fixed steps.
 

@@ -92,10 +92,10 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             latents: (B, C, H, W), in data units at σ_max.
             class_labels: the class of each image, or one for all.
             num_inference_steps, tolerance, step_tolerance: see `encode`.
-            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
+            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units. Defaults to "pil".
             guidance_scale: the scale of classifier-free guidance to `class_labels`; 1 for no guidance. Guidance changes
-                the field, so that with another value than 1 `decode` is not the inverse of `encode`.
-            return_dict: whether to return an output object instead of a tuple.
+                the field, so that with another value than 1 `decode` is not the inverse of `encode`. Defaults to 1.
+            return_dict: whether to return an output object instead of a tuple. Defaults to True.
 
         Returns:
             `PFGMPipelineOutput` with `images` and `nfe`, or the tuple of both.
@@ -131,12 +131,12 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
         Args:
             first_images: the B images at which the paths start, in a form that `encode` takes.
             second_images: the B images at which the paths end.
-            num: the number of images of a path, at equal distances, at least 2.
+            num: the number of images of a path, at equal distances, at least 2. Defaults to 7.
             class_labels: the class of each pair, or one for all. By default a network that was also trained without
                 labels uses all classes.
             num_inference_steps, tolerance, step_tolerance: see `encode`.
-            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
-            return_dict: whether to return an output object instead of a tuple.
+            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units. Defaults to "pil".
+            return_dict: whether to return an output object instead of a tuple. Defaults to True.
 
         Returns:
             `PFGMPipelineOutput` with B · num `images`, path after path, and `nfe` of encoding and decoding, or the
@@ -187,11 +187,12 @@ class PFGMEditingPipeline(PoissonFlowPipeline):
             class_labels: the class of each image, or one for all.
             target_class_labels: the class that each image is changed to; by default `class_labels`.
             guidance_scale: the scale of classifier-free guidance to the target class in decoding; 1 for no guidance.
+                Defaults to 1.
             temperature: the factor by which the norms of the latents are multiplied (PFGM, arXiv 2209.11178, section
-                4.3).
+                4.3). Defaults to 1.
             num_inference_steps, tolerance, step_tolerance: see `encode`.
-            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units.
-            return_dict: whether to return an output object instead of a tuple.
+            output_type: "pil", "np", "pt", or "latent" for the final state itself, in data units. Defaults to "pil".
+            return_dict: whether to return an output object instead of a tuple. Defaults to True.
 
         Returns:
             `PFGMPipelineOutput` with `images` and `nfe` of encoding and decoding, or the tuple of both.

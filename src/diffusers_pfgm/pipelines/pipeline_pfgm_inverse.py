@@ -90,21 +90,22 @@ class PFGMInversePipeline(PoissonFlowPipeline):
             operator: A, a `LinearOperator`, or another function of x (B, C, H, W) that autograd can differentiate. It
                 is called with all B images, so it may measure each of them differently.
             noise_std: σ_y, the standard deviation of the noise in the units of y; for a complex y that of its real and
-                of its imaginary part.
+                of its imaginary part. Defaults to 0.05.
             method: "guidance" (fast, approximate), "replacement" (for comparison; no noise, linear A only) or "latent"
-                (Markov chains that start at a sample of "guidance" and converge to the exact posterior).
-            num_inference_steps: the number of fixed steps, with two network calls each for "guidance".
+                (Markov chains that start at a sample of "guidance" and converge to the exact posterior). Defaults to
+                "guidance".
+            num_inference_steps: the number of fixed steps, with two network calls each for "guidance". Defaults to 20.
             num_sweeps: the number of sweeps of the chains of "latent". A sweep takes about four decodings of 15 network
-                calls each at D = 1.
+                calls each at D = 1. Defaults to 40.
             batch_size: B, by default the number of measurements.
             generator: one generator, or a list of B generators, one for each image. With a list an image does not
                 depend on the rest of the batch.
             class_labels: the class of each image, or one for all, by number or name.
-            output_type: "pil", "np", "pt", or "latent" for the same as `samples`.
-            return_dict: whether to return an output object instead of a tuple.
+            output_type: "pil", "np", "pt", or "latent" for the same as `samples`. Defaults to "pil".
+            return_dict: whether to return an output object instead of a tuple. Defaults to True.
             callback_on_step_end, callback_on_step_end_tensor_inputs: see `PFGMPipeline`, for the steps of "guidance"
                 and "replacement". "latent" calls it in the steps of its first sample.
-            data_std: s_data of the guidance, the standard deviation of the data, in data units.
+            data_std: s_data of the guidance, the standard deviation of the data, in data units. Defaults to 0.5.
 
         Returns:
             `PFGMInverseOutput`, or the tuple of its values that are not None.

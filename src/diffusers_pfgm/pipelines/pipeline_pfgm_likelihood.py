@@ -77,19 +77,20 @@ class PFGMLikelihoodPipeline(PoissonFlowPipeline):
             class_labels: the class of each image, or one for all. By default the likelihood is that under all classes.
             num_inference_steps: the number of fixed steps; None for the adaptive solver.
             divergence: "hutchinson", "hutch++", or "exact", which takes N vector-Jacobian products for each network
-                call.
+                call. Defaults to "hutchinson".
             num_probes: the number of random probes of "hutchinson" and "hutch++", which is that of their
-                vector-Jacobian products for each network call; a multiple of 3 for "hutch++".
+                vector-Jacobian products for each network call; a multiple of 3 for "hutch++". Defaults to 1.
             generator: the source of the dequantization noise and the probes: one generator, or a list of B generators,
                 one for each image.
             num_levels: the number of values of a pixel, 256 for 8 bits; None for the density of the images as they are,
-                without dequantization.
+                without dequantization. Defaults to 256.
             batch_size: the largest number of images that are evaluated at once, by default as many as have 65,536
                 numbers (21 of 3 x 32 x 32), since each needs the memory of a backward pass. On a GPU with free memory
                 more are faster.
             tolerance: the tolerance of the adaptive solver in nats, by default 3e-4; see `PoissonFlow.log_prob`.
-            guidance_scale: must be 1, because a guided sampler has no likelihood.
-            return_dict: whether to return an output object instead of a tuple of its values that are not None.
+            guidance_scale: must be 1, because a guided sampler has no likelihood. Defaults to 1.
+            return_dict: whether to return an output object instead of a tuple of its values that are not None. Defaults
+                to True.
             step_tolerance: relative tolerance of the equation of each fixed step; see `PoissonFlow.log_prob`.
 
         Returns:

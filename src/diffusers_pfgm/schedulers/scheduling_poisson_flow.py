@@ -61,30 +61,31 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
     x / √(1 + σ²). `from_config` accepts the configuration of a DDPM-family or EDM scheduler of diffusers.
 
     Args:
-        aug_dim: D > 0; None for ∞.
+        aug_dim: D > 0; None for ∞. Defaults to 1.
         sigma_min: the smallest σ (z_min) of the network, in data units. Without `sigma_knots` it is that of the last
             call. The step from there goes to σ = 0, where x = x̂, so it may be larger than the paper's 1e-3, at which
             the paper's ODE ends. In an exact field of 64 dimensions 0.7 % of the samples are still between charges at
-            σ = 0.01, and 0.03 % at σ = 0.001.
-        sigma_max: the first σ (z_max), in data units.
+            σ = 0.01, and 0.03 % at σ = 0.001. Defaults to 0.01.
+        sigma_max: the first σ (z_max), in data units. Defaults to 40.
         prediction_type: what the network predicts: "field" (C + 1 channels), "sample" (x̂), "epsilon" ((x − x̂)/σ) or
-            "v_prediction".
-        gamma: γ of the normalized field, in data units.
+            "v_prediction". Defaults to "field".
+        gamma: γ of the normalized field, in data units. Defaults to 5.
         sigma_data: standard deviation of the data for a network with EDM's preconditioning; None for a network without.
         data_mean, mean_square_std: μ and √V of the data for a network with the Student-t preconditioning, which is
             EDM's at the noise level estimated from each sample (`physics.noise_estimate`). They have no effect at
             D = ∞. None for other networks.
-        solver: "multistep" (one network call per step), "heun" (two calls) or "euler" (one call).
-        solver_order: order of the multistep solver, 1 to 3.
-        use_corrector: whether the multistep solver corrects each step with the x̂ that is computed after it, which needs
-            no further network call.
+        solver: "multistep" (one network call per step), "heun" (two calls) or "euler" (one call). Defaults to
+            "multistep".
+        solver_order: order of the multistep solver, 1 to 3. Defaults to 3.
+        use_corrector: whether the multistep solver corrects each step with the x̂ that is computed after it, which
+            needs no further network call. Defaults to True.
         sigma_steps: a dictionary from `fit_sigmas(..., num_inference_steps=n)`: "sigmas", the n noise levels of every
             run of n steps, and "aug_dim" and "num_parameters", the D and the size of the network that they were fitted
             for. None for no such run.
         sigma_knots: σ's from σ_max to σ_min between which equal shares of the steps are placed, from `fit_sigmas`. The
             last step is as long as the others: with n steps it goes to σ = 0 from the σ at (n − 1)/n of the way to
             σ_min. None for steps in equal ratios of σ, or with a beta schedule for `timestep_spacing`.
-        final_sigmas_type: "zero" to end at σ = 0, "sigma_min" to end at σ_min.
+        final_sigmas_type: "zero" to end at σ = 0, "sigma_min" to end at σ_min. Defaults to "zero".
         max_norm: largest norm ‖x‖ of a prior sample, in data units; the `upper_norm` of the training. A radius beyond
             it is drawn again. None for the whole, heavy-tailed prior of an exact field.
         prior: where pipelines start, see `move_to_prior`: "plane", the whole heavy-tailed prior on the plane σ_max;
@@ -96,9 +97,9 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
             levels are those of its training, and `sigma_min` and `sigma_max` are None.
         trained_betas: list of betas, in place of `beta_schedule`.
         num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr: parameters of the beta schedule, as in
-            diffusers.
-        timestep_spacing: "leading", "trailing" or "linspace", as in diffusers.
-        steps_offset: offset added to the timesteps of the "leading" spacing.
+            diffusers. Default to 1000, 0.0001, 0.02 and False.
+        timestep_spacing: "leading", "trailing" or "linspace", as in diffusers. Defaults to "leading".
+        steps_offset: offset added to the timesteps of the "leading" spacing. Defaults to 0.
         timesteps_from: class name of the diffusers scheduler whose `set_timesteps` chooses the timesteps and σ's;
             `from_config` sets it. None for equal ratios of σ, or with a beta schedule for the timesteps of
             DDIMScheduler.
@@ -111,7 +112,8 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
         consistency_guidance: scale of the classifier-free guidance that a consistency model has learned; None if it was
             tuned without guidance.
         consistency_clip: whether a consistency model's prediction is clamped to [-1, 1], the range of images, before
-            new noise is added to it, as `clip_denoised` of diffusers' `CMStochasticIterativeScheduler`.
+            new noise is added to it, as `clip_denoised` of diffusers' `CMStochasticIterativeScheduler`. Defaults to
+            False.
 
     Raises:
         ValueError: if an argument has another type or value than listed here, or two arguments contradict each other.
@@ -228,7 +230,8 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
 
         Args:
             scheduler: a `PoissonFlowScheduler` or a diffusers scheduler.
-            allow_consistency: whether the scheduler may be that of a consistency model, which solves no ODE.
+            allow_consistency: whether the scheduler may be that of a consistency model, which solves no ODE. Defaults
+                to False.
 
         Raises:
             ValueError: if `scheduler` is no scheduler, or does not solve the ODE of a Poisson flow; the message states
@@ -329,7 +332,7 @@ class PoissonFlowScheduler(NetworkInputMixin, ConsistencyMixin, SchedulerMixin, 
             sample: (B, C, *), the state in data units, divided by √(1 + σ²) with a beta schedule.
             generator: one generator, or a list of B of them, for the noise of a consistency model. The flow itself is
                 deterministic, and ignores it.
-            return_dict: whether to return a `PoissonFlowSchedulerOutput` rather than a tuple.
+            return_dict: whether to return a `PoissonFlowSchedulerOutput` rather than a tuple. Defaults to True.
             eta, s_churn: must be 0; accepted because some of diffusers' pipelines pass them.
             use_clipped_model_output: ignored; accepted because some of diffusers' pipelines pass it.
             prev_timestep: the element of `timesteps` after the current one, which pipelines for UnCLIPScheduler pass,

@@ -19,6 +19,7 @@ def pretrained_model(name: str = "mnist") -> Path:
 
     Args:
         name: "mnist", for about twenty network calls, or "mnist_consistency", for one to three with `guidance_scale=2`.
+            Defaults to "mnist".
 
     Raises:
         ValueError: if there is no such model.

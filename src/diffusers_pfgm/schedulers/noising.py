@@ -73,18 +73,20 @@ class NoisingMixin(SchedulerAttributes):
         Args:
             original_samples: (B, *), data x.
             noise: (B, *), from `sample_noise`.
-            timesteps: (), (1,) or (B,), as in `self.timesteps`: without a beta schedule these are noise levels.
+            timesteps: () or (B,), as in `self.timesteps`: without a beta schedule these are noise levels. Data, noise
+                and timesteps are broadcast against each other, as by diffusers' schedulers.
 
         Returns:
             (B, *), in the dtype of `original_samples`. Arithmetic is in float32 or float64, and numbers beyond the
             range of float16 become its largest number.
 
         Raises:
-            ValueError: if `original_samples` are not floating-point, `noise` or `timesteps` has another shape, or
-                `timesteps` are integers without a beta schedule.
+            ValueError: if `original_samples` are not floating-point, or `timesteps` are integers without a beta
+                schedule.
         """
         self._convention.start_was_read = True
-        sigma = self._sigmas_at(timesteps, "original_samples", original_samples, noise)
+        check_samples("original_samples", original_samples)
+        sigma = self._sigmas_at(timesteps, original_samples)
         scale = torch.as_tensor(self.parameterization.preconditioning.state_scale(sigma), device=sigma.device)
         return cast_clamped(scale * original_samples + scale * sigma * noise, original_samples.dtype)
 
@@ -98,15 +100,16 @@ class NoisingMixin(SchedulerAttributes):
         Args:
             sample: (B, *), data.
             noise: (B, *), from `sample_noise`.
-            timesteps: (), (1,) or (B,), as in `add_noise`.
+            timesteps: () or (B,), as in `add_noise`.
 
         Returns:
             (B, *), in the dtype of `sample`. Arithmetic is in float32 or float64.
 
         Raises:
-            ValueError: as in `add_noise`.
+            ValueError: if `sample` is not floating-point, or `timesteps` are integers without a beta schedule.
         """
-        sigma = self._sigmas_at(timesteps, "sample", sample, noise)
+        check_samples("sample", sample)
+        sigma = self._sigmas_at(timesteps, sample)
         if self.parameterization.noise_estimate is not None:
             x = self.add_noise(at_least_float32(sample), noise, timesteps)
             target = self.parameterization.target(sample, x, self.parameterization.noise_level(x, sigma))
@@ -115,25 +118,15 @@ class NoisingMixin(SchedulerAttributes):
         scale = (sigma**2 + sigma_data**2) ** -0.5
         return cast_clamped(sigma_data * scale * noise - sigma * scale / sigma_data * sample, sample.dtype)
 
-    def _sigmas_at(self, timesteps: torch.Tensor, name: str, like: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """σ (B, 1, ...) at timesteps (), (1,) or (B,), in float32 at least, for the argument `name` and its noise."""
-        check_samples(name, like)
-        if noise.shape != like.shape:
+    def _sigmas_at(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """σ (B, 1, ...) at timesteps () or (B,), in float32 at least."""
+        is_numbered = isinstance(timesteps, torch.Tensor) and not timesteps.is_floating_point()
+        if is_numbered and self.parameterization.train_sigmas is None:
             raise ValueError(
-                f"`noise` must have the shape {tuple(like.shape)} of `{name}`, but has {tuple(noise.shape)}."
+                f"`timesteps` must be noise levels, as in `scheduler.timesteps`, but are {timesteps.dtype}: a network "
+                "without a beta schedule has no numbered timesteps. Take elements of `scheduler.timesteps`, or draw "
+                "noise levels."
             )
-        if isinstance(timesteps, torch.Tensor):
-            if timesteps.shape not in ((), (1,), like.shape[:1]):
-                raise ValueError(
-                    f"`timesteps` must be one, or one for each of the {len(like)} samples, but has the shape "
-                    f"{tuple(timesteps.shape)}."
-                )
-            if self.parameterization.train_sigmas is None and not timesteps.is_floating_point():
-                raise ValueError(
-                    f"`timesteps` must be noise levels, as in `scheduler.timesteps`, but are {timesteps.dtype}: a "
-                    "network without a beta schedule has no numbered timesteps. Take elements of "
-                    "`scheduler.timesteps`, or draw noise levels."
-                )
 
         def to_device(values: torch.Tensor) -> torch.Tensor:  # through float32, as either device may lack float64
             return values.float().to(like.device).to(torch.promote_types(like.dtype, torch.float32))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, constants, create_commit, create_repo, get_token, whoami
+from huggingface_hub import CommitOperationAdd, constants, create_commit, create_repo, get_token, repo_info, whoami
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -30,14 +30,14 @@ def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False
     Args:
         repo_id: `name` or `user/name`; by default the name of the output folder.
         output_dir: the output folder of the run.
-        private: whether a new repository is private.
+        private: whether the repository must be private.
 
     Returns:
         The full name of the repository, `user/name`.
 
     Raises:
-        ValueError: if the name is not allowed, there is no token with permission to write there, or the Hub cannot be
-            reached.
+        ValueError: if the name is not allowed, there is no token with permission to write there, a public repository of
+            this name exists although it must be private, or the Hub cannot be reached.
     """
     name = repo_id or Path(output_dir).resolve().name
     try:
@@ -69,6 +69,12 @@ def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False
         f"token of {user['name']!r} write there"
     )
     request(create_repo, refusal, full_name, private=private or None, exist_ok=True)
+    # A repository that exists already keeps its visibility.
+    if private and not request(repo_info, refusal, full_name).private:
+        raise ValueError(
+            f"`--hub_private_repo`: the repository {full_name!r} exists and is public. Make it private in its settings "
+            "on the Hub, or choose another `--hub_model_id`."
+        )
     return full_name
 
 

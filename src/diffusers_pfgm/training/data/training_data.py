@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,6 +95,7 @@ class TrainingData:
             batch_sampler=PlannedBatches(ImageOrder(self.count, self.seed), plan, first_step),
             collate_fn=tuple,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=_ignore_signals,
             pin_memory=self.accelerator.device.type == "cuda",
             # Without a generator the loader would draw from the global random state, which a resumed run restores.
             generator=torch.Generator(),
@@ -218,3 +220,9 @@ class TrainingData:
                 raise ValueError(f"None of the {len(dataset):,} images can be read:\n  {reasons}{more}")
             accelerator.print(f"{len(broken):,} of {len(dataset):,} images are left out:\n  {reasons}{more}")
         return dataset.select([index for index in range(len(dataset)) if index not in broken])
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave SIGINT and SIGTERM to the main process, which saves a checkpoint. Terminals signal all processes at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

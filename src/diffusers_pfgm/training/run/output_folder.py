@@ -41,6 +41,25 @@ def check_output_dir(
         )
 
 
+def check_outside_data(path: str | Path, **folders: str | None) -> None:
+    """Check that an output folder is not in the folder of the data: later runs would train on the files of the run.
+
+    Args:
+        path: The value of `--output_dir`.
+        **folders: Options of the data by name, whose values may be folders.
+
+    Raises:
+        ValueError: if one of the folders is the output folder or holds it.
+    """
+    output = Path(path).resolve()
+    for option, folder in folders.items():
+        if folder and Path(folder).is_dir() and output.is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"`--output_dir` {str(path)!r} is in the folder of `--{option}` {folder!r}, so that the run's own "
+                "pictures would become training images. Choose a folder outside of it."
+            )
+
+
 def is_inside(resume_from: str, output_dir: str | Path) -> bool:
     """Whether `--resume_from_checkpoint` names a checkpoint in the output folder or in its `set-aside-<number>`."""
     if resume_from == LATEST:

@@ -114,16 +114,16 @@ class Outputs:
                 self._push(step)
 
     def at_the_end(self, step: int) -> None:
-        """Write all outputs at the end of the run, with a spacing of noise levels that is fitted to the network."""
+        """Write all outputs at the end of the run, with noise levels that are fitted to the network."""
         with self.ema_weights() as pipeline:
             self._save(pipeline)
-            is_consistency_model = pipeline.scheduler.is_consistency_model
-            if is_consistency_model and self.fits_levels:
+            # The noise levels are fitted first, so that samples and distances are those of the saved pipeline.
+            if not pipeline.scheduler.is_consistency_model:
+                self._fit_spacing(pipeline)
+            elif self.fits_levels:
                 self._fit_levels(pipeline)
             self._draw(pipeline, step)
             self._validate(pipeline, step)
-            if not is_consistency_model:
-                self._fit_spacing(pipeline)
             self.note("end", step)
             with self._side_output("The figure training.png"):
                 self._save_figure(plot_training(read_records(self.records.path)), "training.png")

@@ -18,7 +18,7 @@ from filelock import FileLock
 from .broadcast import broadcast_from_main
 from .checkpoints import LATEST, find_checkpoint, list_checkpoints, remove_incomplete_checkpoints
 from .folders import set_aside
-from .output_folder import check_output_dir, is_inside, lock_output_dir
+from .output_folder import check_output_dir, check_outside_data, is_inside, lock_output_dir
 from .run_files import files_after, files_of_a_run, is_run_without_checkpoint
 
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")  # accelerate's backends that split the weights
@@ -83,10 +83,12 @@ def locked_output_dir(args: argparse.Namespace, accelerator: Accelerator) -> Ite
     """A context that checks the output folder, locks it against other runs and removes incomplete checkpoints.
 
     Raises:
-        ValueError: if the folder holds another model, is locked by another run, or cannot be written to.
+        ValueError: if the folder holds another model, is in the folder of the data, is locked by another run, or cannot
+            be written to.
     """
 
     def lock() -> None:
+        check_outside_data(args.output_dir, train_data_dir=args.train_data_dir, dataset_name=args.dataset_name)
         check_output_dir(args.output_dir, args.overwrite_output_dir, args.resume_from_checkpoint, args.logging_dir)
         locks.append(lock_output_dir(args.output_dir))
         remove_incomplete_checkpoints(args.output_dir)

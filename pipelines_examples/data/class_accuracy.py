@@ -29,7 +29,9 @@ from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.nearest_neighbors import nearest_distances
 from diffusers_pfgm.plots.image_grid import save_image_grid
 from diffusers_pfgm.training.data.order import evenly_spaced
+from diffusers_pfgm.training.run.option_types import positive
 from diffusers_pfgm.training.run.samples import draw_samples
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import image_file
 
 NUM_SHOWN = 10  # images of each class in the image grid
@@ -40,9 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id of a class-conditional pipeline")
     parser.add_argument("--train_data", required=True, help="real images with labels, to train the classifier on")
     parser.add_argument("--test_data", required=True, help="other real images with labels, to test the classifier on")
-    parser.add_argument("--epochs", type=int, default=3, help="number of epochs for training the classifier")
-    parser.add_argument("--per_class", type=int, default=100, help="number of images to generate of each class")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
+    parser.add_argument("--epochs", type=positive, default=3, help="number of epochs for training the classifier")
+    parser.add_argument("--per_class", type=positive, default=100, help="number of images to generate of each class")
+    parser.add_argument("--num_inference_steps", type=positive, default=20, help="number of steps of the pipeline")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="scale of guidance; 1 for no guidance")
     parser.add_argument("--output", type=image_file, default=Path("class-accuracy.png"), help="file of the image grid")
     args = parser.parse_args(argv)
@@ -51,17 +53,18 @@ def main(argv: list[str] | None = None) -> None:
     pipe, id2label = load_conditional_pipeline(PFGMPipeline, args.model)
     channels = pipe.unet.config.in_channels
     resolution = pipe.unet.config.sample_size
-    classifier = make_classifier(channels, resolution, len(id2label))
     train_images, train_labels = load_labelled_images(args.train_data, resolution, channels, id2label)
     images, labels = load_labelled_images(args.test_data, resolution, channels, id2label)
-    train_classifier(classifier, train_images, train_labels, args.epochs)
-    accuracy = (predict_classes(classifier, images) == labels).double().mean().item()
-    print(f"Accuracy of the classifier: {100 * accuracy:.2f} % of {len(images):,} real test images")
-
+    # Images are drawn first, since they need less time than the classifier to fail.
     requested = torch.arange(len(id2label)).repeat_interleave(args.per_class)
     samples = draw_samples(
         pipe, len(requested), args.num_inference_steps, class_labels=requested, guidance_scale=args.guidance_scale
     )
+
+    classifier = make_classifier(channels, resolution, len(id2label))
+    train_classifier(classifier, train_images, train_labels, args.epochs)
+    accuracy = (predict_classes(classifier, images) == labels).double().mean().item()
+    print(f"Accuracy of the classifier: {100 * accuracy:.2f} % of {len(images):,} real test images")
     is_requested = predict_classes(classifier, samples * 2 - 1) == requested
     accuracies = is_requested.view(len(id2label), -1).double().mean(1)
     print(
@@ -82,4 +85,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

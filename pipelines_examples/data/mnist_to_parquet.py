@@ -24,6 +24,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from diffusers_pfgm.training.run.script_errors import run_script
+
 DTYPES = {
     8: ">u1",
     9: ">i1",
@@ -102,4 +104,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from diffusers_pfgm.examples.classifier import load_labelled_images, predict_classes, train_classifier
 from diffusers_pfgm.metrics.feature_networks import MNISTFeatures
 from diffusers_pfgm.metrics.feature_statistics import MNIST_STATISTICS, FeatureStatistics
+from diffusers_pfgm.training.run.option_types import positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import output_file
 
 ID2LABEL = {digit: str(digit) for digit in range(10)}
@@ -28,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_data", required=True, help="MNIST's training images with labels")
     parser.add_argument("--test_data", required=True, help="MNIST's test images with labels")
-    parser.add_argument("--epochs", type=int, default=8, help="number of epochs")
+    parser.add_argument("--epochs", type=positive, default=8, help="number of epochs")
     parser.add_argument(
         "--output",
         type=output_file(".safetensors"),
@@ -60,4 +62,4 @@ def save_statistics(network: MNISTFeatures, images: torch.Tensor, path: Path) ->
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

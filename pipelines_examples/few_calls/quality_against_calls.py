@@ -37,6 +37,8 @@ from diffusers_pfgm.metrics.feature_networks import load_feature_network
 from diffusers_pfgm.metrics.frechet_distance import FrechetDistance
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.pipelines.class_conditioning import Label
+from diffusers_pfgm.training.run.option_types import integer, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import figure_file
 
 REFERENCE_STEPS = 200
@@ -83,14 +85,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, help="folder or Hub id of a pipeline")
     add("--data", required=True, help="images to compare with, a folder or a parquet file")
-    add("--calls", type=int, nargs="+", default=[1, 2, 3, 5, 7, 10, 15, 20, 35, 50], help="numbers of network calls")
+    add(
+        "--calls",
+        type=positive,
+        nargs="+",
+        default=[1, 2, 3, 5, 7, 10, 15, 20, 35, 50],
+        help="numbers of network calls",
+    )
     add("--consistency_model", help="folder or Hub id of a model that was tuned from the first")
-    add("--searched", type=int, nargs="*", default=[], help="calls whose noise levels are searched")
+    add("--searched", type=positive, nargs="*", default=[], help="calls whose noise levels are searched")
     add("--diffusers_solvers", action="store_true", help="compare with three solvers of diffusers")
     add("--features", help="feature network of the Fréchet distance: inception, mnist or a backbone")
     add("--guidance_scale", type=float, default=1.0, help="guidance of a model with classes")
-    add("--batch_size", type=int, default=1024, help="number of images of each solver, in one batch")
-    add("--seed", type=int, default=0, help="seed of the latents")
+    add("--batch_size", type=positive, default=1024, help="number of images of each solver, in one batch")
+    add("--seed", type=integer(0), default=0, help="seed of the latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
     add("--output", type=figure_file, default=Path("quality-against-calls.png"), help="file of the figure")
     args = parser.parse_args(argv)
@@ -254,4 +262,4 @@ def draw_figure(comparison: Comparison, results: Results, ticks: Sequence[int]) 
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,6 +21,8 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, EDMDPMSolverMultistepScheduler, UNet2DModel
 
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
+from diffusers_pfgm.training.run.option_types import positive
+from diffusers_pfgm.training.run.script_errors import run_script
 
 
 def make_network() -> UNet2DModel:
@@ -45,7 +47,7 @@ def relative_difference(images: torch.Tensor, expected: torch.Tensor) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="number of steps of both schedulers")
+    parser.add_argument("--num_inference_steps", type=positive, default=20, help="number of steps of both schedulers")
     steps = parser.parse_args(argv).num_inference_steps
     unet = make_network()
 
@@ -79,4 +81,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,6 +17,8 @@ import torch
 from diffusers_pfgm import PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.pipelines.inputs import latents_shape
 from diffusers_pfgm.plots.image_grid import save_image_grid
+from diffusers_pfgm.training.run.option_types import integer, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import image_file
 
 REFERENCE_STEPS = 200
@@ -25,10 +27,10 @@ REFERENCE_STEPS = 200
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
-    parser.add_argument("--calls", type=int, default=10, help="number of network calls of each solver")
-    parser.add_argument("--batch_size", type=int, default=8, help="number of images of each solver")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
-    parser.add_argument("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
+    parser.add_argument("--calls", type=positive, default=10, help="number of network calls of each solver")
+    parser.add_argument("--batch_size", type=positive, default=8, help="number of images of each solver")
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of the latents")
+    parser.add_argument("--scale", type=positive, default=4, help="factor by which images are enlarged in the grid")
     parser.add_argument("--output", type=image_file, default=Path("solvers.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
@@ -58,4 +60,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

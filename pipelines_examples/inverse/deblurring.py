@@ -17,6 +17,7 @@ import torch
 from diffusers_pfgm import Blur
 from diffusers_pfgm.examples.inverse_problems import compare_methods, make_parser, make_pipeline
 from diffusers_pfgm.training.run.option_types import number
+from diffusers_pfgm.training.run.script_errors import run_script
 
 
 def gaussian_kernel(std: float) -> torch.Tensor:
@@ -36,4 +37,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,6 +14,7 @@ import torch
 
 from diffusers_pfgm import Inpainting
 from diffusers_pfgm.examples.inverse_problems import compare_methods, make_parser, make_pipeline
+from diffusers_pfgm.training.run.script_errors import run_script
 
 OBSERVED = ("upper", "left", "border", "random")
 
@@ -43,4 +44,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from diffusers_pfgm import SuperResolution
 from diffusers_pfgm.examples.inverse_problems import compare_methods, make_parser, make_pipeline
+from diffusers_pfgm.training.run.option_types import positive
+from diffusers_pfgm.training.run.script_errors import run_script
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "super-resolution.png")
-    parser.add_argument("--factor", type=int, default=2, help="height and width of a block, in pixels")
+    parser.add_argument("--factor", type=positive, default=2, help="height and width of a block, in pixels")
     args = parser.parse_args(argv)
     compare_methods(args, *make_pipeline(args), SuperResolution(args.factor))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

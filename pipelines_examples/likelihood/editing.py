@@ -26,6 +26,8 @@ from diffusers_pfgm.examples.classifier import (
 )
 from diffusers_pfgm.physics import with_temperature
 from diffusers_pfgm.plots.image_grid import save_image_grid
+from diffusers_pfgm.training.run.option_types import positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import image_file
 
 TEMPERATURES = (0.5, 1.5)
@@ -50,10 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id of a class-conditional pipeline")
     parser.add_argument("--data", required=True, help="images with labels to edit, on which the model was not trained")
     parser.add_argument("--train_data", help="other images with labels, to train a classifier that checks the classes")
-    parser.add_argument("--epochs", type=int, default=1, help="number of epochs for training the classifier")
-    parser.add_argument("--per_class", type=int, default=1, help="number of images of each class to edit")
+    parser.add_argument("--epochs", type=positive, default=1, help="number of epochs for training the classifier")
+    parser.add_argument("--per_class", type=positive, default=1, help="number of images of each class to edit")
     parser.add_argument(
-        "--num_inference_steps", type=int, default=40, help="steps of encoding, and of decoding with the own class"
+        "--num_inference_steps", type=positive, default=40, help="steps of encoding, and of decoding with the own class"
     )
     parser.add_argument("--step_tolerance", type=float, default=1e-3, help="relative tolerance of each of these steps")
     parser.add_argument(
@@ -125,4 +127,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,7 +20,8 @@ from diffusers_pfgm import PFGMEditingPipeline, PoissonFlow
 from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots.image_grid import save_image_grid
-from diffusers_pfgm.training.run.option_types import integer
+from diffusers_pfgm.training.run.option_types import integer, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import image_file
 
 
@@ -51,9 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", required=True, help="folder or Hub id of a pipeline")
     add("--data", required=True, help="images on which the model was not trained, a folder or a parquet file")
-    add("--pairs", type=int, default=8, help="number of pairs of images")
+    add("--pairs", type=positive, default=8, help="number of pairs of images")
     add("--num", type=integer(3), default=9, help="number of images of a path, both ends included")
-    add("--num_inference_steps", type=int, default=50, help="number of fixed steps")
+    add("--num_inference_steps", type=positive, default=50, help="number of fixed steps")
     add("--step_tolerance", type=float, default=1e-5, help="relative tolerance of a fixed step")
     add("--tolerance", type=float, default=1e-6, help="tolerance of the adaptive solver")
     add("--dtype", choices=("float32", "float64"), default="float32", help="dtype of the network")
@@ -106,4 +107,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,6 +25,7 @@ from sklearn.metrics import roc_auc_score
 from diffusers_pfgm import ChargeField, PFGMLikelihoodPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.digits import NUM_HELD_OUT, split_digits
 from diffusers_pfgm.training.run.option_types import integer, number, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import figure_file
 
 NUM_LEVELS = 17  # values of a pixel of scikit-learn's digits
@@ -117,4 +118,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,7 +19,8 @@ from diffusers_pfgm import Charges, PFGMPipeline, PoissonFlow, normalized_field,
 from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.physics.perturbation import perturb
 from diffusers_pfgm.training.data.order import evenly_spaced
-from diffusers_pfgm.training.run.option_types import positive
+from diffusers_pfgm.training.run.option_types import integer, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 
 EDGES = [0.1, 0.3, 1.0, 3.0, 10.0]  # the edges of the bands of z
 BATCH_SIZE = 100  # the number of points in a call of a network
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train_data", required=True, help="images that generate the exact field")
     parser.add_argument("--test_data", required=True, help="other images, which are perturbed")
     parser.add_argument("--num_points", type=positive, default=2000, help="number of points")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the perturbation")
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of the perturbation")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the models and of the field"
     )
@@ -78,4 +79,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -46,6 +46,7 @@ from diffusers_pfgm.plots import (
 )
 from diffusers_pfgm.solvers import integration_steps
 from diffusers_pfgm.training.run.option_types import integer, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 
 SIGMAS = (1.0, 10.0, 100.0, 1000.0)  # noise levels at which latents are tested for uniformity
 
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=positive, default=256, help="number of trajectories")
     parser.add_argument("--num_inference_steps", type=positive, default=20, help="number of steps of the trajectories")
     parser.add_argument("--num_frames", type=integer(2), default=30, help="number of frames of the animation of points")
-    parser.add_argument("--seed", type=int, default=0, help="seed of latents and noise")
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of latents and noise")
     parser.add_argument("--output_dir", type=Path, default=Path("physics-pictures"), help="folder of the figures")
     args = parser.parse_args(argv)
     folder: Path = args.output_dir
@@ -170,4 +171,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

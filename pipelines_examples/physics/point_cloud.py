@@ -25,6 +25,7 @@ from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.examples.point_network import PointNetwork, make_scheduler, train_network
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.training.run.option_types import integer, number, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import figure_file
 
 NOISE_STD = 0.1  # standard deviation of the noise around the moons, in units of the moons
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--num_inference_steps", type=positive, default=20, help="number of sampling steps")
     add("--grid", type=integer(2), default=64, help="number of grid points along a side of the density")
     add("--tolerance", type=number(0, above_low=True), default=1e-3, help="tolerance of the log-densities in nats")
-    add("--seed", type=int, default=0, help="seed of data, weights and samples")
+    add("--seed", type=integer(0), default=0, help="seed of data, weights and samples")
     add("--output", type=figure_file, default=Path("point-cloud.png"), help="file of the figure")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
@@ -106,4 +107,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

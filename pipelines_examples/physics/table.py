@@ -23,7 +23,8 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 from diffusers_pfgm import PoissonFlow
 from diffusers_pfgm.examples.point_network import PointNetwork, make_scheduler, train_network
-from diffusers_pfgm.training.run.option_types import number, positive
+from diffusers_pfgm.training.run.option_types import integer, number, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import figure_file
 
 TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine}
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--samples", type=positive, default=1000, help="number of rows to draw")
     add("--num_inference_steps", type=positive, default=20, help="number of sampling steps")
     add("--tolerance", type=number(0, above_low=True), default=1e-3, help="tolerance of the log-densities in nats")
-    add("--seed", type=int, default=0, help="seed of the split, weights and samples")
+    add("--seed", type=integer(0), default=0, help="seed of the split, weights and samples")
     add("--output", type=figure_file, default=Path("table.png"), help="file of the figure")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
@@ -112,4 +113,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

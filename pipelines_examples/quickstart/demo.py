@@ -23,6 +23,8 @@ from diffusers_pfgm.examples.launch import launch_training
 from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.plots import plot_field_lines
 from diffusers_pfgm.plots.image_grid import image_grid
+from diffusers_pfgm.training.run.option_types import positive
+from diffusers_pfgm.training.run.script_errors import run_script
 
 TRAINING = Path(__file__).resolve().parents[2] / "training" / "train_pfgm.py"
 
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--output_dir", type=Path, default=Path("demo-output"), help="output folder; a model in it is replaced"
     )
-    parser.add_argument("--max_train_steps", type=int, default=1500, help="number of training steps")
+    parser.add_argument("--max_train_steps", type=positive, default=1500, help="number of training steps")
     args = parser.parse_args(argv)
     folder: Path = args.output_dir
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,4 +99,4 @@ The pipeline is in {model}, and samples of the training run are in {model / "sam
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,6 +17,8 @@ import torch
 from diffusers_pfgm import ChargeField, PFGMPipeline, PoissonFlowScheduler
 from diffusers_pfgm.examples.images import load_images
 from diffusers_pfgm.plots.image_grid import save_image_grid
+from diffusers_pfgm.training.run.option_types import integer, positive
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.utils.output_file import image_file
 
 
@@ -24,12 +26,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--images", required=True, help="folder of image files, or a parquet file")
-    add("--resolution", type=int, default=32, help="height and width of the images in pixels")
-    add("--batch_size", type=int, default=16, help="number of samples")
-    add("--num_inference_steps", type=int, default=20, help="number of steps of the pipeline")
-    add("--seed", type=int, default=0, help="seed of the samples")
+    add("--resolution", type=positive, default=32, help="height and width of the images in pixels")
+    add("--batch_size", type=positive, default=16, help="number of samples")
+    add("--num_inference_steps", type=positive, default=20, help="number of steps of the pipeline")
+    add("--seed", type=integer(0), default=0, help="seed of the samples")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
-    add("--scale", type=int, default=4, help="factor by which images are enlarged in the grid")
+    add("--scale", type=positive, default=4, help="factor by which images are enlarged in the grid")
     add("--output", type=image_file, default=Path("generated-without-training.png"), help="file of the image grid")
     args = parser.parse_args(argv)
 
@@ -42,4 +44,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -40,6 +40,7 @@ from diffusers_pfgm.training.data.order import evenly_spaced
 from diffusers_pfgm.training.data.source import open_images
 from diffusers_pfgm.training.run.option_types import integer, number
 from diffusers_pfgm.training.run.samples import draw_samples
+from diffusers_pfgm.training.run.script_errors import run_script
 from diffusers_pfgm.training.run.settings import differences
 from diffusers_pfgm.utils.atomic_file import atomic_file
 
@@ -85,6 +86,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.train_data is None) != (args.test_data is None):
         parser.error("--train_data and --test_data must be passed together")
+    if any(width % 8 for width in args.widths):
+        parser.error(f"--widths must be multiples of 8, but are {args.widths}")
     return args
 
 
@@ -92,12 +95,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     folder: Path = args.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    if args.train_data is None:
-        args.train_data, args.test_data = (str(folder / f"{name}.parquet") for name in ("train", "test"))
+    uses_digits = args.train_data is None
+    if uses_digits:
+        args.train_data, args.test_data = (str(folder / f"digits-{name}.parquet") for name in ("train", "test"))
+    check_output_folder(args)
+    if uses_digits:
         for name, images, labels in zip((args.train_data, args.test_data), split_digits(), split_labels(), strict=True):
             write_parquet(images, Path(name), labels)
-
-    check_output_folder(args)
     dataset = open_images(args.train_data)
     id2label = read_class_labels(dataset)[1]
     channels = ImageTensors(dataset, args.resolution, center_crop=True).channels
@@ -235,4 +239,4 @@ def report(results: list[tuple[Variant, dict[str, float]]], names: list[str], fl
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

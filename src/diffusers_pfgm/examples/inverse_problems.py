@@ -15,6 +15,7 @@ from ..pipelines.inputs import latents_shape
 from ..plots.image_grid import save_image_grid
 from ..schedulers import PoissonFlowScheduler
 from ..training.data.order import evenly_spaced
+from ..training.run.option_types import integer, positive
 from ..utils.output_file import image_file
 from .digits import split_digits
 from .images import load_images
@@ -35,11 +36,11 @@ def make_parser(description: str, output: str) -> argparse.ArgumentParser:
         "digits",
     )
     add("--noise_std", type=float, default=0.1, help="standard deviation of the noise, for images in [-1, 1]")
-    add("--num_images", type=int, default=10, help="number of images to measure")
-    add("--draws", type=int, default=4, help="number of posterior samples of each image")
-    add("--num_inference_steps", type=int, default=20, help="number of steps of the guidance")
-    add("--num_sweeps", type=int, default=10, help="number of sweeps of latent sampling; 0 skips it")
-    add("--seed", type=int, default=0, help="seed of the noise and the samples")
+    add("--num_images", type=positive, default=10, help="number of images to measure")
+    add("--draws", type=positive, default=4, help="number of posterior samples of each image")
+    add("--num_inference_steps", type=positive, default=20, help="number of steps of the guidance")
+    add("--num_sweeps", type=integer(0), default=10, help="number of sweeps of latent sampling; 0 skips it")
+    add("--seed", type=integer(0), default=0, help="seed of the noise and the samples")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the pipeline")
     add("--output", type=image_file, default=Path(output), help="file of the image grid")
     return parser

@@ -19,12 +19,14 @@ def launch_training(script: Path, options: list[str], threads: int | None = None
         threads: the number of CPU threads; None for all.
 
     Raises:
-        subprocess.CalledProcessError: if the training fails.
+        RuntimeError: if the training fails. Its own message is above that of this error.
     """
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
     launch.append(f"--num_cpu_threads_per_process={threads or os.cpu_count()}")
     print("   accelerate launch", script, *options, flush=True)
-    subprocess.run([*launch, str(script), *options], check=True)
+    done = subprocess.run([*launch, str(script), *options])
+    if done.returncode:
+        raise RuntimeError(f"The training failed with exit code {done.returncode}. Its message is above.")
 
 
 def has_ended(output_dir: Path, max_train_steps: int) -> bool:

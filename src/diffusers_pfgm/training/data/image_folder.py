@@ -66,7 +66,7 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
 
     Args:
         folder: The folder.
-        streaming: Whether to return an `IterableDataset`.
+        streaming: Whether to return an `IterableDataset`. Its images are in a random order, which is always the same.
         cache_dir: Where datasets keeps its files.
 
     Raises:
@@ -86,7 +86,7 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
         _warn_of_splits(folder, images)
     if not (metadata or archives):
         dataset = _from_paths(images)
-        return dataset.to_iterable_dataset() if streaming else dataset
+        return _as_stream(dataset) if streaming else dataset
     try:
         # Each file is named here, since datasets would guess splits from the names of a folder's files.
         dataset = datasets.load_dataset(
@@ -104,7 +104,12 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
     if archives:
         return dataset
     _warn("are not listed in a metadata file", folder, sorted({*images} - _paths(dataset)))
-    return dataset.to_iterable_dataset() if streaming else dataset
+    return _as_stream(dataset) if streaming else dataset
+
+
+def _as_stream(dataset: datasets.Dataset) -> datasets.IterableDataset:
+    """A stream of the images in an order that mixes the folders, since a stream is shuffled only within a buffer."""
+    return dataset.shuffle(seed=0).flatten_indices().to_iterable_dataset()
 
 
 def _from_paths(images: list[str]) -> datasets.Dataset:

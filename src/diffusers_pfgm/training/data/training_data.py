@@ -223,6 +223,6 @@ class TrainingData:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave SIGINT and SIGTERM to the main process, which saves a checkpoint. Terminals signal all processes at once."""
+    """Leave the signals of terminals and clusters to the main process, which saves a checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

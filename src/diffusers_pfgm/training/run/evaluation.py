@@ -21,6 +21,7 @@ from ...metrics.precision_recall import NEIGHBORS
 from ...pipelines.inputs import latents_shape
 from ...pipelines.pipeline_pfgm import PFGMPipeline
 from ...utils.atomic_file import atomic_file
+from ...utils.extras import require_extra
 from ..data.source import is_image_folder, open_images
 from . import likelihood_arguments, likelihood_evaluation
 from .evaluation_arguments import is_statistics
@@ -59,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
     """
     if args.output_dir.is_file():
         raise ValueError(f"`--output_dir` {str(args.output_dir)!r} is a file. Name a folder.")
+    require_extra("evaluation", "torchmetrics")  # before hours of generation
     accelerator = Accelerator(cpu=uses_several_cpus())
     barrier = LongBarrier(accelerator)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         "--bits_per_dim_images",
         type=integer(0),
         default=0,
-        help="number of reference images, from the first, whose bits per dimension are evaluated",
+        help="number of reference images, in a random order, whose bits per dimension are evaluated",
     )
     add("--output_dir", type=Path, required=True, help="folder of the images and of metrics.json")
     add("--keep_images", action="store_true", help="keep the generated images in the folder")

@@ -19,7 +19,7 @@ def read_pixels(
         option: the option that names the data set, for error messages.
         place: a folder, a parquet file, or any other source that `open_images` reads.
         shape: the shape (C, R, R) that the images must have; by default that of the first image. Gray images are
-            converted to colour if C is 3.
+            converted to colour if C is 3, and get an opaque alpha channel if C is 4.
         resolution: the size to which images are resized and cropped; by default they must have the size R already.
 
     Raises:
@@ -29,6 +29,11 @@ def read_pixels(
     sizes = ImageTensors(dataset, 1, cache=False)
     first = sizes.original(0).size
     size = (shape[2], shape[1]) if shape is not None else first
+    if shape is not None and size[0] != size[1]:
+        raise ValueError(
+            f"`--model` must make square images, but they have {size[0]} x {size[1]} pixels. Compare them by "
+            "`diffusers_pfgm.metrics`."
+        )
     if size[0] != size[1]:
         raise ValueError(f"`{option}` must be square images, but the first is {size[0]} x {size[1]} pixels. Crop them.")
     if resolution is None:
@@ -45,7 +50,7 @@ def read_pixels(
             f"`--resolution` must be the size {size[0]} of the evaluated images, but is {resolution}. Leave it out if "
             "the reference images have this size."
         )
-    mode = "RGB" if shape is not None and shape[0] == 3 else None
+    mode = {3: "RGB", 4: "RGBA"}.get(0 if shape is None else shape[0])
     images = ImageTensors(dataset, size[0], mode=mode, center_crop=True, cache=False)
     if shape is not None and images.channels != shape[0]:
         raise ValueError(

@@ -20,7 +20,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add("--train_data_dir", help="folder of image files, instead of --dataset_name")
     add("--image_column", help="column of images; the first by default")
     add("--label_column", help="column of class labels, for the likelihood of each image under its class")
-    add("--max_images", type=positive, help="number of images, from the first; all by default")
+    add("--max_images", type=positive, help="number of images, in a random order; all by default")
     add("--output", type=Path, default=Path("likelihood.jsonl"), help="file of the results, one line for each image")
     add(
         "--batch_size",

@@ -32,7 +32,8 @@ from .records import Records, read_records
 from .settings import DATA_PREFIX, MODEL_CHECKSUM, differences
 
 RECORDED = 64  # images whose results are written at a time
-IGNORED_OPTIONS = ("output", "batch_size", "max_images", "device")  # options that do not change an image's results
+# Options that do not change an image's results, except within the tolerance of the adaptive solver.
+IGNORED_OPTIONS = ("output", "batch_size", "max_images", "device")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -51,16 +52,23 @@ def main(args: argparse.Namespace) -> None:
     dataset = load_image_dataset(args.dataset_name, data_dir=args.train_data_dir)
     images = _images(dataset, args.image_column, pipe.unet.config)
     labels = None if args.label_column is None else _labels(dataset, args.label_column, pipe.config.id2label)
+    if labels is not None:
+        try:
+            pipe.prepare_class_labels(labels, len(labels), torch.device("cpu"))
+        except ValueError as unknown:
+            raise ValueError(f"`--label_column` {args.label_column!r}: {unknown}") from unknown
     settings = result_settings(args, pipe, dataset, labels)
     done = count_results(args.output, settings)
     records = Records(args.output)
     count = min(len(images), args.max_images or len(images))
+    # The data may be sorted by class, so that the first images would be of one class.
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
     with tqdm(total=count, initial=min(done, count), desc="Images", unit="image") as progress_bar:
         for first in range(done, count, args.batch_size or RECORDED):
-            rows = range(first, min(first + (args.batch_size or RECORDED), count))
+            rows = order[first : min(first + (args.batch_size or RECORDED), count)]
             output = pipe(
                 images.__getitems__(rows) / 2 + 0.5,
-                None if labels is None else labels[first : rows.stop],
+                None if labels is None else [labels[row] for row in rows],
                 args.num_inference_steps,
                 args.divergence,
                 args.num_probes,
@@ -71,14 +79,14 @@ def main(args: argparse.Namespace) -> None:
             )
             if not first:
                 records.write("settings", 0, settings=settings)
-            for row, index in enumerate(rows):
-                error = {} if output.standard_error is None else {"standard_error": output.standard_error[row].item()}
+            for place, row in enumerate(rows):
+                error = {} if output.standard_error is None else {"standard_error": output.standard_error[place].item()}
                 records.write(
                     "image",
-                    index,
-                    log_prob=output.log_prob[row].item(),
-                    bits_per_dim=output.bits_per_dim[row].item(),
-                    truncation=output.truncation[row].item(),
+                    row,
+                    log_prob=output.log_prob[place].item(),
+                    bits_per_dim=output.bits_per_dim[place].item(),
+                    truncation=output.truncation[place].item(),
                     nfe=output.nfe,
                     **error,
                 )
@@ -108,6 +116,7 @@ def result_settings(
 ) -> dict[str, Any]:
     """Return what an image's results depend on: options of evaluate_likelihood.py, the model, images and labels."""
     settings = {name: value for name, value in vars(args).items() if name not in IGNORED_OPTIONS}
+    settings["image_order"] = "random"
     settings[MODEL_CHECKSUM] = pipeline_checksum(pipeline)
     settings[f"{DATA_PREFIX}images"] = dataset_fingerprint(*with_image_files(dataset, args.image_column))
     if labels is not None:

@@ -37,7 +37,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data(
         "--streaming",
         action="store_true",
-        help="read the data set during training, without a copy on disk; needs --max_train_steps",
+        help="read the data set during training, without a copy on disk; needs --max_train_steps. The next image is "
+        "drawn from 1,000, and the first 1,000 give the statistics, so the images should not be sorted by class; "
+        "folders are read in a random order. An epoch is --checkpointing_steps steps",
     )
     data("--cache_dir", help="folder in which the package datasets keeps its files; by default as configured there")
     data("--image_column", help="column of images; the first by default")
@@ -51,7 +53,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="whether to stop at an image that cannot be read, or to skip (leave out) all such images",
     )
-    data("--validation_split", type=share, default=0.0, help="fraction of the images that is held out for validation")
+    data(
+        "--validation_split",
+        type=share,
+        default=0.0,
+        help="fraction of the images that is held out; at most 1,000 of these are compared with samples",
+    )
     data(
         "--dataloader_num_workers",
         type=integer(0),

@@ -89,6 +89,20 @@ def test_files_are_checked_before_claims_are_measured(tmp_path: Path, monkeypatc
         script.main(["--mnist", "missing.parquet", "--output", str(tmp_path / "claims.json")])
 
 
+def test_a_claim_whose_data_are_missing_keeps_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load_script("claims")
+    measured = Claim("Title", "Sentence", "Paper", "How", checks=[Check("ratio", "above", 1.5, [1.0])])
+    path = tmp_path / "claims.json"
+    write_claims({"f": measured}, path)
+    missing = dataclasses.replace(measured, checks=[], missing="Pass `MNIST=`.")
+    monkeypatch.setattr(script, "measure", lambda *arguments: missing)
+    script.main(["--only", "f", "g", "--output", str(path)])
+    assert read_claims(path) == {"f": measured, "g": missing}
+    assert "f. Title: keeps its figures. Pass `MNIST=`." in capsys.readouterr().out
+
+
 class SquareMeans(torch.nn.Module):
     """Stands in for Inception: means over squares of 16 x 16 images in colour, and logits from them."""
 

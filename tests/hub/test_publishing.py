@@ -161,7 +161,9 @@ CHECK = "from diffusers_pfgm.hub.publishing import check_hub\nprint(check_hub({}
 def test_names_and_tokens_are_checked_before_training(hub: Hub, client: Client) -> None:
     assert client.run(CHECK.format("None")).strip() == "ada/my-model" and hub.repositories["ada/my-model"].private
     assert client.run(CHECK.format("'ada/my-model'")).strip() == "ada/my-model"  # it exists already
+    client.run("from huggingface_hub import create_repo\ncreate_repo('ada/public')")
     for name, token, message in (
+        ("'ada/public'", WRITES, "`--hub_private_repo`: the repository 'ada/public' exists and is public. Make it"),
         ("'a b'", WRITES, "`--hub_model_id` 'a b' is not allowed: "),
         ("'bob/model'", WRITES, "does not let the token of 'ada' write there (403)"),
         (

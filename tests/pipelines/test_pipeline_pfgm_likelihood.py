@@ -165,6 +165,9 @@ def test_an_interrupted_data_set_is_continued(
     evaluate(options(folder, tmp_path / "parts.jsonl", "--batch_size=5"))
     whole, parts = (read_records(tmp_path / name, "image") for name in ("whole.jsonl", "parts.jsonl"))
     assert [record["step"] for record in parts] == list(range(10))
+    rows = [record["image"] for record in parts]
+    assert rows == [record["image"] for record in whole] and sorted(rows) == list(range(10))
+    assert sorted(rows[:4]) != [0, 1, 2, 3]  # in data that are sorted by class these would be of one class
     for first, second in zip(whole, parts, strict=True):
         assert first["log_prob"] == pytest.approx(second["log_prob"], rel=1e-4)
     bits = torch.tensor([record["bits_per_dim"] for record in parts], dtype=torch.float64)
@@ -213,6 +216,11 @@ def test_classes_are_matched_by_name(folder: Path, tmp_path: Path) -> None:
         evaluate(arguments)
         log_probs.append([record["log_prob"] for record in read_records(tmp_path / f"{labels[0]}.jsonl", "image")])
     assert log_probs[0] == log_probs[1]
+    images.add_column("label", ["c", "z"]).to_parquet(tmp_path / "labelled.parquet")
+    unknown = [*arguments, f"--output={tmp_path / 'unknown.jsonl'}"]
+    with pytest.raises(ValueError, match=r"`--label_column` 'label': `class_labels` has 'z', but the classes are"):
+        evaluate(unknown)
+    assert not (tmp_path / "unknown.jsonl").exists()
     images.add_column("label", ["b", "c"]).to_parquet(tmp_path / "labelled.parquet")
     with pytest.raises(ValueError, match=r"other settings: data.labels was '\w+' and is '\w+'"):
         evaluate(arguments)

@@ -102,12 +102,13 @@ def is_locked(output: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+@pytest.mark.parametrize(("number", "processes", "workers"), [(signal.SIGTERM, 1, 1), (signal.SIGINT, 2, 0)])
 def test_a_signal_saves_a_checkpoint_and_prints_a_message(
-    python: WarmPython, data: Path, tmp_path: Path, number: int, processes: int
+    python: WarmPython, data: Path, tmp_path: Path, number: int, processes: int, workers: int
 ) -> None:
     output = tmp_path / "model"
     options = ["--train_batch_size=16", "--max_train_steps=100000", "--charges=gathered", "--logging_steps=1"]
+    options.append(f"--dataloader_num_workers={workers}")  # workers get the signal too
     process = python.start(*command(data, output, processes, *options))
     limit = time.monotonic() + 120
     while not (output / "log.jsonl").exists() or not read_records(output / "log.jsonl", "train"):

@@ -24,9 +24,10 @@ def launch_training(script: Path, options: list[str], threads: int | None = None
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
     launch.append(f"--num_cpu_threads_per_process={threads or os.cpu_count()}")
     print("   accelerate launch", script, *options, flush=True)
-    done = subprocess.run([*launch, str(script), *options])
-    if done.returncode:
-        raise RuntimeError(f"The training failed with exit code {done.returncode}. Its message is above.")
+    try:
+        subprocess.run([*launch, str(script), *options], check=True)
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"The training failed with exit code {error.returncode}. Its message is above.") from error
 
 
 def has_ended(output_dir: Path, max_train_steps: int) -> bool:

@@ -50,6 +50,15 @@ def test_images_of_any_name_are_read(tmp_path: Path, names: list[str], folder: s
     assert len(ImageTensors(dataset, 4).plain()) == len(names)
 
 
+def test_a_stream_of_a_folder_mixes_its_classes(tmp_path: Path) -> None:
+    names = [f"{kind}/{i}.png" for kind in ("a", "b") for i in range(40)]
+    place = str(write(tmp_path / "x", *names))
+    streams = [load_image_dataset(data_dir=place, streaming=True) for _ in range(2)]
+    labels, again = ([row["label"] for row in stream] for stream in streams)
+    assert labels == again and sorted(labels) == [0] * 40 + [1] * 40
+    assert 5 < sum(labels[:20]) < 15  # the first images, which give the statistics, are of both classes
+
+
 def test_subfolders_of_any_name_are_classes(tmp_path: Path) -> None:
     names = [f"{kind}/{i}.png" for kind in ("car", "train", "bus", "test") for i in range(3)]
     dataset = load_image_dataset(data_dir=str(write(tmp_path / "x", *names)))

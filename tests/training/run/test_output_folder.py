@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from diffusers_pfgm.training.run.output_folder import check_output_dir, lock_output_dir
+from diffusers_pfgm.training.run.output_folder import check_output_dir, check_outside_data, lock_output_dir
 from tests.warm_python import WarmPython
 
 
@@ -28,6 +28,16 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
         check_output_dir(tmp_path, resume_from="checkpoint-4")
     with pytest.raises(ValueError, match="is a file"):
         check_output_dir(tmp_path / "model_index.json", overwrite=True)
+
+
+def test_an_output_folder_is_not_in_the_folder_of_the_data(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    photos = str(tmp_path / "photos")
+    for inside in (photos, f"{photos}/model", f"{photos}/../photos/a/b"):
+        with pytest.raises(ValueError, match=r"is in the folder of `--train_data_dir` .*Choose a folder outside of it"):
+            check_outside_data(inside, train_data_dir=photos, dataset_name=None)
+    check_outside_data(f"{photos}-model", train_data_dir=photos)
+    check_outside_data(tmp_path / "model", train_data_dir=None, dataset_name="mnist")
 
 
 def test_any_file_makes_an_output_folder_not_empty(tmp_path: Path) -> None:

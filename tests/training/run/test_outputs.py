@@ -90,6 +90,18 @@ def test_no_call_has_more_samples_than_eval_batch_size(tmp_path: Path, monkeypat
     assert results[3] == pytest.approx(results[10], rel=1e-4)
 
 
+def test_the_last_distance_is_that_of_the_saved_pipeline(tmp_path: Path) -> None:
+    run = make_outputs(tmp_path)
+    run.at_the_end(5)
+    saved = PFGMPipeline.from_pretrained(tmp_path)
+    saved.set_progress_bar_config(disable=True)
+    assert saved.scheduler.config.sigma_knots is not None and run.validation is not None
+    recorded = read_records(run.records.path, "validation")[-1]["distance"]
+    assert recorded == pytest.approx(run.validation.distance(saved, 3), rel=1e-6)
+    saved.scheduler = PoissonFlowScheduler.from_config(saved.scheduler.config, sigma_knots=None)
+    assert recorded != pytest.approx(run.validation.distance(saved, 3), rel=1e-5)
+
+
 def test_the_pipeline_is_saved_even_if_all_other_outputs_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_outputs(tmp_path)
     write_checkpoint(tmp_path / "checkpoint-5")

@@ -83,7 +83,8 @@ def main(args: argparse.Namespace) -> None:
                 error = {} if output.standard_error is None else {"standard_error": output.standard_error[place].item()}
                 records.write(
                     "image",
-                    row,
+                    first + place,
+                    image=row,
                     log_prob=output.log_prob[place].item(),
                     bits_per_dim=output.bits_per_dim[place].item(),
                     truncation=output.truncation[place].item(),

@@ -39,6 +39,7 @@ from diffusers_pfgm.metrics.sliced_wasserstein import sliced_wasserstein
 from diffusers_pfgm.pipelines.class_conditioning import Label
 from diffusers_pfgm.training.run.option_types import integer, positive
 from diffusers_pfgm.training.run.script_errors import run_script
+from diffusers_pfgm.training.run.tuning_checks import check_same_kind
 from diffusers_pfgm.utils.output_file import figure_file
 
 REFERENCE_STEPS = 200
@@ -65,8 +66,12 @@ Results = dict[str, list[Measures]]  # the measures of the runs of each solver
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    consistency = args.consistency_model and load_consistency_model(args.consistency_model, args.device)
-    comparison = Comparison(args)
+    pipe = load_pipeline(args.model, args.device)
+    consistency = None
+    if args.consistency_model:
+        consistency = load_pipeline(args.consistency_model, args.device)
+        check_consistency_model(args, pipe, consistency)
+    comparison = Comparison(args, pipe)
     results = measure_solvers(comparison, args.calls)
     if args.diffusers_solvers:
         results |= measure_diffusers_solvers(comparison, args.calls)
@@ -112,12 +117,13 @@ class Comparison:
 
     Args:
         args: the options of the script.
+        pipe: the pipeline of `--model`.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, pipe: PFGMPipeline) -> None:
         self.device = args.device
         self.guidance_scale = args.guidance_scale
-        self.pipe = load_pipeline(args.model, args.device)
+        self.pipe = pipe
         self.pipe.scheduler = PoissonFlowScheduler.from_scheduler(self.pipe.scheduler)
         self.config = self.pipe.scheduler.config
         size = self.pipe.unet.config.sample_size
@@ -165,16 +171,18 @@ def load_pipeline(name: str, device: str) -> PFGMPipeline:
     return pipe
 
 
-def load_consistency_model(name: str, device: str) -> PFGMPipeline:
-    """Load a consistency model as `load_pipeline` does.
-
-    Raises:
-        ValueError: if the model is no consistency model.
-    """
-    pipe = load_pipeline(name, device)
-    if pipe.scheduler.config.get("consistency_sigmas") is None:
-        raise ValueError(f"`--consistency_model` {name!r} is no consistency model. Pass one of tune_consistency.py.")
-    return pipe
+def check_consistency_model(args: argparse.Namespace, pipe: PFGMPipeline, consistency: PFGMPipeline) -> None:
+    """Raise a ValueError unless `--consistency_model` can have been tuned from `--model` with `--guidance_scale`."""
+    config = consistency.scheduler.config
+    name = f"`--consistency_model` {args.consistency_model!r}"
+    if config.get("consistency_sigmas") is None:
+        raise ValueError(f"{name} is no consistency model. Pass one of tune_consistency.py.")
+    learned = config.get("consistency_guidance") or 1
+    if args.guidance_scale != learned:
+        raise ValueError(
+            f"`--guidance_scale` is {args.guidance_scale:g}, but {name} has learned {learned:g}. Pass that."
+        )
+    check_same_kind(name, consistency, f"`--model` {args.model!r}", pipe)
 
 
 def measure_solvers(comparison: Comparison, calls: Sequence[int]) -> Results:

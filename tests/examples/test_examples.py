@@ -137,7 +137,8 @@ def test_images_have_the_channels_of_the_model(model: str, tmp_path: Path) -> No
     write_images(tmp_path / "colour", count=3)
     script = load_script("quality_against_calls")
     options = ["--model", model, "--data", str(tmp_path / "colour"), "--batch_size", "1", "--device", "cpu"]
-    assert script.Comparison(script.parse_args(options)).data.shape == (3, 1, 8, 8)
+    pipe = script.load_pipeline(model, "cpu")
+    assert script.Comparison(script.parse_args(options), pipe).data.shape == (3, 1, 8, 8)
 
 
 @pytest.mark.slow

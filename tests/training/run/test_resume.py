@@ -228,6 +228,17 @@ def test_an_overwritten_run_is_set_aside_completely(
 
 
 @pytest.mark.slow
+def test_a_resumed_run_that_was_set_aside_has_no_files_of_the_later_one(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(data, output, "--max_train_steps=4", "--learning_rate=1e-3")
+    train(data, output, "--max_train_steps=3", "--learning_rate=1e-4", "--overwrite_output_dir")
+    name = output / "set-aside-1" / "checkpoint-4"
+    train(data, output, "--max_train_steps=5", "--learning_rate=1e-3", f"--resume_from_checkpoint={name}")
+    assert checkpoints(output) == ["checkpoint-5"] and checkpoints(output / "set-aside-2") == ["checkpoint-3"]
+    assert [record["step"] for record in read_records(output / "log.jsonl", "start")] == [4]
+
+
+@pytest.mark.slow
 def test_other_images_of_the_same_number_are_refused(data: Path, output: Path, tmp_path: Path) -> None:
     def resume(images: torch.Tensor, folder: Path) -> None:
         write_parquet(images, folder / "others.parquet")

@@ -20,7 +20,10 @@ from .metadata import without_metadata
 
 MODE_IMAGES = 100  # number of readable images that decide whether the data set is gray
 MAX_RESIZED_PIXELS = 2**24  # a resized image that would be larger is cropped before it is resized
-SKIP_HINT = "Repair or remove it. The training scripts leave out all such images by `--broken_images skip`."
+SKIP_HINT = (
+    "Repair or remove it. The training scripts leave out all such images by `--broken_images skip`. A run that has "
+    "begun resumes with the same images only: put a readable image in its place."
+)
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 UPRIGHT_TRANSPOSE = {  # from the EXIF orientation to the operation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -29,7 +29,7 @@ def read_class_labels(dataset: datasets.Dataset, column: str | None = None) -> t
             raise ValueError(
                 f"`--class_conditional` needs class labels, but there is no column of class labels among "
                 f"{list(features)}. Name one by `--label_column`, or sort all images into at least two subfolders of "
-                "the same depth, one for each class."
+                "the same depth, one for each class, without a metadata file, whose columns replace the subfolders."
             )
         column = label_columns[0]
     if column not in features:

@@ -10,10 +10,11 @@ from ...hub.model_card import CARD, is_generated_card
 from ...hub.serialization import CODE, INDEX, SAVING
 from ...hub.written_files import LIST
 from ...utils.atomic_file import partial_path
-from .checkpoint_contents import CHECKPOINT_PREFIX, checkpoint_step
+from .checkpoint_contents import CHECKPOINT_PREFIX, checkpoint_step, read_settings
 from .checkpoints import PARTIAL, list_checkpoints
 from .folders import SET_ASIDE
 from .records import read_records
+from .settings import check_settings
 
 LOCK = ".lock"
 LOG = "log.jsonl"
@@ -60,6 +61,23 @@ def files_after(folder: Path, step: int) -> list[Path]:
     samples = [path for path in _samples(folder) if int(path.name.split("-")[1].split(".")[0]) > step]
     best = [folder / BEST] if _step_of_best(folder / BEST / BEST_NOTE) > step else []
     return [*checkpoints, *samples, *best]
+
+
+def is_of_the_run(checkpoint: Path, folder: Path) -> bool:
+    """Whether a checkpoint has the settings of the latest run in a folder. In `set-aside-<n>` it may be of another run.
+
+    Args:
+        checkpoint: The folder of the checkpoint.
+        folder: The value of `--output_dir`.
+    """
+    starts = read_records(folder / LOG, "start") if _is_log(folder / LOG) else []
+    if not starts:
+        return True
+    try:
+        check_settings(starts[-1]["settings"], read_settings(checkpoint))
+    except ValueError:
+        return False
+    return True
 
 
 def is_run_without_checkpoint(folder: Path, logging_dir: str) -> bool:

@@ -19,7 +19,7 @@ from .broadcast import broadcast_from_main
 from .checkpoints import LATEST, find_checkpoint, list_checkpoints, remove_incomplete_checkpoints
 from .folders import set_aside
 from .output_folder import check_output_dir, check_outside_data, is_inside, lock_output_dir
-from .run_files import files_after, files_of_a_run, is_run_without_checkpoint
+from .run_files import files_after, files_of_a_run, is_of_the_run, is_run_without_checkpoint
 
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")  # accelerate's backends that split the weights
 Result = TypeVar("Result")
@@ -138,7 +138,8 @@ def clear_output_dir(
     folder = Path(args.output_dir)
 
     def clear() -> None:
-        if checkpoint is not None and is_inside(args.resume_from_checkpoint, folder):
+        is_own = checkpoint is not None and is_inside(args.resume_from_checkpoint, folder)
+        if checkpoint is not None and is_own and is_of_the_run(checkpoint, folder):
             paths = files_after(folder, first_step)
             description = f"Files after step {first_step:,}"
         else:

@@ -40,26 +40,38 @@ def check_base(model: str, base: PFGMPipeline, scheduler: PoissonFlowScheduler, 
 
 def check_teacher(args: argparse.Namespace, base: PFGMPipeline, teacher: PFGMPipeline) -> None:
     """Raise a ValueError if `--teacher` is tuned itself, or is a model of other images, classes, D or noise levels."""
-    of_teacher, of_base = (
-        PoissonFlowScheduler.from_scheduler(pipeline.scheduler, allow_consistency=True) for pipeline in (teacher, base)
-    )
-    if of_teacher.is_consistency_model:
+    if PoissonFlowScheduler.from_scheduler(teacher.scheduler, allow_consistency=True).is_consistency_model:
         raise ValueError(
             f"`--teacher` {args.teacher!r} is tuned already, so it has no x̂. Pass the model that it was tuned from."
         )
+    check_same_kind(f"`--teacher` {args.teacher!r}", teacher, f"`--model` {args.model!r}", base)
+
+
+def check_same_kind(name: str, pipeline: PFGMPipeline, other_name: str, other: PFGMPipeline) -> None:
+    """Raise a ValueError unless one of two models can have been tuned from the other.
+
+    Args:
+        name: The option and value that name the first model, for the error.
+        pipeline: The first model.
+        other_name: The option and value of the second model.
+        other: The second model.
+    """
+    first, second = (
+        PoissonFlowScheduler.from_scheduler(each.scheduler, allow_consistency=True).config for each in (pipeline, other)
+    )
     pairs = {
-        "sample_size": (teacher.unet.config.sample_size, base.unet.config.sample_size),
-        "in_channels": (teacher.unet.config.in_channels, base.unet.config.in_channels),
-        "num_class_embeds": (teacher.unet.config.num_class_embeds, base.unet.config.num_class_embeds),
-        "id2label": (teacher.config.id2label, base.config.id2label),
-        "aug_dim": (of_teacher.config.aug_dim, of_base.config.aug_dim),
-        "sigma_max": (of_teacher.config.sigma_max, of_base.config.sigma_max),
+        "sample_size": (pipeline.unet.config.sample_size, other.unet.config.sample_size),
+        "in_channels": (pipeline.unet.config.in_channels, other.unet.config.in_channels),
+        "num_class_embeds": (pipeline.unet.config.num_class_embeds, other.unet.config.num_class_embeds),
+        "id2label": (pipeline.config.id2label, other.config.id2label),
+        "aug_dim": (first.aug_dim, second.aug_dim),
+        "sigma_max": (first.sigma_max, second.sigma_max),
     }
-    for name, (value, expected) in pairs.items():
+    for key, (value, expected) in pairs.items():
         if value != expected:
             raise ValueError(
-                f"`--teacher` {args.teacher!r} has `{name}` = {value}, but `--model` {args.model!r} has {expected}. "
-                "Both must be equal, as they are for the model that a tuned one was tuned from."
+                f"{name} has `{key}` = {value}, but {other_name} has {expected}. Both must be equal, as they are for a "
+                "tuned model and the model that it was tuned from."
             )
 
 

@@ -105,7 +105,7 @@ class HubHandler(BaseHTTPRequestHandler):
         routes: list[tuple[str, Callable[..., None]]] = [
             (r"GET /api/whoami-v2", self.whoami),
             (r"POST /api/repos/create", self.create),
-            (r"POST /api/validate-yaml", lambda: self.reply(200, {"errors": [], "warnings": []})),
+            (r"POST /api/validate-yaml", self.validate),
             (r"POST /api/models/(?P<repo>.+?)/preupload/(?P<revision>.+)", self.preupload),
             (r"POST /api/models/(?P<repo>.+?)/commit/(?P<revision>.+)", self.commit),
             (r"POST /(?P<repo>.+?)\.git/info/lfs/objects/batch", self.large_files),
@@ -169,6 +169,11 @@ class HubHandler(BaseHTTPRequestHandler):
             )
             self.hub.repositories[name].commit({})
         self.reply(409 if exists else 200, {"url": f"http://{self.headers['Host']}/{name}", "id": name, "name": name})
+
+    def validate(self) -> None:
+        known = "no-such-license" not in json.loads(self.body)["content"]
+        errors = [] if known else [{"message": '"license" must be one of [apache-2.0, mit, ...]'}]
+        self.reply(200 if known else 400, {"errors": errors, "warnings": []})
 
     def preupload(self, repo: str, revision: str) -> None:
         if not self.may_write(repo):

@@ -176,6 +176,10 @@ def test_names_and_tokens_are_checked_before_training(hub: Hub, client: Client) 
     ):
         output = client.run(CHECK.format(name), token, code=1)
         assert message in output and (token is None or token not in output)
+    licensed = CHECK.replace("private=True", "license={!r}")
+    assert client.run(licensed.format("None", "mit")).strip() == "ada/my-model"
+    refused = client.run(licensed.format("None", "no-such-license"), code=1)
+    assert "`--license` 'no-such-license' is not allowed by the Hub: " in refused and "must be one of" in refused
     hub.failures = {"GET /api/whoami-v2": 99}  # an error of the server, not of the token
     assert "cannot be reached (" in client.run(CHECK.format("None"), code=1)
 

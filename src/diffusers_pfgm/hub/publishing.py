@@ -5,6 +5,7 @@ huggingface_hub reads the token: from `hf auth login`, or the environment variab
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 import warnings
@@ -12,7 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, constants, create_commit, create_repo, get_token, repo_info, whoami
+from huggingface_hub import (
+    CommitOperationAdd,
+    ModelCard,
+    constants,
+    create_commit,
+    create_repo,
+    get_token,
+    repo_info,
+    whoami,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -24,20 +34,21 @@ TEMPORARY = (408, 429)  # client errors after which another attempt may succeed:
 LOGIN = "Log in by `hf auth login`, or set HF_TOKEN, with a token of the role 'write'."
 
 
-def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False) -> str:
+def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False, license: str | None = None) -> str:
     """Create the model's repository if it does not exist.
 
     Args:
         repo_id: `name` or `user/name`; by default the name of the output folder.
         output_dir: the output folder of the run.
-        private: whether the repository must be private.
+        private: whether the repository must be private. Defaults to False.
+        license: the license of the model card; None, the default, for none.
 
     Returns:
         The full name of the repository, `user/name`.
 
     Raises:
         ValueError: if the name is not allowed, there is no token with permission to write there, a public repository of
-            this name exists although it must be private, or the Hub cannot be reached.
+            this name exists although it must be private, the Hub does not know the license, or it cannot be reached.
     """
     name = repo_id or Path(output_dir).resolve().name
     try:
@@ -63,6 +74,17 @@ def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False
     user = request(whoami, "`--push_to_hub`: the Hub does not accept the token")
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ValueError(f"`--push_to_hub`: the token may only read. {LOGIN}")
+    if license is not None:
+        card = ModelCard(f"---\nlicense: {json.dumps(license)}\n---\n")
+        try:
+            request(card.validate, f"`--license` {license!r}: the Hub does not allow it")
+        except ValueError as error:
+            if isinstance(error.__cause__, ValueError):  # the Hub's answer
+                raise ValueError(
+                    f"`--license` {license!r} is not allowed by the Hub: {one_line(error.__cause__)}. Use one of its "
+                    "identifiers, such as apache-2.0 or cc-by-4.0."
+                ) from error
+            raise
     full_name = name if "/" in name else f"{user['name']}/{name}"
     refusal = (
         f"`--hub_model_id` {full_name!r}: use your own user name or your organization's, as the Hub does not let the "

@@ -66,7 +66,7 @@ def train(args: argparse.Namespace, prepare: Prepare, accelerator: Accelerator) 
     long_barrier = LongBarrier(accelerator)
     repo_id = None
     if args.push_to_hub:
-        hub_options = (args.hub_model_id, output_dir, args.hub_private_repo)
+        hub_options = (args.hub_model_id, output_dir, args.hub_private_repo, args.license)
         repo_id = on_main_process(accelerator, lambda: check_hub(*hub_options))
     checkpoint = find_resume_point(args, accelerator)
     saved_settings = {} if checkpoint is None else read_settings(checkpoint)

@@ -94,5 +94,7 @@ def test_bad_requests_are_explained(arguments: tuple[str, int, str], message: st
 def test_an_estimator_needs_probes_and_a_known_name() -> None:
     with pytest.raises(ValueError, match=r"`method` must be one of .*, but is 'exakt'"):
         estimate_trace(linear, points(), "exakt")
-    with pytest.raises(ValueError, match="`method` 'hutchinson' needs `probes`, but they are None"):
+    with pytest.raises(ValueError, match=r"`method` 'hutchinson' needs `probes`, but they are None. Draw them"):
         estimate_trace(linear, points(), "hutchinson")
+    with pytest.raises(ValueError, match=r"`method` 'exact' needs no `probes`, but there are some. Leave them out"):
+        estimate_trace(linear, points(), probes=probes(points(), 2))

@@ -48,7 +48,8 @@ def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False
 
     Raises:
         ValueError: if the name is not allowed, there is no token with permission to write there, a public repository of
-            this name exists although it must be private, the Hub does not know the license, or it cannot be reached.
+            this name exists although it must be private, the Hub does not know the license, or the Hub cannot
+            be reached.
     """
     name = repo_id or Path(output_dir).resolve().name
     try:

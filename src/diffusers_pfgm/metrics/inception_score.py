@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from ..utils.extras import require_extra
-from .floats import as_floats
+from .point_sets import checked_points
 
 SPLITS = 10
 LEAST_LOG_PROB = -80.0  # limit of the logarithms of probabilities; smaller ones do not change a sum in float32
@@ -40,6 +40,6 @@ def inception_score(logits: torch.Tensor, seed: int = 0) -> tuple[float, float]:
         metric = InceptionScore(torch.nn.Identity(), splits=SPLITS, sync_on_compute=False)
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed the GPUs
         # A probability that underflows to 0 for all images of a part would give 0 · log 0.
-        metric.update(as_floats(logits=logits)[0].log_softmax(1).clamp(min=LEAST_LOG_PROB).cpu())
+        metric.update(checked_points(logits=logits)[0].log_softmax(1).clamp(min=LEAST_LOG_PROB).cpu())
         mean, deviation = metric.compute()
     return mean.item(), deviation.item()

@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from ..utils.extras import require_extra
-from .floats import as_floats
+from .point_sets import checked_points
 
 MAX_SUBSET_SIZE = 1000
 
@@ -40,7 +40,7 @@ def kernel_distance(samples: torch.Tensor, data: torch.Tensor, seed: int = 0) ->
             f"The kernel distance needs at least 3 samples and 3 images of the data, but there are {len(samples)} and "
             f"{len(data)}. Pass more."
         )
-    samples, data = as_floats(samples=samples, data=data)
+    samples, data = checked_points(samples=samples, data=data)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # torchmetrics warns that it keeps all features in memory
         # One process computes the metric, so it must not wait for features of others.

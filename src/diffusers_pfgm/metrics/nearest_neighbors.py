@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .floats import as_floats
+from .point_sets import checked_points
 
 BATCH_SIZE = 200  # the number of rows of a matrix of distances
 
@@ -28,7 +28,7 @@ def nearest_distances(images: torch.Tensor, train_images: torch.Tensor) -> tuple
         >>> nearest_distances(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [7.0]]))
         (tensor([1., 2.]), tensor([0, 1]))
     """
-    images, train_images = (points.flatten(1) for points in as_floats(images=images, train_images=train_images))
+    images, train_images = (points.flatten(1) for points in checked_points(images=images, train_images=train_images))
     mean = train_images.mean(0)  # far from 0 the matrix product of `cdist` would cancel
     centred = train_images - mean
     parts = [torch.cdist(part - mean, centred).argmin(1) for part in images.split(BATCH_SIZE)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..utils.checks import check_whole_number
-from .floats import as_floats
+from .point_sets import checked_points
 
 BATCH_SIZE = 1000  # the number of rows of a matrix of distances
 NEIGHBORS = 3  # k of the paper
@@ -42,7 +42,7 @@ def precision_recall(samples: torch.Tensor, data: torch.Tensor, neighbors: int =
             f"Precision and recall with {neighbors} neighbours need more than {neighbors} samples and images of the "
             f"data, but there are {len(samples)} and {len(data)}. Pass more."
         )
-    samples, data = as_floats(samples=samples, data=data)
+    samples, data = checked_points(samples=samples, data=data)
     mean = data.mean(0)  # far from 0 the matrix product of `cdist` would cancel
     samples, data = samples - mean, data - mean
     return _covered(samples, data, neighbors), _covered(data, samples, neighbors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..utils.extras import require_extra
-from .floats import as_floats
+from .point_sets import checked_points
 
 
 def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projections: int = 500, seed: int = 0) -> float:
@@ -30,6 +30,6 @@ def sliced_wasserstein(samples: torch.Tensor, data: torch.Tensor, num_projection
     require_extra("training", "ot")
     import ot
 
-    sets = as_floats(samples=samples, data=data)
+    sets = checked_points(samples=samples, data=data)
     first, second = (points.flatten(1).cpu().double().numpy() for points in sets)
     return float(ot.sliced_wasserstein_distance(first, second, n_projections=num_projections, seed=seed))

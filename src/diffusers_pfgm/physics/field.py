@@ -131,7 +131,14 @@ def check_result(
 
 
 def _expand_sigma(sigma_name: str, sigma: float | torch.Tensor, x_name: str, x: torch.Tensor) -> torch.Tensor:
-    """Expand a number, () or (B,) to (B,), on the device of x and in its working dtype. Errors have the names."""
+    """Expand a number, () or (B,) to (B,), on the device of x and in its working dtype.
+
+    Args:
+        sigma_name: The name of the argument `sigma` in error messages.
+        sigma: The number, () or (B,).
+        x_name: The name of the argument `x` in error messages.
+        x: (B, *).
+    """
     check_samples(x_name, x)
     check_noise_level(sigma_name, sigma)
     sigmas = to_tensor(sigma, working_dtype(x.device), x.device)

@@ -29,8 +29,8 @@ def check_samples(name: str, values: torch.Tensor) -> None:
         )
     if values.ndim < 2:
         raise ValueError(
-            f"`{name}` must have the shape (B, *), but has {tuple(values.shape)}. A single sample (N,) is "
-            "`x.unsqueeze(0)`."
+            f"`{name}` must have the shape (B, *), but has {tuple(values.shape)}. Pass a single sample (N,) as "
+            f"`{name}.unsqueeze(0)`, and B numbers as `{name}.unsqueeze(1)`."
         )
     if not values.is_floating_point():
         raise ValueError(

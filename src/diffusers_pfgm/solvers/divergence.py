@@ -82,7 +82,7 @@ def estimate_trace(
         x̂ (B, *), and estimates of the trace: (B, P) for "hutchinson", (B, P / 3) for "hutch++", (B, 1) for "exact".
 
     Raises:
-        ValueError: if `method` is another word, or needs `probes` and there are none.
+        ValueError: if `method` is another word, needs `probes` and there are none, or needs none and there are some.
 
     Examples:
         >>> points = torch.tensor([[3.0, 4.0]])
@@ -93,6 +93,8 @@ def estimate_trace(
         raise ValueError(f"`method` must be one of {DIVERGENCES}, but is {method!r}.")
     if method != "exact" and probes is None:
         raise ValueError(f"`method` {method!r} needs `probes`, but they are None. Draw them by `draw_probes`.")
+    if method == "exact" and probes is not None:
+        raise ValueError("`method` 'exact' needs no `probes`, but there are some. Leave them out.")
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         denoised = denoise(x)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 from filelock import FileLock
 
@@ -37,6 +38,9 @@ def test_an_output_folder_is_not_in_the_folder_of_the_data(tmp_path: Path) -> No
         with pytest.raises(ValueError, match=r"is in the folder of `--train_data_dir` .*Choose a folder outside of it"):
             check_outside_data(inside, train_data_dir=photos, dataset_name=None)
     check_outside_data(f"{photos}-model", train_data_dir=photos)
+    check_outside_data(f"{photos}/.models/a", train_data_dir=photos)  # hidden folders are not read
+    datasets.Dataset.from_dict({"image": []}).save_to_disk(tmp_path / "saved")
+    check_outside_data(tmp_path / "saved" / "model", train_data_dir=None, dataset_name=str(tmp_path / "saved"))
     check_outside_data(tmp_path / "model", train_data_dir=None, dataset_name="mnist")
 
 

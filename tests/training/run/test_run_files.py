@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from diffusers_pfgm.hub.model_card import MARK
+from diffusers_pfgm.training.run.checkpoint_contents import write_contents
 from diffusers_pfgm.training.run.folders import set_aside
 from diffusers_pfgm.training.run.output_folder import check_output_dir
-from diffusers_pfgm.training.run.run_files import files_after, files_of_a_run, is_run_without_checkpoint
+from diffusers_pfgm.training.run.run_files import files_after, files_of_a_run, is_of_the_run, is_run_without_checkpoint
 
 RUN_FILES = [
     "checkpoint-4/contents.json",
@@ -38,6 +39,17 @@ def fill(folder: Path, names: list[str]) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_only_a_checkpoint_that_is_set_aside_may_be_of_another_run(tmp_path: Path) -> None:
+    for folder, seed in ((tmp_path, 2), (tmp_path / "set-aside-1", 2), (tmp_path / "set-aside-2", 1)):
+        (folder / "checkpoint-3").mkdir(parents=True)
+        write_contents(folder / "checkpoint-3", 3, {"seed": seed})
+    checkpoints = [tmp_path / name / "checkpoint-3" for name in ("", "set-aside-1", "set-aside-2")]
+    assert all(is_of_the_run(checkpoint, tmp_path) for checkpoint in checkpoints)  # there is no log
+    for settings, expected in (({"settings": {"seed": 1}}, [True, False, True]), ({}, [True] * 3)):
+        (tmp_path / "log.jsonl").write_text(json.dumps({"event": "start", "step": 0} | settings) + "\n")
+        assert [is_of_the_run(checkpoint, tmp_path) for checkpoint in checkpoints] == expected
 
 
 def test_only_files_of_the_run_are_set_aside(tmp_path: Path) -> None:

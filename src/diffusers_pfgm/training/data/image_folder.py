@@ -66,7 +66,8 @@ def load_image_folder(folder: str, streaming: bool = False, cache_dir: str | Non
 
     Args:
         folder: The folder.
-        streaming: Whether to return an `IterableDataset`. Its images are in a random order, which is always the same.
+        streaming: Whether to return an `IterableDataset`. Its images are in a random order, which is always the same,
+            except those of zip archives.
         cache_dir: Where datasets keeps its files.
 
     Raises:

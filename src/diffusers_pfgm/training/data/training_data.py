@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ...physics import Charges, ClassCharges
 from ..run.broadcast import broadcast_from_main
+from ..run.stopping import ignore_first_signals
 from ..run.validation import Validation, split_indices
 from .field_batches import Batch, choose_charges
 from .images import ImageTensors, RandomCropError
@@ -95,7 +95,7 @@ class TrainingData:
             batch_sampler=PlannedBatches(ImageOrder(self.count, self.seed), plan, first_step),
             collate_fn=tuple,
             num_workers=self.args.dataloader_num_workers,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_first_signals,
             pin_memory=self.accelerator.device.type == "cuda",
             # Without a generator the loader would draw from the global random state, which a resumed run restores.
             generator=torch.Generator(),
@@ -220,9 +220,3 @@ class TrainingData:
                 raise ValueError(f"None of the {len(dataset):,} images can be read:\n  {reasons}{more}")
             accelerator.print(f"{len(broken):,} of {len(dataset):,} images are left out:\n  {reasons}{more}")
         return dataset.select([index for index in range(len(dataset)) if index not in broken])
-
-
-def _ignore_signals(worker: int) -> None:
-    """Leave the signals of terminals and clusters to the main process, which saves a checkpoint."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -143,6 +143,11 @@ def count_results(path: Path, settings: dict[str, object]) -> int:
         known["num_levels"] = known.pop("levels")
         known["tolerance"] = settings["tolerance"] if known["num_inference_steps"] else known["tolerance"]
     known.setdefault(MODEL_CHECKSUM, settings[MODEL_CHECKSUM])  # version 0.1.0 did not write it
+    if "image_order" not in known:
+        raise ValueError(
+            f"`--output` {str(path)!r} is of an earlier version, which took the first images and not random ones. Move "
+            "it away, or name another file."
+        )
     differing = differences(known, settings)
     if differing:
         raise ValueError(

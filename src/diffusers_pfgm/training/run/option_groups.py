@@ -39,7 +39,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read the data set during training, without a copy on disk; needs --max_train_steps. The next image is "
         "drawn from 1,000, and the first 1,000 give the statistics, so the images should not be sorted by class; "
-        "folders are read in a random order. An epoch is --checkpointing_steps steps",
+        "folders without zip archives are read in a random order. An epoch is --checkpointing_steps steps",
     )
     data("--cache_dir", help="folder in which the package datasets keeps its files; by default as configured there")
     data("--image_column", help="column of images; the first by default")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..data.source import is_image_folder
 from .checkpoints import LATEST, locate_checkpoint
 from .folders import SET_ASIDE
 from .run_files import LOCK, has_saved_nothing
@@ -44,6 +45,8 @@ def check_output_dir(
 def check_outside_data(path: str | Path, **folders: str | None) -> None:
     """Check that an output folder is not in the folder of the data: later runs would train on the files of the run.
 
+    Hidden folders are allowed, since they are not read, and so are folders that `save_to_disk` has written.
+
     Args:
         path: The value of `--output_dir`.
         **folders: Options of the data by name, whose values may be folders.
@@ -53,7 +56,10 @@ def check_outside_data(path: str | Path, **folders: str | None) -> None:
     """
     output = Path(path).resolve()
     for option, folder in folders.items():
-        if folder and Path(folder).is_dir() and output.is_relative_to(Path(folder).resolve()):
+        if not folder or not is_image_folder(folder) or not output.is_relative_to(Path(folder).resolve()):
+            continue
+        below = output.relative_to(Path(folder).resolve()).parts
+        if not any(part.startswith(".") for part in below):
             raise ValueError(
                 f"`--output_dir` {str(path)!r} is in the folder of `--{option}` {folder!r}, so that the run's own "
                 "pictures would become training images. Choose a folder outside of it."

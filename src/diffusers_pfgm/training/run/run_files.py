@@ -64,17 +64,18 @@ def files_after(folder: Path, step: int) -> list[Path]:
 
 
 def is_of_the_run(checkpoint: Path, folder: Path) -> bool:
-    """Whether a checkpoint has the settings of the latest run in a folder. In `set-aside-<n>` it may be of another run.
+    """Whether a checkpoint is of the latest run in a folder: it is in it, or is set aside and has the same settings.
 
     Args:
         checkpoint: The folder of the checkpoint.
         folder: The value of `--output_dir`.
     """
     starts = read_records(folder / LOG, "start") if _is_log(folder / LOG) else []
-    if not starts:
+    settings = starts[-1].get("settings") if starts else None
+    if settings is None or not checkpoint.parent.name.startswith(SET_ASIDE):
         return True
     try:
-        check_settings(starts[-1]["settings"], read_settings(checkpoint))
+        check_settings(read_settings(checkpoint), settings)
     except ValueError:
         return False
     return True

@@ -12,6 +12,22 @@ from accelerate import Accelerator
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+def ignore_first_signals(worker: int) -> None:
+    """Leave signals that a terminal or a cluster sends to all processes to the main process, which saves a checkpoint.
+
+    A second signal of the same kind ends this process, so that a worker that hangs can still be ended.
+
+    Args:
+        worker: The number of this worker of a data loader.
+    """
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in SIGNALS:
+        signal.signal(number, ignore)
+
+
 class StopRequest:
     """A context in which SIGTERM and SIGINT request a stop. A second SIGINT interrupts at once, as usual.
 

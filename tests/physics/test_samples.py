@@ -78,7 +78,9 @@ def test_only_floating_point_samples_are_accepted(
 def test_arrays_and_single_samples_are_refused(name: str, call: Callable[[Any], object]) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be a tensor .B, .*, but is ndarray. Convert .* `torch.as_te"):
         call(np.ones((2, 1, 8, 8), dtype=np.float32))
-    with pytest.raises(ValueError, match=rf"`{name}` must have the shape \(B, \*\), but has \(64,\). A single sample"):
+    with pytest.raises(
+        ValueError, match=rf"`{name}` must have the shape \(B, \*\), but has \(64,\). Pass a single sample"
+    ):
         call(torch.ones(64))
 
 

@@ -7,13 +7,13 @@ import functools
 import torch
 
 
-def as_floats(**sets: torch.Tensor) -> list[torch.Tensor]:
+def checked_points(**sets: torch.Tensor) -> list[torch.Tensor]:
     """Return sets of points (K, *) in one dtype, the widest of theirs and at least float32, without gradients.
 
     Bytes have no distances, and half precision is too coarse for them.
 
     Args:
-        **sets: the sets by the names of the arguments, which errors have.
+        **sets: the sets, by the names of the arguments that errors name.
 
     Raises:
         ValueError: if a set is empty or contains NaN or infinity, or the points have different numbers of elements.

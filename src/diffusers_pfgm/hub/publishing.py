@@ -76,16 +76,12 @@ def check_hub(repo_id: str | None, output_dir: str | Path, private: bool = False
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ValueError(f"`--push_to_hub`: the token may only read. {LOGIN}")
     if license is not None:
-        card = ModelCard(f"---\nlicense: {json.dumps(license)}\n---\n")
-        try:
-            request(card.validate, f"`--license` {license!r}: the Hub does not allow it")
-        except ValueError as error:
-            if isinstance(error.__cause__, ValueError):  # the Hub's answer
-                raise ValueError(
-                    f"`--license` {license!r} is not allowed by the Hub: {one_line(error.__cause__)}. Use one of its "
-                    "identifiers, such as apache-2.0 or cc-by-4.0."
-                ) from error
-            raise
+        problem = request(_license_problem, f"`--license` {license!r}: the Hub does not allow it", license)
+        if problem is not None:
+            raise ValueError(
+                f"`--license` {license!r} is not allowed by the Hub: {problem}. Use one of its identifiers, such as "
+                "apache-2.0 or cc-by-4.0."
+            )
     full_name = name if "/" in name else f"{user['name']}/{name}"
     refusal = (
         f"`--hub_model_id` {full_name!r}: use your own user name or your organization's, as the Hub does not let the "
@@ -138,6 +134,15 @@ def push(output_dir: str | Path, repo_id: str, message: str, last: bool = False)
                 f"The model in {output_dir} is complete, but was not uploaded ({one_line(error)}). Upload it by "
                 f"`{command}`."
             ) from error
+
+
+def _license_problem(license: str) -> str | None:
+    """Return the Hub's objection to a license on a model card; None if there is none."""
+    try:
+        ModelCard(f"---\nlicense: {json.dumps(license)}\n---\n").validate()
+    except ValueError as error:
+        return one_line(error)
+    return None
 
 
 def _status(error: Exception) -> int:

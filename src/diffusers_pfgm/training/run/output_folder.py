@@ -56,10 +56,10 @@ def check_outside_data(path: str | Path, **folders: str | None) -> None:
     """
     output = Path(path).resolve()
     for option, folder in folders.items():
-        if not folder or not is_image_folder(folder) or not output.is_relative_to(Path(folder).resolve()):
+        if not folder or not is_image_folder(folder):
             continue
-        below = output.relative_to(Path(folder).resolve()).parts
-        if not any(part.startswith(".") for part in below):
+        data = Path(folder).resolve()
+        if output.is_relative_to(data) and not any(part.startswith(".") for part in output.relative_to(data).parts):
             raise ValueError(
                 f"`--output_dir` {str(path)!r} is in the folder of `--{option}` {folder!r}, so that the run's own "
                 "pictures would become training images. Choose a folder outside of it."

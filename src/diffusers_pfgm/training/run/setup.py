@@ -138,8 +138,11 @@ def clear_output_dir(
     folder = Path(args.output_dir)
 
     def clear() -> None:
-        is_own = checkpoint is not None and is_inside(args.resume_from_checkpoint, folder)
-        if checkpoint is not None and is_own and is_of_the_run(checkpoint, folder):
+        if (
+            checkpoint is not None
+            and is_inside(args.resume_from_checkpoint, folder)
+            and is_of_the_run(checkpoint, folder)
+        ):
             paths = files_after(folder, first_step)
             description = f"Files after step {first_step:,}"
         else:
